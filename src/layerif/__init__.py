@@ -1,0 +1,63 @@
+"""layerif: how well each decoder layer of a language model serves a task, and budgets spent by it.
+
+    scores = layerif.score(model, tokenizer, train, validation)
+    plan = layerif.allocate_sparsity(scores, sparsity=0.5)
+    layerif.prune(model, plan, tokenizer=tokenizer, calibration=texts)
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerif.allocate import allocate_experts as allocate_experts
+    from layerif.allocate import allocate_sparsity as allocate_sparsity
+    from layerif.allocate import read_scores as read_scores
+    from layerif.artifacts import Allocation as Allocation
+    from layerif.artifacts import LayerScores as LayerScores
+    from layerif.artifacts import Results as Results
+    from layerif.errors import LayerifError as LayerifError
+    from layerif.evaluation import evaluate as evaluate
+    from layerif.influence import score as score
+    from layerif.model import open_model as open_model
+    from layerif.pruning import prune as prune
+    from layerif.pruning import save_pruned as save_pruned
+    from layerif.tasks import Example as Example
+    from layerif.tasks import Task as Task
+    from layerif.tasks import load_corpus as load_corpus
+    from layerif.tasks import load_task as load_task
+
+__version__ = version("layerif")
+
+# Where each name lives; imported on first use, so that `import layerif` stays fast.
+_HOMES = {
+    "Allocation": "artifacts",
+    "Example": "tasks",
+    "LayerScores": "artifacts",
+    "LayerifError": "errors",
+    "Results": "artifacts",
+    "Task": "tasks",
+    "allocate_experts": "allocate",
+    "allocate_sparsity": "allocate",
+    "evaluate": "evaluation",
+    "load_corpus": "tasks",
+    "load_task": "tasks",
+    "open_model": "model",
+    "prune": "pruning",
+    "read_scores": "allocate",
+    "save_pruned": "pruning",
+    "score": "influence",
+}
+__all__ = list(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'layerif' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"layerif.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

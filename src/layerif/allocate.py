@@ -1,0 +1,209 @@
+"""From scores to plans: a budget's map applied, and recorded in an Allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from layerif import budgets
+from layerif.artifacts import Allocation, LayerScores, ModelInfo
+from layerif.budgets import Aggregation, OnConstant, Orientation
+from layerif.errors import InputError
+from layerif.runs import read_json
+
+SparsityMap = Literal["layerif", "uniform"]
+ExpertsMap = Literal["power", "mola", "uniform"]
+
+
+def allocate_sparsity(
+    scores: LayerScores | ArrayLike,
+    sparsity: float,
+    *,
+    map: SparsityMap = "layerif",
+    aggregate: Aggregation = "positive",
+    epsilon: float = 0.1,
+    smooth: bool = True,
+    orientation: Orientation = "direct",
+    s_max: float = 1.0,
+    on_constant: OnConstant = "error",
+    model: ModelInfo | None = None,
+) -> Allocation:
+    """A sparsity for each decoder layer; weighted by layer size, their mean is `sparsity` exactly.
+
+    Args:
+        scores: what `score` returned, or one number a layer from any other metric.
+        sparsity: fraction of zeros over all projections of the decoder layers, 0 to 1.
+        map: `layerif` (LayerIF's and AlphaPruning's) or `uniform`.
+        aggregate: how a LayerScores becomes one number a layer; unused for plain numbers.
+        epsilon: half the spread of sparsities, relative to `sparsity`.
+        smooth: smooth the scores over neighbouring layers first.
+        orientation: `direct` prunes layers of high score more, `inverse` less.
+        s_max: no layer gets more than this.
+        on_constant: what scores that are all equal give: an error, or the uniform plan.
+        model: whose layer sizes count, for plain numbers; None counts layers as equally large.
+
+    Raises:
+        InputError: the scores do not tell the layers apart, or a value is out of its range.
+    """
+    vector, model, how = _resolve(scores, aggregate, model)
+    sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
+    _check_map(map, SparsityMap)
+    if map == "uniform":
+        plan = budgets.uniform_sparsity(sparsity, sizes)
+        how = {"map": map}
+    else:
+        plan = budgets.layerif_map(
+            vector,
+            sparsity,
+            sizes,
+            epsilon=epsilon,
+            smoothing=smooth,
+            orientation=orientation,
+            s_max=s_max,
+            on_constant=on_constant,
+        )
+        window = budgets.smoothing_window(len(vector)) if smooth else None
+        how |= {"map": map, "epsilon": epsilon, "smoothing_window": window}
+        how |= {"orientation": orientation, "s_max": s_max}
+    return Allocation(
+        kind="sparsity",
+        allocation=plan.tolist(),
+        total=sparsity,
+        layer_sizes=model.layer_sizes if model else None,
+        model=model,
+        how=how,
+    )
+
+
+def allocate_experts(
+    scores: LayerScores | ArrayLike,
+    total: int,
+    *,
+    map: ExpertsMap = "power",
+    aggregate: Aggregation = "positive",
+    beta: float = 3.0,
+    orientation: Orientation = "direct",
+    shape: Sequence[float] = budgets.MOLA_SHAPE,
+    on_constant: OnConstant = "error",
+    model: ModelInfo | None = None,
+) -> Allocation:
+    """A number of LoRA experts for each decoder layer, at least one each, `total` in all.
+
+    Args:
+        scores: what `score` returned, or one number a layer from any other metric.
+        total: experts of all layers together.
+        map: `power` (LayerIF's), `mola` (groups of layers) or `uniform`.
+        aggregate: how a LayerScores becomes one number a layer; unused for plain numbers.
+        beta: exponent of the power map; the larger, the more unequal.
+        orientation: `direct` gives layers of high score more experts, `inverse` fewer.
+        shape: experts of each group of layers under `mola`, scaled to the total.
+        on_constant: what scores that are all equal give: an error, or the uniform plan.
+        model: which model plain numbers belong to, for the record.
+
+    Raises:
+        InputError: fewer experts than layers, or scores that do not tell the layers apart.
+    """
+    vector, model, how = _resolve(scores, aggregate, model)
+    _check_map(map, ExpertsMap)
+    if map == "power":
+        plan = budgets.power_map(
+            vector, total, beta=beta, orientation=orientation, on_constant=on_constant
+        )
+        how |= {"map": map, "beta": beta, "orientation": orientation}
+    elif map == "mola":
+        plan = budgets.mola_map(len(vector), total, shape)
+        how = {"map": map, "shape": list(shape)}
+    else:
+        plan = budgets.uniform_experts(len(vector), total)
+        how = {"map": map}
+    return Allocation(
+        kind="experts",
+        allocation=plan.tolist(),
+        total=total,
+        layer_sizes=model.layer_sizes if model else None,
+        model=model,
+        how=how | {"top_k": budgets.top_k(plan).tolist()},
+    )
+
+
+def read_scores(path: str | Path) -> LayerScores | NDArray[np.float64]:
+    """Scores from a run folder, or one number a layer from a plain `.json`, `.csv` or `.npy` file.
+
+    JSON holds a list of numbers; CSV one layer a line, the score in the last column, under a
+    header or not.
+
+    Raises:
+        InputError: no such file, or not of that form.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.suffix:
+        return LayerScores.load(path)
+    readers = {".json": _read_json, ".csv": _read_csv, ".npy": _read_npy}
+    if path.suffix not in readers:
+        raise InputError(
+            f"{path} is neither a run folder nor a {', '.join(readers)} file of one number a layer"
+        )
+    if not path.is_file():
+        raise InputError(f"no scores at {path}: the file does not exist")
+    return budgets.check_scores(readers[path.suffix](path), name=f"scores in {path}")
+
+
+def _read_json(path: Path) -> Any:
+    value = read_json(path, "a list of one number a layer")
+    if not isinstance(value, list):
+        raise InputError(f"{path} holds no list; expected one number a layer, like [0.1, 0.7]")
+    return value
+
+
+def _read_csv(path: Path) -> list[float]:
+    rows = [line.split(",")[-1].strip() for line in path.read_text("utf-8").splitlines() if line]
+    if rows and not _is_number(rows[0]):
+        rows = rows[1:]
+    for number, row in enumerate(rows, start=1):
+        if not _is_number(row):
+            raise InputError(f"{path}: {row!r}, the last column of row {number}, is no number")
+    return [float(row) for row in rows]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
+
+
+def _resolve(
+    scores: LayerScores | ArrayLike, aggregate: Aggregation, model: ModelInfo | None
+) -> tuple[NDArray[np.float64], ModelInfo | None, dict[str, Any]]:
+    """One number a layer, the model it is of, and how the number came to be."""
+    if isinstance(scores, LayerScores):
+        how = {
+            "metric": "influence",
+            "aggregate": aggregate,
+            "estimator": scores.record.estimator,
+            "task": (scores.record.task or {}).get("name"),
+        }
+        return scores.aggregate(aggregate), scores.model, how
+    vector = budgets.check_scores(scores)
+    if model is not None and len(vector) != model.layers:
+        raise InputError(
+            f"there are {len(vector)} scores, but {model.name} has {model.layers} decoder layers"
+        )
+    return vector, model, {"metric": "given"}
+
+
+def _check_map(name: str, known: Any) -> None:
+    if name not in get_args(known):
+        raise InputError(f"unknown map {name!r}; known: {', '.join(get_args(known))}")

@@ -1,0 +1,101 @@
+"""Allocation: how much of a budget each decoder layer gets; a JSON file that people may edit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from layerif.artifacts.base import JsonArtifact, ModelInfo
+from layerif.errors import InputError
+
+Kind = Literal["sparsity", "experts"]
+# A hand-edited plan is written with few digits; this much drift of its total is rounding.
+TOTAL_TOLERANCE = 1e-6
+
+
+class Allocation(JsonArtifact):
+    """A plan: one number per decoder layer.
+
+    A hand-written plan needs `kind` and `allocation` alone. Where `total` is given, the numbers
+    must add up to it, so that two plans of the same total can be compared.
+
+    Attributes:
+        kind: `sparsity` (fraction of zeros in the layer's projections) or `experts` (LoRA experts).
+        allocation: one number per decoder layer.
+        total: for sparsity the mean weighted by `layer_sizes`, for experts the sum.
+        layer_sizes: parameters of each layer; None counts all layers as equally large.
+        model: which model the plan was made for; None fits any model with as many layers.
+        how: metric, map and their parameters.
+    """
+
+    format: Literal["layerif.allocation/1"] = "layerif.allocation/1"
+    kind: Kind
+    allocation: list[float] | list[int] = Field(min_length=1)
+    total: float | None = None
+    layer_sizes: list[int] | None = None
+    model: ModelInfo | None = None
+    how: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for layer, value in enumerate(self.allocation):
+            if self.kind == "sparsity" and not 0 <= value <= 1:
+                raise ValueError(f"layer {layer} has sparsity {value}, which is not within 0 to 1")
+            if self.kind == "experts" and (value != int(value) or value < 1):
+                raise ValueError(
+                    f"layer {layer} has {value} experts; each layer needs a whole number from 1 up"
+                )
+        if self.layer_sizes is not None:
+            if len(self.layer_sizes) != len(self.allocation):
+                raise ValueError(
+                    f"allocation has {len(self.allocation)} layers, layer_sizes has "
+                    f"{len(self.layer_sizes)}"
+                )
+            if min(self.layer_sizes) < 1:
+                raise ValueError("every layer size must be at least 1")
+        if self.total is not None and abs(self.realised_total - self.total) > TOTAL_TOLERANCE:
+            what = "weighted mean" if self.kind == "sparsity" else "sum"
+            raise ValueError(
+                f"the {what} of the allocation is {self.realised_total:.8g}, but total says "
+                f"{self.total:.8g}; change a layer, or total, or leave total out"
+            )
+        return self
+
+    @property
+    def realised_total(self) -> float:
+        """Mean sparsity weighted by layer size, or number of experts."""
+        if self.kind == "experts":
+            return float(sum(self.allocation))
+        sizes = self.layer_sizes or [1] * len(self.allocation)
+        weighted = math.fsum(s * n for s, n in zip(self.allocation, sizes, strict=True))
+        return weighted / sum(sizes)
+
+    def check_fits(self, model: ModelInfo, kind: Kind) -> None:
+        """Refuse to spend this plan on a model it was not made for.
+
+        Raises:
+            InputError: another kind of plan, another number of layers, or layers of other sizes.
+        """
+        if self.kind != kind:
+            raise InputError(f"this plan allocates {self.kind}; a plan of {kind} is needed here")
+        made_for = f" (made for {self.model.name})" if self.model else ""
+        if len(self.allocation) != model.layers:
+            raise InputError(
+                f"the plan{made_for} has {len(self.allocation)} layers, but {model.name} has "
+                f"{model.layers} decoder layers; make a plan for this model"
+            )
+        if self.model and self.model.layer_sizes != model.layer_sizes:
+            layer = next(
+                i
+                for i, (a, b) in enumerate(
+                    zip(self.model.layer_sizes, model.layer_sizes, strict=True)
+                )
+                if a != b
+            )
+            raise InputError(
+                f"the plan was made for {self.model.name}, whose layer {layer} has "
+                f"{self.model.layer_sizes[layer]:,} projection parameters, where {model.name} has "
+                f"{model.layer_sizes[layer]:,}; make a plan for this model"
+            )

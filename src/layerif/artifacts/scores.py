@@ -1,0 +1,182 @@
+"""LayerScores: how training samples move the validation loss through each layer, kept whole.
+
+The artifact is the matrix, not a score: the aggregations of METHOD section 1 are taken from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerif.artifacts.base import ModelInfo, Record, Setting
+from layerif.budgets.scores import Aggregation, aggregate
+from layerif.errors import InputError
+from layerif.runs import new_file, read_json, write_json
+
+FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
+SCORES_FILE = "scores.json"
+INFLUENCE_FILE = "influence.safetensors"
+
+
+class ProjectionInfo(Record):
+    """A row of the projection x sample matrix: which projection it belongs to, and its size."""
+
+    layer: int
+    name: str
+    numel: int
+
+
+class ScoringRecord(Record):
+    """How scores were made: all that changes them.
+
+    Attributes:
+        estimator, subspace, rank, alpha: the influence estimator and the gradients it saw.
+        block: what one inverse Hessian covers; `matrix` is each trainable matrix by itself.
+        damping: factor of the rule lambda = damping * mean(|g|^2) / d in each block.
+        sign: `helpful_positive`: positive influence means that the sample lowers the loss.
+        seed: of the sample draw and of the LoRA matrices.
+        max_length: tokens kept of an example.
+        task: name and origin of the examples; None for examples handed over in memory.
+        train_samples, validation_samples: how many were used.
+        dropped_train, dropped_validation: indices of examples that did not fit `max_length`.
+        silent_blocks: blocks in which every gradient is zero; they contribute nothing.
+        validation_loss: mean completion loss of the validation samples, nats per token.
+    """
+
+    estimator: str
+    subspace: str
+    rank: int
+    alpha: float
+    block: Literal["matrix"]
+    damping: float
+    sign: Literal["helpful_positive"]
+    seed: int
+    max_length: int
+    task: dict[str, Any] | None
+    train_samples: int
+    validation_samples: int
+    dropped_train: list[int]
+    dropped_validation: list[int]
+    silent_blocks: list[str]
+    validation_loss: float
+    seconds: float
+    setting: Setting
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """Influence of every training sample through every layer and projection of a model.
+
+    Attributes:
+        influence: (layers, samples) predicted decrease of the validation loss when a sample is
+            upweighted, through one layer; the sum of its projections' rows.
+        projection_influence: (projections, samples) the same through one projection.
+        train_losses: (samples,) mean completion loss of each training sample, nats per token.
+        projections: what each row of `projection_influence` is.
+        model, record: which model, and how the scores were made.
+    """
+
+    influence: NDArray[np.float64]
+    projection_influence: NDArray[np.float64]
+    train_losses: NDArray[np.float64]
+    projections: tuple[ProjectionInfo, ...]
+    model: ModelInfo
+    record: ScoringRecord
+
+    def __post_init__(self) -> None:
+        for name, values in self._arrays().items():
+            if not np.isfinite(values).all():
+                raise InputError(f"{name} holds values that are not finite")
+        rows, samples = self.projection_influence.shape
+        if rows != len(self.projections) or self.influence.shape != (self.model.layers, samples):
+            raise InputError(
+                f"influence of shape {self.influence.shape} and projection influence of shape "
+                f"{self.projection_influence.shape} do not belong to {self.model.layers} layers "
+                f"with {len(self.projections)} projections"
+            )
+
+    def aggregate(self, how: Aggregation = "positive") -> NDArray[np.float64]:
+        """(layers,) one score a layer: `all`, `positive`, `top` or `negative`."""
+        return aggregate(self.influence, how)
+
+    def aggregate_projections(self, how: Aggregation = "positive") -> NDArray[np.float64]:
+        """(projections,) one score a projection; these add up to the layer's only for `all`."""
+        return aggregate(self.projection_influence, how)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerScores):
+            return NotImplemented
+        mine, theirs = self._arrays(), other._arrays()
+        return (
+            (self.projections, self.model, self.record)
+            == (other.projections, other.model, other.record)
+        ) and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _arrays(self) -> dict[str, NDArray[np.float64]]:
+        return {
+            "influence": self.influence,
+            "projection_influence": self.projection_influence,
+            "train_losses": self.train_losses,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What `scores.json` holds: the record and the aggregated scores, without the matrices."""
+        return {
+            "format": FORMAT,
+            "model": self.model.model_dump(mode="json"),
+            "record": self.record.model_dump(mode="json"),
+            "scores": {how: self.aggregate(how).tolist() for how in get_args(Aggregation)},
+            "projections": [[p.layer, p.name, p.numel] for p in self.projections],
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write `influence.safetensors`, then `scores.json`, whose presence says all is there."""
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        with new_file(folder / INFLUENCE_FILE) as part:
+            save_file(
+                {name: np.ascontiguousarray(values) for name, values in self._arrays().items()},
+                part,
+                metadata={"format": FORMAT},
+            )
+        write_json(folder / SCORES_FILE, self.summary())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LayerScores:
+        """Read a run folder back.
+
+        Raises:
+            InputError: the folder holds no scores, or they are damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"no run folder at {folder}; `layerif score --out` makes one")
+        path = folder / SCORES_FILE
+        header = read_json(path, "the scores that `layerif score` writes")
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise InputError(f"{path} is not in the form {FORMAT}")
+        try:
+            arrays = load_file(folder / INFLUENCE_FILE)
+            return cls(
+                influence=arrays["influence"],
+                projection_influence=arrays["projection_influence"],
+                train_losses=arrays["train_losses"],
+                projections=tuple(
+                    ProjectionInfo(layer=layer, name=name, numel=numel)
+                    for layer, name, numel in header["projections"]
+                ),
+                model=ModelInfo.parse(header["model"], f"model in {path}"),
+                record=ScoringRecord.parse(header["record"], f"record in {path}"),
+            )
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(f"the scores in {folder} are incomplete or damaged: {error}") from None

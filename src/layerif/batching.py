@@ -1,0 +1,160 @@
+"""Examples as token batches: prompt and completion tokenised as one text, the prompt masked.
+
+Results never depend on how examples are batched: every position id is explicit, padding is masked,
+and what comes out is put back by the example's index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from layerif.errors import InputError
+
+PaddingSide = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenised text of which the tokens from `start` on are scored.
+
+    Attributes:
+        index: position of the text in the list it came from.
+        input_ids: its tokens.
+        start: index of the first scored token, at least 1 since nothing predicts the first token.
+    """
+
+    index: int
+    input_ids: list[int]
+    start: int
+
+    @property
+    def scored(self) -> int:
+        return len(self.input_ids) - self.start
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded texts, with B rows of T positions and N scored tokens among them.
+
+    Attributes:
+        inputs: input_ids, attention_mask and position_ids, each (B, T) int64.
+        predicts: (B, T) bool, true where the next token is scored.
+        targets: (N,) the scored tokens, row by row.
+        owners: (N,) the row that each scored token belongs to.
+        counts: (B,) int64, scored tokens of each row.
+        items: what the rows are.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    predicts: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+    counts: torch.Tensor
+    items: Sequence[Encoded]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are no padding."""
+        return sum(len(item.input_ids) for item in self.items)
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[tuple[str, str]], max_length: int
+) -> tuple[list[Encoded], list[int]]:
+    """Tokenise (prompt, completion) pairs, each pair as one text.
+
+    A token that spans the border belongs to the completion. Too long a text loses its prompt from
+    the left (a leading special token stays), never its completion.
+
+    Args:
+        max_length: tokens kept of a text.
+
+    Returns:
+        The encoded texts, and the indices of those left out, because their completion does not fit
+        beside one token of context or has no token that anything predicts.
+    """
+    if not texts:
+        return [], []
+    joined = [prompt + completion for prompt, completion in texts]
+    encodings = tokenizer(joined, return_offsets_mapping=bool(tokenizer.is_fast))
+    special = set(tokenizer.all_special_ids)
+    encoded, dropped = [], []
+    for index, ids in enumerate(encodings["input_ids"]):
+        prompt = texts[index][0]
+        if tokenizer.is_fast:
+            ends = (end for _, end in encodings["offset_mapping"][index])
+            start = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+        else:
+            start = _common_prefix(tokenizer(prompt)["input_ids"], ids)
+        start = max(start, 1)
+        head = ids[:1] if len(ids) > max_length and ids[0] in special else []
+        scored = len(ids) - start
+        if scored < 1 or scored + max(1, len(head)) > max_length:
+            dropped.append(index)
+            continue
+        kept = ids if len(ids) <= max_length else head + ids[len(ids) - max_length + len(head) :]
+        encoded.append(Encoded(index, kept, len(kept) - scored))
+    return encoded, dropped
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))
+
+
+def pack(items: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
+    """Group texts of similar length, the longest first, at most `batch_tokens` with padding.
+
+    The longest come first so that a batch that does not fit in memory fails at once, and so that
+    the time left is not underestimated. A text longer than the budget is a batch by itself.
+    """
+    if batch_tokens < 1:
+        raise InputError(f"batch tokens must be at least 1, not {batch_tokens}")
+    batches: list[list[Encoded]] = []
+    width = 0
+    for item in sorted(items, key=lambda item: (-len(item.input_ids), item.index)):
+        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+            width = len(item.input_ids)
+    return batches
+
+
+def collate(
+    items: Sequence[Encoded], *, device: torch.device, padding_side: PaddingSide = "left"
+) -> Batch:
+    """Pad texts to a batch on `device`."""
+    width = max(len(item.input_ids) for item in items)
+    # Any token pads: the attention mask hides it, and no padded position is scored.
+    input_ids = torch.zeros(len(items), width, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    predicts = torch.zeros(len(items), width, dtype=torch.bool)
+    for row, item in enumerate(items):
+        length = len(item.input_ids)
+        first = width - length if padding_side == "left" else 0
+        input_ids[row, first : first + length] = torch.tensor(item.input_ids)
+        attention_mask[row, first : first + length] = 1
+        predicts[row, first + item.start - 1 : first + length - 1] = True
+    position_ids = (attention_mask.cumsum(1) - 1).clamp_(min=0)
+    scored = predicts.nonzero()
+    counts = predicts.sum(1)
+    targets = input_ids[scored[:, 0], scored[:, 1] + 1]
+    return Batch(
+        inputs={
+            "input_ids": input_ids.to(device),
+            "attention_mask": attention_mask.to(device),
+            "position_ids": position_ids.to(device),
+        },
+        predicts=predicts.to(device),
+        targets=targets.to(device),
+        owners=scored[:, 0].to(device),
+        counts=counts.to(device),
+        items=items,
+    )

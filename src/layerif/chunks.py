@@ -1,0 +1,70 @@
+"""Running text as chunks of tokens, for calibration and perplexity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from layerif.batching import Encoded
+from layerif.errors import InputError
+
+
+def cut(tokenizer: Any, text: str, context_length: int) -> list[Encoded]:
+    """Tokenise a text once and cut it into chunks of `context_length` tokens.
+
+    The last, partial chunk is dropped. Where the tokenizer begins a text with BOS, so does every
+    chunk. All tokens of a chunk but the first are scored.
+
+    Raises:
+        InputError: the text is shorter than one chunk.
+    """
+    if context_length < 2:
+        raise InputError(f"the context length must be at least 2 tokens, not {context_length}")
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    begin = _beginning(tokenizer)
+    body = context_length - len(begin)
+    chunks = [ids[i : i + body] for i in range(0, len(ids) - body + 1, body)]
+    if not chunks:
+        raise InputError(
+            f"the text has {len(ids)} tokens, fewer than one chunk of {context_length}; give more "
+            "text, or a smaller context length"
+        )
+    return [Encoded(index, begin + chunk, 1) for index, chunk in enumerate(chunks)]
+
+
+def draw(chunks: list[Encoded], count: int, seed: int) -> list[Encoded]:
+    """`count` chunks without replacement, in an order that depends on the seed alone.
+
+    Raises:
+        InputError: there are fewer chunks than that.
+    """
+    if not 1 <= count <= len(chunks):
+        raise InputError(
+            f"the text gives {len(chunks)} chunks of {len(chunks[0].input_ids)} tokens, and "
+            f"{count} were asked for; ask for 1 to {len(chunks)}, or for shorter ones"
+        )
+    order = np.random.default_rng(seed).permutation(len(chunks))[:count]
+    return [chunks[i] for i in order]
+
+
+def check_context_length(model: Any, context_length: int) -> None:
+    """Refuse chunks longer than the model has positions for.
+
+    Raises:
+        InputError: they are.
+    """
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and context_length > limit:
+        raise InputError(
+            f"a context of {context_length} tokens is longer than the {limit} positions of "
+            f"{model.config.name_or_path or type(model).__name__}; use at most {limit}"
+        )
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """[BOS] where the tokenizer puts it before a text, else nothing."""
+    bos = tokenizer.bos_token_id
+    first = tokenizer("a")["input_ids"][0]
+    return [bos] if bos is not None and first == bos else []

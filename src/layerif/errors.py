@@ -1,0 +1,27 @@
+"""The errors a user can meet, and the exit status each one gives the command line."""
+
+from __future__ import annotations
+
+
+class LayerifError(Exception):
+    """Something a user can act on: one paragraph that says what is wrong and what would be right."""
+
+    exit_code = 1
+
+
+class InputError(LayerifError):
+    """What was asked for cannot be done as asked: a wrong name, value, file or plan."""
+
+    exit_code = 2
+
+
+class NumericalError(LayerifError):
+    """A computation produced a value that is not finite, and was stopped there."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(LayerifError):
+    """Something that has to be installed or fetched first; the message gives the command."""
+
+    exit_code = 4

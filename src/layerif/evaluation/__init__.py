@@ -1,0 +1,7 @@
+"""What a model is worth: perplexity on text, accuracy on tasks."""
+
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.evaluate import evaluate, sparsity_of
+from layerif.evaluation.perplexity import perplexity
+
+__all__ = ["evaluate", "perplexity", "sparsity_of", "task_measurement"]

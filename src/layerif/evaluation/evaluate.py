@@ -1,0 +1,77 @@
+"""Several figures on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from layerif.artifacts import Measurement, Results
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.perplexity import perplexity
+from layerif.model import Tokenizer, describe, find_decoder_layers, setting
+from layerif.tasks import Corpus, Task
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Tokenizer,
+    on: Sequence[Task | Corpus],
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    max_length: int = 512,
+    context_length: int = 512,
+    max_tokens: int | None = None,
+    batch_tokens: int = 2048,
+) -> Results:
+    """Accuracy on the test split of each task, perplexity on the evaluation text of each corpus.
+
+    Args:
+        on: tasks and corpora, in the order wanted.
+        samples: test rows of each task, drawn with `seed`; None takes all.
+        max_length: tokens kept of a row.
+        context_length: tokens of a chunk of a corpus.
+        max_tokens: tokens used of a corpus; None takes all.
+    """
+    # All rows are drawn before the first forward pass, so that too few stop it here.
+    drawn = {
+        index: source.sample("test", samples, seed)
+        for index, source in enumerate(on)
+        if isinstance(source, Task)
+    }
+    measurements: list[Measurement] = []
+    for index, source in enumerate(on):
+        if isinstance(source, Task):
+            measurement = task_measurement(
+                model,
+                tokenizer,
+                drawn[index],
+                name=source.name,
+                max_length=max_length,
+                batch_tokens=batch_tokens,
+            )
+        else:
+            measurement = perplexity(
+                model,
+                tokenizer,
+                source.text("evaluation"),
+                name=source.name,
+                context_length=context_length,
+                max_tokens=max_tokens,
+                batch_tokens=batch_tokens,
+            )
+        measurements.append(measurement)
+    return Results(
+        model=describe(model),
+        sparsity=sparsity_of(model),
+        measurements=measurements,
+        how={"seed": seed, "samples": samples, "data": {s.name: s.origin for s in on}},
+        setting=setting(model),
+    )
+
+
+def sparsity_of(model: Any) -> float:
+    """Fraction of zeros in the projections of the decoder layers, counted on the weights."""
+    projections = find_decoder_layers(model).projections
+    kept = sum(int(projection.weight.count_nonzero()) for projection in projections)
+    return 1 - kept / sum(projection.numel for projection in projections)

@@ -1,0 +1,68 @@
+"""Perplexity of running text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from layerif.artifacts import Measurement
+from layerif.batching import collate, pack
+from layerif.chunks import check_context_length, cut
+from layerif.errors import InputError, NumericalError
+from layerif.likelihood import token_losses
+from layerif.model import Tokenizer
+from layerif.progress import progress
+
+
+@torch.inference_mode()
+def perplexity(
+    model: Any,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    name: str = "text",
+    context_length: int = 512,
+    max_tokens: int | None = None,
+    batch_tokens: int = 2048,
+) -> Measurement:
+    """exp of the mean negative log-likelihood of a token, chunk by chunk of `context_length`.
+
+    Args:
+        text: the documents, joined.
+        name: what the measurement is called.
+        max_tokens: use only the first chunks that hold this many tokens.
+
+    Raises:
+        InputError: the text is shorter than a chunk, or a chunk longer than the model's context.
+        NumericalError: the likelihood is not finite.
+    """
+    check_context_length(model, context_length)
+    chunks = cut(tokenizer, text, context_length)
+    if max_tokens is not None:
+        if max_tokens < context_length:
+            raise InputError(
+                f"{max_tokens} tokens are fewer than one chunk of {context_length}; allow more "
+                "tokens, or use a smaller context length"
+            )
+        chunks = chunks[: max_tokens // context_length]
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    with progress(f"perplexity on {name}", len(chunks) * context_length) as advance:
+        for items in pack(chunks, batch_tokens):
+            batch = collate(items, device=device)
+            total += token_losses(model, batch).double().sum().item()
+            count += len(batch.targets)
+            advance(batch.tokens)
+    if not math.isfinite(total):
+        raise NumericalError(
+            f"the likelihood of {name} is not finite, so it has no perplexity (try --dtype float32)"
+        )
+    return Measurement(
+        name=name,
+        metric="perplexity",
+        value=math.exp(total / count),
+        count=count,
+        details={"context_length": context_length, "chunks": len(chunks), "nats": total / count},
+    )

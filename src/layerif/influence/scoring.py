@@ -1,0 +1,185 @@
+"""From a model and examples to LayerScores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
+from layerif.batching import Encoded, PaddingSide, collate, encode, pack
+from layerif.errors import InputError
+from layerif.influence.datainf import datainf
+from layerif.influence.gradients import PerSampleGradients, frozen
+from layerif.influence.subspace import FreshLora
+from layerif.model import Tokenizer, describe, find_decoder_layers, setting
+from layerif.model.layers import Projection
+from layerif.progress import note, progress
+from layerif.tasks.base import Example
+
+
+def score(
+    model: Any,
+    tokenizer: Tokenizer,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    damping: float = 0.1,
+    seed: int = 0,
+    max_length: int = 512,
+    batch_tokens: int = 2048,
+    padding_side: PaddingSide = "left",
+    task: dict[str, Any] | None = None,
+) -> LayerScores:
+    """How each training sample moves the validation loss through each decoder layer.
+
+    DataInf on a fresh LoRA subspace: one forward and one backward pass over each sample, in
+    batches, for all layers at once. The loss of a sample is the mean cross-entropy of its
+    completion tokens. The result does not depend on batch size, order of samples or padding side.
+
+    Args:
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer.
+        train: samples whose influence is measured.
+        validation: samples whose mean loss they are measured on.
+        rank, alpha: of the LoRA on every projection of the decoder layers.
+        damping: lambda = damping * mean(|g|^2) / d in each block.
+        seed: of the LoRA's A matrices.
+        max_length: tokens kept of a sample; its prompt is cut from the left.
+        batch_tokens: tokens of a batch, padding counted.
+        padding_side: which side of a batch is padded; changes nothing but rounding.
+        task: where the samples come from, for the record.
+
+    Raises:
+        InputError: no sample left to use, or the gradients do not fit in memory.
+        NumericalError: a loss or gradient is not finite; names the sample.
+    """
+    began = time.perf_counter()
+    if damping <= 0:
+        raise InputError(f"damping must be positive, not {damping}")
+    layers = find_decoder_layers(model)
+    lora = FreshLora(rank, alpha, seed)
+    train_items, dropped_train = _encode(tokenizer, train, max_length, "training")
+    validation_items, dropped_validation = _encode(tokenizer, validation, max_length, "validation")
+
+    store = _allocate_store(model, layers.projections, lora, len(train_items))
+    device = next(model.parameters()).device
+    batches = [
+        (batch, kept)
+        for items, kept in ((validation_items, False), (train_items, True))
+        for batch in pack(items, batch_tokens)
+    ]
+    means = [
+        torch.zeros(lora.gradient_size(p), dtype=torch.float64, device=device)
+        for p in layers.projections
+    ]
+    row_of = {item.index: row for row, item in enumerate(train_items)}
+    train_losses = torch.empty(len(train_items), dtype=torch.float64)
+    validation_loss = 0.0
+    total = sum(len(item.input_ids) for batch, _ in batches for item in batch)
+    with frozen(model), progress("per-sample gradients", total) as advance:
+        per_sample = PerSampleGradients(model, layers.projections, lora)
+        try:
+            for items, kept in batches:
+                batch = collate(items, device=device, padding_side=padding_side)
+                losses, gradients = per_sample(batch)
+                if kept:
+                    rows = torch.tensor([row_of[item.index] for item in items])
+                    train_losses[rows] = losses.double().cpu()
+                    for stored, gradient in zip(store, gradients, strict=True):
+                        stored[rows] = gradient.flatten(1).to(stored)
+                else:
+                    validation_loss += losses.double().sum().item() / len(validation_items)
+                    for mean, gradient in zip(means, gradients, strict=True):
+                        mean += gradient.flatten(1).double().sum(0) / len(validation_items)
+                advance(batch.tokens)
+        finally:
+            per_sample.close()
+
+    rows_of_influence, silent = [], []
+    with progress("influence", len(store)) as advance:
+        for projection, stored, mean in zip(layers.projections, store, means, strict=True):
+            influence, ridge = datainf(stored, mean.to(stored.device), damping)
+            rows_of_influence.append(influence.cpu())
+            if ridge == 0:
+                silent.append(projection.key)
+            advance()
+    by_projection = torch.stack(rows_of_influence)
+    by_layer = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
+    by_layer.index_add_(0, torch.tensor([p.layer for p in layers.projections]), by_projection)
+    return LayerScores(
+        influence=by_layer.numpy(),
+        projection_influence=by_projection.numpy(),
+        train_losses=train_losses.numpy(),
+        projections=tuple(
+            ProjectionInfo(layer=p.layer, name=p.name, numel=p.numel) for p in layers.projections
+        ),
+        model=describe(model),
+        record=ScoringRecord(
+            estimator="datainf",
+            subspace="fresh_lora",
+            rank=rank,
+            alpha=alpha,
+            block="matrix",
+            damping=damping,
+            sign="helpful_positive",
+            seed=seed,
+            max_length=max_length,
+            task=task,
+            train_samples=len(train_items),
+            validation_samples=len(validation_items),
+            dropped_train=dropped_train,
+            dropped_validation=dropped_validation,
+            silent_blocks=silent,
+            validation_loss=validation_loss,
+            seconds=round(time.perf_counter() - began, 3),
+            setting=setting(model),
+        ),
+    )
+
+
+def _encode(
+    tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, what: str
+) -> tuple[list[Encoded], list[int]]:
+    items, dropped = encode(tokenizer, [(e.prompt, e.completion) for e in examples], max_length)
+    if not items:
+        raise InputError(
+            f"none of the {len(examples)} {what} samples has a completion that fits into "
+            f"{max_length} tokens beside one token of prompt; raise --max-length, or shorten the "
+            "completions"
+            if examples
+            else f"there are no {what} samples; at least one is needed"
+        )
+    if dropped:
+        note(
+            f"{len(dropped)} of {len(examples)} {what} samples left out: their completion does "
+            f"not fit into {max_length} tokens"
+        )
+    return items, dropped
+
+
+def _allocate_store(
+    model: Any, projections: Sequence[Projection], lora: FreshLora, samples: int
+) -> list[torch.Tensor]:
+    """One (samples, d) tensor a projection in main memory, refused beforehand if it cannot fit."""
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    sizes = [lora.gradient_size(projection) for projection in projections]
+    needed = samples * sum(sizes) * dtype.itemsize
+    free = psutil.virtual_memory().available
+    note(
+        f"gradients of {samples} samples: {sum(sizes):,} numbers each, {needed / 1e9:.2f} GB "
+        f"({free / 1e9:.1f} GB free)"
+    )
+    if needed > 0.9 * free:
+        fitting = int(0.9 * free / (sum(sizes) * dtype.itemsize))
+        raise InputError(
+            f"the gradients of {samples} training samples take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free; use at most {fitting} samples, or a smaller "
+            "--rank"
+        )
+    return [torch.empty(samples, size, dtype=dtype) for size in sizes]

@@ -1,0 +1,64 @@
+"""The likelihood a model gives to the scored tokens of a batch: the one forward pass of layerif.
+
+Scoring, perplexity and accuracy all start from the same negative log-likelihoods, so they agree on
+what is predicted from what.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from layerif.batching import Batch
+
+
+def token_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """(N,) float32 (float64 for a float64 model) negative log-likelihood of each scored token.
+
+    In nats, in the order of `batch.targets`. Logits are computed at the N positions that predict a
+    scored token and nowhere else.
+    """
+    inputs = dict(batch.inputs)
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        del inputs["position_ids"]
+    with _head_sees_only(model, batch.predicts) as selected:
+        logits = model(**inputs, use_cache=False).logits
+    logits = logits[0] if selected else logits[batch.predicts]  # (N, vocabulary)
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return functional.cross_entropy(logits, batch.targets, reduction="none")
+
+
+def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B,) sums over the scored tokens of each row of `values` (N,)."""
+    sums = torch.zeros(len(batch.items), dtype=values.dtype, device=values.device)
+    return sums.index_add(0, batch.owners, values)
+
+
+@contextmanager
+def _head_sees_only(model: Any, positions: torch.Tensor) -> Iterator[bool]:
+    """Hand the language-model head just the hidden states at `positions`, as one row of N.
+
+    A hook on the head, and not transformers' `logits_to_keep`, since rows of a batch are scored at
+    different positions; whatever the model does to its logits afterwards is done as ever. Yields
+    whether the model has such a head.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield False
+        return
+
+    def select(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0][positions].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield True
+    finally:
+        handle.remove()

@@ -1,0 +1,17 @@
+"""Opening a causal LM, and finding its decoder layers and their projections."""
+
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
+from layerif.model.opening import Tokenizer, describe, open_model, open_skeleton, setting
+from layerif.model.quiet import quiet_transformers
+
+__all__ = [
+    "DecoderLayers",
+    "Projection",
+    "Tokenizer",
+    "describe",
+    "find_decoder_layers",
+    "open_model",
+    "open_skeleton",
+    "quiet_transformers",
+    "setting",
+]

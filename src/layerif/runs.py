@@ -1,0 +1,104 @@
+"""Files and folders that are either complete or absent: write aside, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from layerif.errors import InputError
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Stop before any work when `path` already holds something that would be lost.
+
+    Raises:
+        InputError: `path` is a file or a folder with something in it, and `overwrite` is false.
+    """
+    holds = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if holds and not overwrite:
+        raise InputError(
+            f"{path} already holds another result; choose another --out, "
+            f"or pass --overwrite to replace it"
+        )
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the place of `path` only on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; it takes the place of `path` only on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    part.chmod(0o755)
+    try:
+        yield part
+        if path.exists():
+            # A folder cannot be renamed over a full one: move the old aside, so that at every
+            # moment either the old or the new is whole on disk.
+            old = part.with_suffix(".old")
+            path.rename(old)
+            part.rename(path)
+            shutil.rmtree(old)
+        else:
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with new_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people: indented, with each list of plain values on one line; NaN refused."""
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any, indent: int = 0) -> str:
+    """`value` as readable JSON text.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    pad, inner = "  " * indent, "  " * (indent + 1)
+    if isinstance(value, dict) and value:
+        rows = (f"{inner}{json.dumps(str(k))}: {json_text(v, indent + 1)}" for k, v in value.items())
+        return "{\n" + ",\n".join(rows) + f"\n{pad}}}"
+    if isinstance(value, list | tuple) and any(isinstance(v, dict | list | tuple) for v in value):
+        rows = (inner + json_text(v, indent + 1) for v in value)
+        return "[\n" + ",\n".join(rows) + f"\n{pad}]"
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file that a person may have edited.
+
+    Raises:
+        InputError: the file is missing or is not JSON (with the line), naming `what` was expected.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no {what} at {path}: the file does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"expected {what} at {path}, which is a folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); expected {what}") from None

@@ -1,0 +1,43 @@
+"""Where the tests find data that is not part of the project, and small models to run on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    shared = ROOT.parent / "shared"
+    parser.addoption(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("LAYERIF_DATA_DIR", shared / "data")),
+        help="folder of parquet data sets, one folder a set; tests that want it skip without it",
+    )
+    parser.addoption(
+        "--paper-dir",
+        type=Path,
+        default=Path(os.environ.get("LAYERIF_PAPER_DIR", shared / "paper")),
+        help="folder of the paper's published vectors; tests that want it skip without it",
+    )
+
+
+def _existing(request: pytest.FixtureRequest, option: str) -> Path:
+    folder: Path = request.config.getoption(option)
+    if not folder.is_dir():
+        pytest.skip(f"{option} {folder} is not a folder here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    return _existing(request, "--data-dir")
+
+
+@pytest.fixture(scope="session")
+def paper_dir(request: pytest.FixtureRequest) -> Path:
+    return _existing(request, "--paper-dir")
