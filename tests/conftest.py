@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,3 +42,25 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def paper_dir(request: pytest.FixtureRequest) -> Path:
     return _existing(request, "--paper-dir")
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest):
+    """Tiny models run on one thread: handing their small products around costs more than it saves."""
+    threads = torch.get_num_threads()
+    if request.node.get_closest_marker("real_model") is None:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct in float32 and its tokenizer; tests leave its weights as they are."""
+    from layerif.errors import MissingDependencyError
+    from layerif.model import open_model
+
+    try:
+        return open_model("smollm2")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))

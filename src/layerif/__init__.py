@@ -1,8 +1,8 @@
 """layerif: how well each decoder layer of a language model serves a task, and budgets spent by it.
 
-    scores = layerif.score(model, tokenizer, train, validation)
-    plan = layerif.allocate_sparsity(scores, sparsity=0.5)
-    layerif.prune(model, plan, tokenizer=tokenizer, calibration=texts)
+scores = layerif.score(model, tokenizer, train, validation)
+plan = layerif.allocate_sparsity(scores, sparsity=0.5)
+layerif.prune(model, plan, tokenizer=tokenizer, calibration=texts)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _HOMES = {
     "save_pruned": "pruning",
     "score": "influence",
 }
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

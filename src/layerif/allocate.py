@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from layerif import budgets
 from layerif.artifacts import Allocation, LayerScores, ModelInfo
-from layerif.budgets import Aggregation, OnConstant, Orientation
+from layerif.choices import (
+    Aggregation,
+    ExpertsMap,
+    OnConstant,
+    Orientation,
+    SparsityMap,
+    check_choice,
+)
 from layerif.errors import InputError
 from layerif.runs import read_json
-
-SparsityMap = Literal["layerif", "uniform"]
-ExpertsMap = Literal["power", "mola", "uniform"]
 
 
 def allocate_sparsity(
@@ -51,7 +55,7 @@ def allocate_sparsity(
     """
     vector, model, how = _resolve(scores, aggregate, model)
     sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
-    _check_map(map, SparsityMap)
+    check_choice(map, SparsityMap, "sparsity map")
     if map == "uniform":
         plan = budgets.uniform_sparsity(sparsity, sizes)
         how = {"map": map}
@@ -108,7 +112,7 @@ def allocate_experts(
         InputError: fewer experts than layers, or scores that do not tell the layers apart.
     """
     vector, model, how = _resolve(scores, aggregate, model)
-    _check_map(map, ExpertsMap)
+    check_choice(map, ExpertsMap, "experts map")
     if map == "power":
         plan = budgets.power_map(
             vector, total, beta=beta, orientation=orientation, on_constant=on_constant
@@ -160,7 +164,12 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_csv(path: Path) -> list[float]:
-    rows = [line.split(",")[-1].strip() for line in path.read_text("utf-8").splitlines() if line]
+    try:
+        # Spreadsheets begin UTF-8 with a mark, which would make a header of the first number.
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    rows = [line.split(",")[-1].strip() for line in text.splitlines() if line]
     if rows and not _is_number(rows[0]):
         rows = rows[1:]
     for number, row in enumerate(rows, start=1):
@@ -180,7 +189,7 @@ def _is_number(text: str) -> bool:
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
 
 
@@ -202,8 +211,3 @@ def _resolve(
             f"there are {len(vector)} scores, but {model.name} has {model.layers} decoder layers"
         )
     return vector, model, {"metric": "given"}
-
-
-def _check_map(name: str, known: Any) -> None:
-    if name not in get_args(known):
-        raise InputError(f"unknown map {name!r}; known: {', '.join(get_args(known))}")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from layerif.choices import PaddingSide
 from layerif.errors import InputError
-
-PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True, slots=True)

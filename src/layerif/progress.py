@@ -27,7 +27,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: float) -> Iterator[Advance]:
-    """A progress bar over `total` units with the time left; draws nothing when not on a terminal."""
+    """A progress bar over `total` units with the time left; nothing is drawn off a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -49,4 +49,4 @@ def progress(description: str, total: float) -> Iterator[Advance]:
 
 def note(message: str) -> None:
     """One dim line beside the progress bars; for facts worth knowing, not for results."""
-    console.print(f"[dim]{message}[/dim]")
+    console.print(message, style="dim", markup=False)

@@ -30,7 +30,13 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` only on success."""
+    """Yield a path beside `path` to write to; it takes the place of `path` only on success.
+
+    Raises:
+        InputError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a file is to be written, so name one inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -53,8 +59,15 @@ def new_folder(path: Path) -> Iterator[Path]:
             # moment either the old or the new is whole on disk.
             old = part.with_suffix(".old")
             path.rename(old)
-            part.rename(path)
-            shutil.rmtree(old)
+            try:
+                part.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
         else:
             part.rename(path)
     finally:
@@ -80,7 +93,9 @@ def json_text(value: Any, indent: int = 0) -> str:
     """
     pad, inner = "  " * indent, "  " * (indent + 1)
     if isinstance(value, dict) and value:
-        rows = (f"{inner}{json.dumps(str(k))}: {json_text(v, indent + 1)}" for k, v in value.items())
+        rows = (
+            f"{inner}{json.dumps(str(k))}: {json_text(v, indent + 1)}" for k, v in value.items()
+        )
         return "{\n" + ",\n".join(rows) + f"\n{pad}}}"
     if isinstance(value, list | tuple) and any(isinstance(v, dict | list | tuple) for v in value):
         rows = (inner + json_text(v, indent + 1) for v in value)
@@ -92,13 +107,18 @@ def read_json(path: Path, what: str) -> Any:
     """Read a JSON file that a person may have edited.
 
     Raises:
-        InputError: the file is missing or is not JSON (with the line), naming `what` was expected.
+        InputError: the file is missing or is not JSON (with the line), naming `what` was expected;
+            NaN and Infinity, which Python's reader would take, are no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
-        raise InputError(f"no {what} at {path}: the file does not exist") from None
+        raise InputError(f"{path} does not exist; expected {what}") from None
     except IsADirectoryError:
         raise InputError(f"expected {what} at {path}, which is a folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); expected {what}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number that JSON has")

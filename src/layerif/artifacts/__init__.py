@@ -2,15 +2,19 @@
 
 from layerif.artifacts.allocation import Allocation
 from layerif.artifacts.base import ModelInfo, Record, Setting, versions
+from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.results import Measurement, Results
 from layerif.artifacts.scores import LayerScores, ProjectionInfo, ScoringRecord
 
 __all__ = [
+    "MANIFEST_FILE",
     "Allocation",
     "LayerScores",
+    "Manifest",
     "Measurement",
     "ModelInfo",
     "ProjectionInfo",
+    "PrunedModule",
     "Record",
     "Results",
     "ScoringRecord",

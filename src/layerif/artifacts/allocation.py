@@ -47,13 +47,13 @@ class Allocation(JsonArtifact):
                 raise ValueError(
                     f"layer {layer} has {value} experts; each layer needs a whole number from 1 up"
                 )
-        if self.layer_sizes is not None:
-            if len(self.layer_sizes) != len(self.allocation):
+        sizes_of_model = self.model.layer_sizes if self.model else None
+        for name, sizes in (("layer_sizes", self.layer_sizes), ("the model", sizes_of_model)):
+            if sizes is not None and len(sizes) != len(self.allocation):
                 raise ValueError(
-                    f"allocation has {len(self.allocation)} layers, layer_sizes has "
-                    f"{len(self.layer_sizes)}"
+                    f"allocation has {len(self.allocation)} layers, {name} has {len(sizes)}"
                 )
-            if min(self.layer_sizes) < 1:
+            if sizes is not None and min(sizes) < 1:
                 raise ValueError("every layer size must be at least 1")
         if self.total is not None and abs(self.realised_total - self.total) > TOTAL_TOLERANCE:
             what = "weighted mean" if self.kind == "sparsity" else "sum"

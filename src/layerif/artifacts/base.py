@@ -1,4 +1,4 @@
-"""What every artifact shares: strict validation, one-paragraph errors, and who made it with what."""
+"""What every artifact shares: strict validation, errors of one paragraph, and who made it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ RECORDED_PACKAGES = ("layerif", "torch", "transformers", "numpy")
 class Record(BaseModel):
     """A strict record: unknown fields and values that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
     @classmethod
     def parse(cls, value: Any, where: str) -> Self:
@@ -52,7 +54,7 @@ class JsonArtifact(Record):
         Raises:
             InputError: missing, not JSON, or not valid.
         """
-        return cls.parse(read_json(Path(path), f"a {cls.__name__}"), str(path))
+        return cls.parse(read_json(Path(path), f"JSON of the form {cls.__name__}"), str(path))
 
 
 class ModelInfo(Record):

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.artifacts.base import ModelInfo, Record, Setting
-from layerif.budgets.scores import Aggregation, aggregate
+from layerif.budgets.scores import aggregate
+from layerif.choices import Aggregation
 from layerif.errors import InputError
 from layerif.runs import new_file, read_json, write_json
 
@@ -91,12 +92,17 @@ class LayerScores:
         for name, values in self._arrays().items():
             if not np.isfinite(values).all():
                 raise InputError(f"{name} holds values that are not finite")
-        rows, samples = self.projection_influence.shape
-        if rows != len(self.projections) or self.influence.shape != (self.model.layers, samples):
+        samples = self.train_losses.size
+        if (
+            self.train_losses.shape != (samples,)
+            or self.influence.shape != (self.model.layers, samples)
+            or self.projection_influence.shape != (len(self.projections), samples)
+        ):
             raise InputError(
-                f"influence of shape {self.influence.shape} and projection influence of shape "
-                f"{self.projection_influence.shape} do not belong to {self.model.layers} layers "
-                f"with {len(self.projections)} projections"
+                f"influence of shape {self.influence.shape}, projection influence of shape "
+                f"{self.projection_influence.shape} and train losses of shape "
+                f"{self.train_losses.shape} do not belong to {self.model.layers} layers with "
+                f"{len(self.projections)} projections"
             )
 
     def aggregate(self, how: Aggregation = "positive") -> NDArray[np.float64]:
@@ -140,6 +146,7 @@ class LayerScores:
         from safetensors.numpy import save_file
 
         folder = Path(folder)
+        (folder / SCORES_FILE).unlink(missing_ok=True)
         with new_file(folder / INFLUENCE_FILE) as part:
             save_file(
                 {name: np.ascontiguousarray(values) for name, values in self._arrays().items()},
@@ -172,11 +179,13 @@ class LayerScores:
                 projection_influence=arrays["projection_influence"],
                 train_losses=arrays["train_losses"],
                 projections=tuple(
-                    ProjectionInfo(layer=layer, name=name, numel=numel)
+                    ProjectionInfo.parse(
+                        {"layer": layer, "name": name, "numel": numel}, f"a projection in {path}"
+                    )
                     for layer, name, numel in header["projections"]
                 ),
                 model=ModelInfo.parse(header["model"], f"model in {path}"),
                 record=ScoringRecord.parse(header["record"], f"record in {path}"),
             )
-        except (OSError, SafetensorError, KeyError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the scores in {folder} are incomplete or damaged: {error}") from None

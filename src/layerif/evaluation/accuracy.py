@@ -52,9 +52,9 @@ def task_measurement(
         model,
         tokenizer,
         [(examples[row].prompt, candidate) for row, candidate in texts],
-        name,
-        max_length,
-        batch_tokens,
+        name=name,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
     )
     groups: list[list[int]] = [[] for _ in examples]
     for index, (row, _) in enumerate(texts):
@@ -104,6 +104,7 @@ def _log_likelihoods(
     model: Any,
     tokenizer: Tokenizer,
     texts: Sequence[tuple[str, str]],
+    *,
     name: str,
     max_length: int,
     batch_tokens: int,

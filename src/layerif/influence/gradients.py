@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -25,7 +25,8 @@ from layerif.model.layers import Projection
 class PerSampleGradients:
     """Computes grad(B) of every projection for every sample of a batch.
 
-    Use inside `frozen(model)`; `close` removes the hooks.
+    A context manager that has its hooks on the model while it is open; use it inside
+    `frozen(model)`.
     """
 
     def __init__(self, model: Any, projections: Sequence[Projection], lora: FreshLora) -> None:
@@ -33,6 +34,7 @@ class PerSampleGradients:
         self._scaling = lora.scaling
         self._gradients: list[torch.Tensor | None] = [None] * len(projections)
         self._keys = [projection.key for projection in projections]
+        self._rows = 0
         self._hooks = ExitStack()
         for row, projection in enumerate(projections):
             weight = projection.weight
@@ -40,7 +42,10 @@ class PerSampleGradients:
             handle = projection.module.register_forward_hook(self._observer(row, down))
             self._hooks.callback(handle.remove)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._hooks.close()
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -54,6 +59,7 @@ class PerSampleGradients:
             NumericalError: a sample's loss or gradient is not finite.
         """
         self._gradients = [None] * len(self._keys)
+        self._rows = len(batch.items)
         losses = row_sums(token_losses(self._model, batch), batch) / batch.counts
         _require_finite(losses, "loss", batch)
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
@@ -76,7 +82,7 @@ class PerSampleGradients:
             reduced = nn.functional.linear(args[0].detach(), down)  # (B, T, rank)
 
             def collect(error: torch.Tensor) -> None:  # (B, T, out)
-                gradient = _outer_sum(error, reduced) * self._scaling
+                gradient = _outer_sum(error, reduced, self._rows) * self._scaling
                 kept = self._gradients[row]
                 # A projection that is used twice has the sum of both uses as its gradient.
                 self._gradients[row] = gradient if kept is None else kept + gradient
@@ -86,10 +92,15 @@ class PerSampleGradients:
         return observe
 
 
-def _outer_sum(error: torch.Tensor, reduced: torch.Tensor) -> torch.Tensor:
-    """(B, out, rank): sum over positions of error (B, T, out) x reduced (B, T, rank)."""
+def _outer_sum(error: torch.Tensor, reduced: torch.Tensor, rows: int) -> torch.Tensor:
+    """(B, out, rank): sum over positions of error (B, T, out) x reduced (B, T, rank).
+
+    Some architectures flatten rows and positions for their MLP, so both are brought to B rows.
+    """
     exact = torch.promote_types(error.dtype, torch.float32)
-    return torch.bmm(error.to(exact).transpose(1, 2), reduced.to(exact))
+    error = error.reshape(rows, -1, error.shape[-1]).to(exact)
+    reduced = reduced.reshape(rows, -1, reduced.shape[-1]).to(exact)
+    return torch.bmm(error.transpose(1, 2), reduced)
 
 
 def _require_finite(values: torch.Tensor, what: str, batch: Batch) -> None:

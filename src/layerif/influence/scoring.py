@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
-from layerif.batching import Encoded, PaddingSide, collate, encode, pack
+from layerif.batching import Encoded, collate, encode, pack
+from layerif.choices import PaddingSide
 from layerif.errors import InputError
 from layerif.influence.datainf import datainf
 from layerif.influence.gradients import PerSampleGradients, frozen
@@ -67,55 +69,22 @@ def score(
     train_items, dropped_train = _encode(tokenizer, train, max_length, "training")
     validation_items, dropped_validation = _encode(tokenizer, validation, max_length, "validation")
 
-    store = _allocate_store(model, layers.projections, lora, len(train_items))
-    device = next(model.parameters()).device
-    batches = [
-        (batch, kept)
-        for items, kept in ((validation_items, False), (train_items, True))
-        for batch in pack(items, batch_tokens)
-    ]
-    means = [
-        torch.zeros(lora.gradient_size(p), dtype=torch.float64, device=device)
-        for p in layers.projections
-    ]
-    row_of = {item.index: row for row, item in enumerate(train_items)}
-    train_losses = torch.empty(len(train_items), dtype=torch.float64)
-    validation_loss = 0.0
-    total = sum(len(item.input_ids) for batch, _ in batches for item in batch)
-    with frozen(model), progress("per-sample gradients", total) as advance:
-        per_sample = PerSampleGradients(model, layers.projections, lora)
-        try:
-            for items, kept in batches:
-                batch = collate(items, device=device, padding_side=padding_side)
-                losses, gradients = per_sample(batch)
-                if kept:
-                    rows = torch.tensor([row_of[item.index] for item in items])
-                    train_losses[rows] = losses.double().cpu()
-                    for stored, gradient in zip(store, gradients, strict=True):
-                        stored[rows] = gradient.flatten(1).to(stored)
-                else:
-                    validation_loss += losses.double().sum().item() / len(validation_items)
-                    for mean, gradient in zip(means, gradients, strict=True):
-                        mean += gradient.flatten(1).double().sum(0) / len(validation_items)
-                advance(batch.tokens)
-        finally:
-            per_sample.close()
-
-    rows_of_influence, silent = [], []
-    with progress("influence", len(store)) as advance:
-        for projection, stored, mean in zip(layers.projections, store, means, strict=True):
-            influence, ridge = datainf(stored, mean.to(stored.device), damping)
-            rows_of_influence.append(influence.cpu())
-            if ridge == 0:
-                silent.append(projection.key)
-            advance()
-    by_projection = torch.stack(rows_of_influence)
+    found = _collect(
+        model,
+        layers.projections,
+        lora,
+        train_items,
+        validation_items,
+        batch_tokens=batch_tokens,
+        padding_side=padding_side,
+    )
+    by_projection, silent = _influences(layers.projections, found, damping)
     by_layer = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
     by_layer.index_add_(0, torch.tensor([p.layer for p in layers.projections]), by_projection)
     return LayerScores(
         influence=by_layer.numpy(),
         projection_influence=by_projection.numpy(),
-        train_losses=train_losses.numpy(),
+        train_losses=found.train_losses.numpy(),
         projections=tuple(
             ProjectionInfo(layer=p.layer, name=p.name, numel=p.numel) for p in layers.projections
         ),
@@ -136,7 +105,7 @@ def score(
             dropped_train=dropped_train,
             dropped_validation=dropped_validation,
             silent_blocks=silent,
-            validation_loss=validation_loss,
+            validation_loss=found.validation_loss,
             seconds=round(time.perf_counter() - began, 3),
             setting=setting(model),
         ),
@@ -161,6 +130,80 @@ def _encode(
             f"not fit into {max_length} tokens"
         )
     return items, dropped
+
+
+@dataclass
+class _Collected:
+    """What the passes over the samples leave behind.
+
+    Attributes:
+        store: for each projection (samples, d), the training gradients.
+        means: for each projection (d,) float64, the mean validation gradient.
+        train_losses: (samples,) float64, in the order given.
+        validation_loss: mean over the validation samples.
+    """
+
+    store: list[torch.Tensor]
+    means: list[torch.Tensor]
+    train_losses: torch.Tensor
+    validation_loss: float = 0.0
+
+
+def _collect(
+    model: Any,
+    projections: Sequence[Projection],
+    lora: FreshLora,
+    train: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    *,
+    batch_tokens: int,
+    padding_side: PaddingSide,
+) -> _Collected:
+    """Run every sample forward and backward once."""
+    device = next(model.parameters()).device
+    found = _Collected(
+        store=_allocate_store(model, projections, lora, len(train)),
+        means=[torch.zeros(lora.gradient_size(p), dtype=torch.float64) for p in projections],
+        train_losses=torch.empty(len(train), dtype=torch.float64),
+    )
+    row_of = {item.index: row for row, item in enumerate(train)}
+    total = sum(len(item.input_ids) for item in (*train, *validation))
+    with (
+        frozen(model),
+        PerSampleGradients(model, projections, lora) as per_sample,
+        progress("per-sample gradients", total) as advance,
+    ):
+        for items in pack(validation, batch_tokens):
+            batch = collate(items, device=device, padding_side=padding_side)
+            losses, gradients = per_sample(batch)
+            found.validation_loss += losses.double().sum().item() / len(validation)
+            for mean, gradient in zip(found.means, gradients, strict=True):
+                mean.add_(gradient.flatten(1).double().sum(0).to(mean), alpha=1 / len(validation))
+            advance(batch.tokens)
+        for items in pack(train, batch_tokens):
+            batch = collate(items, device=device, padding_side=padding_side)
+            losses, gradients = per_sample(batch)
+            rows = torch.tensor([row_of[item.index] for item in items])
+            found.train_losses[rows] = losses.to(found.train_losses)
+            for stored, gradient in zip(found.store, gradients, strict=True):
+                stored[rows] = gradient.flatten(1).to(stored)
+            advance(batch.tokens)
+    return found
+
+
+def _influences(
+    projections: Sequence[Projection], found: _Collected, damping: float
+) -> tuple[torch.Tensor, list[str]]:
+    """(projections, samples) float64 influence, and the blocks where every gradient is zero."""
+    rows, silent = [], []
+    with progress("influence", len(projections)) as advance:
+        for projection, stored, mean in zip(projections, found.store, found.means, strict=True):
+            influence, ridge = datainf(stored, mean, damping)
+            rows.append(influence)
+            if ridge == 0:
+                silent.append(projection.key)
+            advance()
+    return torch.stack(rows), silent
 
 
 def _allocate_store(

@@ -1,6 +1,6 @@
 """Pruning with a sparsity for each layer."""
 
-from layerif.pruning.manifest import MANIFEST_FILE, Manifest, PrunedModule
-from layerif.pruning.runner import Method, prune, save_pruned
+from layerif.pruning.runner import prune, save_pruned
+from layerif.pruning.wanda import wanda_mask
 
-__all__ = ["MANIFEST_FILE", "Manifest", "Method", "PrunedModule", "prune", "save_pruned"]
+__all__ = ["prune", "save_pruned", "wanda_mask"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
-from layerif.artifacts import Allocation
+from layerif.artifacts import MANIFEST_FILE, Allocation, Manifest, PrunedModule
 from layerif.batching import collate, pack
 from layerif.calibration import InputNorms, walk
+from layerif.choices import PruningMethod, check_choice
 from layerif.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
 from layerif.model import (
@@ -24,12 +25,9 @@ from layerif.model import (
     setting,
 )
 from layerif.progress import note, progress
-from layerif.pruning.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.pruning.wanda import wanda_mask
 from layerif.runs import new_folder
 from layerif.tasks import Corpus
-
-Method = Literal["wanda"]
 
 
 def prune(
@@ -38,7 +36,7 @@ def prune(
     *,
     tokenizer: Tokenizer,
     calibration: Corpus | str | Sequence[str],
-    method: Method = "wanda",
+    method: PruningMethod = "wanda",
     samples: int = 32,
     context_length: int = 512,
     seed: int = 0,
@@ -67,8 +65,7 @@ def prune(
         NumericalError: activations are not finite.
     """
     began = time.perf_counter()
-    if method not in get_args(Method):
-        raise InputError(f"unknown pruning method {method!r}; known: {', '.join(get_args(Method))}")
+    check_choice(method, PruningMethod, "pruning method")
     layers = find_decoder_layers(model)
     info = describe(model)
     plan = _as_plan(plan, layers)

@@ -21,14 +21,13 @@ def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> to
     Returns:
         (out, in) bool, true where the weight is to become zero.
     """
-    rows, columns = weight.shape
     exact = torch.promote_types(weight.dtype, torch.float32)
     saliency = weight.abs().to(exact) * norms.to(exact)
-    each, extra = divmod(round(sparsity * weight.numel()), rows)
+    each, extra = divmod(round(sparsity * weight.numel()), len(weight))
     order = saliency.argsort(dim=1, stable=True)
     mask = torch.zeros_like(weight, dtype=torch.bool)
     mask.scatter_(1, order[:, :each], True)
-    if extra:  # then each < columns: the next weight of a row exists
+    if extra:  # then no row is empty yet: each has a next weight
         following = order[:, each]
         costs = saliency.gather(1, following[:, None])[:, 0]
         chosen = costs.argsort(stable=True)[:extra]

@@ -1,11 +1,18 @@
 """What people see: pictures and tables, made from artifacts alone."""
 
 from layerif.report.plots import plot_allocation, plot_scores
-from layerif.report.tables import allocation_table, caveat_lines, results_table, scores_table
+from layerif.report.tables import (
+    allocation_table,
+    caveat_lines,
+    manifest_table,
+    results_table,
+    scores_table,
+)
 
 __all__ = [
     "allocation_table",
     "caveat_lines",
+    "manifest_table",
     "plot_allocation",
     "plot_scores",
     "results_table",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerif.artifacts import Allocation, LayerScores
-from layerif.budgets import Aggregation
+from layerif.choices import Aggregation
 from layerif.runs import new_file
 
 if TYPE_CHECKING:
@@ -83,17 +83,21 @@ def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
 
 
 def _bars(axes: Axes, values: Sequence[float] | np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.bar(np.arange(len(values)), values, width=0.78, color=ACCENT)
     axes.set_xlim(-0.7, len(values) - 0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
+    from matplotlib import rc_context
+
     written = []
     for suffix in ("png", "svg"):
         path = stem.with_name(f"{stem.name}.{suffix}")
-        with new_file(path) as part:
-            # No date inside, so that the same artifact gives the same file.
+        # No date and no random names inside, so that the same artifact gives the same file.
+        with new_file(path) as part, rc_context({"svg.hashsalt": "layerif"}):
             figure.savefig(
                 part, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None
             )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
-from layerif.artifacts import Allocation, LayerScores, Measurement, Results
-from layerif.budgets import Aggregation
+from layerif.artifacts import Allocation, LayerScores, Manifest, Measurement, Results
+from layerif.choices import Aggregation
 
 BAR = 24
 
@@ -46,6 +46,21 @@ def allocation_table(plan: Allocation) -> Table:
     return table
 
 
+def manifest_table(manifest: Manifest) -> Table:
+    """One row a layer: sparsity asked for, and zeros counted."""
+    table = _table(
+        f"{manifest.model.name} pruned by {manifest.method}: {manifest.sparsity:.2%} zeros"
+    )
+    for column in ("layer", "asked", "zeros"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for layer, asked in enumerate(manifest.plan.allocation):
+        modules = [m for m in manifest.modules if m.module.startswith(f"layers.{layer}.")]
+        share = sum(m.zeros for m in modules) / sum(m.numel for m in modules)
+        table.add_row(str(layer), f"{asked:.2%}", f"{share:.2%}", _bar(share, 1))
+    return table
+
+
 def results_table(results: Mapping[str, Results], title: str) -> Table:
     """Models side by side, one row each, one column a measurement."""
     table = _table(title)
@@ -54,17 +69,13 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
     first = next(iter(results.values()))
     for measurement in first.measurements:
         unit = "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
-        table.add_column(f"{measurement.name}\n{unit}", justify="right")
-    if any(_has_loss(m) for m in first.measurements):
-        table.add_column("answer loss\nnats/token ↓", justify="right")
+        name = escape(measurement.name)
+        table.add_column(f"{name}\n{unit}", justify="right")
+        if measurement.metric == "accuracy":
+            table.add_column(f"{name}\nanswer loss ↓", justify="right")
     for name, result in results.items():
-        losses = [m.details["completion_loss"] for m in result.measurements if _has_loss(m)]
-        table.add_row(
-            name,
-            f"{result.sparsity:.2%}",
-            *map(_figure, result.measurements),
-            *([f"{np.mean(losses):.3f}"] if losses else []),
-        )
+        figures = [figure for m in result.measurements for figure in _figures(m)]
+        table.add_row(escape(name), f"{result.sparsity:.2%}", *figures)
     return table
 
 
@@ -85,16 +96,13 @@ def _counted(measurement: Measurement) -> str:
     return "rows, ± half a 95 % interval" if measurement.metric == "accuracy" else "tokens"
 
 
-def _has_loss(measurement: Measurement) -> bool:
-    return "completion_loss" in measurement.details
-
-
-def _figure(measurement: Measurement) -> str:
+def _figures(measurement: Measurement) -> list[str]:
     if measurement.metric == "perplexity":
-        return f"{measurement.value:.2f}"
-    if measurement.low is None or measurement.high is None:
-        return f"{measurement.value:.1%}"
-    return f"{measurement.value:.1%} ± {(measurement.high - measurement.low) / 2:.1%}"
+        return [f"{measurement.value:.2f}"]
+    shown = f"{measurement.value:.1%}"
+    if measurement.low is not None and measurement.high is not None:
+        shown += f" ± {(measurement.high - measurement.low) / 2:.1%}"
+    return [shown, f"{measurement.details['completion_loss']:.3f}"]
 
 
 def _bar(value: float, highest: float) -> str:
@@ -103,4 +111,5 @@ def _bar(value: float, highest: float) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    # Names may hold brackets, which rich would read as its markup.
+    return Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, title_style="bold")

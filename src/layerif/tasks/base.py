@@ -1,4 +1,4 @@
-"""What a task is: examples of prompt, completion and candidate answers, in three disjoint splits."""
+"""What a task is: examples of prompt, completion and candidates, in three disjoint splits."""
 
 from __future__ import annotations
 

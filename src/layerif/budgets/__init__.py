@@ -1,0 +1,34 @@
+"""Budgets: from one score per layer to experts or sparsities per layer, with an exact total."""
+
+from layerif.budgets.experts import MOLA_SHAPE, apportion, mola_map, power_map, top_k
+from layerif.budgets.experts import uniform_map as uniform_experts
+from layerif.budgets.scores import (
+    ConstantScoresError,
+    aggregate,
+    check_scores,
+    minmax,
+    orient,
+    smooth,
+    smoothing_window,
+)
+from layerif.budgets.sparsity import layerif_map, project_to_total
+from layerif.budgets.sparsity import uniform_map as uniform_sparsity
+
+__all__ = [
+    "MOLA_SHAPE",
+    "ConstantScoresError",
+    "aggregate",
+    "apportion",
+    "check_scores",
+    "layerif_map",
+    "minmax",
+    "mola_map",
+    "orient",
+    "power_map",
+    "project_to_total",
+    "smooth",
+    "smoothing_window",
+    "top_k",
+    "uniform_experts",
+    "uniform_sparsity",
+]

@@ -1,0 +1,27 @@
+"""The words that options take, the same in Python, on the command line and in recipes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from layerif.errors import InputError
+
+Aggregation = Literal["all", "positive", "top", "negative"]
+Orientation = Literal["direct", "inverse"]
+OnConstant = Literal["error", "uniform"]
+SparsityMap = Literal["layerif", "uniform"]
+ExpertsMap = Literal["power", "mola", "uniform"]
+PruningMethod = Literal["wanda"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+PaddingSide = Literal["left", "right"]
+
+
+def check_choice(value: str, choices: Any, name: str) -> None:
+    """Refuse a `value` that is not among the strings of the Literal type `choices`.
+
+    Raises:
+        InputError: it is not; the message lists those that are.
+    """
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise InputError(f"there is no {name} {value!r}; choose one of {', '.join(allowed)}")

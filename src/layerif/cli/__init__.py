@@ -1,0 +1,65 @@
+"""The command line: parse, call one function, print.
+
+Commands import what they need when they run, so that `layerif --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from layerif.cli import allocate, evaluate, prune, run, score
+from layerif.errors import LayerifError
+
+app = typer.Typer(
+    name="layerif",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="How well does each decoder layer of a language model serve a task? "
+    "Score the layers, plan a budget by the scores, prune by the plan, and measure the result.",
+    epilog="Exit status: 0 done; 2 bad input; 3 a value that is not finite; "
+    "4 something to install first; 130 interrupted; 1 a fault of layerif itself.",
+)
+app.command("score")(score.score)
+app.add_typer(allocate.app, name="allocate")
+app.command("prune")(prune.prune)
+app.command("evaluate")(evaluate.evaluate)
+app.command("run")(run.run)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"layerif {version('layerif')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of layerif itself."""
+
+
+def main() -> None:
+    """Entry point: errors a user can act on become one paragraph and an exit status."""
+    try:
+        app()
+    except LayerifError as error:
+        from layerif.progress import console
+
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(error), markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,157 @@
+"""`layerif allocate sparsity` and `layerif allocate experts`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from layerif.choices import ExpertsMap, SparsityMap
+from layerif.cli import options
+from layerif.cli.output import emit, say
+from layerif.errors import InputError
+
+if TYPE_CHECKING:
+    from layerif.artifacts import Allocation, ModelInfo
+
+app = typer.Typer(no_args_is_help=True, help="Turn layer scores into a plan.")
+
+Scores = Annotated[
+    Path,
+    typer.Argument(
+        help="Run folder of `layerif score`, or a .json, .csv or .npy file of one number a layer.",
+        show_default=False,
+    ),
+]
+PlanOut = Annotated[
+    Path | None, typer.Option("--out", help="JSON file to write the plan to.", show_default=False)
+]
+ModelOfScores = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Model that plain scores belong to: its layer sizes count.", show_default=""
+    ),
+]
+
+
+@app.command("sparsity")
+def sparsity(
+    scores: Scores,
+    target: Annotated[
+        float,
+        typer.Option(
+            "--sparsity", help="Fraction of zeros over all projections.", show_default=False
+        ),
+    ],
+    map: Annotated[SparsityMap, typer.Option("--map", help="How scores become sparsities.")] = (
+        "layerif"
+    ),
+    aggregate: options.Aggregate = "positive",
+    epsilon: Annotated[
+        float, typer.Option("--epsilon", help="Half the relative spread of sparsities.")
+    ] = 0.1,
+    smooth: Annotated[
+        bool, typer.Option("--smooth/--no-smooth", help="Smooth scores over neighbouring layers.")
+    ] = True,
+    orientation: options.OrientationOption = "direct",
+    s_max: Annotated[float, typer.Option("--s-max", help="No layer gets more than this.")] = 1.0,
+    on_constant: options.ConstantOption = "error",
+    model: ModelOfScores = None,
+    out: PlanOut = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Allocate a sparsity to each layer; weighted by size, their mean is --sparsity exactly."""
+    from layerif.allocate import allocate_sparsity, read_scores
+
+    _refuse(out, overwrite)
+    plan = allocate_sparsity(
+        read_scores(scores),
+        target,
+        map=map,
+        aggregate=aggregate,
+        epsilon=epsilon,
+        smooth=smooth,
+        orientation=orientation,
+        s_max=s_max,
+        on_constant=on_constant,
+        model=_describe(model, scores),
+    )
+    _deliver(plan, out, as_json=as_json)
+
+
+@app.command("experts")
+def experts(
+    scores: Scores,
+    total: Annotated[
+        int, typer.Option("--total", help="Experts of all layers together.", show_default=False)
+    ],
+    map: Annotated[ExpertsMap, typer.Option("--map", help="How scores become experts.")] = "power",
+    aggregate: options.Aggregate = "positive",
+    beta: Annotated[float, typer.Option("--beta", help="Exponent of the power map.")] = 3.0,
+    orientation: options.OrientationOption = "direct",
+    shape: Annotated[
+        str, typer.Option("--shape", help="Experts of each group of layers under mola.")
+    ] = "2-4-6-8",
+    on_constant: options.ConstantOption = "error",
+    model: ModelOfScores = None,
+    out: PlanOut = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Allocate a number of LoRA experts to each layer, at least one each, --total in all."""
+    from layerif.allocate import allocate_experts, read_scores
+
+    _refuse(out, overwrite)
+    plan = allocate_experts(
+        read_scores(scores),
+        total,
+        map=map,
+        aggregate=aggregate,
+        beta=beta,
+        orientation=orientation,
+        shape=_parse_shape(shape),
+        on_constant=on_constant,
+        model=_describe(model, scores),
+    )
+    _deliver(plan, out, as_json=as_json)
+
+
+def _refuse(out: Path | None, overwrite: bool) -> None:
+    from layerif.runs import refuse_existing
+
+    if out is not None:
+        refuse_existing(out, overwrite=overwrite)
+
+
+def _describe(name: str | None, scores: Path) -> ModelInfo | None:
+    """The shape of the model named, for plain scores; a run folder knows its own model."""
+    if name is None:
+        return None
+    if scores.is_dir():
+        raise InputError(f"{scores} is a run folder, which knows its model; leave out --model")
+    from layerif.model import describe, open_skeleton
+
+    return describe(open_skeleton(name))
+
+
+def _parse_shape(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split("-")]
+    except ValueError:
+        raise InputError(
+            f"{text!r} is not a shape; give the experts of each group of layers, like 2-4-6-8"
+        ) from None
+
+
+def _deliver(plan: Allocation, out: Path | None, *, as_json: bool) -> None:
+    from layerif.report import allocation_table
+
+    if out is not None:
+        plan.save(out)
+    emit(allocation_table(plan), plan.model_dump(mode="json"), as_json=as_json)
+    if plan.layer_sizes is None and plan.kind == "sparsity":
+        say("No model is named, so all layers count as equally large.", as_json=as_json)
+    if out is not None:
+        say(f"wrote {out}", as_json=as_json)

@@ -1,0 +1,48 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerif.choices import Aggregation, Dtype, OnConstant, Orientation
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Hub id, model folder, .gguf file, or the alias smollm2.",
+        show_default=False,
+    ),
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision the model runs in.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ..., or auto.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder of parquet data sets, instead of the hub."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens kept of an example.")]
+ContextLength = Annotated[
+    int, typer.Option("--context-length", help="Tokens of a chunk of running text.")
+]
+BatchTokens = Annotated[
+    int, typer.Option("--batch-tokens", help="Tokens run at once, padding counted.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for machines.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
+Aggregate = Annotated[
+    Aggregation, typer.Option("--aggregate", help="How a layer's influences become one score.")
+]
+OrientationOption = Annotated[
+    Orientation,
+    typer.Option("--orientation", help="direct: high scores get more of the budget."),
+]
+ConstantOption = Annotated[
+    OnConstant, typer.Option("--on-constant", help="What scores that are all equal give.")
+]

@@ -1,0 +1,26 @@
+"""What commands print: a table for people, or JSON for machines, on standard output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from layerif.runs import json_text
+
+console = Console(highlight=False)
+
+
+def emit(table: Table, value: Any, *, as_json: bool) -> None:
+    """Print the table, or with `as_json` the plain value."""
+    if as_json:
+        print(json_text(value))
+    else:
+        console.print(table)
+
+
+def say(message: str, *, as_json: bool) -> None:
+    """A line beside a table; left out of JSON output."""
+    if not as_json:
+        console.print(message, soft_wrap=True, markup=False)

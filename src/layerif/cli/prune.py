@@ -1,0 +1,81 @@
+"""`layerif prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerif.choices import PruningMethod
+from layerif.cli import options
+from layerif.cli.output import emit, say
+from layerif.errors import InputError
+
+
+def prune(
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)],
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Sparsity plan to follow.", show_default=False)
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", help="The same sparsity everywhere, instead of a plan."),
+    ] = None,
+    method: Annotated[PruningMethod, typer.Option("--method", help="How weights are chosen.")] = (
+        "wanda"
+    ),
+    calibration: Annotated[
+        str, typer.Option("--calibration", help="python-docs, wikitext2, or a text file.")
+    ] = "python-docs",
+    samples: Annotated[
+        int, typer.Option("--calibration-samples", help="Chunks of calibration text.")
+    ] = 32,
+    context_length: options.ContextLength = 512,
+    batch_tokens: options.BatchTokens = 2048,
+    dtype: options.DtypeOption = "float32",
+    device: options.Device = "auto",
+    data_dir: options.DataDir = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Prune decoder layer by decoder layer, and write an ordinary Hugging Face model folder.
+
+    The zeros are unstructured: they make no dense kernel faster.
+    """
+    from layerif.artifacts import Allocation
+    from layerif.runs import refuse_existing
+    from layerif.tasks import load_corpus
+
+    refuse_existing(out, overwrite=overwrite)
+    if (plan is None) == (sparsity is None):
+        raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
+    wanted = Allocation.load(plan) if plan is not None else sparsity
+    assert wanted is not None
+    corpus = load_corpus(calibration, data_dir=data_dir, seed=seed)
+
+    from layerif.model import open_model
+    from layerif.pruning import prune as prune_in_place
+    from layerif.pruning import save_pruned
+    from layerif.report import manifest_table
+
+    opened, tokenizer = open_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    manifest = prune_in_place(
+        opened,
+        wanted,
+        tokenizer=tokenizer,
+        calibration=corpus,
+        method=method,
+        samples=samples,
+        context_length=context_length,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+    save_pruned(opened, tokenizer, manifest, out)
+    emit(manifest_table(manifest), manifest.model_dump(mode="json"), as_json=as_json)
+    say(f"wrote {out}", as_json=as_json)

@@ -1,0 +1,80 @@
+"""`layerif score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerif.cli import options
+from layerif.cli.output import emit, say
+
+
+def score(
+    model: options.Model,
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            help="agreement, mrpc, commonsense_qa, openbookqa, or a JSONL, CSV or parquet file.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write to.", show_default=False)],
+    train_samples: Annotated[
+        int, typer.Option("--train-samples", help="Samples whose influence is measured.")
+    ] = 200,
+    validation_samples: Annotated[
+        int, typer.Option("--validation-samples", help="Samples whose mean loss is moved.")
+    ] = 50,
+    rank: Annotated[int, typer.Option("--rank", help="Rank of the LoRA subspace.")] = 8,
+    alpha: Annotated[float, typer.Option("--alpha", help="Alpha of the LoRA subspace.")] = 16.0,
+    damping: Annotated[
+        float, typer.Option("--damping", help="lambda = damping * mean(|g|^2) / d in each block.")
+    ] = 0.1,
+    max_length: options.MaxLength = 512,
+    batch_tokens: options.BatchTokens = 2048,
+    dtype: options.DtypeOption = "float32",
+    device: options.Device = "auto",
+    data_dir: options.DataDir = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the influence of training samples through each decoder layer.
+
+    Writes scores.json and influence.safetensors to the run folder.
+    """
+    from layerif.runs import refuse_existing
+    from layerif.tasks import load_task
+
+    refuse_existing(out, overwrite=overwrite)
+    data = load_task(task, data_dir=data_dir, seed=seed)
+    train = data.sample("train", train_samples, seed)
+    validation = data.sample("validation", validation_samples, seed)
+
+    from layerif.influence import score as measure
+    from layerif.model import open_model
+    from layerif.report import scores_table
+
+    opened, tokenizer = open_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    scores = measure(
+        opened,
+        tokenizer,
+        train,
+        validation,
+        rank=rank,
+        alpha=alpha,
+        damping=damping,
+        seed=seed,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        task={"name": data.name, **data.origin},
+    )
+    scores.save(out)
+    emit(scores_table(scores), scores.summary(), as_json=as_json)
+    say(f"wrote {out}", as_json=as_json)

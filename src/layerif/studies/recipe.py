@@ -1,0 +1,98 @@
+"""A recipe: one YAML file that says all of a run, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import yaml
+from pydantic import Field
+
+from layerif.artifacts import Record
+from layerif.choices import Aggregation, Dtype, Orientation, PruningMethod
+from layerif.errors import InputError
+
+
+class ScoreStage(Record):
+    """Whose influence is measured, and on what."""
+
+    task: str
+    train_samples: int = Field(200, ge=1)
+    validation_samples: int = Field(50, ge=1)
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    damping: float = Field(0.1, gt=0)
+    max_length: int = Field(512, ge=2)
+
+
+class SparsityStage(Record):
+    """The sparsity plan."""
+
+    target: float = Field(ge=0, le=1)
+    aggregate: Aggregation = "positive"
+    epsilon: float = Field(0.1, ge=0, le=1)
+    smooth: bool = True
+    orientation: Orientation = "direct"
+
+
+class ExpertsStage(Record):
+    """The expert plan."""
+
+    total: int = Field(ge=1)
+    aggregate: Aggregation = "positive"
+    beta: float = Field(3.0, gt=0)
+    orientation: Orientation = "direct"
+
+
+class PruneStage(Record):
+    """How the sparsity plan is carried out."""
+
+    method: PruningMethod = "wanda"
+    calibration: str = "python-docs"
+    samples: int = Field(32, ge=1)
+    context_length: int = Field(512, ge=2)
+
+
+class EvaluateStage(Record):
+    """What the models are measured on; `samples` and `max_tokens` left out take everything."""
+
+    tasks: list[str] = Field(min_length=1)
+    samples: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=2)
+    max_length: int = Field(512, ge=2)
+    context_length: int = Field(512, ge=2)
+
+
+class Recipe(Record):
+    """The whole of a run, from a model to a table that compares its pruned versions."""
+
+    model: str
+    out: str
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    seed: int = 0
+    batch_tokens: int = Field(2048, ge=1)
+    score: ScoreStage
+    sparsity: SparsityStage
+    experts: ExpertsStage | None = None
+    prune: PruneStage = PruneStage()
+    evaluate: EvaluateStage
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a recipe.
+
+        Raises:
+            InputError: no such file, not YAML (with the line), or fields missing, unknown or wrong.
+        """
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"no recipe at {path}: the file does not exist") from None
+        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise InputError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+        return cls.parse(value, f"recipe {path}")
+
+    def text(self) -> str:
+        """The recipe with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,211 @@
+"""A user's own task: a file of examples, or a folder of three such files.
+
+The columns are `prompt` and `completion`, and for multiple choice `choices` (a list; in CSV a JSON
+list in the cell) and `answer` (the index of the right choice, from 0, or its text). A row with
+choices and answer needs no completion; one with choices and completion needs no answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from layerif.errors import InputError
+from layerif.progress import note
+from layerif.tasks.base import SPLITS, Example, Split, Task
+from layerif.tasks.sources import Row, listing, read_parquet
+from layerif.tasks.splits import carve, count_and_hash, disjoint
+
+# The shares of the distinct prompts of a single file; the rest is for training.
+SHARES: dict[Split, float] = {"validation": 0.1, "test": 0.1}
+
+
+def load_own(path: Path, seed: int = 0) -> Task:
+    """The task in a `.jsonl`, `.parquet` or `.csv` file, or in a folder of train, validation, test.
+
+    The rows of one file are dealt out to train, validation and test, 80, 10 and 10 % of the
+    distinct prompts, by `seed`. In a folder the files are the splits.
+
+    Raises:
+        InputError: a file is missing or malformed, or a row is not an example; names file and row.
+    """
+    origin: dict[str, Any] = {"source": str(path)}
+    if path.is_dir():
+        files = {split: _split_file(path, split) for split in SPLITS}
+        parts = {split: read_examples(file) for split, file in files.items()}
+        origin["files"] = {file.name: _file_hash(file) for file in files.values()}
+        origin["splits"] = "as given"
+    else:
+        examples = read_examples(path)
+        prompts = len({example.prompt for example in examples})
+        if prompts < len(SPLITS):
+            raise InputError(
+                f"{path} has {prompts} distinct prompt{'s' if prompts > 1 else ''}, and "
+                f"{', '.join(SPLITS)} need at least one each"
+            )
+        parts = carve(examples, SHARES, seed)
+        origin["files"] = {path.name: _file_hash(path)}
+        origin["splits"] = f"80, 10 and 10 % of the distinct prompts, drawn by seed {seed}"
+    # One prompt with two completions is two examples here, unlike in a public data set.
+    splits, dropped = disjoint(parts, same=lambda example: example)
+    for split, reasons in dropped.items():
+        for reason, count in reasons.items():
+            note(f"{path}: {count} {split} rows left out ({reason})")
+        if not splits[split]:
+            raise InputError(f"{path}: every {split} row has its prompt in another split")
+    origin["dropped"] = dropped
+    return Task(str(path), splits, {**origin, **count_and_hash(splits)})
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The examples in a file, in order.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a row is not an example.
+    """
+    if not path.is_file():
+        raise InputError(f"no file at {path}")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path} is none of the files of examples: {', '.join(READERS)}")
+    try:
+        examples = [_example(row, f"{path}, row {number}") for number, row in reader(path)]
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
+    if not examples:
+        raise InputError(f"{path} has no rows")
+    return examples
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows numbered by line, so that an editor finds them; blank lines are passed over."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number} is not a JSON object but {line[:40]}")
+        yield number, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    return enumerate(read_parquet(path).to_pylist(), start=1)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        cells = csv.DictReader(file, strict=True)
+        number = 0
+        try:
+            for number, row in enumerate(cells, start=1):
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}, row {number} does not have as many cells as the header, "
+                        f"{len(cells.fieldnames or ())}"
+                    )
+                yield number, _typed(row, f"{path}, row {number}")
+        except csv.Error as error:
+            raise InputError(f"{path}, row {number + 1} is not CSV: {error}") from None
+
+
+def _typed(cells: dict[str, str], where: str) -> Row:
+    """CSV cells as the values that other formats hold; an empty cell is an absent value."""
+    row: Row = {name: cell or None for name, cell in cells.items()}
+    if row.get("choices") is not None:
+        try:
+            row["choices"] = json.loads(row["choices"])
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: choices are not a JSON list ({error.msg})") from None
+    answer, choices = row.get("answer"), row.get("choices")
+    if answer is not None and answer.isdecimal():
+        if isinstance(choices, list) and answer in choices:
+            raise InputError(
+                f"{where}: answer {answer} may be an index or the text of a choice; "
+                f"write these rows as .jsonl, which tells numbers from texts"
+            )
+        row["answer"] = int(answer)
+    return row
+
+
+READERS: dict[str, Callable[[Path], Iterable[tuple[int, Row]]]] = {
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+}
+
+
+def _example(row: Row, where: str) -> Example:
+    completion, choices, answer = (row.get(name) for name in ("completion", "choices", "answer"))
+    missing = [name for name in ("prompt", "completion") if name not in row]
+    if choices is not None and answer is not None and "completion" in missing:
+        missing.remove("completion")
+    if missing:
+        raise InputError(
+            f"{where} lacks {' and '.join(missing)}; expected prompt and completion, or prompt, "
+            f"choices and answer, and found {', '.join(row) or 'nothing'}"
+        )
+    prompt = _text(row["prompt"], "prompt", where)
+    if choices is None:
+        if answer is not None:
+            raise InputError(f"{where} has an answer, {answer!r}, but no choices")
+        return Example(prompt, _text(completion, "completion", where))
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise InputError(f"{where}: choices must be a list of at least two texts, not {choices!r}")
+    for choice in choices:
+        _text(choice, "choice", where)
+    if len(set(choices)) < len(choices):
+        raise InputError(f"{where} has a choice twice: {choices!r}")
+    if answer is None:
+        answer = _text(completion, "completion", where)
+    index = _answer(answer, choices, where)
+    if completion is not None and completion != choices[index]:
+        raise InputError(
+            f"{where}: the completion {completion!r} is not the choice that the answer names, "
+            f"{choices[index]!r}"
+        )
+    return Example(prompt, choices[index], tuple(choices), index)
+
+
+def _answer(answer: Any, choices: list[str], where: str) -> int:
+    """The index of the right choice, given as an index or as its text."""
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    raise InputError(
+        f"{where}: answer {answer!r} is neither an index from 0 to {len(choices) - 1} "
+        f"nor one of the choices {choices!r}"
+    )
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{where}: the {name} is empty")
+    if not isinstance(value, str):
+        raise InputError(f"{where}: the {name} must be a text, not {value!r}")
+    return value
+
+
+def _split_file(folder: Path, split: Split) -> Path:
+    found = [folder / f"{split}{suffix}" for suffix in READERS]
+    found = [path for path in found if path.is_file()]
+    if len(found) != 1:
+        there = sorted(path.name for path in (found or folder.iterdir()))
+        raise InputError(
+            f"folder {folder} needs exactly one file called {split} ({', '.join(READERS)}), "
+            f"and holds {listing(there)}"
+        )
+    return found[0]
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

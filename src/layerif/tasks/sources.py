@@ -1,0 +1,104 @@
+"""Raw rows of data sets: from the hub (or a folder laid out like it), or from a folder of parquet.
+
+Rows come back as dictionaries of plain Python values, with the columns asked for and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from layerif.errors import InputError
+
+Row = dict[str, Any]
+
+
+def from_hub(repo: str, config: str | None, split: str, columns: Sequence[str]) -> list[Row]:
+    """The rows of one split of a data set on the Hugging Face hub.
+
+    Args:
+        repo: the name on the hub, `owner/name`, or a local folder with the same layout (a README
+            whose header lists the configurations, and their data files).
+        config: the configuration; None for a data set that has only one.
+
+    Raises:
+        InputError: the hub cannot be reached, or the data set, configuration, split or a column
+            does not exist.
+    """
+    import datasets
+
+    what = f"{repo} ({config})" if config else repo
+    try:
+        rows = datasets.load_dataset(repo, config, split=split)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise InputError(f"the hub has no open data set {repo}: {_message(error)}") from error
+    except ConnectionError as error:
+        raise InputError(
+            f"the Hugging Face hub cannot be reached for data set {what}, and no copy of it is "
+            f"cached here ({_message(error)}); connect once to fetch it, or pass --data-dir "
+            f"with a folder that holds the data set as parquet files"
+        ) from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"split {split!r} of data set {what} cannot be loaded: {_message(error)}"
+        ) from error
+    _require(columns, rows.column_names, f"split {split!r} of data set {what}")
+    return rows.select_columns(list(columns)).to_list()
+
+
+def from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -> list[Row]:
+    """The rows of `data_dir/name/split.parquet`.
+
+    Raises:
+        InputError: the folder, the file or a column does not exist, or the file is not parquet.
+    """
+    folder = data_dir / name
+    if not data_dir.is_dir():
+        raise InputError(f"--data-dir {data_dir} is not a folder")
+    if not folder.is_dir():
+        there = sorted(path.name for path in data_dir.iterdir() if path.is_dir())
+        raise InputError(f"no data set {name!r} in {data_dir}, which holds {listing(there)}")
+    path = folder / f"{split}.parquet"
+    if not path.is_file():
+        there = sorted(path.name for path in folder.iterdir())
+        raise InputError(f"no {split}.parquet in {folder}, which holds {listing(there)}")
+    table = read_parquet(path)
+    _require(columns, table.column_names, str(path))
+    rows: list[Row] = table.select(list(columns)).to_pylist()
+    return rows
+
+
+def read_parquet(path: Path) -> Any:
+    """The parquet file as a pyarrow table.
+
+    Raises:
+        InputError: the file is not parquet.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # One file, not a data set: folder names on the way to it are not columns.
+        return pyarrow.parquet.ParquetFile(path).read()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable parquet file: {_message(error)}") from None
+
+
+def _require(columns: Sequence[str], found: Sequence[str], where: str) -> None:
+    missing = [column for column in columns if column not in found]
+    if missing:
+        raise InputError(
+            f"{where} lacks the column{'s' if len(missing) > 1 else ''} {listing(missing)}; "
+            f"it has {listing(found)}"
+        )
+
+
+def listing(names: Sequence[str], most: int = 20) -> str:
+    """The names for a message, the first `most` of them where there are more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + more
+
+
+def _message(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,390 @@
+"""From scores to plans: exact totals, published vectors, what is recorded, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import fsum
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from layerif.allocate import allocate_experts, allocate_sparsity, read_scores
+from layerif.artifacts import Allocation, LayerScores, ModelInfo
+from layerif.budgets import ConstantScoresError
+from layerif.choices import Aggregation
+from layerif.errors import InputError
+from test_artifacts import MODEL, make_scores
+
+AGGREGATIONS = get_args(Aggregation)
+VECTOR = [0.3, 2.0, -1.0, 0.7, 1.1]
+
+
+@pytest.fixture(scope="module")
+def paper(paper_dir: Path) -> dict[str, Any]:
+    return json.loads((paper_dir / "mistral-7b.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def mistral(paper: dict[str, Any]) -> ModelInfo:
+    layers = paper["shape"]["layers"]
+    return ModelInfo(
+        name="Mistral-7B-v0.1",
+        architecture="MistralForCausalLM",
+        layers=layers,
+        layer_sizes=[sum(paper["shape"]["numel"])] * layers,
+    )
+
+
+def weighted_mean(plan: Allocation, sizes: list[int]) -> float:
+    return fsum(s * n for s, n in zip(plan.allocation, sizes, strict=True)) / sum(sizes)
+
+
+class TestSparsity:
+    def test_agrees_with_the_published_vector(
+        self, paper: dict[str, Any], mistral: ModelInfo
+    ) -> None:
+        # Would see: another epsilon, smoothing where none was asked, an orientation turned around.
+        # The published values are of single precision.
+        raw = paper["influence_raw_minmax"]
+        plan = allocate_sparsity(raw, 0.7, epsilon=0.2, smooth=False, model=mistral)
+        published = paper["sparsity_from_raw_S0.7_eps0.2"]
+        np.testing.assert_allclose(plan.allocation, published, rtol=0, atol=5e-8)
+        assert plan.total == 0.7
+        assert plan.model == mistral
+        assert plan.layer_sizes == mistral.layer_sizes
+
+    @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.7, 0.95, 1.0])
+    @pytest.mark.parametrize("scores", [make_scores(), VECTOR], ids=["influence", "vector"])
+    def test_weighted_mean_is_exact_for_layers_of_unequal_size(
+        self, scores: Any, sparsity: float
+    ) -> None:
+        # Would see: a plain mean over layers; the sizes differ by more than a factor of two.
+        model = None if isinstance(scores, LayerScores) else MODEL
+        plan = allocate_sparsity(scores, sparsity, epsilon=0.5, model=model)
+        assert weighted_mean(plan, MODEL.layer_sizes) == pytest.approx(sparsity, abs=1e-12)
+        assert plan.total == sparsity
+        assert plan.model == MODEL
+
+    def test_without_a_model_layers_count_alike(self) -> None:
+        plan = allocate_sparsity(VECTOR, 0.5, epsilon=0.3)
+        assert fsum(plan.allocation) / 5 == pytest.approx(0.5, abs=1e-12)
+        assert plan.model is None
+        assert plan.layer_sizes is None
+
+    @pytest.mark.parametrize("how", AGGREGATIONS)
+    def test_every_aggregation_is_the_one_asked_for(self, how: Aggregation) -> None:
+        scores = make_scores()
+        plan = allocate_sparsity(scores, 0.5, aggregate=how)
+        plain = allocate_sparsity(scores.aggregate(how), 0.5, model=MODEL)
+        assert plan.allocation == plain.allocation
+        assert plan.how["aggregate"] == how
+
+    def test_aggregations_lead_to_different_plans(self) -> None:
+        plans = {
+            tuple(allocate_sparsity(make_scores(), 0.5, aggregate=how).allocation)
+            for how in AGGREGATIONS
+        }
+        assert len(plans) == len(AGGREGATIONS)
+
+    @pytest.mark.parametrize("smooth", [True, False])
+    def test_direct_prunes_high_scores_more_and_inverse_less(self, smooth: bool) -> None:
+        rising = np.arange(7.0)
+        direct = allocate_sparsity(rising, 0.5, smooth=smooth).allocation
+        inverse = allocate_sparsity(rising, 0.5, smooth=smooth, orientation="inverse").allocation
+        assert (np.diff(direct) > 0).all()
+        assert (np.diff(inverse) < 0).all()
+
+    def test_records_metric_map_and_parameters(self) -> None:
+        plan = allocate_sparsity(
+            make_scores(), 0.5, aggregate="top", epsilon=0.2, orientation="inverse", s_max=0.9
+        )
+        assert plan.how == {
+            "metric": "influence",
+            "aggregate": "top",
+            "estimator": "datainf",
+            "task": "mrpc",
+            "map": "layerif",
+            "epsilon": 0.2,
+            "smoothing_window": 5,  # of 7 wanted: there are five layers
+            "orientation": "inverse",
+            "s_max": 0.9,
+        }
+        assert allocate_sparsity(VECTOR, 0.5, smooth=False).how["smoothing_window"] is None
+        assert allocate_sparsity(range(4), 0.5).how["smoothing_window"] is None
+        assert allocate_sparsity(range(9), 0.5).how["smoothing_window"] == 7
+        assert allocate_sparsity(VECTOR, 0.5).how["metric"] == "given"
+        in_memory = make_scores()
+        record = in_memory.record.model_copy(update={"task": None})
+        assert allocate_sparsity(replace(in_memory, record=record), 0.5).how["task"] is None
+
+    def test_smoothing_is_on_unless_refused(self) -> None:
+        zigzag = [0.0, 1.0] * 4
+        smoothed, plain = (allocate_sparsity(zigzag, 0.5, smooth=s) for s in (True, False))
+        assert smoothed.allocation == allocate_sparsity(zigzag, 0.5).allocation
+        assert smoothed.allocation != plain.allocation
+
+    def test_uniform_takes_no_notice_of_the_scores(self) -> None:
+        for scores in (make_scores(), VECTOR, [1.0] * 5):
+            plan = allocate_sparsity(scores, 0.6, map="uniform")
+            assert plan.allocation == [0.6] * 5
+            assert plan.how == {"map": "uniform"}
+
+    def test_no_layer_exceeds_s_max(self) -> None:
+        plan = allocate_sparsity(make_scores(), 0.6, epsilon=1.0, s_max=0.7)
+        assert max(plan.allocation) == 0.7
+        assert weighted_mean(plan, MODEL.layer_sizes) == pytest.approx(0.6, abs=1e-12)
+
+    def test_plans_survive_a_file(self, tmp_path: Path) -> None:
+        # Would see: a total that no longer holds once the numbers went through text.
+        plan = allocate_sparsity(make_scores(), 0.7, epsilon=0.37)
+        plan.save(tmp_path / "plan.json")
+        assert Allocation.load(tmp_path / "plan.json") == plan
+        plan.check_fits(MODEL, "sparsity")
+
+
+class TestExperts:
+    def test_agrees_with_mola(self, paper: dict[str, Any], mistral: ModelInfo) -> None:
+        raw = paper["influence_raw_minmax"]
+        plan = allocate_experts(raw, 160, map="mola", model=mistral)
+        published = paper["experts_T160"]["MoLA-2468"]
+        assert plan.allocation == published
+        assert plan.total == 160
+        assert plan.how == {"map": "mola", "shape": [2, 4, 6, 8], "top_k": [2] * 32}
+        turned = allocate_experts(raw, 160, map="mola", shape=[8, 6, 4, 2])
+        assert turned.allocation == published[::-1]
+
+    @pytest.mark.parametrize("how", AGGREGATIONS)
+    @pytest.mark.parametrize("total", [5, 6, 17, 40])
+    def test_total_is_exact_and_every_layer_has_one(self, how: Aggregation, total: int) -> None:
+        scores = make_scores()
+        plan = allocate_experts(scores, total, aggregate=how)
+        assert sum(plan.allocation) == total == plan.total
+        assert min(plan.allocation) >= 1
+        assert {type(value) for value in plan.allocation} == {int}
+        assert plan.allocation == allocate_experts(scores.aggregate(how), total).allocation
+        assert plan.how["aggregate"] == how
+
+    def test_direct_gives_high_scores_more_and_inverse_fewer(self) -> None:
+        scores = [1.0, 2.0, 3.0, 4.0]
+        direct = allocate_experts(scores, 20).allocation
+        assert direct == sorted(direct)
+        assert direct[0] < direct[-1]
+        assert allocate_experts(scores, 20, orientation="inverse").allocation == direct[::-1]
+
+    def test_larger_beta_is_more_unequal(self) -> None:
+        highest = [
+            max(allocate_experts(VECTOR, 40, beta=beta).allocation) for beta in (0.5, 1, 3, 9)
+        ]
+        assert highest == sorted(set(highest))
+
+    def test_records_metric_map_and_parameters(self) -> None:
+        plan = allocate_experts(make_scores(), 30, aggregate="all", beta=2.5)
+        top_k = [min(2, experts) for experts in plan.allocation]
+        assert plan.how == {
+            "metric": "influence",
+            "aggregate": "all",
+            "estimator": "datainf",
+            "task": "mrpc",
+            "map": "power",
+            "beta": 2.5,
+            "orientation": "direct",
+            "top_k": top_k,
+        }
+        assert {1, 2} == set(top_k), "both cases occur"
+        assert plan.model == MODEL
+        assert plan.layer_sizes == MODEL.layer_sizes
+
+    def test_uniform_takes_no_notice_of_the_scores(self) -> None:
+        plan = allocate_experts([3.0] * 4, 10, map="uniform")
+        assert plan.allocation == [3, 3, 2, 2]
+        assert plan.how == {"map": "uniform", "top_k": [2] * 4}
+
+    def test_plans_survive_a_file(self, tmp_path: Path) -> None:
+        plan = allocate_experts(make_scores(), 33)
+        plan.save(tmp_path / "plan.json")
+        assert Allocation.load(tmp_path / "plan.json") == plan
+        plan.check_fits(MODEL, "experts")
+
+    @pytest.mark.parametrize("map", ["power", "mola", "uniform"])
+    def test_fewer_experts_than_layers_are_refused(self, map: Any) -> None:
+        with pytest.raises(InputError, match="a total of 4 is too few for 5 layers"):
+            allocate_experts(VECTOR, 4, map=map)
+
+
+ALLOCATE: dict[str, Callable[..., Allocation]] = {
+    "sparsity": lambda scores, **options: allocate_sparsity(scores, 0.5, **options),
+    "experts": lambda scores, **options: allocate_experts(scores, 10, **options),
+}
+
+
+@pytest.mark.parametrize("kind", ALLOCATE)
+class TestBoth:
+    def test_scores_that_are_all_equal_are_an_error(self, kind: str) -> None:
+        with pytest.raises(ConstantScoresError, match="do not tell the layers apart: all 5 are 2"):
+            ALLOCATE[kind]([2.0] * 5)
+
+    def test_scores_that_are_all_equal_give_the_uniform_plan_where_asked(self, kind: str) -> None:
+        plan = ALLOCATE[kind]([2.0] * 5, on_constant="uniform")
+        assert plan.allocation == ALLOCATE[kind]([2.0] * 5, map="uniform").allocation
+
+    def test_negative_of_samples_that_all_help_says_nothing(self, kind: str) -> None:
+        # Real: on plain text every sample helps every layer.
+        scores = make_scores(np.random.default_rng(0).uniform(0.1, 1.0, (5, 12)))
+        with pytest.raises(ConstantScoresError, match="do not tell the layers apart: all 5 are 0"):
+            ALLOCATE[kind](scores, aggregate="negative")
+        ALLOCATE[kind](scores, aggregate="positive")
+
+    def test_unknown_words_are_answered_with_the_known_ones(self, kind: str) -> None:
+        maps = {"sparsity": "layerif, uniform", "experts": "power, mola, uniform"}[kind]
+        with pytest.raises(InputError, match=f"no {kind} map 'cubic'; choose one of {maps}$"):
+            ALLOCATE[kind](VECTOR, map="cubic")
+        with pytest.raises(InputError, match="no aggregation 'median'"):
+            ALLOCATE[kind](make_scores(), aggregate="median")
+        with pytest.raises(InputError, match="no orientation 'sideways'"):
+            ALLOCATE[kind](VECTOR, orientation="sideways")
+        with pytest.raises(InputError, match="no on_constant 'guess'"):
+            ALLOCATE[kind](VECTOR, on_constant="guess")
+
+    def test_scores_of_another_number_of_layers_than_the_model_are_refused(self, kind: str) -> None:
+        with pytest.raises(InputError, match="there are 4 scores, but tiny/llama has 5 decoder"):
+            ALLOCATE[kind](VECTOR[:4], model=MODEL)
+
+    @pytest.mark.parametrize("scores", [[], [[1.0, 2.0]], [1.0, np.nan], ["a", "b"], [1, [2, 3]]])
+    def test_what_is_not_one_number_a_layer_is_refused(self, kind: str, scores: Any) -> None:
+        with pytest.raises(InputError, match=r"^the scores "):
+            ALLOCATE[kind](scores)
+
+
+class TestReadScores:
+    def test_run_folder(self, tmp_path: Path) -> None:
+        scores = make_scores()
+        for name in ("run", "run.v2"):
+            scores.save(tmp_path / name)
+            assert read_scores(tmp_path / name) == scores
+        assert read_scores(str(tmp_path / "run")) == scores
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("a.json", "[0.3, 2, -1, 0.7, 1.1]"),
+            ("a.csv", "0.3\n2\n-1\n0.7\n1.1\n"),
+            ("a.csv", "0.3\r\n2\r\n-1\r\n0.7\r\n1.1"),
+            ("a.csv", "score\n0.3\n2\n-1\n0.7\n1.1\n"),
+            ("a.csv", "layer,score\n0,0.3\n1, 2\n2,-1\n3,7e-1\n4,1.1\n"),
+            ("a.csv", "0,0.3\n1,2\n2,-1\n3,0.7\n4,1.1\n\n"),
+            ("a.csv", "name,layer,score\nq,0,0.3\nq,1,2\nq,2,-1\nq,3,0.7\nq,4,1.1\n"),
+        ],
+    )
+    def test_one_number_a_layer(self, tmp_path: Path, name: str, text: str) -> None:
+        path = tmp_path / name
+        path.write_bytes(text.encode())
+        scores = read_scores(path)
+        assert isinstance(scores, np.ndarray)
+        assert scores.dtype == np.float64
+        assert scores.tolist() == VECTOR
+
+    def test_csv_of_a_spreadsheet_keeps_its_first_layer(self, tmp_path: Path) -> None:
+        # Would see: the byte order mark before the first number, which made it a header.
+        path = tmp_path / "a.csv"
+        path.write_text("0.3\n2\n-1\n0.7\n1.1\n", "utf-8-sig")
+        assert read_scores(path).tolist() == VECTOR
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64])
+    def test_npy(self, tmp_path: Path, dtype: Any) -> None:
+        values = np.array([3, 0, -2, 5], dtype=dtype)
+        np.save(tmp_path / "a.npy", values)
+        scores = read_scores(tmp_path / "a.npy")
+        assert scores.dtype == np.float64
+        assert scores.tolist() == [3, 0, -2, 5]
+
+    def test_plain_scores_lead_to_the_plan_of_the_run_they_come_from(self, tmp_path: Path) -> None:
+        # Would see: a file format that loses digits, or the order of the layers.
+        scores = make_scores()
+        vector = scores.aggregate()
+        np.save(tmp_path / "a.npy", vector)
+        (tmp_path / "a.json").write_text(json.dumps(vector.tolist()))
+        rows = "".join(f"{layer},{value!r}\n" for layer, value in enumerate(vector.tolist()))
+        (tmp_path / "a.csv").write_text("layer,score\n" + rows)
+        expected = allocate_sparsity(scores, 0.5).allocation
+        for name in ("a.npy", "a.json", "a.csv"):
+            plan = allocate_sparsity(read_scores(tmp_path / name), 0.5, model=MODEL)
+            assert plan.allocation == expected
+
+    @pytest.mark.parametrize("suffix", [".json", ".csv", ".npy"])
+    def test_missing_file(self, tmp_path: Path, suffix: str) -> None:
+        with pytest.raises(InputError, match=rf"no scores at .*a{suffix}: the file does not exist"):
+            read_scores(tmp_path / f"a{suffix}")
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"no run folder at .*run"):
+            read_scores(tmp_path / "run")
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.pt", "a.pkl", "a.npz", "a.JSON"])
+    def test_other_suffixes(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_text("[1, 2]")
+        with pytest.raises(InputError, match=r"neither a run folder nor a \.json, \.csv, \.npy"):
+            read_scores(tmp_path / name)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "says"),
+        [
+            ("a.json", b'{"scores": [1, 2]}', "holds no list; expected one number a layer"),
+            ("a.json", b"[1, 2", "is not valid JSON"),
+            ("a.json", b"[1, NaN]", "NaN is not a number"),
+            ("a.json", b"[1, 1e999]", "of layer 1 are not finite"),
+            ("a.json", b"[1, null]", "of layer 1 are not finite"),
+            ("a.json", b"[[1, 2], [3, 4]]", r"have shape \(2, 2\)"),
+            ("a.json", b'[1, "high"]', "are not numbers in a regular array"),
+            ("a.json", b"[]", r"have shape \(0,\)"),
+            ("a.csv", b"", r"have shape \(0,\)"),
+            ("a.csv", b"layer,score\n", r"have shape \(0,\)"),
+            ("a.csv", b"layer,score\n0,0.5\n1,high\n", "'high', the last column of row 2, is no"),
+            ("a.csv", b"0,0.5\n1,\n", "'', the last column of row 2, is no number"),
+            ("a.csv", b"0.5\nnan\n", "of layer 1 are not finite"),
+            ("a.csv", b"0.5\ninf\n", "of layer 1 are not finite"),
+            ("a.csv", "größe\n0.5\n".encode("latin-1"), "is not a CSV file in UTF-8"),
+            ("a.npy", b"", r"is not a \.npy file of numbers"),
+            ("a.npy", b"0.5\n0.6\n", r"is not a \.npy file of numbers"),
+        ],
+    )
+    def test_content_that_is_no_scores(
+        self, tmp_path: Path, name: str, content: bytes, says: str
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=says) as error:
+            read_scores(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+
+    def test_npy_of_another_shape_or_cut_short(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.npy"
+        np.save(path, np.ones((2, 3)))
+        with pytest.raises(InputError, match=r"have shape \(2, 3\)"):
+            read_scores(path)
+        np.save(path, np.arange(4.0))
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(InputError, match=r"is not a \.npy file of numbers"):
+            read_scores(path)
+        np.save(path, np.array([1.0, np.nan]))
+        with pytest.raises(InputError, match="of layer 1 are not finite"):
+            read_scores(path)
+
+    def test_npy_that_needs_pickle_is_not_opened(self, tmp_path: Path) -> None:
+        # Would see: allow_pickle=True, with which opening a file runs what it holds.
+        marker = tmp_path / "marker"
+
+        class Touch:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.touch, (marker,)
+
+        path = tmp_path / "a.npy"
+        np.save(path, np.array([Touch(), 1.0], dtype=object), allow_pickle=True)
+        np.load(path, allow_pickle=True)
+        assert marker.exists(), "the pickle is live"
+        marker.unlink()
+        with pytest.raises(InputError, match=r"is not a \.npy file of numbers"):
+            read_scores(path)
+        assert not marker.exists()

@@ -1,0 +1,136 @@
+"""Perplexity and accuracy against naive loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from layerif.errors import InputError, NumericalError
+from layerif.evaluation import evaluate, perplexity, sparsity_of, task_measurement
+from layerif.evaluation.accuracy import wilson_interval
+from layerif.model import find_decoder_layers
+from layerif.tasks.base import Example, Task
+from tiny import tiny_model, tiny_tokenizer
+
+TEXT = " ".join(f"Line {i} of a text about {i % 7} things." for i in range(40))
+EXAMPLES = [
+    Example(f"Question {i}?", choices[i % 3], choices, i % 3)
+    for i, choices in enumerate([(" yes", " no, never", " maybe so")] * 12)
+]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_perplexity_equals_a_loop_over_chunks(bos):
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer(bos=bos)
+    found = perplexity(model, tokenizer, TEXT, context_length=48)
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    body = 48 - bos
+    losses = []
+    for start in range(0, len(ids) - body + 1, body):
+        chunk = torch.tensor([([1] if bos else []) + ids[start : start + body]])
+        log_probabilities = model(chunk).logits[0].log_softmax(-1)
+        losses += [-log_probabilities[t - 1, chunk[0, t]].item() for t in range(1, 48)]
+    assert found.count == len(losses)
+    assert found.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-9)
+
+
+def test_perplexity_does_not_depend_on_the_batch():
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    values = [
+        perplexity(model, tokenizer, TEXT, context_length=32, batch_tokens=tokens).value
+        for tokens in (1, 100, 10_000)
+    ]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-12)
+
+
+def test_max_tokens_takes_whole_chunks_from_the_front():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    few = perplexity(model, tokenizer, TEXT, context_length=32, max_tokens=100)
+    assert few.details["chunks"] == 3
+    assert few.value == pytest.approx(
+        perplexity(model, tokenizer, TEXT[:96], context_length=32).value
+    )
+    with pytest.raises(InputError, match="fewer than one chunk"):
+        perplexity(model, tokenizer, TEXT, context_length=32, max_tokens=31)
+
+
+def naive_choice(model, tokenizer, example, per_byte):
+    best = []
+    for choice in example.choices:
+        ids = torch.tensor([tokenizer(example.prompt + choice)["input_ids"]])
+        start = len(tokenizer(example.prompt)["input_ids"])
+        log_probabilities = model(ids).logits[0].log_softmax(-1)
+        total = sum(log_probabilities[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1]))
+        best.append(total / len(choice.encode()) if per_byte else total)
+    return best.index(max(best))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200])
+def test_accuracy_equals_a_loop_over_candidates(batch_tokens):
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    found = task_measurement(model, tokenizer, EXAMPLES, batch_tokens=batch_tokens)
+    for per_byte, value in ((False, found.value), (True, found.details["accuracy_per_byte"])):
+        hits = [naive_choice(model, tokenizer, e, per_byte) == e.answer for e in EXAMPLES]
+        assert value == pytest.approx(sum(hits) / len(hits))
+    assert found.details["chance"] == pytest.approx(1 / 3)
+    assert found.low < found.value < found.high
+
+
+def test_free_text_is_measured_by_the_perplexity_of_its_completions():
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    found = task_measurement(model, tokenizer, [Example("a b", " c d"), Example("e", " f")])
+    losses = []
+    for prompt, completion in (("a b", " c d"), ("e", " f")):
+        ids = torch.tensor([tokenizer(prompt + completion)["input_ids"]])
+        log_probabilities = model(ids).logits[0].log_softmax(-1)
+        start = len(prompt)
+        losses += [-log_probabilities[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1])]
+    assert (found.metric, found.count) == ("perplexity", 6)
+    assert found.value == pytest.approx(math.exp(sum(losses) / 6))
+
+
+def test_rows_that_do_not_fit_are_listed_and_left_out():
+    long = Example("q", " " + "x" * 90, (" " + "x" * 90, " y"), 0)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    found = task_measurement(model, tokenizer, [*EXAMPLES, long], max_length=50)
+    assert found.details["dropped"] == [len(EXAMPLES)]
+    assert found.count == len(EXAMPLES)
+    with pytest.raises(InputError, match="no example of task fits into 50 tokens"):
+        task_measurement(model, tokenizer, [long], max_length=50)
+
+
+def test_candidates_for_some_rows_only_are_refused():
+    with pytest.raises(InputError, match="12 of the 13 examples"):
+        task_measurement(tiny_model(), tiny_tokenizer(), [*EXAMPLES, Example("a", " b")])
+
+
+def test_likelihoods_that_are_not_finite_stop_the_run():
+    model = tiny_model()
+    model.get_output_embeddings().weight.data[5] = torch.nan
+    with pytest.raises(NumericalError, match="not finite"):
+        perplexity(model, tiny_tokenizer(), TEXT, context_length=32)
+    with pytest.raises(NumericalError, match="likelihood of ' .*' after the prompt"):
+        task_measurement(model, tiny_tokenizer(), EXAMPLES[:1])
+
+
+def test_evaluate_takes_the_test_split_and_counts_zeros():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    layers = find_decoder_layers(model)
+    layers.projections[0].weight.zero_()
+    task = Task("made up", {"train": [], "validation": [], "test": EXAMPLES}, {"from": "here"})
+    results = evaluate(model, tokenizer, [task], samples=5, seed=1)
+    assert results.measurements[0].count == 5
+    assert results.sparsity == pytest.approx(layers.projections[0].numel / layers.sizes.sum())
+    assert sparsity_of(model) == results.sparsity
+    assert results.how["data"] == {"made up": {"from": "here"}}
+    with pytest.raises(InputError, match="has 12 test examples, fewer than the 13"):
+        evaluate(model, tokenizer, [task], samples=13)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 7), (3, 10), (400, 500), (9, 9)])
+def test_the_interval_is_wilsons(hits, count):
+    expected = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
