@@ -46,7 +46,7 @@ def paper_dir(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest):
-    """Tiny models run on one thread: handing their small products around costs more than it saves."""
+    """Tiny models run on one thread: sharing out their small products costs more than it saves."""
     threads = torch.get_num_threads()
     if request.node.get_closest_marker("real_model") is None:
         torch.set_num_threads(1)

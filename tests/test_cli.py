@@ -235,23 +235,19 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
     assert "holds the run of another recipe" in err
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"experts": {"total": 2}}, "asks for 2 experts, fewer than the 3 decoder layers"),
-        ({"sparsity": {"target": 2}}, "sparsity.target"),
-        ({"sparsety": {}}, "sparsety: Extra inputs are not permitted"),
-        ({"score": {"task": "agreement", "train_samples": 10**6}}, "fewer than the 1000000"),
-        ({"evaluate": {"tasks": ["nothing"]}}, "no task or corpus is called 'nothing'"),
-    ],
-)
-def test_a_wrong_recipe_is_refused_before_anything_is_written(
-    layerif, model, text, tmp_path, changes, message
-):
-    status, _, err = layerif("run", recipe(model, text, tmp_path, **changes))
-    assert status == 2
-    assert message in err
-    assert not (tmp_path / "run").exists()
+def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, text, tmp_path):
+    wrong = {
+        "asks for 2 experts, fewer than the 3 decoder layers": {"experts": {"total": 2}},
+        "sparsity.target": {"sparsity": {"target": 2}},
+        "sparsety: Extra inputs are not permitted": {"sparsety": {}},
+        "fewer than the 1000000": {"score": {"task": "agreement", "train_samples": 10**6}},
+        "no task or corpus is called 'nothing'": {"evaluate": {"tasks": ["nothing"]}},
+    }
+    for message, changes in wrong.items():
+        status, _, err = layerif("run", recipe(model, text, tmp_path, **changes))
+        assert status == 2
+        assert message in err
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_something_else_is_refused(layerif, model, text, tmp_path):

@@ -112,7 +112,7 @@ def test_likelihoods_that_are_not_finite_stop_the_run():
     model.get_output_embeddings().weight.data[5] = torch.nan
     with pytest.raises(NumericalError, match="not finite"):
         perplexity(model, tiny_tokenizer(), TEXT, context_length=32)
-    with pytest.raises(NumericalError, match="likelihood of ' .*' after the prompt"):
+    with pytest.raises(NumericalError, match=r"likelihood of ' .*' after the prompt"):
         task_measurement(model, tiny_tokenizer(), EXAMPLES[:1])
 
 

@@ -56,6 +56,8 @@ def allocate_sparsity(
     vector, model, how = _resolve(scores, aggregate, model)
     sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
     check_choice(map, SparsityMap, "sparsity map")
+    if on_constant == "uniform" and _constant(vector):
+        map = "uniform"  # recorded as what was done
     if map == "uniform":
         plan = budgets.uniform_sparsity(sparsity, sizes)
         how = {"map": map}
@@ -77,7 +79,6 @@ def allocate_sparsity(
         kind="sparsity",
         allocation=plan.tolist(),
         total=sparsity,
-        layer_sizes=model.layer_sizes if model else None,
         model=model,
         how=how,
     )
@@ -113,6 +114,8 @@ def allocate_experts(
     """
     vector, model, how = _resolve(scores, aggregate, model)
     check_choice(map, ExpertsMap, "experts map")
+    if map == "power" and on_constant == "uniform" and _constant(vector):
+        map = "uniform"  # recorded as what was done
     if map == "power":
         plan = budgets.power_map(
             vector, total, beta=beta, orientation=orientation, on_constant=on_constant
@@ -128,9 +131,8 @@ def allocate_experts(
         kind="experts",
         allocation=plan.tolist(),
         total=total,
-        layer_sizes=model.layer_sizes if model else None,
         model=model,
-        how=how | {"top_k": budgets.top_k(plan).tolist()},
+        how=how,
     )
 
 
@@ -191,6 +193,14 @@ def _read_npy(path: Path) -> NDArray[Any]:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
+
+
+def _constant(scores: NDArray[np.float64]) -> bool:
+    try:
+        budgets.minmax(scores)
+    except budgets.ConstantScoresError:
+        return True
+    return False
 
 
 def _resolve(

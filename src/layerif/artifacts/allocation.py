@@ -25,7 +25,8 @@ class Allocation(JsonArtifact):
         kind: `sparsity` (fraction of zeros in the layer's projections) or `experts` (LoRA experts).
         allocation: one number per decoder layer.
         total: for sparsity the mean weighted by `layer_sizes`, for experts the sum.
-        layer_sizes: parameters of each layer; None counts all layers as equally large.
+        layer_sizes: parameters of each layer, where no model gives them; without either all layers
+            count as equally large.
         model: which model the plan was made for; None fits any model with as many layers.
         how: metric, map and their parameters.
     """
@@ -33,7 +34,7 @@ class Allocation(JsonArtifact):
     format: Literal["layerif.allocation/1"] = "layerif.allocation/1"
     kind: Kind
     allocation: list[float] | list[int] = Field(min_length=1)
-    total: float | None = None
+    total: int | float | None = None
     layer_sizes: list[int] | None = None
     model: ModelInfo | None = None
     how: dict[str, Any] = Field(default_factory=dict)
@@ -47,13 +48,14 @@ class Allocation(JsonArtifact):
                 raise ValueError(
                     f"layer {layer} has {value} experts; each layer needs a whole number from 1 up"
                 )
-        sizes_of_model = self.model.layer_sizes if self.model else None
-        for name, sizes in (("layer_sizes", self.layer_sizes), ("the model", sizes_of_model)):
-            if sizes is not None and len(sizes) != len(self.allocation):
+        if self.model and self.layer_sizes not in (None, self.model.layer_sizes):
+            raise ValueError("layer_sizes differ from the model's; leave them out")
+        if self.sizes is not None:
+            if len(self.sizes) != len(self.allocation):
                 raise ValueError(
-                    f"allocation has {len(self.allocation)} layers, {name} has {len(sizes)}"
+                    f"allocation has {len(self.allocation)} layers, layer_sizes {len(self.sizes)}"
                 )
-            if sizes is not None and min(sizes) < 1:
+            if min(self.sizes) < 1:
                 raise ValueError("every layer size must be at least 1")
         if self.total is not None and abs(self.realised_total - self.total) > TOTAL_TOLERANCE:
             what = "weighted mean" if self.kind == "sparsity" else "sum"
@@ -64,11 +66,16 @@ class Allocation(JsonArtifact):
         return self
 
     @property
+    def sizes(self) -> list[int] | None:
+        """Parameters of each layer, from the model or the plan itself."""
+        return self.model.layer_sizes if self.model else self.layer_sizes
+
+    @property
     def realised_total(self) -> float:
         """Mean sparsity weighted by layer size, or number of experts."""
         if self.kind == "experts":
             return float(sum(self.allocation))
-        sizes = self.layer_sizes or [1] * len(self.allocation)
+        sizes = self.sizes or [1] * len(self.allocation)
         weighted = math.fsum(s * n for s, n in zip(self.allocation, sizes, strict=True))
         return weighted / sum(sizes)
 
@@ -86,16 +93,11 @@ class Allocation(JsonArtifact):
                 f"the plan{made_for} has {len(self.allocation)} layers, but {model.name} has "
                 f"{model.layers} decoder layers; make a plan for this model"
             )
-        if self.model and self.model.layer_sizes != model.layer_sizes:
-            layer = next(
-                i
-                for i, (a, b) in enumerate(
-                    zip(self.model.layer_sizes, model.layer_sizes, strict=True)
+        for layer, (here, there) in enumerate(
+            zip(self.sizes or model.layer_sizes, model.layer_sizes, strict=True)
+        ):
+            if here != there:
+                raise InputError(
+                    f"in the plan{made_for} layer {layer} has {here:,} projection parameters, "
+                    f"where {model.name} has {there:,}; make a plan for this model"
                 )
-                if a != b
-            )
-            raise InputError(
-                f"the plan was made for {self.model.name}, whose layer {layer} has "
-                f"{self.model.layer_sizes[layer]:,} projection parameters, where {model.name} has "
-                f"{model.layer_sizes[layer]:,}; make a plan for this model"
-            )

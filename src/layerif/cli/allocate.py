@@ -151,7 +151,7 @@ def _deliver(plan: Allocation, out: Path | None, *, as_json: bool) -> None:
     if out is not None:
         plan.save(out)
     emit(allocation_table(plan), plan.model_dump(mode="json"), as_json=as_json)
-    if plan.layer_sizes is None and plan.kind == "sparsity":
+    if plan.sizes is None and plan.kind == "sparsity":
         say("No model is named, so all layers count as equally large.", as_json=as_json)
     if out is not None:
         say(f"wrote {out}", as_json=as_json)

@@ -46,7 +46,7 @@ def evaluate(
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    sources = load_sources(tasks.split(","), data_dir=data_dir, seed=seed)
+    sources = load_sources(tasks.split(","), data_dir=data_dir)
 
     from layerif.evaluation import evaluate as measure
     from layerif.model import open_model

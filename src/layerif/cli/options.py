@@ -26,7 +26,9 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of parquet data sets, instead of the hub."),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+# Splits do not depend on it: two commands with different seeds would otherwise train on, or
+# calibrate with, what the other one tests on.
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all draws; splits do not depend on it.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens kept of an example.")]
 ContextLength = Annotated[
     int, typer.Option("--context-length", help="Tokens of a chunk of running text.")

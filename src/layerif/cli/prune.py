@@ -55,7 +55,7 @@ def prune(
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
     wanted = Allocation.load(plan) if plan is not None else sparsity
     assert wanted is not None
-    corpus = load_corpus(calibration, data_dir=data_dir, seed=seed)
+    corpus = load_corpus(calibration, data_dir=data_dir)
 
     from layerif.model import open_model
     from layerif.pruning import prune as prune_in_place

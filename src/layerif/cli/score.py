@@ -51,7 +51,7 @@ def score(
     from layerif.tasks import load_task
 
     refuse_existing(out, overwrite=overwrite)
-    data = load_task(task, data_dir=data_dir, seed=seed)
+    data = load_task(task, data_dir=data_dir)
     train = data.sample("train", train_samples, seed)
     validation = data.sample("validation", validation_samples, seed)
 

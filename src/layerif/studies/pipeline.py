@@ -82,13 +82,13 @@ def _check_folder(folder: Path, recipe: Recipe) -> None:
 
 def _load(recipe: Recipe, data_dir: Path | None) -> _Data:
     seed, stage = recipe.seed, recipe.score
-    task = load_task(stage.task, data_dir=data_dir, seed=seed)
+    task = load_task(stage.task, data_dir=data_dir)
     data = _Data(
         task=task,
         train=task.sample("train", stage.train_samples, seed),
         validation=task.sample("validation", stage.validation_samples, seed),
-        calibration=load_corpus(recipe.prune.calibration, data_dir=data_dir, seed=seed),
-        sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir, seed=seed),
+        calibration=load_corpus(recipe.prune.calibration, data_dir=data_dir),
+        sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir),
     )
     for source in data.sources:
         if isinstance(source, Task):
