@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--train-samples", type=int, default=200)
     parser.add_argument("--validation-samples", type=int, default=50)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
 
@@ -73,9 +73,9 @@ def main() -> None:
         scorings.append(seconds(scoring))
     ratios = [ours / bare for ours, bare in zip(scorings, floors, strict=True)]
     print(
-        f"{options.model}, {task.name}, {len(train)} + {len(validation)} samples, {tokens:,} tokens, "
-        f"{options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{platform.machine()}"
+        f"{options.model}, {task.name}, {len(train)} + {len(validation)} samples, "
+        f"{tokens:,} tokens, {options.dtype}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {platform.machine()}"
     )
     print(f"floor    min {min(floors):7.2f} s   {tokens / min(floors):6.0f} tokens/s")
     print(f"scoring  min {min(scorings):7.2f} s   {tokens / min(scorings):6.0f} tokens/s")

@@ -29,7 +29,10 @@ def test_influence_equals_the_published_procedure(smollm2):
     scores = score(model, tokenizer, train, validation, rank=4, alpha=8.0, seed=3)
     gradients = [autograd_gradients(model, tokenizer, s) for s in (train, validation)]
     oracle = np.stack(
-        [published_datainf(*(g.astype(np.float64) for g in pair)) for pair in zip(*gradients)]
+        [
+            published_datainf(*(g.astype(np.float64) for g in pair))
+            for pair in zip(*gradients, strict=True)
+        ]
     )
     assert np.abs(scores.projection_influence - oracle).max() <= 1e-4 * np.abs(oracle).max()
 

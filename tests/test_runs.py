@@ -162,10 +162,14 @@ class TestNewFolder:
         assert names(tmp_path) == ["model"]
 
     def test_can_be_read_by_others(self, tmp_path: Path) -> None:
-        # Would see: the 0700 of a temporary folder kept for the result.
-        with new_folder(tmp_path / "model") as part:
-            fill(part, weights="new")
-        assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o755
+        # Would see: the 0700 of a temporary folder, or a writer's 0600, kept for the result.
+        for mode, file_mode in ((0o755, 0o644), (0o700, 0o600)):
+            tmp_path.chmod(mode)
+            with new_folder(tmp_path / "model") as part:
+                fill(part, weights="new")
+                (part / "weights").chmod(0o600)
+            assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == mode
+            assert stat.S_IMODE((tmp_path / "model" / "weights").stat().st_mode) == file_mode
 
 
 @contextmanager

@@ -41,6 +41,7 @@ def new_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
+        _make_readable(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -51,9 +52,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it takes the place of `path` only on success."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    part.chmod(0o755)
+    part.chmod(path.parent.stat().st_mode & 0o777)
     try:
         yield part
+        for file in part.rglob("*"):
+            _make_readable(file)
         if path.exists():
             # A folder cannot be renamed over a full one: move the old aside, so that at every
             # moment either the old or the new is whole on disk.
@@ -72,6 +75,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _make_readable(path: Path) -> None:
+    """Let others read a file where the folder lets them: some writers make it private."""
+    if path.is_file():
+        path.chmod(path.stat().st_mode | (path.parent.stat().st_mode & 0o044))
 
 
 def write_text(path: Path, text: str) -> None:

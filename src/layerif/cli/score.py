@@ -34,7 +34,7 @@ def score(
         float, typer.Option("--damping", help="lambda = damping * mean(|g|^2) / d in each block.")
     ] = 0.1,
     max_length: options.MaxLength = 512,
-    batch_tokens: options.BatchTokens = 2048,
+    batch_tokens: options.BatchTokens = 1024,
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",
     data_dir: options.DataDir = None,

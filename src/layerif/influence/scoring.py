@@ -34,7 +34,7 @@ def score(
     damping: float = 0.1,
     seed: int = 0,
     max_length: int = 512,
-    batch_tokens: int = 2048,
+    batch_tokens: int = 1024,
     padding_side: PaddingSide = "left",
     task: dict[str, Any] | None = None,
 ) -> LayerScores:
@@ -53,7 +53,8 @@ def score(
         damping: lambda = damping * mean(|g|^2) / d in each block.
         seed: of the LoRA's A matrices.
         max_length: tokens kept of a sample; its prompt is cut from the left.
-        batch_tokens: tokens of a batch, padding counted.
+        batch_tokens: tokens of a batch, padding counted; what a backward pass has to keep of them
+            is most of the memory that scoring takes.
         padding_side: which side of a batch is padded; changes nothing but rounding.
         task: where the samples come from, for the record.
 

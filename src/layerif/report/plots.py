@@ -25,27 +25,28 @@ def plot_scores(
 ) -> list[Path]:
     """Draw the score of each layer; returns the PNG and the SVG written to `stem`.png, .svg."""
     figure, axes = _figure(f"Influence per decoder layer ({aggregate})", _model_line(scores))
-    _bars(axes, scores.aggregate(aggregate))
-    axes.set_ylabel("summed influence")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    values = scores.aggregate(aggregate)
+    # One power of ten for the whole axis, in its label: a mark at its top would hit the title.
+    power = int(np.floor(np.log10(np.abs(values).max()))) if values.any() else 0
+    _bars(axes, values / 10.0**power)
+    axes.set_ylabel("summed influence" + (f" / $10^{{{power}}}$" if power else ""))
     return _save(figure, Path(stem))
 
 
 def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
-    """Draw a plan beside the uniform one of the same total, written to `stem`.png and .svg."""
+    """Draw a plan beside the uniform one of the same total, written to `stem`.png and .svg.
+
+    Sparsities lie close together, so their bars start at the uniform plan's line; experts are
+    counted from zero.
+    """
     name = plan.model.name if plan.model else "any model"
     label = LABELS[plan.kind]
     how = plan.how.get("map", "given")
     figure, axes = _figure(f"{label[0].upper()}{label[1:]} per decoder layer ({how})", name)
     values = np.asarray(plan.allocation, dtype=float)
-    _bars(axes, values)
-    mean = plan.realised_total
-    if plan.kind == "experts":
-        mean /= len(values)
-    else:
-        # Sparsities lie close together: show the range they move in, not the whole of 0 to 1.
-        margin = max(0.02, 0.35 * float(np.ptp(values)))
-        axes.set_ylim(max(0.0, values.min() - margin), min(1.0, values.max() + margin))
+    experts = plan.kind == "experts"
+    mean = plan.realised_total / (len(values) if experts else 1)
+    _bars(axes, values, start=0.0 if experts else mean)
     axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"uniform {mean:.3g}",
@@ -82,10 +83,11 @@ def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _bars(axes: Axes, values: Sequence[float] | np.ndarray) -> None:
+def _bars(axes: Axes, values: Sequence[float] | np.ndarray, *, start: float = 0.0) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.bar(np.arange(len(values)), values, width=0.78, color=ACCENT)
+    heights = np.asarray(values) - start
+    axes.bar(np.arange(len(values)), heights, bottom=start, width=0.78, color=ACCENT)
     axes.set_xlim(-0.7, len(values) - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

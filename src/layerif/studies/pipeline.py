@@ -122,7 +122,7 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
         damping=stage.damping,
         max_length=stage.max_length,
         seed=recipe.seed,
-        batch_tokens=recipe.batch_tokens,
+        batch_tokens=stage.batch_tokens,
         task={"name": data.task.name, **data.task.origin},
     )
     scores.save(folder)
@@ -177,7 +177,7 @@ def _measure(
             samples=recipe.prune.samples,
             context_length=recipe.prune.context_length,
             seed=recipe.seed,
-            batch_tokens=recipe.batch_tokens,
+            batch_tokens=recipe.prune.batch_tokens,
         )
         manifest.save(folder / f"{name}-manifest.json")
         if name == "layerif":
@@ -192,7 +192,7 @@ def _measure(
         max_length=stage.max_length,
         context_length=stage.context_length,
         max_tokens=stage.max_tokens,
-        batch_tokens=recipe.batch_tokens,
+        batch_tokens=stage.batch_tokens,
     )
     results.save(path)
     return results

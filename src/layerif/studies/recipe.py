@@ -23,6 +23,7 @@ class ScoreStage(Record):
     alpha: float = Field(16.0, gt=0)
     damping: float = Field(0.1, gt=0)
     max_length: int = Field(512, ge=2)
+    batch_tokens: int = Field(1024, ge=1)
 
 
 class SparsityStage(Record):
@@ -51,6 +52,7 @@ class PruneStage(Record):
     calibration: str = "python-docs"
     samples: int = Field(32, ge=1)
     context_length: int = Field(512, ge=2)
+    batch_tokens: int = Field(2048, ge=1)
 
 
 class EvaluateStage(Record):
@@ -61,6 +63,7 @@ class EvaluateStage(Record):
     max_tokens: int | None = Field(None, ge=2)
     max_length: int = Field(512, ge=2)
     context_length: int = Field(512, ge=2)
+    batch_tokens: int = Field(2048, ge=1)
 
 
 class Recipe(Record):
@@ -71,7 +74,6 @@ class Recipe(Record):
     dtype: Dtype = "float32"
     device: str = "auto"
     seed: int = 0
-    batch_tokens: int = Field(2048, ge=1)
     score: ScoreStage
     sparsity: SparsityStage
     experts: ExpertsStage | None = None
