@@ -266,7 +266,7 @@ def test_a_result_that_is_not_finite_has_a_status_of_its_own(layerif, text, tmp_
     tiny_tokenizer().save_pretrained(tmp_path / "broken")
     status, _, err = layerif(*score_options(tmp_path / "broken", tmp_path / "run"))
     assert status == 3
-    assert "loss of sample" in err
+    assert "loss of validation sample" in err
     assert not (tmp_path / "run").exists()
 
 

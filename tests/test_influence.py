@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_sample():
     token = tiny_tokenizer()("~")["input_ids"][0]
     model.get_input_embeddings().weight.data[token] = torch.nan
     broken = [*VALIDATION[:2], Example("a ~", " b"), *VALIDATION[2:]]
-    with pytest.raises(NumericalError, match="loss of sample 2 is nan"):
+    with pytest.raises(NumericalError, match="loss of validation sample 2 is nan"):
         measure(model, validation=broken)
 
 

@@ -60,6 +60,3 @@ def main() -> None:
         console.print("error:", style="bold red", end=" ")
         console.print(str(error), markup=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)

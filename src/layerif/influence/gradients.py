@@ -48,8 +48,14 @@ class PerSampleGradients:
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def __call__(
+        self, batch: Batch, kind: str = "sample"
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run one forward and one backward pass.
+
+        Args:
+            batch: the samples.
+            kind: what an error calls one of them.
 
         Returns:
             (B,) mean completion loss of each sample, and for each projection (B, out, rank) its
@@ -61,7 +67,7 @@ class PerSampleGradients:
         self._gradients = [None] * len(self._keys)
         self._rows = len(batch.items)
         losses = row_sums(token_losses(self._model, batch), batch) / batch.counts
-        _require_finite(losses, "loss", batch)
+        _require_finite(losses, f"loss of {kind}", batch)
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
         # gradient of every sample, row by row.
         losses.sum().backward()
@@ -71,7 +77,7 @@ class PerSampleGradients:
                 raise NumericalError(
                     f"no gradient reached {key}: its output does not take part in the loss"
                 )
-            _require_finite(gradient.flatten(1).sum(1), f"gradient at {key}", batch)
+            _require_finite(gradient.flatten(1).sum(1), f"gradient at {key} of {kind}", batch)
             gradients.append(gradient)
         return losses.detach(), gradients
 
@@ -108,7 +114,7 @@ def _require_finite(values: torch.Tensor, what: str, batch: Batch) -> None:
     if not finite.all():
         row = int((~finite).nonzero()[0, 0])
         raise NumericalError(
-            f"the {what} of sample {batch.items[row].index} is {values[row].item()}; stopped, as "
+            f"the {what} {batch.items[row].index} is {values[row].item()}; stopped, as "
             "no score made from it would mean anything (try --dtype float32, or look at the sample)"
         )
 

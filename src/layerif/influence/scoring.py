@@ -174,16 +174,20 @@ def _collect(
         PerSampleGradients(model, projections, lora) as per_sample,
         progress("per-sample gradients", total) as advance,
     ):
-        for items in pack(validation, batch_tokens):
+        began = time.perf_counter()
+        for number, items in enumerate(pack(validation, batch_tokens)):
             batch = collate(items, device=device, padding_side=padding_side)
-            losses, gradients = per_sample(batch)
+            losses, gradients = per_sample(batch, "validation sample")
+            if number == 0:
+                pace = (time.perf_counter() - began) / batch.tokens
+                note(f"{total:,} tokens, forward and backward: about {pace * total:.0f} s")
             found.validation_loss += losses.double().sum().item() / len(validation)
             for mean, gradient in zip(found.means, gradients, strict=True):
                 mean.add_(gradient.flatten(1).double().sum(0).to(mean), alpha=1 / len(validation))
             advance(batch.tokens)
         for items in pack(train, batch_tokens):
             batch = collate(items, device=device, padding_side=padding_side)
-            losses, gradients = per_sample(batch)
+            losses, gradients = per_sample(batch, "training sample")
             rows = torch.tensor([row_of[item.index] for item in items])
             found.train_losses[rows] = losses.to(found.train_losses)
             for stored, gradient in zip(found.store, gradients, strict=True):
