@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from layerif.errors import InputError, NumericalError
 from layerif.evaluation import evaluate, perplexity, sparsity_of, task_measurement
-from layerif.evaluation.accuracy import wilson_interval
+from layerif.evaluation.statistics import perplexity_interval
 from layerif.model import find_decoder_layers
 from layerif.tasks.base import Example, Task
 from tiny import tiny_model, tiny_tokenizer
@@ -35,6 +35,12 @@ def test_perplexity_equals_a_loop_over_chunks(bos):
         losses += [-log_probabilities[t - 1, chunk[0, t]].item() for t in range(1, 48)]
     assert found.count == len(losses)
     assert found.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-9)
+    # Item by item: the chunks in their order, whatever order they ran in.
+    chunks = np.reshape(losses, (-1, 47)).sum(1)
+    np.testing.assert_allclose(found.outcomes.nats, chunks, atol=1e-6)
+    assert found.outcomes.tokens == [47] * len(chunks)
+    assert (found.low, found.high) == pytest.approx(perplexity_interval(chunks, [47] * len(chunks)))
+    assert found.low < found.value < found.high
 
 
 def test_perplexity_does_not_depend_on_the_batch():
@@ -77,6 +83,11 @@ def test_accuracy_equals_a_loop_over_candidates(batch_tokens):
         assert value == pytest.approx(sum(hits) / len(hits))
     assert found.details["chance"] == pytest.approx(1 / 3)
     assert found.low < found.value < found.high
+    hits = [naive_choice(model, tokenizer, e, False) == e.answer for e in EXAMPLES]
+    assert found.outcomes.correct == hits
+    losses = np.divide(found.outcomes.nats, found.outcomes.tokens)
+    assert losses.mean() == pytest.approx(found.details["completion_loss"], abs=1e-6)
+    assert found.outcomes.tokens == [len(e.completion) for e in EXAMPLES]
 
 
 def test_free_text_is_measured_by_the_perplexity_of_its_completions():
@@ -90,6 +101,27 @@ def test_free_text_is_measured_by_the_perplexity_of_its_completions():
         losses += [-log_probabilities[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1])]
     assert (found.metric, found.count) == ("perplexity", 6)
     assert found.value == pytest.approx(math.exp(sum(losses) / 6))
+
+
+def test_two_classes_have_their_correlation_and_f1():
+    # Would see: the classes swapped, or candidates that differ by row taken for classes.
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    labels = [" not", " yes"]
+    rows = [
+        Example(f"Is {i} {'odd' * (i % 4)}?", labels[i % 3 == 0], tuple(labels), int(i % 3 == 0))
+        for i in range(30)
+    ]
+    details = task_measurement(model, tokenizer, rows).details
+    said = np.array([naive_choice(model, tokenizer, e, False) for e in rows])
+    true = np.array([e.answer for e in rows])
+    assert 0 < said.mean() < 1
+    assert details["mcc"] == pytest.approx(np.corrcoef(said, true)[0, 1])
+    precision, recall = true[said == 1].mean(), said[true == 1].mean()
+    assert details["f1"] == pytest.approx(2 / (1 / precision + 1 / recall))
+    assert details["positive"] == " yes"
+    other = Example("Is it?", " not", (" not", " maybe"), 0)
+    assert "mcc" not in task_measurement(model, tokenizer, [*rows, other]).details
+    assert "mcc" not in task_measurement(model, tokenizer, EXAMPLES).details
 
 
 def test_rows_that_do_not_fit_are_listed_and_left_out():
@@ -128,9 +160,3 @@ def test_evaluate_takes_the_test_split_and_counts_zeros():
     assert results.how["data"] == {"made up": {"from": "here"}}
     with pytest.raises(InputError, match="has 12 test examples, fewer than the 13"):
         evaluate(model, tokenizer, [task], samples=13)
-
-
-@pytest.mark.parametrize(("hits", "count"), [(0, 7), (3, 10), (400, 500), (9, 9)])
-def test_the_interval_is_wilsons(hits, count):
-    expected = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-12)

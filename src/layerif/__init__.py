@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from layerif.artifacts import LayerScores as LayerScores
     from layerif.artifacts import Results as Results
     from layerif.errors import LayerifError as LayerifError
+    from layerif.evaluation import compare as compare
     from layerif.evaluation import evaluate as evaluate
     from layerif.influence import score as score
     from layerif.model import open_model as open_model
@@ -41,6 +42,7 @@ _HOMES = {
     "Task": "tasks",
     "allocate_experts": "allocate",
     "allocate_sparsity": "allocate",
+    "compare": "evaluation",
     "evaluate": "evaluation",
     "load_corpus": "tasks",
     "load_task": "tasks",

@@ -2,17 +2,21 @@
 
 from layerif.artifacts.allocation import Allocation
 from layerif.artifacts.base import ModelInfo, Record, Setting, versions
+from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
-from layerif.artifacts.results import Measurement, Results
+from layerif.artifacts.results import Measurement, Outcomes, Results
 from layerif.artifacts.scores import LayerScores, ProjectionInfo, ScoringRecord
 
 __all__ = [
     "MANIFEST_FILE",
     "Allocation",
+    "Comparison",
+    "Comparisons",
     "LayerScores",
     "Manifest",
     "Measurement",
     "ModelInfo",
+    "Outcomes",
     "ProjectionInfo",
     "PrunedModule",
     "Record",

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
+
+
+class Outcomes(Record):
+    """What a figure is made of, item by item, so that two models can be compared in pairs.
+
+    An item is a row of a task, or a chunk of a corpus.
+
+    Attributes:
+        items: hash of what was measured, in order: the rows as texts, a chunk as its tokens.
+        nats: negative log-likelihood of each item's right completion, or of the chunk, summed.
+        tokens: what each sum is over.
+        correct: 1 where the row was answered right, else 0; empty where nothing is answered.
+    """
+
+    items: str
+    nats: list[float]
+    tokens: list[Annotated[int, Field(gt=0)]]
+    correct: list[Literal[0, 1]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _same_items(self) -> Self:
+        lengths = {len(self.nats), len(self.tokens), len(self.correct or self.nats)}
+        if lengths == {0} or len(lengths) > 1:
+            raise ValueError(
+                f"{len(self.nats)} nats, {len(self.tokens)} tokens and {len(self.correct)} correct "
+                "are not of the same items"
+            )
+        return self
 
 
 class Measurement(Record):
@@ -19,6 +47,7 @@ class Measurement(Record):
         low, high: 95 % interval, where one is known.
         count: what it was measured on: predicted tokens, or rows.
         details: companions of the figure, e.g. accuracy with length-normalised likelihoods.
+        outcomes: the same item by item; None in a file written without them.
     """
 
     name: str
@@ -28,6 +57,13 @@ class Measurement(Record):
     high: float | None = None
     count: int
     details: dict[str, Any] = Field(default_factory=dict)
+    outcomes: Outcomes | None = None
+
+    @model_validator(mode="after")
+    def _answered(self) -> Self:
+        if self.metric == "accuracy" and self.outcomes and not self.outcomes.correct:
+            raise ValueError("the outcomes of an accuracy must say which rows are correct")
+        return self
 
 
 class Results(JsonArtifact):

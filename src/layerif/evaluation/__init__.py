@@ -1,7 +1,8 @@
-"""What a model is worth: perplexity on text, accuracy on tasks."""
+"""What a model is worth: perplexity on text, accuracy on tasks, and how sure a difference is."""
 
 from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import evaluate, sparsity_of
 from layerif.evaluation.perplexity import perplexity
 
-__all__ = ["evaluate", "perplexity", "sparsity_of", "task_measurement"]
+__all__ = ["compare", "evaluate", "perplexity", "sparsity_of", "task_measurement"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 from layerif.artifacts import Measurement
 from layerif.batching import collate, encode, pack
 from layerif.errors import InputError, NumericalError
+from layerif.evaluation.comparison import outcomes_of
+from layerif.evaluation.statistics import f1, matthews, perplexity_interval, wilson_interval
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import Tokenizer
 from layerif.progress import progress
@@ -32,6 +34,8 @@ def task_measurement(
     The answer is the candidate with the greatest sum of log-probabilities given the prompt (the
     first of equals); `details` has the accuracy by log-probability per byte too, and the mean loss
     of the right completion, nats per token, which still tells models apart where accuracy does not.
+    Where all rows have the same two candidates, it has Matthews' correlation (`mcc`), and `f1` of
+    the second candidate, which `positive` names.
 
     Raises:
         InputError: no example can be used, or only some have candidates.
@@ -71,31 +75,42 @@ def task_measurement(
         "completion_loss": float(losses.mean()),
         "dropped": [row for row in range(len(examples)) if row not in set(used)],
     }
+    rows = [astuple(examples[row]) for row in used]
     if not with_choices:
-        nats = float(-sums[right].sum() / tokens[right].sum())
+        nats, counts = -sums[right], tokens[right]
+        low, high = perplexity_interval(nats, counts) or (None, None)
         return Measurement(
             name=name,
             metric="perplexity",
-            value=math.exp(nats),
-            count=int(tokens[right].sum()),
+            value=float(np.exp(nats.sum() / counts.sum())),
+            low=low,
+            high=high,
+            count=int(counts.sum()),
             details=details,
+            outcomes=outcomes_of(rows, nats, counts),
         )
-    sizes = np.array([len(candidate.encode()) for _, candidate in texts])
-    hits = sum(int(np.argmax(sums[groups[r]])) == examples[r].answer for r in used)
-    per_byte = sums / sizes
-    details["accuracy_per_byte"] = float(
-        np.mean([int(np.argmax(per_byte[groups[r]])) == examples[r].answer for r in used])
-    )
-    details["chance"] = float(np.mean([1 / len(groups[r]) for r in used]))
-    low, high = wilson_interval(hits, len(used))
+    per_byte = sums / np.array([len(candidate.encode()) for _, candidate in texts])
+    answers = np.array([examples[row].answer for row in used])
+    chosen = np.array([np.argmax(sums[groups[row]]) for row in used])
+    chosen_per_byte = np.array([np.argmax(per_byte[groups[row]]) for row in used])
+    correct = chosen == answers
+    details["accuracy_per_byte"] = float((chosen_per_byte == answers).mean())
+    details["chance"] = float(np.mean([1 / len(groups[row]) for row in used]))
+    candidates = {examples[row].choices for row in used}
+    if len(candidates) == 1 and len(labels := candidates.pop()) == 2:
+        details["mcc"] = matthews(chosen, answers)
+        details["f1"] = f1(chosen, answers)
+        details["positive"] = labels[1]
+    low, high = wilson_interval(int(correct.sum()), len(used))
     return Measurement(
         name=name,
         metric="accuracy",
-        value=hits / len(used),
+        value=float(correct.mean()),
         low=low,
         high=high,
         count=len(used),
         details=details,
+        outcomes=outcomes_of(rows, -sums[right], tokens[right], correct),
     )
 
 
@@ -129,12 +144,3 @@ def _log_likelihoods(
                 tokens[item.index] = item.scored
             advance(batch.tokens)
     return sums, tokens
-
-
-def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95 % interval of a proportion (E. B. Wilson, JASA 22, 1927)."""
-    share = hits / count
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from layerif.artifacts import Measurement
 from layerif.batching import collate, pack
 from layerif.chunks import check_context_length, cut
 from layerif.errors import InputError, NumericalError
-from layerif.likelihood import token_losses
+from layerif.evaluation.comparison import outcomes_of
+from layerif.evaluation.statistics import perplexity_interval
+from layerif.likelihood import row_sums, token_losses
 from layerif.model import Tokenizer
 from layerif.progress import progress
 
@@ -28,6 +31,8 @@ def perplexity(
     batch_tokens: int = 2048,
 ) -> Measurement:
     """exp of the mean negative log-likelihood of a token, chunk by chunk of `context_length`.
+
+    Its 95 % interval is a bootstrap over chunks (none for a single chunk).
 
     Args:
         text: the documents, joined.
@@ -48,21 +53,28 @@ def perplexity(
             )
         chunks = chunks[: max_tokens // context_length]
     device = next(model.parameters()).device
-    total, count = 0.0, 0
+    nats = np.zeros(len(chunks))
+    tokens = np.array([chunk.scored for chunk in chunks])
     with progress(f"perplexity on {name}", len(chunks) * context_length) as advance:
         for items in pack(chunks, batch_tokens):
             batch = collate(items, device=device)
-            total += token_losses(model, batch).double().sum().item()
-            count += len(batch.targets)
+            sums = row_sums(token_losses(model, batch).double(), batch)
+            nats[[item.index for item in items]] = sums.cpu().numpy()
             advance(batch.tokens)
-    if not math.isfinite(total):
+    if not np.isfinite(nats).all():
         raise NumericalError(
             f"the likelihood of {name} is not finite, so it has no perplexity (try --dtype float32)"
         )
+    count = int(tokens.sum())
+    mean = float(nats.sum()) / count
+    low, high = perplexity_interval(nats, tokens) or (None, None)
     return Measurement(
         name=name,
         metric="perplexity",
-        value=math.exp(total / count),
+        value=math.exp(mean),
+        low=low,
+        high=high,
         count=count,
-        details={"context_length": context_length, "chunks": len(chunks), "nats": total / count},
+        details={"context_length": context_length, "chunks": len(chunks), "nats": mean},
+        outcomes=outcomes_of([chunk.input_ids for chunk in chunks], nats, tokens),
     )

@@ -1,0 +1,141 @@
+"""Models compared in pairs, on the same rows and chunks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from layerif.artifacts import Comparison, Measurement, Outcomes, Results
+from layerif.errors import InputError
+from layerif.evaluation.statistics import PairedDifference, holm, mcnemar, paired_bootstrap
+
+SIGNIFICANCE = 0.05
+_DECIMALS = 6  # of nats: more than any model's arithmetic settles, and short to read
+
+
+def outcomes_of(
+    items: Iterable[Any],
+    nats: np.ndarray,
+    tokens: np.ndarray,
+    correct: np.ndarray | None = None,
+) -> Outcomes:
+    """What a measurement keeps of its items; `items` are plain JSON values that tell them apart."""
+    text = json.dumps(list(items), ensure_ascii=True)
+    return Outcomes(
+        items=hashlib.sha256(text.encode()).hexdigest()[:16],
+        nats=[round(float(value), _DECIMALS) for value in nats],
+        tokens=[int(count) for count in tokens],
+        correct=[] if correct is None else [1 if hit else 0 for hit in correct],
+    )
+
+
+def compare(results: Mapping[str, Results], baseline: str) -> list[Comparison]:
+    """Every model beside `baseline`, in each measurement that both have.
+
+    A task with candidates is compared in accuracy (exact McNemar test) and in the mean loss of the
+    right completion, nats per token (paired bootstrap over rows); any other measurement in
+    perplexity (paired bootstrap over chunks or rows). The losses are left out where the two models
+    cut completions into different tokens. p is adjusted over all that is returned.
+
+    Args:
+        results: one or more models beside the baseline, by the names they shall have.
+        baseline: one of those names.
+
+    Raises:
+        InputError: two results share no measurement, or were not measured on the same items, or a
+            file holds no outcomes item by item.
+    """
+    if baseline not in results or len(results) < 2:
+        raise InputError(
+            f"to compare with {baseline!r}, give its results and those of at least one other "
+            f"model; there are results of {', '.join(results) or 'none'}"
+        )
+    known = {(m.name, m.metric): m for m in results[baseline].measurements}
+    found: list[tuple[str, str, _Test]] = []
+    for name, result in results.items():
+        if name == baseline:
+            continue
+        shared = [m for m in result.measurements if (m.name, m.metric) in known]
+        if not shared:
+            raise InputError(
+                f"{name} and {baseline} share no measurement: one has {_names(result)}, the other "
+                f"{_names(results[baseline])}"
+            )
+        for measurement in shared:
+            reference = known[measurement.name, measurement.metric]
+            pair = _pair(measurement, reference, name, baseline)
+            found += [(name, measurement.name, test) for test in _tests(measurement.metric, *pair)]
+    adjusted = holm([test.p for _, _, test in found])
+    return [
+        Comparison(
+            name=measured,
+            metric=test.metric,
+            model=name,
+            baseline=baseline,
+            value=test.paired.first,
+            baseline_value=test.paired.second,
+            difference=test.paired.difference,
+            low=test.paired.low,
+            high=test.paired.high,
+            count=test.pairs,
+            test=test.kind,
+            p=test.p,
+            p_holm=p_holm,
+            inside_noise=p_holm >= SIGNIFICANCE,
+        )
+        for (name, measured, test), p_holm in zip(found, adjusted, strict=True)
+    ]
+
+
+class _Test(NamedTuple):
+    metric: Literal["accuracy", "perplexity", "completion_loss"]
+    kind: Literal["mcnemar", "paired_bootstrap"]
+    paired: PairedDifference
+    p: float
+    pairs: int
+
+
+def _tests(
+    metric: Literal["accuracy", "perplexity"], one: Outcomes, two: Outcomes
+) -> Iterator[_Test]:
+    """The comparisons that one measurement gives, from outcomes of the same items."""
+    pairs = len(one.nats)
+    if metric == "perplexity":
+        paired = paired_bootstrap(one.nats, two.nats, one.tokens, transform=np.exp)
+        yield _Test("perplexity", "paired_bootstrap", paired, paired.p, pairs)
+        return
+    paired = paired_bootstrap(one.correct, two.correct)
+    yield _Test("accuracy", "mcnemar", paired, mcnemar(one.correct, two.correct), pairs)
+    if one.tokens == two.tokens:
+        paired = paired_bootstrap(*(np.divide(side.nats, side.tokens) for side in (one, two)))
+        yield _Test("completion_loss", "paired_bootstrap", paired, paired.p, pairs)
+
+
+def _pair(
+    first: Measurement, second: Measurement, name: str, baseline: str
+) -> tuple[Outcomes, Outcomes]:
+    """The outcomes of both, of the same items."""
+    one, two = first.outcomes, second.outcomes
+    if one is None or two is None:
+        raise InputError(
+            f"the results of {name if one is None else baseline} on {first.name} hold no outcomes "
+            "item by item, which a comparison in pairs needs; measure them again"
+        )
+    # A perplexity is per token: of other tokens it is another quantity.
+    same = one.items == two.items and len(one.nats) == len(two.nats)
+    if not same or (first.metric == "perplexity" and one.tokens != two.tokens):
+        what = "rows" if first.metric == "accuracy" else "chunks, or other tokens in them"
+        raise InputError(
+            f"{name} and {baseline} cannot be compared in pairs on {first.name}: one was measured "
+            f"on {len(one.nats):,} items, the other on {len(two.nats):,}, and they are not the "
+            f"same {what}; measure both with the same data, samples, seed and lengths"
+        )
+    return one, two
+
+
+def _names(result: Results) -> str:
+    return ", ".join(f"{m.name} ({m.metric})" for m in result.measurements) or "none"
