@@ -12,8 +12,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from layerif import cli
-from layerif.artifacts import Allocation, LayerScores, Manifest, Results
+from layerif.artifacts import Allocation, Comparisons, LayerScores, Manifest, Results
 from layerif.studies import pipeline
+from test_artifacts import make_results
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 
 
@@ -96,6 +97,46 @@ def test_the_whole_way(layerif, model, text, tmp_path):
     assert json.loads(out) == results.model_dump(mode="json")
     assert [m.metric for m in results.measurements] == ["accuracy", "perplexity"]
     assert results.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_results_are_compared_with_those_in_a_file(layerif, model, text, tmp_path):
+    base = ["evaluate", "--model", model, "--samples", 10, "--context-length", 32]
+    both, path = ["--tasks", f"agreement,{text}"], tmp_path / "first.json"
+    assert layerif(*base, *both, "--out", path)[0] == 0
+    status, out, _ = layerif(*base, *both, "--against", path)
+    assert status == 0
+    same = [line for line in out.splitlines() if line.endswith("p = 1: inside the noise")]
+    assert len(same) == 3  # accuracy, answer loss, perplexity
+    assert all(f"against {path}" in line for line in same)
+
+    status, out, _ = layerif(*base, "--tasks", "agreement", "--against", path, "--json")
+    printed = json.loads(out)
+    assert status == 0
+    assert Results.model_validate(printed["results"]).measurements[0].count == 10
+    assert [c["metric"] for c in printed["comparisons"]] == ["accuracy", "completion_loss"]
+
+    # Other rows: what was measured is shown, and kept, before the comparison is refused.
+    kept = tmp_path / "kept.json"
+    status, out, err = layerif(*base, *both, "--seed", 1, "--against", path, "--out", kept)
+    assert status == 2
+    assert "not the same rows" in err
+    assert "perplexity" in out
+    assert Results.load(kept).measurements[0].count == 10
+
+
+def test_results_that_cannot_serve_are_refused_before_the_evaluation(layerif, text, tmp_path):
+    value = make_results().model_dump(mode="json")
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(value))
+    base = ["evaluate", "--model", "no/such/model", "--against", path]
+    status, _, err = layerif(*base, "--tasks", "agreement")
+    assert status == 2
+    assert "has results on wikitext2, mrpc, and agreement is to be measured" in err
+    value["measurements"][0]["name"] = "agreement"
+    path.write_text(json.dumps(value))
+    assert "holds no outcomes item by item" in layerif(*base, "--tasks", "agreement")[2]
+    path.unlink()
+    assert "does not exist" in layerif(*base, "--tasks", "agreement")[2]
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv", "npy"])
@@ -210,6 +251,11 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
     for word in ("dense", "uniform", "LayerIF", "perplexity", "accuracy"):
         assert word in out
     run = tmp_path / "run"
+    found = Comparisons.load(run / "comparison.json").comparisons
+    assert {(c.model, c.baseline) for c in found} == {("LayerIF", "uniform")}
+    assert [c.metric for c in found] == ["accuracy", "completion_loss", "perplexity"]
+    for comparison, words in zip(found, ("accuracy", "answer loss", "perplexity"), strict=True):
+        assert f"{comparison.name} {words}: LayerIF " in out
     names = {p.name for p in run.iterdir()}
     pictures = {f"{n}.{s}" for n in ("scores", "sparsity", "experts") for s in ("png", "svg")}
     assert pictures <= names

@@ -234,6 +234,15 @@ class TestTables:
         assert lines[-2].split() == ["dense", "0.00%", "54.70", "62.5%", "±", "12.5%", "0.700"]
         assert lines[-1].split() == ["LayerIF", "50.00%", "54.70", "62.5%", "±", "12.5%", "0.700"]
 
+    def test_perplexity_has_its_interval_where_one_is_known(self) -> None:
+        value: dict[str, Any] = make_results().model_dump()
+        value["measurements"][0] |= {"low": 52.0, "high": 58.0}
+        results = {"dense": Results.model_validate(value)}
+        assert render(results_table(results, "t"))[-1].split()[2:5] == ["54.70", "±", "3.00"]
+        assert caveat_lines(results)[0] == (
+            "Measured on wikitext2: 10,000 tokens, ± half a 95 % interval."
+        )
+
     def test_caveats_stand_beside_the_figures(self) -> None:
         assert list(caveat_lines({"dense": make_results()})) == [
             "Measured on wikitext2: 10,000 tokens.",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layerif.cli import options
 from layerif.cli.output import emit, say
+from layerif.errors import InputError
+
+if TYPE_CHECKING:
+    from layerif.artifacts import Results
 
 
 def evaluate(
@@ -20,6 +24,14 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option("--out", help="JSON file to write the results to.", show_default=False),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            help="Results of another model on the same rows, to compare with in pairs.",
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[
         int | None,
@@ -40,17 +52,23 @@ def evaluate(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure accuracy on tasks' test splits, and perplexity on corpora."""
+    """Measure accuracy on tasks' test splits, and perplexity on corpora.
+
+    With --against, say how each figure differs from another model's, and whether that is more than
+    noise.
+    """
     from layerif.runs import refuse_existing
     from layerif.tasks import load_sources
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     sources = load_sources(tasks.split(","), data_dir=data_dir)
+    reference = None if against is None else _reference(against, {s.name for s in sources})
 
+    from layerif.evaluation import compare
     from layerif.evaluation import evaluate as measure
     from layerif.model import open_model
-    from layerif.report import caveat_lines, results_table
+    from layerif.report import caveat_lines, comparison_lines, results_table
 
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
@@ -68,9 +86,40 @@ def evaluate(
     )
     if out is not None:
         results.save(out)
-    table = results_table({results.model.name: results}, "Evaluation")
-    emit(table, results.model_dump(mode="json"), as_json=as_json)
-    for line in caveat_lines({results.model.name: results}):
+    own = {results.model.name: results}
+    value = results.model_dump(mode="json")
+    table = results_table(own, "Evaluation")
+    if reference is None or not as_json:
+        emit(table, value, as_json=as_json)
+    for line in caveat_lines(own):
         say(line, as_json=as_json)
     if out is not None:
         say(f"wrote {out}", as_json=as_json)
+    if reference is not None:
+        # Last, so that figures which turn out to be of other rows are kept and shown all the same.
+        found = compare({**own, str(against): reference}, str(against))
+        for line in comparison_lines(found):
+            say(line, as_json=as_json)
+        if as_json:
+            comparisons = [comparison.model_dump(mode="json") for comparison in found]
+            emit(table, {"results": value, "comparisons": comparisons}, as_json=True)
+
+
+def _reference(path: Path, names: set[str]) -> Results:
+    """Results to compare with, refused before the evaluation where they cannot serve."""
+    from layerif.artifacts import Results
+
+    reference = Results.load(path)
+    shared = [m for m in reference.measurements if m.name in names]
+    if not shared:
+        has = ", ".join(m.name for m in reference.measurements) or "nothing"
+        raise InputError(
+            f"{path} has results on {has}, and {', '.join(sorted(names))} is to be measured: "
+            "there is nothing to compare"
+        )
+    if any(m.outcomes is None for m in shared):
+        raise InputError(
+            f"{path} holds no outcomes item by item, which a comparison in pairs needs; measure "
+            "that model again"
+        )
+    return reference

@@ -30,8 +30,9 @@ def run(
     if out is not None:
         followed = followed.model_copy(update={"out": str(out)})
 
-    from layerif.report import caveat_lines, results_table
-    from layerif.studies.pipeline import run_recipe
+    from layerif.artifacts import Comparisons
+    from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.studies.pipeline import COMPARISON_FILE, run_recipe
 
     results = run_recipe(followed, data_dir=data_dir)
     emit(
@@ -39,6 +40,7 @@ def run(
         {name: result.model_dump(mode="json") for name, result in results.items()},
         as_json=as_json,
     )
-    for line in caveat_lines(results):
+    found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
+    for line in [*comparison_lines(found.comparisons), *caveat_lines(results)]:
         say(line, as_json=as_json)
     say(f"Scores, plans, pictures and the pruned model are in {followed.out}", as_json=as_json)

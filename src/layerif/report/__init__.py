@@ -1,5 +1,6 @@
 """What people see: pictures and tables, made from artifacts alone."""
 
+from layerif.report.comparisons import comparison_lines
 from layerif.report.plots import plot_allocation, plot_scores
 from layerif.report.tables import (
     allocation_table,
@@ -12,6 +13,7 @@ from layerif.report.tables import (
 __all__ = [
     "allocation_table",
     "caveat_lines",
+    "comparison_lines",
     "manifest_table",
     "plot_allocation",
     "plot_scores",

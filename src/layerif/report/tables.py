@@ -93,16 +93,17 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
 
 
 def _counted(measurement: Measurement) -> str:
-    return "rows, ± half a 95 % interval" if measurement.metric == "accuracy" else "tokens"
+    counted = "rows" if measurement.metric == "accuracy" else "tokens"
+    return counted if measurement.low is None else f"{counted}, ± half a 95 % interval"
 
 
 def _figures(measurement: Measurement) -> list[str]:
-    if measurement.metric == "perplexity":
-        return [f"{measurement.value:.2f}"]
-    shown = f"{measurement.value:.1%}"
+    accuracy = measurement.metric == "accuracy"
+    form = "{:.1%}" if accuracy else "{:.2f}"
+    shown = form.format(measurement.value)
     if measurement.low is not None and measurement.high is not None:
-        shown += f" ± {(measurement.high - measurement.low) / 2:.1%}"
-    return [shown, f"{measurement.details['completion_loss']:.3f}"]
+        shown += " ± " + form.format((measurement.high - measurement.low) / 2)
+    return [shown, f"{measurement.details['completion_loss']:.3f}"] if accuracy else [shown]
 
 
 def _bar(value: float, highest: float) -> str:

@@ -1,4 +1,5 @@
-"""Follow a recipe: score, plan, prune by the plan and uniformly, measure all three models.
+"""Follow a recipe: score, plan, prune by the plan and uniformly, measure all three models,
+and compare the two plans on the same items.
 
 Each stage ends with a file, written whole, and a stage whose file stands is not done again: a run
 that was cut short goes on from there.
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerif.allocate import allocate_experts, allocate_sparsity
-from layerif.artifacts import Allocation, LayerScores, Results
+from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
 from layerif.artifacts.scores import SCORES_FILE
 from layerif.errors import InputError
-from layerif.evaluation import evaluate
+from layerif.evaluation import compare, evaluate
 from layerif.influence import score
 from layerif.model import describe, open_model, open_skeleton
 from layerif.progress import note
@@ -24,6 +25,7 @@ from layerif.studies.recipe import Recipe
 from layerif.tasks import Corpus, Example, Task, load_corpus, load_sources, load_task
 
 RECIPE_FILE = "recipe.yaml"
+COMPARISON_FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class _Data:
 
 def run_recipe(recipe: Recipe, *, data_dir: Path | None = None) -> dict[str, Results]:
     """Carry out a recipe in its run folder.
+
+    The folder ends with `comparison.json`: LayerIF's plan beside the uniform one, item by item.
 
     Returns:
         The results of the dense model, of uniform pruning and of pruning by LayerIF's plan.
@@ -57,11 +61,15 @@ def run_recipe(recipe: Recipe, *, data_dir: Path | None = None) -> dict[str, Res
     scores = _score(recipe, folder, data)
     plan, uniform = _plan(recipe, folder, scores)
     plot_scores(scores, folder / "scores", aggregate=recipe.sparsity.aggregate)
-    return {
+    results = {
         "dense": _measure(recipe, folder, data, "dense", None),
         "uniform": _measure(recipe, folder, data, "uniform", uniform),
         "LayerIF": _measure(recipe, folder, data, "layerif", plan),
     }
+    # What a run asks is whether the plan pays; that pruning costs, nobody doubts.
+    plans = {name: results[name] for name in ("LayerIF", "uniform")}
+    Comparisons(comparisons=compare(plans, "uniform")).save(folder / COMPARISON_FILE)
+    return results
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:

@@ -1,0 +1,47 @@
+"""Comparisons in plain language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerif.artifacts import Comparison
+
+_WORDS = {"accuracy": "accuracy", "perplexity": "perplexity", "completion_loss": "answer loss"}
+
+
+def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """One line a comparison: both figures, the difference, its interval, p, and what that says.
+
+    p is the adjusted one, since that is what decides; a last line says so where there are several.
+    """
+    lines = [_line(comparison) for comparison in comparisons]
+    if len(lines) > 1:
+        lines.append(
+            f"Intervals are 95 % of each difference; p is adjusted for {len(lines)} comparisons "
+            "(Holm)."
+        )
+    return lines
+
+
+def _line(found: Comparison) -> str:
+    if found.metric == "accuracy":
+        first, second = f"{found.value:.1%}", f"{found.baseline_value:.1%}"
+        form, scale, unit = "{:+.1f}", 100, " points"
+    else:
+        digits = 2 if found.metric == "perplexity" else 3
+        first, second = f"{found.value:.{digits}f}", f"{found.baseline_value:.{digits}f}"
+        form, scale, unit = f"{{:+.{digits}f}}", 1, ""
+    interval = ""
+    if found.low is not None and found.high is not None:
+        interval = f" [{form.format(scale * found.low)}, {form.format(scale * found.high)}]"
+    p = "p < 0.001" if found.p_holm < 0.001 else f"p = {found.p_holm:.2g}"
+    return (
+        f"{found.name} {_WORDS[found.metric]}: {found.model} {first} against {found.baseline} "
+        f"{second}: {form.format(scale * found.difference)}{unit}{interval}, {p}: {_verdict(found)}"
+    )
+
+
+def _verdict(found: Comparison) -> str:
+    if found.inside_noise:
+        return "inside the noise"
+    return "better" if (found.difference > 0) == (found.metric == "accuracy") else "worse"
