@@ -58,5 +58,5 @@ def main() -> None:
         from layerif.progress import console
 
         console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
