@@ -16,6 +16,7 @@ from layerif.artifacts import LayerScores
 from layerif.checkpoint import (
     LOCK_FILE,
     Fingerprint,
+    check_out,
     hash_model,
     hash_texts,
     remove_leftover,
@@ -23,7 +24,6 @@ from layerif.checkpoint import (
     steps_folder,
 )
 from layerif.errors import InputError, NumericalError
-from layerif.runs import refuse_existing
 from layerif.studies.stages import prune_into, score_into
 from layerif.tasks import Corpus, Task
 from test_influence import TRAIN, VALIDATION
@@ -182,6 +182,18 @@ def test_what_a_killed_process_left_beside_a_finished_result_goes(tmp_path):
     steps_folder(out).mkdir()
     (steps_folder(out) / "one.safetensors").write_text("stale")
     with pytest.raises(InputError, match="already holds"):
-        refuse_existing(out, overwrite=False)
-    remove_leftover(out)
+        check_out(out, out, overwrite=False)
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_killed_while_the_result_is_written_it_can_be_finished(tmp_path):
+    """The matrix is written, scores.json is not: that folder is no finished result."""
+    out = tmp_path / "run"
+    reference = score_small(out)
+    (out / "scores.json").unlink()
+    steps_folder(out).mkdir()
+    check_out(out, out / "scores.json", overwrite=False)
+    assert (score_small(out).influence == reference.influence).all()
+    (out / "scores.json").unlink()
+    with pytest.raises(InputError, match="already holds"):
+        check_out(out, out / "scores.json", overwrite=False)

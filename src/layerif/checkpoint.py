@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from layerif.errors import InputError, LayerifError
 from layerif.progress import note
-from layerif.runs import new_file, read_json, write_json
+from layerif.runs import new_file, read_json, refuse_existing, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +151,24 @@ def resumable(out: Path, fingerprint: Fingerprint, *, restart: bool = False) -> 
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
+
+
+def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
+    """Before any work: may `out` be written, or go on being written?
+
+    Args:
+        out: the file or folder to write.
+        finished: the file or folder whose presence says that `out` is whole.
+        overwrite: whether what `out` holds may be replaced.
+
+    Raises:
+        InputError: `out` holds something, and it is not an unfinished run.
+    """
+    if finished.exists():
+        remove_leftover(out)
+    elif steps_folder(out).is_dir():
+        return
+    refuse_existing(out, overwrite=overwrite)
 
 
 def remove_leftover(out: Path) -> None:

@@ -48,10 +48,10 @@ def prune(
     on after its last finished layer.
     """
     from layerif.artifacts import Allocation
-    from layerif.runs import refuse_existing
+    from layerif.checkpoint import check_out
     from layerif.tasks import load_corpus
 
-    refuse_existing(out, overwrite=overwrite)
+    check_out(out, out, overwrite=overwrite)
     if (plan is None) == (sparsity is None):
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
     wanted = Allocation.load(plan) if plan is not None else sparsity

@@ -48,10 +48,11 @@ def score(
     Writes scores.json and influence.safetensors to the run folder. Cut short, the same command
     goes on where it was.
     """
-    from layerif.runs import refuse_existing
+    from layerif.artifacts.scores import SCORES_FILE
+    from layerif.checkpoint import check_out
     from layerif.tasks import load_task
 
-    refuse_existing(out, overwrite=overwrite)
+    check_out(out, out / SCORES_FILE, overwrite=overwrite)
     data = load_task(task, data_dir=data_dir)
     train = data.sample("train", train_samples, seed)
     validation = data.sample("validation", validation_samples, seed)
