@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from layerif.cli import allocate, evaluate, prune, run, score
+from layerif.cli import allocate, evaluate, init, prune, run, score
 from layerif.errors import LayerifError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
+app.command("init")(init.init)
 
 
 def _print_version(wanted: bool) -> None:
