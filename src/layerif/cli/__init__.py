@@ -6,7 +6,6 @@ Commands import what they need when they run, so that `layerif --help` answers a
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -35,6 +34,8 @@ app.command("init")(init.init)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(f"layerif {version('layerif')}")
         raise typer.Exit
 
