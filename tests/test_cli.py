@@ -284,7 +284,7 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
 def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, text, tmp_path):
     wrong = {
         "asks for 2 experts, fewer than the 3 decoder layers": {"experts": {"total": 2}},
-        "sparsity.target": {"sparsity": {"target": 2}},
+        "sparsity.target: Input should be less than or equal to 1": {"sparsity": {"target": 2}},
         "sparsety: Extra inputs are not permitted": {"sparsety": {}},
         "fewer than the 1000000": {"score": {"task": "agreement", "train_samples": 10**6}},
         "no task or corpus is called 'nothing'": {"evaluate": {"tasks": ["nothing"]}},
@@ -294,6 +294,49 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, te
         assert status == 2
         assert message in err
         assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_error_points_at_the_line(layerif, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    status, _, _ = layerif("init", path)
+    assert status == 0
+    written = path.read_text()
+    for old, new, message in (
+        ("  rank: 8 ", "  rank: eight ", "line {}: score.rank: Input should be a valid integer"),
+        ("  rank: 8 ", "  renk: 8 ", "line {}: score.renk: Extra inputs are not permitted"),
+        ("sparsity:  ", "sparsity: {}\nsparsety:", "line {}: sparsity.target: Field required"),
+        ("[agreement, python-docs]", "[agreement, 7]", "evaluate.tasks.1: Input should be"),
+        ("  alpha: 16", "  rank: 16", "line {} gives 'rank' again"),
+        ("  alpha: 16", "\talpha: 16", "is not a YAML file"),
+    ):
+        before, _, after = written.partition(old)
+        assert after, old
+        path.write_text(before + new + after)
+        status, _, err = layerif("run", path)
+        assert status == 2
+        assert message.format(before.count("\n") + 1) in err
+
+
+def test_the_commented_recipe_holds_every_option_at_its_default(layerif, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    layerif("init", path)
+    written = pipeline.Recipe.load(path)
+    needed = {
+        "model": "smollm2",
+        "out": "runs/mine",
+        "score": {"task": "agreement"},
+        "sparsity": {"target": 0.5},
+        "experts": {"total": 150},
+        "evaluate": {"tasks": ["agreement", "python-docs"]},
+    }
+    assert written == pipeline.Recipe.model_validate(needed)
+    text = path.read_text()
+    for line in written.text().splitlines():
+        assert line.split(":")[0].strip(" -") in text, line
+    status, _, err = layerif("init", path)
+    assert status == 2
+    assert "already holds" in err
+    assert path.read_text() == text
 
 
 def test_a_folder_with_something_else_is_refused(layerif, model, text, tmp_path):

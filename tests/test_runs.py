@@ -162,14 +162,25 @@ class TestNewFolder:
         assert names(tmp_path) == ["model"]
 
     def test_can_be_read_by_others(self, tmp_path: Path) -> None:
-        # Would see: the 0700 of a temporary folder, or a writer's 0600, kept for the result.
-        for mode, file_mode in ((0o755, 0o644), (0o700, 0o600)):
-            tmp_path.chmod(mode)
-            with new_folder(tmp_path / "model") as part:
-                fill(part, weights="new")
-                (part / "weights").chmod(0o600)
-            assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == mode
-            assert stat.S_IMODE((tmp_path / "model" / "weights").stat().st_mode) == file_mode
+        # Would see: the 0600 of a private writer kept in a folder that others can read.
+        (tmp_path / "ordinary").mkdir()
+        usual = stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
+        with new_folder(tmp_path / "model") as part:
+            fill(part, weights="new")
+            (part / "weights").chmod(0o600)
+        assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == usual
+        assert (
+            stat.S_IMODE((tmp_path / "model" / "weights").stat().st_mode) == 0o600 | usual & 0o044
+        )
+
+    def test_sweeps_up_after_a_killed_process(self, tmp_path: Path) -> None:
+        path = tmp_path / "model"
+        with killed_inside(f"with new_folder(Path({str(path)!r})): wait_to_be_killed()"):
+            pass
+        assert len(names(tmp_path)) == 1
+        with new_folder(tmp_path / "model") as part:
+            fill(part, weights="new")
+        assert names(tmp_path) == ["model"]
 
 
 @contextmanager

@@ -8,7 +8,6 @@ layerif.prune(model, plan, tokenizer=tokenizer, calibration=texts)
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from layerif.tasks import Task as Task
     from layerif.tasks import load_corpus as load_corpus
     from layerif.tasks import load_task as load_task
-
-__version__ = version("layerif")
 
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
@@ -56,6 +53,10 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("layerif")
     if name not in _HOMES:
         raise AttributeError(f"module 'layerif' has no attribute {name!r}")
     return getattr(importlib.import_module(f"layerif.{_HOMES[name]}"), name)

@@ -49,4 +49,4 @@ def progress(description: str, total: float) -> Iterator[Advance]:
 
 def note(message: str) -> None:
     """One dim line beside the progress bars; for facts worth knowing, not for results."""
-    console.print(message, style="dim", markup=False)
+    console.print(message, style="dim", markup=False, soft_wrap=True)

@@ -6,12 +6,11 @@ Commands import what they need when they run, so that `layerif --help` answers a
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from layerif.cli import allocate, evaluate, prune, run, score
+from layerif.cli import allocate, evaluate, init, prune, run, score
 from layerif.errors import LayerifError
 
 app = typer.Typer(
@@ -30,10 +29,13 @@ app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
+app.command("init")(init.init)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(f"layerif {version('layerif')}")
         raise typer.Exit
 
@@ -58,5 +60,5 @@ def main() -> None:
         from layerif.progress import console
 
         console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, soft_wrap=True)
         sys.exit(error.exit_code)

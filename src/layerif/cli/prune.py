@@ -44,13 +44,14 @@ def prune(
 ) -> None:
     """Prune decoder layer by decoder layer, and write an ordinary Hugging Face model folder.
 
-    The zeros are unstructured: they make no dense kernel faster.
+    The zeros are unstructured: they make no dense kernel faster. Cut short, the same command goes
+    on after its last finished layer.
     """
     from layerif.artifacts import Allocation
-    from layerif.runs import refuse_existing
+    from layerif.checkpoint import check_out
     from layerif.tasks import load_corpus
 
-    refuse_existing(out, overwrite=overwrite)
+    check_out(out, out, overwrite=overwrite)
     if (plan is None) == (sparsity is None):
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
     wanted = Allocation.load(plan) if plan is not None else sparsity
@@ -58,24 +59,26 @@ def prune(
     corpus = load_corpus(calibration, data_dir=data_dir)
 
     from layerif.model import open_model
-    from layerif.pruning import prune as prune_in_place
-    from layerif.pruning import save_pruned
     from layerif.report import manifest_table
+    from layerif.studies.stages import prune_into
 
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-    manifest = prune_in_place(
+    manifest = prune_into(
+        out,
         opened,
+        tokenizer,
         wanted,
-        tokenizer=tokenizer,
         calibration=corpus,
-        method=method,
-        samples=samples,
-        context_length=context_length,
-        seed=seed,
-        batch_tokens=batch_tokens,
+        options={
+            "method": method,
+            "samples": samples,
+            "context_length": context_length,
+            "seed": seed,
+            "batch_tokens": batch_tokens,
+        },
+        overwrite=overwrite,
     )
-    save_pruned(opened, tokenizer, manifest, out)
     emit(manifest_table(manifest), manifest.model_dump(mode="json"), as_json=as_json)
     say(f"wrote {out}", as_json=as_json)

@@ -45,36 +45,41 @@ def score(
 ) -> None:
     """Measure the influence of training samples through each decoder layer.
 
-    Writes scores.json and influence.safetensors to the run folder.
+    Writes scores.json and influence.safetensors to the run folder. Cut short, the same command
+    goes on where it was.
     """
-    from layerif.runs import refuse_existing
+    from layerif.artifacts.scores import SCORES_FILE
+    from layerif.checkpoint import check_out
     from layerif.tasks import load_task
 
-    refuse_existing(out, overwrite=overwrite)
+    check_out(out, out / SCORES_FILE, overwrite=overwrite)
     data = load_task(task, data_dir=data_dir)
     train = data.sample("train", train_samples, seed)
     validation = data.sample("validation", validation_samples, seed)
 
-    from layerif.influence import score as measure
     from layerif.model import open_model
     from layerif.report import scores_table
+    from layerif.studies.stages import score_into
 
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-    scores = measure(
+    scores = score_into(
+        out,
         opened,
         tokenizer,
-        train,
-        validation,
-        rank=rank,
-        alpha=alpha,
-        damping=damping,
-        seed=seed,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        task={"name": data.name, **data.origin},
+        data,
+        train=train,
+        validation=validation,
+        options={
+            "rank": rank,
+            "alpha": alpha,
+            "damping": damping,
+            "seed": seed,
+            "max_length": max_length,
+            "batch_tokens": batch_tokens,
+        },
+        overwrite=overwrite,
     )
-    scores.save(out)
     emit(scores_table(scores), scores.summary(), as_json=as_json)
     say(f"wrote {out}", as_json=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, collate, encode, pack
+from layerif.checkpoint import NoSteps, Steps
 from layerif.choices import PaddingSide
 from layerif.errors import InputError
 from layerif.influence.datainf import datainf
@@ -37,6 +38,7 @@ def score(
     batch_tokens: int = 1024,
     padding_side: PaddingSide = "left",
     task: dict[str, Any] | None = None,
+    steps: Steps | None = None,
 ) -> LayerScores:
     """How each training sample moves the validation loss through each decoder layer.
 
@@ -57,6 +59,7 @@ def score(
             is most of the memory that scoring takes.
         padding_side: which side of a batch is padded; changes nothing but rounding.
         task: where the samples come from, for the record.
+        steps: keeps finished batches, so that a run cut short can go on; None keeps nothing.
 
     Raises:
         InputError: no sample left to use, or the gradients do not fit in memory.
@@ -78,6 +81,7 @@ def score(
         validation_items,
         batch_tokens=batch_tokens,
         padding_side=padding_side,
+        steps=steps or NoSteps(),
     )
     by_projection, silent = _influences(layers.projections, found, damping)
     by_layer = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
@@ -159,14 +163,15 @@ def _collect(
     *,
     batch_tokens: int,
     padding_side: PaddingSide,
+    steps: Steps,
 ) -> _Collected:
     """Run every sample forward and backward once."""
-    device = next(model.parameters()).device
     found = _Collected(
         store=_allocate_store(model, projections, lora, len(train)),
         means=[torch.zeros(lora.gradient_size(p), dtype=torch.float64) for p in projections],
         train_losses=torch.empty(len(train), dtype=torch.float64),
     )
+    steps.reserve(sum(t.nbytes for t in found.store) * (len(train) + len(validation)) // len(train))
     row_of = {item.index: row for row, item in enumerate(train)}
     total = sum(len(item.input_ids) for item in (*train, *validation))
     with (
@@ -174,26 +179,59 @@ def _collect(
         PerSampleGradients(model, projections, lora) as per_sample,
         progress("per-sample gradients", total) as advance,
     ):
-        began = time.perf_counter()
-        for number, items in enumerate(pack(validation, batch_tokens)):
-            batch = collate(items, device=device, padding_side=padding_side)
-            losses, gradients = per_sample(batch, "validation sample")
-            if number == 0:
-                pace = (time.perf_counter() - began) / batch.tokens
-                note(f"{total:,} tokens, forward and backward: about {pace * total:.0f} s")
+        passes = _Passes(per_sample, projections, steps, batch_tokens, padding_side, total)
+        for items, losses, gradients in passes.over(validation, "validation"):
             found.validation_loss += losses.double().sum().item() / len(validation)
             for mean, gradient in zip(found.means, gradients, strict=True):
-                mean.add_(gradient.flatten(1).double().sum(0).to(mean), alpha=1 / len(validation))
-            advance(batch.tokens)
-        for items in pack(train, batch_tokens):
-            batch = collate(items, device=device, padding_side=padding_side)
-            losses, gradients = per_sample(batch, "training sample")
+                mean.add_(gradient.double().sum(0).to(mean), alpha=1 / len(validation))
+            advance(sum(len(item.input_ids) for item in items))
+        for items, losses, gradients in passes.over(train, "training"):
             rows = torch.tensor([row_of[item.index] for item in items])
             found.train_losses[rows] = losses.to(found.train_losses)
             for stored, gradient in zip(found.store, gradients, strict=True):
-                stored[rows] = gradient.flatten(1).to(stored)
-            advance(batch.tokens)
+                stored[rows] = gradient.to(stored)
+            advance(sum(len(item.input_ids) for item in items))
     return found
+
+
+@dataclass
+class _Passes:
+    """Forward and backward passes over batches of samples, those finished before taken as kept."""
+
+    per_sample: PerSampleGradients
+    projections: Sequence[Projection]
+    steps: Steps
+    batch_tokens: int
+    padding_side: PaddingSide
+    total_tokens: int
+    _timed: bool = False
+
+    def over(
+        self, samples: Sequence[Encoded], kind: str
+    ) -> Iterator[tuple[list[Encoded], torch.Tensor, list[torch.Tensor]]]:
+        """For each batch its samples, their losses (B,) and gradients (B, d) by projection."""
+        for number, items in enumerate(pack(samples, self.batch_tokens)):
+            step = f"{kind}-{number:05d}"
+            kept = self.steps.load(step)
+            if kept is None:
+                kept = self._run(items, kind)
+                self.steps.save(step, kept)
+            yield items, kept["losses"], [kept[p.key] for p in self.projections]
+
+    def _run(self, items: Sequence[Encoded], kind: str) -> dict[str, torch.Tensor]:
+        began = time.perf_counter()
+        device = self.projections[0].weight.device
+        batch = collate(items, device=device, padding_side=self.padding_side)
+        losses, gradients = self.per_sample(batch, f"{kind} sample")
+        if not self._timed:
+            self._timed = True
+            seconds = (time.perf_counter() - began) / batch.tokens * self.total_tokens
+            note(f"{self.total_tokens:,} tokens, forward and backward: about {seconds:.0f} s")
+        named = {
+            p.key: gradient.flatten(1)
+            for p, gradient in zip(self.projections, gradients, strict=True)
+        }
+        return {"losses": losses, **named}
 
 
 def _influences(

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from layerif.artifacts import MANIFEST_FILE, Allocation, Manifest, PrunedModule
 from layerif.batching import collate, pack
-from layerif.calibration import InputNorms, walk
+from layerif.calibration import InputNorms, Visit, walk
+from layerif.checkpoint import NoSteps, Steps
 from layerif.choices import PruningMethod, check_choice
 from layerif.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
@@ -41,6 +40,7 @@ def prune(
     context_length: int = 512,
     seed: int = 0,
     batch_tokens: int = 2048,
+    steps: Steps | None = None,
 ) -> Manifest:
     """Set weights of the decoder layers' projections to zero, in place.
 
@@ -56,6 +56,7 @@ def prune(
             authors use 128 of 2048).
         seed: of the draw of chunks.
         batch_tokens: tokens run through a layer at once.
+        steps: keeps finished layers, so that a run cut short can go on; None keeps nothing.
 
     Returns:
         The manifest, with the zeros of each projection counted after the fact.
@@ -86,13 +87,7 @@ def prune(
     model.eval()
     with progress(f"pruning ({method})", len(layers)) as advance:
         for visit in walk(model, layers, batches):
-            projections = layers.of(visit.index)
-            statistics = InputNorms(projections)
-            sparsity = plan.allocation[visit.index]
-            with statistics.watching():
-                for _ in visit.run():
-                    pass
-            modules += [_prune(p, statistics.norms(p), sparsity) for p in projections]
+            modules += _prune_layer(visit, layers.of(visit.index), plan, steps or NoSteps())
             advance()
     return Manifest(
         model=info,
@@ -123,16 +118,35 @@ def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: st
         manifest.save(part / MANIFEST_FILE)
 
 
-def _prune(projection: Projection, norms: torch.Tensor, sparsity: float) -> PrunedModule:
-    weight = projection.weight
-    mask = wanda_mask(weight, norms.to(weight.device), sparsity)
-    weight.masked_fill_(mask, 0)
-    return PrunedModule(
-        module=projection.key,
-        asked=int(mask.sum()),
-        zeros=weight.numel() - int(weight.count_nonzero()),
-        numel=weight.numel(),
-    )
+def _prune_layer(
+    visit: Visit, projections: Sequence[Projection], plan: Allocation, steps: Steps
+) -> list[PrunedModule]:
+    """Prune the projections of one layer, or take them as an interrupted run left them."""
+    sparsity = plan.allocation[visit.index]
+    step = f"layer-{visit.index:04d}"
+    kept = steps.load(step)
+    if kept is None:
+        statistics = InputNorms(projections)
+        with statistics.watching():
+            for _ in visit.run():
+                pass
+        for projection in projections:
+            weight = projection.weight
+            norms = statistics.norms(projection).to(weight.device)
+            weight.masked_fill_(wanda_mask(weight, norms, sparsity), 0)
+        steps.save(step, {p.key: p.weight for p in projections})
+    else:
+        for projection in projections:
+            projection.weight.copy_(kept[projection.key])
+    return [
+        PrunedModule(
+            module=p.key,
+            asked=round(sparsity * p.numel),
+            zeros=p.numel - int(p.weight.count_nonzero()),
+            numel=p.numel,
+        )
+        for p in projections
+    ]
 
 
 def _as_plan(plan: Allocation | float, layers: DecoderLayers) -> Allocation:

@@ -2,7 +2,7 @@
 and compare the two plans on the same items.
 
 Each stage ends with a file, written whole, and a stage whose file stands is not done again: a run
-that was cut short goes on from there.
+that was cut short goes on from there, and within a stage after its last finished step.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from pathlib import Path
 from layerif.allocate import allocate_experts, allocate_sparsity
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
 from layerif.artifacts.scores import SCORES_FILE
+from layerif.checkpoint import Fingerprint, hash_model, resumable
 from layerif.errors import InputError
 from layerif.evaluation import compare, evaluate
-from layerif.influence import score
 from layerif.model import describe, open_model, open_skeleton
 from layerif.progress import note
 from layerif.pruning import prune, save_pruned
 from layerif.report import plot_allocation, plot_scores
 from layerif.runs import write_text
 from layerif.studies.recipe import Recipe
+from layerif.studies.stages import score_into
 from layerif.tasks import Corpus, Example, Task, load_corpus, load_sources, load_task
 
 RECIPE_FILE = "recipe.yaml"
@@ -120,21 +121,22 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
     stage = recipe.score
     note(f"scores: {len(data.train)} + {len(data.validation)} samples of {data.task.name}")
     model, tokenizer = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
-    scores = score(
+    return score_into(
+        folder,
         model,
         tokenizer,
-        data.train,
-        data.validation,
-        rank=stage.rank,
-        alpha=stage.alpha,
-        damping=stage.damping,
-        max_length=stage.max_length,
-        seed=recipe.seed,
-        batch_tokens=stage.batch_tokens,
-        task={"name": data.task.name, **data.task.origin},
+        data.task,
+        train=data.train,
+        validation=data.validation,
+        options={
+            "rank": stage.rank,
+            "alpha": stage.alpha,
+            "damping": stage.damping,
+            "seed": recipe.seed,
+            "max_length": stage.max_length,
+            "batch_tokens": stage.batch_tokens,
+        },
     )
-    scores.save(folder)
-    return scores
 
 
 def _plan(recipe: Recipe, folder: Path, scores: LayerScores) -> tuple[Allocation, Allocation]:
@@ -175,32 +177,35 @@ def _measure(
         return Results.load(path)
     note(f"{name}: " + ("evaluating" if plan is None else "pruning and evaluating"))
     model, tokenizer = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
-    if plan is not None:
-        manifest = prune(
+    fingerprint = Fingerprint(hash_model(model), name, recipe.model_dump(mode="json"))
+    with resumable(path, fingerprint) as steps:
+        if plan is not None:
+            manifest = prune(
+                model,
+                plan,
+                tokenizer=tokenizer,
+                calibration=data.calibration,
+                method=recipe.prune.method,
+                samples=recipe.prune.samples,
+                context_length=recipe.prune.context_length,
+                seed=recipe.seed,
+                batch_tokens=recipe.prune.batch_tokens,
+                steps=steps,
+            )
+            manifest.save(folder / f"{name}-manifest.json")
+            if name == "layerif":
+                save_pruned(model, tokenizer, manifest, folder / "pruned")
+        stage = recipe.evaluate
+        results = evaluate(
             model,
-            plan,
-            tokenizer=tokenizer,
-            calibration=data.calibration,
-            method=recipe.prune.method,
-            samples=recipe.prune.samples,
-            context_length=recipe.prune.context_length,
+            tokenizer,
+            data.sources,
+            samples=stage.samples,
             seed=recipe.seed,
-            batch_tokens=recipe.prune.batch_tokens,
+            max_length=stage.max_length,
+            context_length=stage.context_length,
+            max_tokens=stage.max_tokens,
+            batch_tokens=stage.batch_tokens,
         )
-        manifest.save(folder / f"{name}-manifest.json")
-        if name == "layerif":
-            save_pruned(model, tokenizer, manifest, folder / "pruned")
-    stage = recipe.evaluate
-    results = evaluate(
-        model,
-        tokenizer,
-        data.sources,
-        samples=stage.samples,
-        seed=recipe.seed,
-        max_length=stage.max_length,
-        context_length=stage.context_length,
-        max_tokens=stage.max_tokens,
-        batch_tokens=stage.batch_tokens,
-    )
-    results.save(path)
+        results.save(path)
     return results

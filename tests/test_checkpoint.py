@@ -1,0 +1,199 @@
+"""Work that is killed goes on where it was, to the very same result."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from layerif.artifacts import LayerScores
+from layerif.checkpoint import (
+    LOCK_FILE,
+    Fingerprint,
+    check_out,
+    hash_model,
+    hash_texts,
+    remove_leftover,
+    resumable,
+    steps_folder,
+)
+from layerif.errors import InputError, NumericalError
+from layerif.studies.stages import prune_into, score_into
+from layerif.tasks import Corpus, Task
+from test_influence import TRAIN, VALIDATION
+from tiny import tiny_model, tiny_tokenizer
+
+TASK = Task("made up", {"train": TRAIN, "validation": VALIDATION, "test": []})
+TEXT = Corpus("made up", [" ".join(f"{i} squared is {i * i}." for i in range(300))], ["x"], "\n\n")
+KILLS = 6
+
+
+def score_small(out, **changes):
+    # One sample a batch, so that there are many moments to be killed in.
+    options = {"rank": 2, "alpha": 4.0, "batch_tokens": 1} | changes
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    return score_into(
+        out, model, tokenizer, TASK, train=TRAIN, validation=VALIDATION, options=options
+    )
+
+
+def prune_small(out, **changes):
+    options = {"samples": 20, "context_length": 64, "batch_tokens": 64} | changes
+    return prune_into(out, tiny_model(), tiny_tokenizer(), 0.5, calibration=TEXT, options=options)
+
+
+def contents(out):
+    """What a result holds, the seconds it took aside."""
+    if (out / "scores.json").exists():
+        scores = LayerScores.load(out)
+        record = scores.record.model_copy(update={"seconds": 0.0})
+        return [scores.influence.tobytes(), scores.projection_influence.tobytes(), record]
+    return [(out / "model.safetensors").read_bytes()]
+
+
+def run_and_kill(work, out, after):
+    """Start the work in a process of its own and kill it; returns whether it was still at it."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=(out,))
+    process.start()
+    time.sleep(after)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("work", [score_small, prune_small], ids=["score", "prune"])
+def test_killed_at_random_moments_the_result_is_the_same(work, tmp_path):
+    reference = tmp_path / "reference"
+    began = time.perf_counter()
+    work(reference)
+    whole = time.perf_counter() - began
+    moments = random.Random(0)
+    interrupted = 0
+    for kill in range(KILLS):
+        out = tmp_path / f"run{kill}"
+        while not out.exists() and run_and_kill(work, out, moments.uniform(0, 0.7) * whole):
+            interrupted += 1
+            if interrupted % 3 == 0:  # not only restarts that are killed as well
+                work(out)
+        if not out.exists():
+            work(out)
+        assert contents(out) == contents(reference)
+        remove_leftover(out)
+        assert not steps_folder(out).exists()
+    assert interrupted >= KILLS / 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        ["reference", *(f"run{kill}" for kill in range(KILLS))]
+    )
+
+
+def cut_short(out, fingerprint, error=KeyboardInterrupt):
+    """One finished step, then the end."""
+    with resumable(out, fingerprint) as steps:
+        steps.save("one", {"x": torch.tensor([1.5, 2.5])})
+        raise error
+
+
+def test_finished_steps_are_there_until_the_work_is_done(tmp_path):
+    out = tmp_path / "run"
+    fingerprint = Fingerprint("m", "d", {"rank": 2})
+    with pytest.raises(KeyboardInterrupt):
+        cut_short(out, fingerprint)
+    with resumable(out, fingerprint) as steps:
+        assert steps.load("one")["x"].tolist() == [1.5, 2.5]
+        assert steps.load("two") is None
+    assert not steps_folder(out).exists(), "done: the steps are gone"
+
+
+def test_steps_of_other_work_are_refused_and_the_difference_is_named(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        cut_short(out, Fingerprint("m", "d", {"rank": 2}))
+    for other, message in (
+        (Fingerprint("n", "d", {"rank": 2}), "the model was another then"),
+        (Fingerprint("m", "e", {"rank": 2}), "the data were another then"),
+        (Fingerprint("m", "d", {"rank": 4}), "rank was 2 and is 4"),
+    ):
+        with pytest.raises(InputError, match=message), resumable(out, other):
+            pass
+    with resumable(out, Fingerprint("m", "d", {"rank": 2})) as steps:
+        assert steps.load("one") is not None, "refusing has not spoilt them"
+    with pytest.raises(KeyboardInterrupt):
+        cut_short(out, Fingerprint("m", "d", {"rank": 2}))
+    with resumable(out, Fingerprint("n", "d", {}), restart=True) as steps:
+        assert steps.load("one") is None
+
+
+def test_one_process_at_a_time(tmp_path):
+    out = tmp_path / "run"
+    steps_folder(out).mkdir()
+    with (
+        FileLock(steps_folder(out) / LOCK_FILE),
+        pytest.raises(InputError, match="another process is writing"),
+        resumable(out, Fingerprint("m", "d", {})),
+    ):
+        pass
+
+
+def test_a_fault_of_the_work_itself_leaves_no_steps(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(NumericalError):
+        cut_short(out, Fingerprint("m", "d", {}), NumericalError("the loss is nan"))
+    assert not steps_folder(out).exists()
+
+
+def test_steps_that_do_not_fit_on_the_disk_are_refused_beforehand(tmp_path):
+    with (
+        pytest.raises(InputError, match="GB are free; make room"),
+        resumable(tmp_path / "run", Fingerprint("m", "d", {})) as steps,
+    ):
+        steps.reserve(10**18)
+
+
+def test_fingerprints_see_every_weight_and_every_text():
+    model = tiny_model()
+    before = hash_model(model)
+    assert hash_model(tiny_model()) == before
+    model.model.layers[2].mlp.down_proj.weight.data[3, 4] += 1e-6
+    assert hash_model(model) != before
+    assert hash_model(tiny_model(dtype=torch.bfloat16)) != before
+    assert hash_texts(["a", "b"]) != hash_texts(["b", "a"])
+    assert hash_texts(["ab"]) != hash_texts(["a", "b"])
+
+
+def test_scores_with_and_without_steps_are_the_same_to_the_bit(tmp_path):
+    from layerif.influence import score
+
+    kept = score_small(tmp_path / "run")
+    plain = score(
+        tiny_model(), tiny_tokenizer(), TRAIN, VALIDATION, rank=2, alpha=4.0, batch_tokens=1
+    )
+    np.testing.assert_array_equal(kept.influence, plain.influence)
+
+
+def test_what_a_killed_process_left_beside_a_finished_result_goes(tmp_path):
+    out = tmp_path / "result.json"
+    out.write_text("{}")
+    steps_folder(out).mkdir()
+    (steps_folder(out) / "one.safetensors").write_text("stale")
+    with pytest.raises(InputError, match="already holds"):
+        check_out(out, out, overwrite=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_killed_while_the_result_is_written_it_can_be_finished(tmp_path):
+    """The matrix is written, scores.json is not: that folder is no finished result."""
+    out = tmp_path / "run"
+    reference = score_small(out)
+    (out / "scores.json").unlink()
+    steps_folder(out).mkdir()
+    check_out(out, out / "scores.json", overwrite=False)
+    assert (score_small(out).influence == reference.influence).all()
+    (out / "scores.json").unlink()
+    with pytest.raises(InputError, match="already holds"):
+        check_out(out, out / "scores.json", overwrite=False)
