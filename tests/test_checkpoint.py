@@ -57,36 +57,40 @@ def contents(out):
     return [(out / "model.safetensors").read_bytes()]
 
 
-def run_and_kill(work, out, after):
-    """Start the work in a process of its own and kill it; returns whether it was still at it."""
+def run_and_kill(work, out, finished_steps, delay):
+    """Start the work in a process of its own and kill it some time after so many finished steps.
+
+    Waiting for steps, and not for a share of the time, so that it is killed at work however busy
+    the machine is. Returns whether it was.
+    """
     process = multiprocessing.get_context("fork").Process(target=work, args=(out,))
     process.start()
-    time.sleep(after)
+    while process.is_alive():
+        if len(list(steps_folder(out).glob("*.safetensors"))) >= finished_steps:
+            time.sleep(delay)
+            break
+        time.sleep(0.001)
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("work", [score_small, prune_small], ids=["score", "prune"])
-def test_killed_at_random_moments_the_result_is_the_same(work, tmp_path):
+@pytest.mark.parametrize(
+    ("work", "steps"), [(score_small, 13), (prune_small, 3)], ids=["score", "prune"]
+)
+def test_killed_at_random_moments_the_result_is_the_same(work, steps, tmp_path):
     reference = tmp_path / "reference"
-    began = time.perf_counter()
     work(reference)
-    whole = time.perf_counter() - began
-    moments = random.Random(0)
+    draw = random.Random(0)
     interrupted = 0
     for kill in range(KILLS):
         out = tmp_path / f"run{kill}"
-        while not out.exists() and run_and_kill(work, out, moments.uniform(0, 0.7) * whole):
-            interrupted += 1
-            if interrupted % 3 == 0:  # not only restarts that are killed as well
-                work(out)
-        if not out.exists():
-            work(out)
+        for _ in range(draw.randint(1, 3)):
+            interrupted += run_and_kill(work, out, draw.randrange(steps), draw.uniform(0, 0.05))
+        work(out)
         assert contents(out) == contents(reference)
         remove_leftover(out)
-        assert not steps_folder(out).exists()
-    assert interrupted >= KILLS / 2
+    assert interrupted >= KILLS // 2
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         ["reference", *(f"run{kill}" for kill in range(KILLS))]
     )
