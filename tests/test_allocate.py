@@ -333,7 +333,7 @@ class TestReadScores:
             ("a.json", b"[1, 2", "is not valid JSON"),
             ("a.json", b"[1, NaN]", "NaN is not a number"),
             ("a.json", b"[1, 1e999]", "of layer 1 are not finite"),
-            ("a.json", b"[1, null]", "of layer 1 are not finite"),
+            ("a.json", b"[1, null]", "are not numbers in a regular array"),
             ("a.json", b"[[1, 2], [3, 4]]", r"have shape \(2, 2\)"),
             ("a.json", b'[1, "high"]', "are not numbers in a regular array"),
             ("a.json", b"[]", r"have shape \(0,\)"),

@@ -15,7 +15,11 @@ def brute_force(weight, norms, sparsity):
     rows, columns = weight.shape
     each, extra = divmod(round(sparsity * rows * columns), rows)
     saliency = [
-        [abs(weight[i, j].item()) * norms[j].item() for j in range(columns)] for i in range(rows)
+        [
+            abs(weight[i, j].item()) * norms[j].item() if weight[i, j] else -1.0
+            for j in range(columns)
+        ]
+        for i in range(rows)
     ]
     gone = set()
     following = []
@@ -68,6 +72,13 @@ def test_weights_already_zero_go_first_and_count():
     weight = torch.tensor([[0.0, 5.0, 0.0, 4.0], [3.0, 0.0, 2.0, 1.0]])
     mask = wanda_mask(weight, torch.tensor([100.0, 0.1, 100.0, 0.1]), 0.5)
     assert mask.tolist() == [[True, False, True, False], [False, True, False, True]]
+
+
+def test_zeros_come_before_weights_of_dead_features():
+    """Both have saliency 0; by column order alone this would leave three zeros and not two."""
+    weight = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
+    mask = wanda_mask(weight, torch.tensor([0.0, 1.0]), 0.5)
+    assert int((weight.masked_fill(mask, 0) == 0).sum()) == 2
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])

@@ -172,8 +172,12 @@ def _read_csv(path: Path) -> list[float]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
     rows = [line.split(",")[-1].strip() for line in text.splitlines() if line]
-    if rows and not _is_number(rows[0]):
-        rows = rows[1:]
+    if (
+        rows
+        and rows[0][:1].isalpha()
+        and rows[0].lower() not in ("na", "n/a", "nan", "none", "inf")
+    ):
+        rows = rows[1:]  # a header: a name, and not a value that is missing
     for number, row in enumerate(rows, start=1):
         if not _is_number(row):
             raise InputError(f"{path}: {row!r}, the last column of row {number}, is no number")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from layerif.errors import InputError, LayerifError
+from layerif.errors import InputError, NumericalError
 from layerif.progress import note
 from layerif.runs import new_file, read_json, refuse_existing, write_json
 
@@ -112,6 +112,7 @@ class DiskSteps:
 
 def steps_folder(out: Path) -> Path:
     """Where the steps of the stage that writes `out` are kept."""
+    out = out.absolute()
     return out.with_name(f".{out.name}.steps")
 
 
@@ -146,9 +147,13 @@ def resumable(out: Path, fingerprint: Fingerprint, *, restart: bool = False) -> 
         _match(folder, out, fingerprint, restart=restart)
         try:
             yield DiskSteps(folder)
-        except LayerifError:
-            # What failed for a reason would fail again: there is nothing to go on with.
+        except NumericalError:
+            # It would come out the same again: there is nothing to go on with.
             shutil.rmtree(folder)
+            raise
+        except BaseException:
+            if not any(folder.glob("*.safetensors")):
+                shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
 

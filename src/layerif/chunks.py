@@ -44,6 +44,8 @@ def draw(chunks: list[Encoded], count: int, seed: int) -> list[Encoded]:
             f"the text gives {len(chunks)} chunks of {len(chunks[0].input_ids)} tokens, and "
             f"{count} were asked for; ask for 1 to {len(chunks)}, or for shorter ones"
         )
+    if seed < 0:
+        raise InputError(f"the seed must not be negative, and is {seed}")
     order = np.random.default_rng(seed).permutation(len(chunks))[:count]
     return [chunks[i] for i in order]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +14,23 @@ from typing import Any
 
 from layerif.errors import InputError
 
+# In the names of unfinished files: on a shared disk, other machines have processes of their own.
+_HOST = platform.node() or "localhost"
+
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Stop before any work when `path` already holds something that would be lost.
 
     Raises:
-        InputError: `path` is a file or a folder with something in it, and `overwrite` is false.
+        InputError: `path` is a file or a folder with something in it, and `overwrite` is false;
+            or nothing can be written there.
     """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(
+            f"{path} cannot be written: {above} is "
+            + ("a folder that is closed to you" if above.is_dir() else "a file")
+        )
     holds = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if holds and not overwrite:
         raise InputError(
@@ -79,12 +91,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
 
 
 def _sweep(path: Path) -> None:
     """Remove what killed processes of this machine left beside `path` half-written."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
+    for part in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(_HOST)}.*.part"):
         process = part.name.removesuffix(".part").rpartition(".")[2]
         if process.isdecimal() and int(process) != os.getpid() and not _alive(int(process)):
             if part.is_dir():

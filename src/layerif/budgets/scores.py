@@ -156,8 +156,11 @@ def name_layers(layers: NDArray[np.intp]) -> str:
 
 def _float_array(values: ArrayLike, name: str) -> FloatArray:
     try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        array = np.array(values)
+        if array.size and array.dtype.kind not in "iuf":
+            raise TypeError(f"their type is {array.dtype}")
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the {name} are not numbers in a regular array: {error}") from error
 
 

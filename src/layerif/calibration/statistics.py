@@ -58,7 +58,9 @@ class InputNorms:
         def observe(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             inputs = args[0]
             if self._last is None or self._last[0] is not inputs:
-                squares = inputs.flatten(0, -2).float().square().sum(0).double()
+                exact = torch.promote_types(inputs.dtype, torch.float32)
+                flat = inputs.flatten(0, -2).to(exact)
+                squares = flat.square().sum(0, dtype=torch.float64)
                 self._last = (inputs, squares)
             squares = self._last[1]
             kept = self._sums.get(key)

@@ -6,7 +6,7 @@ Commands import what they need when they run, so that `layerif --help` answers a
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -57,8 +57,15 @@ def main() -> None:
     try:
         app()
     except LayerifError as error:
-        from layerif.progress import console
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        # The disk's own refusals: full, closed, gone.
+        _fail(f"{error.strerror or error}: {error.filename or 'no file named'}", 2)
 
-        console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+
+def _fail(message: str, status: int) -> NoReturn:
+    from layerif.progress import console
+
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False, soft_wrap=True)
+    sys.exit(status)

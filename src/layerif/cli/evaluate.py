@@ -62,7 +62,7 @@ def evaluate(
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    sources = load_sources(tasks.split(","), data_dir=data_dir)
+    sources = load_sources([name.strip() for name in tasks.split(",")], data_dir=data_dir)
     reference = None if against is None else _reference(against, {s.name for s in sources})
 
     from layerif.evaluation import compare

@@ -28,7 +28,9 @@ DataDir = Annotated[
 ]
 # Splits do not depend on it: two commands with different seeds would otherwise train on, or
 # calibrate with, what the other one tests on.
-Seed = Annotated[int, typer.Option("--seed", help="Seed of all draws; splits do not depend on it.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of all draws; splits do not depend on it.")
+]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens kept of an example.")]
 ContextLength = Annotated[
     int, typer.Option("--context-length", help="Tokens of a chunk of running text.")

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from layerif.batching import Batch
-from layerif.errors import NumericalError
+from layerif.errors import InputError, NumericalError
 from layerif.influence.subspace import FreshLora
 from layerif.likelihood import row_sums, token_losses
+from layerif.model import evaluation_mode
 from layerif.model.layers import Projection
 
 
@@ -34,7 +35,7 @@ class PerSampleGradients:
         self._scaling = lora.scaling
         self._gradients: list[torch.Tensor | None] = [None] * len(projections)
         self._keys = [projection.key for projection in projections]
-        self._rows = 0
+        self._rows = self._positions = 0
         self._hooks = ExitStack()
         for row, projection in enumerate(projections):
             weight = projection.weight
@@ -65,7 +66,7 @@ class PerSampleGradients:
             NumericalError: a sample's loss or gradient is not finite.
         """
         self._gradients = [None] * len(self._keys)
-        self._rows = len(batch.items)
+        self._rows, self._positions = batch.predicts.shape
         losses = row_sums(token_losses(self._model, batch), batch) / batch.counts
         _require_finite(losses, f"loss of {kind}", batch)
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
@@ -88,6 +89,12 @@ class PerSampleGradients:
             reduced = nn.functional.linear(args[0].detach(), down)  # (B, T, rank)
 
             def collect(error: torch.Tensor) -> None:  # (B, T, out)
+                if error[..., 0].numel() != self._rows * self._positions:
+                    raise InputError(
+                        f"{self._keys[row]} sees {error[..., 0].numel()} positions of a batch of "
+                        f"{self._rows} x {self._positions}; projections that see a choice of "
+                        "positions (routed experts) are not supported"
+                    )
                 gradient = _outer_sum(error, reduced, self._rows) * self._scaling
                 kept = self._gradients[row]
                 # A projection that is used twice has the sum of both uses as its gradient.
@@ -125,19 +132,17 @@ def frozen(model: Any) -> Iterator[None]:
 
     The model is left as it was found.
     """
-    training = model.training
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def start_graph(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         return output.requires_grad_()
 
     handle = model.get_input_embeddings().register_forward_hook(start_graph)
-    model.eval()
     model.requires_grad_(False)
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         handle.remove()
         for parameter in wanted:
             parameter.requires_grad_(True)
-        model.train(training)

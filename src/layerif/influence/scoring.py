@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,8 +67,8 @@ def score(
         NumericalError: a loss or gradient is not finite; names the sample.
     """
     began = time.perf_counter()
-    if damping <= 0:
-        raise InputError(f"damping must be positive, not {damping}")
+    if not 0 < damping < math.inf:
+        raise InputError(f"damping must be positive and finite, not {damping}")
     layers = find_decoder_layers(model)
     lora = FreshLora(rank, alpha, seed)
     train_items, dropped_train = _encode(tokenizer, train, max_length, "training")

@@ -25,7 +25,7 @@ class FreshLora:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
             raise InputError(
                 f"a LoRA needs a rank of at least 1 and a positive alpha, not rank {self.rank} and "
                 f"alpha {self.alpha}"

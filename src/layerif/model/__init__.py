@@ -1,6 +1,7 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
+from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, open_model, open_skeleton, setting
 from layerif.model.quiet import quiet_transformers
 
@@ -9,6 +10,7 @@ __all__ = [
     "Projection",
     "Tokenizer",
     "describe",
+    "evaluation_mode",
     "find_decoder_layers",
     "open_model",
     "open_skeleton",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+    except (ValueError, KeyError, OSError, NotImplementedError, struct.error) as error:
         raise InputError(f"transformers cannot read the GGUF file {file}: {error}") from error
     settings = read.config.to_dict()
     settings.pop("quantization_config", None)

@@ -146,6 +146,6 @@ def _refuse_fused_weights(layers: Sequence[nn.Module], path: str) -> None:
             if parameter.ndim > 2:
                 raise InputError(
                     f"{path}.{index}.{name} is one parameter of shape {tuple(parameter.shape)}: "
-                    "expert weights fused into one tensor are not supported, only nn.Linear and "
-                    "Conv1D projections"
+                    "weights that are no linear map of their own (fused experts, state-space "
+                    "filters) are not supported, only nn.Linear and Conv1D projections"
                 )

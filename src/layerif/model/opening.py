@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -52,10 +53,31 @@ def open_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _reading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, output_loading_info=True, **options
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, {missing[0]} among "
+            "them, which would be random; fetch or save the model anew"
+        )
     model.config.name_or_path = name
     model.name_or_path = name
-    return model.to(torch_device).eval(), tokenizer
+    model.to(torch_device).eval()
+    _require_causal(model)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _require_causal(model: PreTrainedModel) -> None:
+    """Refuse a model whose first prediction changes with the token after it (BERT and its kin)."""
+    pairs = torch.tensor([[1, 2], [1, 3]], device=model.device)
+    first = model(input_ids=pairs, use_cache=False).logits[:, 0].float()
+    if not torch.allclose(first[0], first[1], rtol=1e-2, atol=1e-2):
+        raise InputError(
+            f"{model.config.name_or_path} ({type(model).__name__}) is no causal language model: "
+            "what it predicts after a token depends on the tokens that follow"
+        )
 
 
 def describe(model: PreTrainedModel) -> ModelInfo:
@@ -119,6 +141,8 @@ def _parse_device(device: str) -> torch.device:
 
 def _locate(name: str) -> str:
     """The folder or hub id to hand to transformers; a GGUF file is converted on the way."""
+    if not name.strip():
+        raise InputError("the model has an empty name; give a hub id, folder, GGUF file or alias")
     path = Path(name).expanduser()
     if name == "smollm2" and not path.exists():
         return str(gguf.converted(gguf.smollm2_file()))
@@ -144,7 +168,7 @@ def _reading(name: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise InputError(
             f"cannot open {name!r} as a causal language model: it is neither the alias 'smollm2', "

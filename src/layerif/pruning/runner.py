@@ -19,6 +19,7 @@ from layerif.model import (
     Projection,
     Tokenizer,
     describe,
+    evaluation_mode,
     find_decoder_layers,
     quiet_transformers,
     setting,
@@ -84,8 +85,7 @@ def prune(
         f"{method}: {samples} chunks of {context_length} tokens; hidden states {kept / 1e6:.0f} MB"
     )
     modules: list[PrunedModule] = []
-    model.eval()
-    with progress(f"pruning ({method})", len(layers)) as advance:
+    with evaluation_mode(model), progress(f"pruning ({method})", len(layers)) as advance:
         for visit in walk(model, layers, batches):
             modules += _prune_layer(visit, layers.of(visit.index), plan, steps or NoSteps())
             advance()

@@ -24,6 +24,8 @@ def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> to
     exact = torch.promote_types(weight.dtype, torch.float32)
     saliency = weight.abs().to(exact) * norms.to(exact)
     each, extra = divmod(round(sparsity * weight.numel()), len(weight))
+    # Below every other: features that are dead on the text make zeros of live weights too.
+    saliency.masked_fill_(weight == 0, -1)
     order = saliency.argsort(dim=1, stable=True)
     mask = torch.zeros_like(weight, dtype=torch.bool)
     mask.scatter_(1, order[:, :each], True)

@@ -73,7 +73,7 @@ class Recipe(Record):
     out: str
     dtype: Dtype = "float32"
     device: str = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     score: ScoreStage
     sparsity: SparsityStage
     experts: ExpertsStage | None = None

@@ -104,6 +104,8 @@ def _is_task(path: Path) -> bool:
 
 def _is_path(name: str | Path) -> bool:
     path = Path(name)
+    if not str(name).strip():
+        raise InputError("a task or corpus has an empty name; leave it out, or give its name")
     return path.exists() or bool(path.suffix) or len(path.parts) > 1
 
 

@@ -75,6 +75,8 @@ class Task:
                 f"task {self.name!r} has {len(examples)} {split} examples, fewer than the {count} "
                 f"asked for; ask for at most {len(examples)}"
             )
+        if seed < 0:
+            raise InputError(f"the seed must not be negative, and is {seed}")
         import numpy as np
 
         order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(examples))
