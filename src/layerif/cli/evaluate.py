@@ -29,6 +29,7 @@ def evaluate(
         int | None,
         typer.Option("--max-tokens", help="Tokens of each corpus.", show_default="all"),
     ] = None,
+    style: options.Style = "alpaca",
     max_length: options.MaxLength = 512,
     context_length: options.ContextLength = 512,
     batch_tokens: options.BatchTokens = 2048,
@@ -46,7 +47,8 @@ def evaluate(
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    sources = load_sources(tasks.split(","), data_dir=data_dir)
+    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    sources = load_sources(tasks.split(","), data_dir=data_dir, style=style, tokenizer=tokenizer)
 
     from layerif.evaluation import evaluate as measure
     from layerif.model import open_model

@@ -29,15 +29,15 @@ def task_measurement(
 ) -> Measurement:
     """Accuracy by likelihood where examples have candidate answers, else perplexity of completions.
 
-    The answer is the candidate with the greatest sum of log-probabilities given the prompt (the
-    first of equals); `details` has the accuracy by log-probability per byte too, and the mean loss
+    The answer is the candidate with the greatest sum of log-probabilities of the completion given
+    the prompt (the first of equals), whichever of the two the candidates differ in; `details` has the accuracy by log-probability per byte too, and the mean loss
     of the right completion, nats per token, which still tells models apart where accuracy does not.
 
     Raises:
         InputError: no example can be used, or only some have candidates.
         NumericalError: a likelihood is not finite; names the example.
     """
-    with_choices = sum(bool(example.choices) for example in examples)
+    with_choices = sum(example.answer is not None for example in examples)
     if with_choices not in (0, len(examples)):
         raise InputError(
             f"{with_choices} of the {len(examples)} examples of {name} have candidate answers; "
@@ -46,12 +46,12 @@ def task_measurement(
     texts = [
         (row, candidate)
         for row, example in enumerate(examples)
-        for candidate in (example.choices or (example.completion,))
+        for candidate in example.candidates()
     ]
     sums, tokens = _log_likelihoods(
         model,
         tokenizer,
-        [(examples[row].prompt, candidate) for row, candidate in texts],
+        [candidate for _, candidate in texts],
         name=name,
         max_length=max_length,
         batch_tokens=batch_tokens,
@@ -80,7 +80,7 @@ def task_measurement(
             count=int(tokens[right].sum()),
             details=details,
         )
-    sizes = np.array([len(candidate.encode()) for _, candidate in texts])
+    sizes = np.array([len(completion.encode()) for _, (_, completion) in texts])
     hits = sum(int(np.argmax(sums[groups[r]])) == examples[r].answer for r in used)
     per_byte = sums / sizes
     details["accuracy_per_byte"] = float(

@@ -1,7 +1,14 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
-from layerif.model.opening import Tokenizer, describe, open_model, open_skeleton, setting
+from layerif.model.opening import (
+    Tokenizer,
+    describe,
+    open_model,
+    open_skeleton,
+    open_tokenizer,
+    setting,
+)
 from layerif.model.quiet import quiet_transformers
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "find_decoder_layers",
     "open_model",
     "open_skeleton",
+    "open_tokenizer",
     "quiet_transformers",
     "setting",
 ]

@@ -58,6 +58,18 @@ def open_model(
     return model.to(torch_device).eval(), tokenizer
 
 
+def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
+    """A model's tokenizer alone, which is there at once where the weights take their time.
+
+    Raises:
+        InputError, MissingDependencyError: as `open_model`.
+    """
+    name = str(name_or_path)
+    source = _locate(name)
+    with _reading(name):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
 def describe(model: PreTrainedModel) -> ModelInfo:
     """What an artifact records of a model, so that a reader can tell which one it was."""
     layers = find_decoder_layers(model)

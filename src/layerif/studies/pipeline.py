@@ -15,7 +15,7 @@ from layerif.artifacts.scores import SCORES_FILE
 from layerif.errors import InputError
 from layerif.evaluation import evaluate
 from layerif.influence import score
-from layerif.model import describe, open_model, open_skeleton
+from layerif.model import describe, open_model, open_skeleton, open_tokenizer
 from layerif.progress import note
 from layerif.pruning import prune, save_pruned
 from layerif.report import plot_allocation, plot_scores
@@ -82,13 +82,20 @@ def _check_folder(folder: Path, recipe: Recipe) -> None:
 
 def _load(recipe: Recipe, data_dir: Path | None) -> _Data:
     seed, stage = recipe.seed, recipe.score
-    task = load_task(stage.task, data_dir=data_dir)
+    styles = {stage.style, recipe.evaluate.style}
+    tokenizer = open_tokenizer(recipe.model) if "chat" in styles else None
+    task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
     data = _Data(
         task=task,
         train=task.sample("train", stage.train_samples, seed),
         validation=task.sample("validation", stage.validation_samples, seed),
         calibration=load_corpus(recipe.prune.calibration, data_dir=data_dir),
-        sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir),
+        sources=load_sources(
+            recipe.evaluate.tasks,
+            data_dir=data_dir,
+            style=recipe.evaluate.style,
+            tokenizer=tokenizer,
+        ),
     )
     for source in data.sources:
         if isinstance(source, Task):
