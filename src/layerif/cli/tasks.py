@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,11 +13,13 @@ from layerif.cli.output import console, emit
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from layerif.tasks import Example, Split
+    from layerif.tasks import Example
 
 app = typer.Typer(invoke_without_command=True)
 
-SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+SplitOption = Annotated[
+    Literal["train", "validation", "test"], typer.Option("--split", help="Which examples.")
+]
 
 
 @app.callback()
@@ -40,9 +42,7 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[
-        str, typer.Argument(help="Task, or a file of examples.", show_default=False)
-    ],
+    name: Annotated[str, typer.Argument(help="Task, or a file of examples.", show_default=False)],
     split: SplitOption = "test",
     count: Annotated[int, typer.Option("--count", help="How many examples.")] = 3,
     style: options.Style = "alpaca",
@@ -59,11 +59,9 @@ def show(
 
     They are the first ones that a run with this seed draws.
     """
-    from layerif.choices import check_choice
     from layerif.runs import json_text
-    from layerif.tasks import Split, load_task
+    from layerif.tasks import load_task
 
-    check_choice(split, Split, "split")
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     task = load_task(name, data_dir=data_dir, style=style, tokenizer=tokenizer)
     examples = task.sample(split, count, seed)

@@ -29,9 +29,10 @@ def task_measurement(
 ) -> Measurement:
     """Accuracy by likelihood where examples have candidate answers, else perplexity of completions.
 
-    The answer is the candidate with the greatest sum of log-probabilities of the completion given
-    the prompt (the first of equals), whichever of the two the candidates differ in; `details` has the accuracy by log-probability per byte too, and the mean loss
-    of the right completion, nats per token, which still tells models apart where accuracy does not.
+    The answer is the candidate with the greatest sum of log-probabilities of its completion given
+    its prompt (the first of equals); `details` has the accuracy by log-probability per byte of the
+    completion too, and the mean loss of the right completion, nats per token, which still tells
+    models apart where accuracy does not.
 
     Raises:
         InputError: no example can be used, or only some have candidates.

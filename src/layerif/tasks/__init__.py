@@ -37,7 +37,7 @@ __all__ = [
 # What makes each generated task, how many candidates its rows have, and what it asks.
 GENERATED: dict[str, tuple[Callable[[int, PromptStyle, Any], Task], str, str]] = {
     "agreement": (agreement, "2", "which continuation is grammatical?"),
-    "facts": (facts, "3-4", "a short invented passage and a question about it"),
+    "facts": (facts, "4", "a short invented passage and a question about it"),
 }
 
 

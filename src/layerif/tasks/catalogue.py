@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from layerif.tasks.declared import ANSWER_BY_TEXT, Layout, TaskSpec
 from layerif.tasks.sources import Row
@@ -19,7 +20,7 @@ _SCIENCE = (
     "elementary science.\n\n"
 )
 _TESTED_ON_VALIDATION = Layout(validation="train", test="validation")
-_VALIDATION_ALONE = {"train": "validation", "validation": "validation", "test": "validation"}
+_VALIDATION_ALONE = Layout("validation", "validation", "validation")
 
 
 def _with_hint(row: Row) -> Row:
@@ -173,7 +174,7 @@ _SPECS = (
         answers=("no", "yes"),
         candidate=ANSWER_BY_TEXT,
         hub=_TESTED_ON_VALIDATION,
-        folder=Layout(**_VALIDATION_ALONE, renamed={"answer": "label"}),
+        folder=replace(_VALIDATION_ALONE, renamed={"answer": "label"}),
     ),
     TaskSpec(
         name="hellaswag",
@@ -185,13 +186,12 @@ _SPECS = (
         count="4",
         candidate=" {text}",
         label="label",
-        hub=Layout(
-            validation="train",
-            test="validation",
+        hub=replace(
+            _TESTED_ON_VALIDATION,
             columns=("activity_label", "ctx", "endings", "label"),
             row=_without_marks,
         ),
-        folder=Layout(**_VALIDATION_ALONE),
+        folder=_VALIDATION_ALONE,
     ),
     TaskSpec(
         name="winogrande",
@@ -203,13 +203,12 @@ _SPECS = (
         count="2",
         candidate=" {text}",
         label="label",
-        hub=Layout(
-            validation="train",
-            test="validation",
+        hub=replace(
+            _TESTED_ON_VALIDATION,
             columns=("sentence", "option1", "option2", "answer"),
             row=_in_context,
         ),
-        folder=Layout(**_VALIDATION_ALONE),
+        folder=_VALIDATION_ALONE,
     ),
 )
 CATALOGUE: Mapping[str, TaskSpec] = {spec.name: spec for spec in _SPECS}

@@ -212,9 +212,7 @@ def _divide(
     return {split: splits[split] for split in SPLITS}, {split: made[split] for split in SPLITS}
 
 
-def _examples(
-    spec: TaskSpec, source: str, rows: Sequence[Row], render: Render
-) -> list[Example]:
+def _examples(spec: TaskSpec, source: str, rows: Sequence[Row], render: Render) -> list[Example]:
     examples = []
     for number, row in enumerate(rows, start=1):
         example = spec.example(row, render)
