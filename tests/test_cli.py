@@ -83,7 +83,7 @@ def test_the_whole_way(layerif, model, text, tmp_path):
         *["--out", run / "pruned"],
     )
     assert status == 0
-    assert "50.0" in out
+    assert "zeros" in out
     AutoModelForCausalLM.from_pretrained(run / "pruned")
     manifest = Manifest.load(run / "pruned" / "layerif_manifest.json")
     assert manifest.plan == plan
@@ -278,7 +278,7 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
 
     status, _, err = layerif("run", recipe(model, text, tmp_path, seed=1))
     assert status == 2
-    assert "holds the run of another recipe" in err
+    assert "holds another run: seed was 0 and is 1" in err
 
 
 def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, text, tmp_path):

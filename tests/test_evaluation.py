@@ -90,6 +90,29 @@ def test_accuracy_equals_a_loop_over_candidates(batch_tokens):
     assert found.outcomes.tokens == [len(e.completion) for e in EXAMPLES]
 
 
+def test_contexts_are_compared_by_the_likelihood_of_what_follows():
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    contexts = [(f"The {i} cats", f"The {i} dogs") for i in range(12)]
+    examples = [
+        Example(pair[i % 2], f" ran {i}.", contexts=pair, answer=i % 2)
+        for i, pair in enumerate(contexts)
+    ]
+    found = task_measurement(model, tokenizer, examples)
+    hits, losses = [], []
+    for example in examples:
+        sums = []
+        for context in example.contexts:
+            ids = torch.tensor([tokenizer(context + example.completion)["input_ids"]])
+            logs = model(ids).logits[0].log_softmax(-1)
+            start = len(context)
+            sums.append(sum(logs[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1])))
+        hits.append(sums.index(max(sums)) == example.answer)
+        losses.append(-sums[example.answer] / len(example.completion))
+    assert found.value == found.details["accuracy_per_byte"] == pytest.approx(sum(hits) / 12)
+    assert 0 < found.value < 1
+    assert found.details["completion_loss"] == pytest.approx(sum(losses) / 12, rel=1e-9)
+
+
 def test_free_text_is_measured_by_the_perplexity_of_its_completions():
     model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
     found = task_measurement(model, tokenizer, [Example("a b", " c d"), Example("e", " f")])

@@ -44,6 +44,13 @@ def test_the_model_is_well_above_chance_on_agreement(smollm2):
     assert found.details["chance"] == 0.5
 
 
+def test_the_model_is_between_chance_and_ceiling_on_facts(smollm2):
+    rows = load_task("facts").sample("test", 60, 0)
+    found = task_measurement(*smollm2, rows, name="facts")
+    assert 0.4 < found.value < 0.85
+    assert found.details["chance"] == 0.25
+
+
 def test_half_the_weights_go_and_the_model_still_speaks(smollm2):
     corpus = load_corpus("python-docs")
     model, tokenizer = open_model("smollm2")

@@ -200,7 +200,7 @@ def _match(folder: Path, out: Path, fingerprint: Fingerprint, *, restart: bool) 
             return
         if not restart:
             raise InputError(
-                f"an unfinished run stands beside {out}, but {_differences(found, wanted)}; run "
+                f"an unfinished run stands beside {out}, but {differences(found, wanted)}; run "
                 "it as it was begun to finish it, pass --overwrite to begin anew, or choose "
                 "another --out"
             )
@@ -209,20 +209,30 @@ def _match(folder: Path, out: Path, fingerprint: Fingerprint, *, restart: bool) 
     write_json(path, wanted)
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Which parts of two fingerprints differ, in words."""
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Which parts of two fingerprints differ, in words; options by their dotted names."""
     parts = [
         f"the {part} {'was' if part == 'model' else 'were'} another then"
         for part in ("model", "data")
         if found.get(part) != wanted[part]
     ]
-    before, now = found.get("options", {}), wanted["options"]
+    before, now = _flat(found.get("options", {})), _flat(wanted["options"])
     parts += [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
     return ", ".join(parts) or "it was begun by another version"
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def hash_texts(texts: Sequence[Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from layerif.cli import allocate, evaluate, init, prune, run, score
+from layerif.cli import allocate, evaluate, init, prune, run, score, tasks
 from layerif.errors import LayerifError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     epilog="Exit status: 0 done; 2 bad input; 3 a value that is not finite; "
     "4 something to install first; 130 interrupted; 1 a fault of layerif itself.",
 )
+app.add_typer(tasks.app, name="tasks")
 app.command("score")(score.score)
 app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)

@@ -41,6 +41,7 @@ def evaluate(
         int | None,
         typer.Option("--max-tokens", help="Tokens of each corpus.", show_default="all"),
     ] = None,
+    style: options.Style = "alpaca",
     max_length: options.MaxLength = 512,
     context_length: options.ContextLength = 512,
     batch_tokens: options.BatchTokens = 2048,
@@ -62,7 +63,9 @@ def evaluate(
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    sources = load_sources([name.strip() for name in tasks.split(",")], data_dir=data_dir)
+    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    names = [name.strip() for name in tasks.split(",")]
+    sources = load_sources(names, data_dir=data_dir, style=style, tokenizer=tokenizer)
     reference = None if against is None else _reference(against, {s.name for s in sources})
 
     from layerif.evaluation import compare

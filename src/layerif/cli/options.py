@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import Aggregation, Dtype, OnConstant, Orientation
+from layerif.choices import Aggregation, Dtype, OnConstant, Orientation, PromptStyle
 
 Model = Annotated[
     str,
@@ -25,6 +25,10 @@ TrustRemoteCode = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of parquet data sets, instead of the hub."),
+]
+Style = Annotated[
+    PromptStyle,
+    typer.Option("--style", help="Form of prompts; chat is the model's own chat template."),
 ]
 # Splits do not depend on it: two commands with different seeds would otherwise train on, or
 # calibrate with, what the other one tests on.
@@ -50,3 +54,15 @@ OrientationOption = Annotated[
 ConstantOption = Annotated[
     OnConstant, typer.Option("--on-constant", help="What scores that are all equal give.")
 ]
+
+
+def tokenizer_for(style: PromptStyle, model: str | None, *, trust_remote_code: bool) -> Any:
+    """The tokenizer that the prompt style needs; None where it needs none, or no model is named.
+
+    It is opened before the model, so that prompts are there to be refused before the weights are.
+    """
+    if style != "chat" or model is None:
+        return None
+    from layerif.model import open_tokenizer
+
+    return open_tokenizer(model, trust_remote_code=trust_remote_code)

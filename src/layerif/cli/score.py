@@ -17,7 +17,7 @@ def score(
         str,
         typer.Option(
             "--task",
-            help="agreement, mrpc, commonsense_qa, openbookqa, or a JSONL, CSV or parquet file.",
+            help="One of `layerif tasks`, or a JSONL, CSV or parquet file.",
             show_default=False,
         ),
     ],
@@ -33,6 +33,7 @@ def score(
     damping: Annotated[
         float, typer.Option("--damping", help="lambda = damping * mean(|g|^2) / d in each block.")
     ] = 0.1,
+    style: options.Style = "alpaca",
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 1024,
     dtype: options.DtypeOption = "float32",
@@ -53,7 +54,8 @@ def score(
     from layerif.tasks import load_task
 
     check_out(out, out / SCORES_FILE, overwrite=overwrite)
-    data = load_task(task, data_dir=data_dir)
+    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
     train = data.sample("train", train_samples, seed)
     validation = data.sample("validation", validation_samples, seed)
 

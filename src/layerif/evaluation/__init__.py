@@ -2,7 +2,7 @@
 
 from layerif.evaluation.accuracy import task_measurement
 from layerif.evaluation.comparison import compare
-from layerif.evaluation.evaluate import evaluate, sparsity_of
+from layerif.evaluation.evaluate import check_sources, evaluate, sparsity_of
 from layerif.evaluation.perplexity import perplexity
 
-__all__ = ["compare", "evaluate", "perplexity", "sparsity_of", "task_measurement"]
+__all__ = ["check_sources", "compare", "evaluate", "perplexity", "sparsity_of", "task_measurement"]

@@ -11,6 +11,7 @@ import torch
 
 from layerif.artifacts import Measurement
 from layerif.batching import collate, encode, pack
+from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
 from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.statistics import f1, matthews, perplexity_interval, wilson_interval
@@ -18,6 +19,21 @@ from layerif.likelihood import row_sums, token_losses
 from layerif.model import Tokenizer
 from layerif.progress import progress
 from layerif.tasks.base import Example
+
+
+def have_candidates(examples: Sequence[Example], name: str) -> bool:
+    """Whether the examples have candidate answers.
+
+    Raises:
+        InputError: some have, and some have not.
+    """
+    count = sum(example.answer is not None for example in examples)
+    if count not in (0, len(examples)):
+        raise InputError(
+            f"{count} of the {len(examples)} examples of {name} have candidate answers; give them "
+            "to all, or to none"
+        )
+    return count > 0
 
 
 def task_measurement(
@@ -31,31 +47,27 @@ def task_measurement(
 ) -> Measurement:
     """Accuracy by likelihood where examples have candidate answers, else perplexity of completions.
 
-    The answer is the candidate with the greatest sum of log-probabilities given the prompt (the
-    first of equals); `details` has the accuracy by log-probability per byte too, and the mean loss
-    of the right completion, nats per token, which still tells models apart where accuracy does not.
-    Where all rows have the same two candidates, it has Matthews' correlation (`mcc`), and `f1` of
-    the second candidate, which `positive` names.
+    The answer is the candidate with the greatest sum of log-probabilities of its completion given
+    its prompt (the first of equals); `details` has the accuracy by log-probability per byte of the
+    completion too, and the mean loss of the right completion, nats per token, which still tells
+    models apart where accuracy does not. Where all rows have the same two candidates, it has
+    Matthews' correlation (`mcc`), and `f1` of the second candidate, which `positive` names.
 
     Raises:
         InputError: no example can be used, or only some have candidates.
         NumericalError: a likelihood is not finite; names the example.
     """
-    with_choices = sum(bool(example.choices) for example in examples)
-    if with_choices not in (0, len(examples)):
-        raise InputError(
-            f"{with_choices} of the {len(examples)} examples of {name} have candidate answers; "
-            "give them to all, or to none"
-        )
+    with_choices = have_candidates(examples, name)
+    max_length = usable_length(model, max_length)
     texts = [
         (row, candidate)
         for row, example in enumerate(examples)
-        for candidate in (example.choices or (example.completion,))
+        for candidate in example.candidates()
     ]
     sums, tokens = _log_likelihoods(
         model,
         tokenizer,
-        [(examples[row].prompt, candidate) for row, candidate in texts],
+        [candidate for _, candidate in texts],
         name=name,
         max_length=max_length,
         batch_tokens=batch_tokens,
@@ -89,7 +101,7 @@ def task_measurement(
             details=details,
             outcomes=outcomes_of(rows, nats, counts),
         )
-    per_byte = sums / np.array([len(candidate.encode()) for _, candidate in texts])
+    per_byte = sums / np.array([len(completion.encode()) for _, (_, completion) in texts])
     answers = np.array([examples[row].answer for row in used])
     chosen = np.array([np.argmax(sums[groups[row]]) for row in used])
     chosen_per_byte = np.array([np.argmax(per_byte[groups[row]]) for row in used])

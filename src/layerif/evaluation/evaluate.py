@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerif.artifacts import Measurement, Results
-from layerif.evaluation.accuracy import task_measurement
-from layerif.evaluation.perplexity import perplexity
-from layerif.model import Tokenizer, describe, find_decoder_layers, setting
+from layerif.chunks import check_context_length
+from layerif.evaluation.accuracy import have_candidates, task_measurement
+from layerif.evaluation.perplexity import evaluation_chunks, perplexity
+from layerif.model import Tokenizer, describe, evaluation_mode, find_decoder_layers, setting
 from layerif.tasks import Corpus, Task
 
 
@@ -32,42 +33,81 @@ def evaluate(
         max_length: tokens kept of a row.
         context_length: tokens of a chunk of a corpus.
         max_tokens: tokens used of a corpus; None takes all.
+
+    Raises:
+        InputError: as `check_sources`, before the first forward pass.
+        NumericalError: a likelihood is not finite.
     """
-    # All rows are drawn before the first forward pass, so that too few stop it here.
-    drawn = {
-        index: source.sample("test", samples, seed)
-        for index, source in enumerate(on)
-        if isinstance(source, Task)
-    }
+    check_sources(
+        model,
+        tokenizer,
+        on,
+        samples=samples,
+        seed=seed,
+        context_length=context_length,
+        max_tokens=max_tokens,
+    )
     measurements: list[Measurement] = []
-    for index, source in enumerate(on):
-        if isinstance(source, Task):
-            measurement = task_measurement(
-                model,
-                tokenizer,
-                drawn[index],
-                name=source.name,
-                max_length=max_length,
-                batch_tokens=batch_tokens,
-            )
-        else:
-            measurement = perplexity(
-                model,
-                tokenizer,
-                source.text("evaluation"),
-                name=source.name,
-                context_length=context_length,
-                max_tokens=max_tokens,
-                batch_tokens=batch_tokens,
-            )
-        measurements.append(measurement)
+    with evaluation_mode(model):
+        for source in on:
+            if isinstance(source, Task):
+                measurement = task_measurement(
+                    model,
+                    tokenizer,
+                    source.sample("test", samples, seed),
+                    name=source.name,
+                    max_length=max_length,
+                    batch_tokens=batch_tokens,
+                )
+            else:
+                measurement = perplexity(
+                    model,
+                    tokenizer,
+                    source.text("evaluation"),
+                    name=source.name,
+                    context_length=context_length,
+                    max_tokens=max_tokens,
+                    batch_tokens=batch_tokens,
+                )
+            measurements.append(measurement)
     return Results(
         model=describe(model),
         sparsity=sparsity_of(model),
         measurements=measurements,
-        how={"seed": seed, "samples": samples, "data": {s.name: s.origin for s in on}},
+        how={
+            "seed": seed,
+            "samples": samples,
+            "max_length": max_length,
+            "context_length": context_length,
+            "max_tokens": max_tokens,
+            "data": {source.name: source.origin for source in on},
+        },
         setting=setting(model),
     )
+
+
+def check_sources(
+    model: Any,
+    tokenizer: Tokenizer,
+    on: Sequence[Task | Corpus],
+    *,
+    samples: int | None,
+    seed: int,
+    context_length: int,
+    max_tokens: int | None,
+) -> None:
+    """Find out before the first forward pass what cannot be evaluated; a skeleton model will do.
+
+    Raises:
+        InputError: too few rows, rows of which only some have candidates, too short a text, or
+            chunks longer than the model's context.
+    """
+    for source in on:
+        if isinstance(source, Task):
+            have_candidates(source.sample("test", samples, seed), source.name)
+        else:
+            check_context_length(model, context_length)
+            evaluation_chunks(tokenizer, source.text("evaluation"), context_length, max_tokens)
 
 
 def sparsity_of(model: Any) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from layerif.artifacts import Measurement
-from layerif.batching import collate, pack
+from layerif.batching import Encoded, collate, pack
 from layerif.chunks import check_context_length, cut
 from layerif.errors import InputError, NumericalError
 from layerif.evaluation.comparison import outcomes_of
@@ -17,6 +17,25 @@ from layerif.evaluation.statistics import perplexity_interval
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import Tokenizer
 from layerif.progress import progress
+
+
+def evaluation_chunks(
+    tokenizer: Tokenizer, text: str, context_length: int, max_tokens: int | None
+) -> list[Encoded]:
+    """The chunks that perplexity is measured on: all, or the first that hold `max_tokens`.
+
+    Raises:
+        InputError: the text, or `max_tokens`, is shorter than one chunk.
+    """
+    chunks = cut(tokenizer, text, context_length)
+    if max_tokens is None:
+        return chunks
+    if max_tokens < context_length:
+        raise InputError(
+            f"{max_tokens} tokens are fewer than one chunk of {context_length}; allow more "
+            "tokens, or use a smaller context length"
+        )
+    return chunks[: max_tokens // context_length]
 
 
 @torch.inference_mode()
@@ -44,14 +63,7 @@ def perplexity(
         NumericalError: the likelihood is not finite.
     """
     check_context_length(model, context_length)
-    chunks = cut(tokenizer, text, context_length)
-    if max_tokens is not None:
-        if max_tokens < context_length:
-            raise InputError(
-                f"{max_tokens} tokens are fewer than one chunk of {context_length}; allow more "
-                "tokens, or use a smaller context length"
-            )
-        chunks = chunks[: max_tokens // context_length]
+    chunks = evaluation_chunks(tokenizer, text, context_length, max_tokens)
     device = next(model.parameters()).device
     nats = np.zeros(len(chunks))
     tokens = np.array([chunk.scored for chunk in chunks])

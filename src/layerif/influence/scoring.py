@@ -15,6 +15,7 @@ from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, collate, encode, pack
 from layerif.checkpoint import NoSteps, Steps
 from layerif.choices import PaddingSide
+from layerif.chunks import usable_length
 from layerif.errors import InputError
 from layerif.influence.datainf import datainf
 from layerif.influence.gradients import PerSampleGradients, frozen
@@ -55,7 +56,8 @@ def score(
         rank, alpha: of the LoRA on every projection of the decoder layers.
         damping: lambda = damping * mean(|g|^2) / d in each block.
         seed: of the LoRA's A matrices.
-        max_length: tokens kept of a sample; its prompt is cut from the left.
+        max_length: tokens kept of a sample, at most the model's positions; its prompt is cut from
+            the left.
         batch_tokens: tokens of a batch, padding counted; what a backward pass has to keep of them
             is most of the memory that scoring takes.
         padding_side: which side of a batch is padded; changes nothing but rounding.
@@ -70,9 +72,12 @@ def score(
     if not 0 < damping < math.inf:
         raise InputError(f"damping must be positive and finite, not {damping}")
     layers = find_decoder_layers(model)
+    max_length = usable_length(model, max_length)
     lora = FreshLora(rank, alpha, seed)
-    train_items, dropped_train = _encode(tokenizer, train, max_length, "training")
-    validation_items, dropped_validation = _encode(tokenizer, validation, max_length, "validation")
+    train_items, dropped_train = check_samples(tokenizer, train, max_length, "training")
+    validation_items, dropped_validation = check_samples(
+        tokenizer, validation, max_length, "validation"
+    )
 
     found = _collect(
         model,
@@ -118,9 +123,14 @@ def score(
     )
 
 
-def _encode(
+def check_samples(
     tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, what: str
 ) -> tuple[list[Encoded], list[int]]:
+    """The samples as tokens, and the indices of those that do not fit.
+
+    Raises:
+        InputError: none fits.
+    """
     items, dropped = encode(tokenizer, [(e.prompt, e.completion) for e in examples], max_length)
     if not items:
         raise InputError(

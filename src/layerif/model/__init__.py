@@ -2,7 +2,15 @@
 
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
 from layerif.model.modes import evaluation_mode
-from layerif.model.opening import Tokenizer, describe, open_model, open_skeleton, setting
+from layerif.model.opening import (
+    Tokenizer,
+    describe,
+    open_model,
+    open_skeleton,
+    open_tokenizer,
+    parse_device,
+    setting,
+)
 from layerif.model.quiet import quiet_transformers
 
 __all__ = [
@@ -14,6 +22,8 @@ __all__ = [
     "find_decoder_layers",
     "open_model",
     "open_skeleton",
+    "open_tokenizer",
+    "parse_device",
     "quiet_transformers",
     "setting",
 ]

@@ -48,7 +48,7 @@ def open_model(
     """
     name = str(name_or_path)
     torch_dtype = _parse_dtype(dtype)
-    torch_device = _parse_device(device)
+    torch_device = parse_device(device)
     source = _locate(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _reading(name):
@@ -73,11 +73,23 @@ def _require_causal(model: PreTrainedModel) -> None:
     """Refuse a model whose first prediction changes with the token after it (BERT and its kin)."""
     pairs = torch.tensor([[1, 2], [1, 3]], device=model.device)
     first = model(input_ids=pairs, use_cache=False).logits[:, 0].float()
-    if not torch.allclose(first[0], first[1], rtol=1e-2, atol=1e-2):
+    if not torch.allclose(first[0], first[1], rtol=1e-2, atol=1e-2, equal_nan=True):
         raise InputError(
             f"{model.config.name_or_path} ({type(model).__name__}) is no causal language model: "
             "what it predicts after a token depends on the tokens that follow"
         )
+
+
+def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
+    """A model's tokenizer alone, which is there at once where the weights take their time.
+
+    Raises:
+        InputError, MissingDependencyError: as `open_model`.
+    """
+    name = str(name_or_path)
+    source = _locate(name)
+    with _reading(name):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
 def describe(model: PreTrainedModel) -> ModelInfo:
@@ -124,7 +136,12 @@ def _parse_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _parse_device(device: str) -> torch.device:
+def parse_device(device: str) -> torch.device:
+    """The device of a name, `auto` resolved.
+
+    Raises:
+        InputError: there is no such device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

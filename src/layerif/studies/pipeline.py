@@ -7,20 +7,37 @@ that was cut short goes on from there, and within a stage after its last finishe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from layerif.allocate import allocate_experts, allocate_sparsity
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
 from layerif.artifacts.scores import SCORES_FILE
-from layerif.checkpoint import Fingerprint, hash_model, resumable
+from layerif.checkpoint import (
+    FINGERPRINT_FILE,
+    Fingerprint,
+    differences,
+    hash_model,
+    hash_texts,
+    resumable,
+)
+from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
-from layerif.evaluation import compare, evaluate
-from layerif.model import describe, open_model, open_skeleton
+from layerif.evaluation import check_sources, compare, evaluate
+from layerif.influence import check_samples
+from layerif.model import (
+    describe,
+    open_model,
+    open_skeleton,
+    open_tokenizer,
+    parse_device,
+    setting,
+)
 from layerif.progress import note
 from layerif.pruning import prune, save_pruned
 from layerif.report import plot_allocation, plot_scores
-from layerif.runs import write_text
+from layerif.runs import read_json, refuse_existing, write_json, write_text
 from layerif.studies.recipe import Recipe
 from layerif.studies.stages import score_into
 from layerif.tasks import Corpus, Example, Task, load_corpus, load_sources, load_task
@@ -54,18 +71,19 @@ def run_recipe(recipe: Recipe, *, data_dir: Path | None = None) -> dict[str, Res
         NumericalError: a loss is not finite.
     """
     folder = Path(recipe.out)
-    _check_folder(folder, recipe)
     data = _load(recipe, data_dir)
-    _check_experts(recipe)
-    write_text(folder / RECIPE_FILE, recipe.text())
+    _check(recipe, data)
+    fingerprint = _fingerprint(recipe, data)
+    _claim(folder, recipe, fingerprint)
 
     scores = _score(recipe, folder, data)
     plan, uniform = _plan(recipe, folder, scores)
     plot_scores(scores, folder / "scores", aggregate=recipe.sparsity.aggregate)
+    measure = partial(_measure, recipe, folder, data, fingerprint)
     results = {
-        "dense": _measure(recipe, folder, data, "dense", None),
-        "uniform": _measure(recipe, folder, data, "uniform", uniform),
-        "LayerIF": _measure(recipe, folder, data, "layerif", plan),
+        "dense": measure(name="dense", plan=None),
+        "uniform": measure(name="uniform", plan=uniform),
+        "LayerIF": measure(name="layerif", plan=plan),
     }
     # What a run asks is whether the plan pays; that pruning costs, nobody doubts.
     plans = {name: results[name] for name in ("LayerIF", "uniform")}
@@ -73,31 +91,51 @@ def run_recipe(recipe: Recipe, *, data_dir: Path | None = None) -> dict[str, Res
     return results
 
 
-def _check_folder(folder: Path, recipe: Recipe) -> None:
-    """An empty or absent folder, or one that holds a run of the very same recipe."""
-    path = folder / RECIPE_FILE
+def _claim(folder: Path, recipe: Recipe, fingerprint: Fingerprint) -> None:
+    """Take an empty or absent folder, or one that holds a run of the very same work."""
+    path = folder / FINGERPRINT_FILE
     if path.is_file():
-        if path.read_text(encoding="utf-8") != recipe.text():
+        found = read_json(path, "the fingerprint of a run")
+        if found != fingerprint.as_json():
             raise InputError(
-                f"{folder} holds the run of another recipe (see {path}); choose another folder "
-                "with --out, or remove that one"
+                f"{folder} holds another run: {differences(found, fingerprint.as_json())}; choose "
+                "another folder with --out, or remove that one"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
             f"{folder} already holds something that is no run of a recipe; choose another folder "
             "with --out"
         )
+    refuse_existing(folder, overwrite=False)
+    write_text(folder / RECIPE_FILE, recipe.text())
+    write_json(path, fingerprint.as_json())
+
+
+def _fingerprint(recipe: Recipe, data: _Data) -> Fingerprint:
+    """All that the run depends on; where it is kept is no part of it."""
+    model, _ = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    origins = [data.task.origin, data.calibration.origin, *(s.origin for s in data.sources)]
+    options = {**recipe.model_dump(mode="json", exclude={"out"}), **setting(model).model_dump()}
+    return Fingerprint(hash_model(model), hash_texts(origins), options)
 
 
 def _load(recipe: Recipe, data_dir: Path | None) -> _Data:
     seed, stage = recipe.seed, recipe.score
-    task = load_task(stage.task, data_dir=data_dir)
+    styles = {stage.style, recipe.evaluate.style}
+    tokenizer = open_tokenizer(recipe.model) if "chat" in styles else None
+    task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
     data = _Data(
         task=task,
         train=task.sample("train", stage.train_samples, seed),
         validation=task.sample("validation", stage.validation_samples, seed),
         calibration=load_corpus(recipe.prune.calibration, data_dir=data_dir),
-        sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir),
+        sources=load_sources(
+            recipe.evaluate.tasks,
+            data_dir=data_dir,
+            style=recipe.evaluate.style,
+            tokenizer=tokenizer,
+        ),
     )
     for source in data.sources:
         if isinstance(source, Task):
@@ -105,13 +143,31 @@ def _load(recipe: Recipe, data_dir: Path | None) -> _Data:
     return data
 
 
-def _check_experts(recipe: Recipe) -> None:
-    layers = describe(open_skeleton(recipe.model)).layers
+def _check(recipe: Recipe, data: _Data) -> None:
+    """Everything that can be found out before the first stage, with no weights."""
+    parse_device(recipe.device)
+    skeleton, tokenizer = open_skeleton(recipe.model), open_tokenizer(recipe.model)
+    layers = describe(skeleton).layers
     if recipe.experts is not None and recipe.experts.total < layers:
         raise InputError(
             f"the recipe asks for {recipe.experts.total} experts, fewer than the {layers} decoder "
             f"layers of {recipe.model}, each of which needs one; ask for {layers} or more"
         )
+    max_length = usable_length(skeleton, recipe.score.max_length)
+    check_samples(tokenizer, data.train, max_length, "training")
+    check_samples(tokenizer, data.validation, max_length, "validation")
+    check_context_length(skeleton, recipe.prune.context_length)
+    text = data.calibration.text("calibration")
+    draw(cut(tokenizer, text, recipe.prune.context_length), recipe.prune.samples, recipe.seed)
+    check_sources(
+        skeleton,
+        tokenizer,
+        data.sources,
+        samples=recipe.evaluate.samples,
+        seed=recipe.seed,
+        context_length=recipe.evaluate.context_length,
+        max_tokens=recipe.evaluate.max_tokens,
+    )
 
 
 def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
@@ -161,14 +217,26 @@ def _plan(recipe: Recipe, folder: Path, scores: LayerScores) -> tuple[Allocation
             orientation=recipe.experts.orientation,
         )
     for name, allocation in plans.items():
-        allocation.save(folder / f"{name}.json")
+        path = folder / f"{name}.json"
+        if path.is_file() and Allocation.load(path) != allocation:
+            raise InputError(
+                f"{path} is not the plan that this recipe makes; a recipe follows its own plans: "
+                "carry yours out with `layerif prune --plan`, and move it out of this folder"
+            )
+        allocation.save(path)
         if name != "uniform":
             plot_allocation(allocation, folder / name)
     return plan, uniform
 
 
 def _measure(
-    recipe: Recipe, folder: Path, data: _Data, name: str, plan: Allocation | None
+    recipe: Recipe,
+    folder: Path,
+    data: _Data,
+    fingerprint: Fingerprint,
+    *,
+    name: str,
+    plan: Allocation | None,
 ) -> Results:
     """Results of the model pruned by `plan` (dense for None), from the folder where they stand."""
     path = folder / f"{name}-results.json"
@@ -177,8 +245,8 @@ def _measure(
         return Results.load(path)
     note(f"{name}: " + ("evaluating" if plan is None else "pruning and evaluating"))
     model, tokenizer = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
-    fingerprint = Fingerprint(hash_model(model), name, recipe.model_dump(mode="json"))
-    with resumable(path, fingerprint) as steps:
+    wanted = {"plan": None if plan is None else plan.allocation, **fingerprint.options}
+    with resumable(path, replace(fingerprint, options=wanted)) as steps:
         if plan is not None:
             manifest = prune(
                 model,

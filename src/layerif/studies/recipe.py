@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from layerif.artifacts import Record
-from layerif.choices import Aggregation, Dtype, Orientation, PruningMethod
+from layerif.choices import Aggregation, Dtype, Orientation, PromptStyle, PruningMethod
 from layerif.errors import InputError
 
 
@@ -17,6 +17,7 @@ class ScoreStage(Record):
     """Whose influence is measured, and on what."""
 
     task: str
+    style: PromptStyle = "alpaca"
     train_samples: int = Field(200, ge=1)
     validation_samples: int = Field(50, ge=1)
     rank: int = Field(8, ge=1)
@@ -59,6 +60,7 @@ class EvaluateStage(Record):
     """What the models are measured on; `samples` and `max_tokens` left out take everything."""
 
     tasks: list[str] = Field(min_length=1)
+    style: PromptStyle = "alpaca"
     samples: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=2)
     max_length: int = Field(512, ge=2)

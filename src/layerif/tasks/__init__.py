@@ -3,33 +3,78 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
+from layerif.choices import PromptStyle
 from layerif.errors import InputError
 from layerif.tasks.agreement import agreement
 from layerif.tasks.base import SPLITS, Example, Split, Task
-from layerif.tasks.catalogue import CATALOGUE, load_declared
+from layerif.tasks.catalogue import CATALOGUE
 from layerif.tasks.corpora import CORPORA, Corpus, text_file
+from layerif.tasks.declared import load_declared
+from layerif.tasks.facts import facts
 from layerif.tasks.own import READERS, load_own
 
 __all__ = [
     "SPLITS",
     "Corpus",
     "Example",
+    "Listing",
     "Split",
     "Task",
     "corpus_names",
+    "listings",
     "load_corpus",
     "load_sources",
     "load_task",
     "task_names",
 ]
 
+# What makes each generated task, how many candidates its rows have, and what it asks.
+GENERATED: dict[str, tuple[Callable[[int, PromptStyle, Any], Task], str, str]] = {
+    "agreement": (agreement, "2", "which continuation is grammatical?"),
+    "facts": (facts, "4", "a short invented passage and a question about it"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A task or corpus that can be had by name.
+
+    Attributes:
+        name: what to ask for.
+        source: where it comes from.
+        candidates: how many answers a row offers; empty for a corpus.
+        asks: what a task asks, or what a corpus holds, in a few words.
+    """
+
+    name: str
+    source: str
+    candidates: str
+    asks: str
+
+
+def listings() -> list[Listing]:
+    """All tasks and then all corpora that have a name, each sorted; nothing is loaded."""
+    tasks = [Listing(name, "generated", *about[1:]) for name, about in GENERATED.items()]
+    for spec in CATALOGUE.values():
+        where = f"{spec.repo} ({spec.config})" if spec.config else spec.repo
+        count = str(len(spec.answers)) if spec.answers else spec.count
+        tasks.append(Listing(spec.name, where, count, spec.asks))
+    corpora = [
+        Listing("python-docs", "this Python", "", "the language reference"),
+        Listing("wikitext2", "Salesforce/wikitext (wikitext-2-raw-v1)", "", "Wikipedia articles"),
+    ]
+    return [*sorted(tasks, key=attrgetter("name")), *corpora]
+
 
 def task_names() -> list[str]:
     """The names that `load_task` knows, sorted."""
-    return sorted([*CATALOGUE, "agreement"])
+    return sorted([*CATALOGUE, *GENERATED])
 
 
 def corpus_names() -> list[str]:
@@ -37,24 +82,35 @@ def corpus_names() -> list[str]:
     return sorted(CORPORA)
 
 
-def load_task(name: str | Path, *, data_dir: Path | None = None, seed: int = 0) -> Task:
+def load_task(
+    name: str | Path,
+    *,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    style: PromptStyle = "alpaca",
+    tokenizer: Any = None,
+) -> Task:
     """The task of a name, or the one in a user's file or folder.
 
     Args:
         name: one of `task_names()`, or a path as `layerif.tasks.own` describes.
         data_dir: a folder of parquet data sets to read declared tasks from, instead of the hub.
-        seed: for the rows of `agreement`, and for splits that have to be carved out of others.
+        seed: for the rows of generated tasks, and for splits that are carved out of others.
+        style: how an instruction becomes a prompt, see `layerif.tasks.styles`. The prompts in a
+            user's file are taken as written, and with `chat` as a user's messages.
+        tokenizer: of the model whose chat template the style `chat` takes.
 
     Raises:
-        InputError: the name is unknown, or the data cannot be read as a task.
+        InputError: the name is unknown, the data cannot be read as a task, or the task cannot be
+            had in that style.
     """
-    if name == "agreement":
-        return agreement(seed)
+    if name in GENERATED:
+        return GENERATED[str(name)][0](seed, style, tokenizer)
     if name in CATALOGUE:
-        return load_declared(CATALOGUE[str(name)], data_dir, seed)
+        return load_declared(CATALOGUE[str(name)], data_dir, seed, style, tokenizer)
     if not _is_path(name):
         raise _unknown("task", str(name), task_names(), "a .jsonl, .parquet or .csv file")
-    return load_own(Path(name), seed)
+    return load_own(Path(name), seed, style, tokenizer)
 
 
 def load_corpus(name: str | Path, data_dir: Path | None = None, seed: int = 0) -> Corpus:
@@ -76,11 +132,17 @@ def load_corpus(name: str | Path, data_dir: Path | None = None, seed: int = 0) -
 
 
 def load_sources(
-    names: Sequence[str | Path], *, data_dir: Path | None = None, seed: int = 0
+    names: Sequence[str | Path],
+    *,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    style: PromptStyle = "alpaca",
+    tokenizer: Any = None,
 ) -> list[Task | Corpus]:
     """Tasks and corpora together, in the order of their names, as evaluation takes them.
 
     A path is a task where it is a folder or a file of examples by its ending, and otherwise text.
+    The arguments are those of `load_task`.
 
     Raises:
         InputError: a name is unknown, or what it names cannot be read.
@@ -94,7 +156,9 @@ def load_sources(
         if name in CORPORA or (name not in known and not _is_task(path)):
             sources.append(load_corpus(name, data_dir=data_dir, seed=seed))
         else:
-            sources.append(load_task(name, data_dir=data_dir, seed=seed))
+            sources.append(
+                load_task(name, data_dir=data_dir, seed=seed, style=style, tokenizer=tokenizer)
+            )
     return sources
 
 

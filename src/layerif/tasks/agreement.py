@@ -9,41 +9,19 @@ rows are right in the plural. The task needs no download, and its rows depend on
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any
 
+from layerif.choices import PromptStyle
 from layerif.tasks import lexicon as words
 from layerif.tasks.base import Example, Split, Task
+from layerif.tasks.draw import Draw
 from layerif.tasks.splits import count_and_hash
+from layerif.tasks.styles import refuse_chat
 
 ROWS_PER_CONSTRUCTION: dict[Split, int] = {"train": 200, "validation": 52, "test": 100}
 # The share of attractors that differ in number from the critical word.
 ATTRACTION = 0.9
-
-T = TypeVar("T")
-
-
-class Draw:
-    """Random choices that repeat for a seed in every Python version.
-
-    Python promises the same numbers for a seed from `random()` alone; how `choice` and `shuffle`
-    use them may change.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def chance(self, probability: float) -> bool:
-        return self._random.random() < probability
-
-    def pick(self, options: Sequence[T]) -> T:
-        return options[int(self._random.random() * len(options))]
-
-    def shuffle(self, items: list[T]) -> None:
-        for i in range(len(items) - 1, 0, -1):
-            j = int(self._random.random() * (i + 1))
-            items[i], items[j] = items[j], items[i]
 
 
 def noun(entry: str, plural: bool) -> str:
@@ -255,8 +233,13 @@ def generate(seed: int = 0) -> Rows:
     return rows
 
 
-def agreement(seed: int = 0) -> Task:
-    """The task, with the constructions of each split mixed."""
+def agreement(seed: int = 0, style: PromptStyle = "alpaca", tokenizer: Any = None) -> Task:
+    """The task, with the constructions of each split mixed.
+
+    Raises:
+        InputError: the style is `chat`, and there is no instruction.
+    """
+    refuse_chat(style, "agreement")
     draw = Draw(seed)
     splits: dict[Split, Sequence[Example]] = {}
     for split, constructions in generate(seed).items():

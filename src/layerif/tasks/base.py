@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -16,30 +16,58 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class Example:
     """One row as a model meets it.
 
-    `prompt + completion` is the text; only the completion is scored. `choices` are the candidate
-    completions of a multiple-choice row and `answer` the index of the right one, so that
-    `completion == choices[answer]`; both are empty for free text.
+    `prompt + completion` is the text; only the completion is scored. A multiple-choice row varies
+    one of the two: `choices` are candidate completions after the one prompt, or `contexts` are
+    candidate prompts before the one completion (which is how WinoGrande is scored). `answer` is
+    the index of the right one, `completion == choices[answer]` or `prompt == contexts[answer]`.
+    All three are empty for free text.
     """
 
     prompt: str
     completion: str
     choices: tuple[str, ...] = ()
     answer: int | None = None
+    contexts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.choices:
+        if self.choices and self.contexts:
+            raise InputError(
+                "an example varies its completion (choices) or its prompt (contexts), not both"
+            )
+        kind = "context" if self.contexts else "choice"
+        candidates = self.contexts or self.choices
+        if not candidates:
             if self.answer is not None:
-                raise InputError("an example with an answer index needs its choices")
+                raise InputError("an example with an answer index needs its choices or contexts")
             return
-        if self.answer is None or not 0 <= self.answer < len(self.choices):
+        if self.answer is None or not 0 <= self.answer < len(candidates):
             raise InputError(
-                f"answer {self.answer!r} is not the index of one of {len(self.choices)} choices"
+                f"answer {self.answer!r} is not the index of one of {len(candidates)} {kind}s"
             )
-        if self.completion != self.choices[self.answer]:
+        name, varied = ("prompt", self.prompt) if self.contexts else ("completion", self.completion)
+        if varied != candidates[self.answer]:
             raise InputError(
-                f"completion {self.completion!r} is not choice {self.answer}, "
-                f"{self.choices[self.answer]!r}"
+                f"{name} {varied!r} is not {kind} {self.answer}, {candidates[self.answer]!r}"
             )
+
+    def candidates(self) -> tuple[tuple[str, str], ...]:
+        """The (prompt, completion) pairs whose likelihoods are compared; free text has one."""
+        if self.contexts:
+            return tuple((context, self.completion) for context in self.contexts)
+        return tuple((self.prompt, choice) for choice in self.choices or (self.completion,))
+
+    @property
+    def key(self) -> Hashable:
+        """What no two splits may share: the prompt, or the contexts in whatever order.
+
+        Two rows of WinoGrande that differ in the continuation alone have one key.
+        """
+        return tuple(sorted(self.contexts)) or self.prompt
+
+    @property
+    def question(self) -> Hashable:
+        """The row but for its answer; of rows that ask the same a split keeps the first."""
+        return self.key, self.completion if self.contexts else self.choices
 
 
 @dataclass(frozen=True)
@@ -48,7 +76,7 @@ class Task:
 
     Attributes:
         name: what the user asked for.
-        splits: train, validation and test; no prompt occurs in two of them.
+        splits: train, validation and test; no prompt occurs in two of them (no `Example.key`).
         origin: where the rows come from and how the splits were made, for the record that is kept
             with every artifact (plain JSON values only).
     """

@@ -1,159 +1,79 @@
-"""The declared tasks: public data sets, and how a row of each becomes an example.
+"""The declared tasks: public data sets, and what is made of them.
 
-A task is an entry in `CATALOGUE`; nothing else has to change for a new one.
+A task is an entry in `CATALOGUE`; nothing else has to change for a new one. Where the hub's test
+split has no labels, or there is none, the validation split is what we test on, and validation is
+set apart from train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from string import Formatter, ascii_uppercase
-from typing import Any
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 
-from layerif.errors import InputError
-from layerif.tasks.base import Example, Split, Task
-from layerif.tasks.sources import Row, from_folder, from_hub
-from layerif.tasks.splits import carve, count_and_hash, disjoint
+from layerif.tasks.declared import ANSWER_BY_TEXT, Layout, TaskSpec
+from layerif.tasks.sources import Row
 
-ALPACA = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
+_BY_LETTER = 'Reply "Answer: The answer is" and the letter of your choice.'
+_SCIENCE = (
+    "Choose the option that answers the question, or completes the sentence, in line with "
+    "elementary science.\n\n"
 )
-ANSWER_BY_TEXT = "Answer: {text}."
-ANSWER_BY_LETTER = "Answer: The answer is {letter}."
-# The share of train that stands in for a validation split of its own.
-VALIDATION_SHARE = 0.1
+_TESTED_ON_VALIDATION = Layout(validation="train", test="validation")
+_VALIDATION_ALONE = Layout("validation", "validation", "validation")
 
 
-@dataclass(frozen=True)
-class TaskSpec:
-    """A multiple-choice task over a public data set.
+def _with_hint(row: Row) -> Row:
+    """ScienceQA: many questions come without a hint, and then without the line for it."""
+    return {**row, "context": f"Context: {row['hint']}\n" if row["hint"] else ""}
 
-    Attributes:
-        name: the task's name on the command line.
-        repo: the data set on the hub.
-        config: its configuration there; None where there is only one.
-        instruction: a template; `{column}` is a row's value, `{options}` the lettered options.
-        label: the column of the right answer: an index, or the label or letter of an option.
-        answers: the options that are the same in every row, in the order of the labels; empty
-            where each row brings its own.
-        options: the column of a row's own options: a list of texts, or lists `label` and `text`.
-        candidate: a template of a candidate completion, with `{text}` and `{letter}`.
-        folder: the data set's folder in a data directory; the name if empty.
-        folder_columns: what columns are called in that folder, where it differs from the hub.
-        train, validation, test: the hub's split that serves as each of ours. Where validation
-            names the same one as train, a seeded tenth of its prompts is set apart for it.
+
+_SCIENCEQA_COLUMNS = ("question", "choices", "answer", "hint")
+
+
+def _in_context(row: Row) -> Row:
+    """WinoGrande: the sentence up to its gap with either name filled in, and what comes after.
+
+    Scored like this, by the likelihood of what follows, the task is about the sentence rather than
+    about which name is likelier by itself (T. H. Trinh and Q. V. Le, arXiv 1806.02847).
     """
-
-    name: str
-    repo: str
-    config: str | None
-    instruction: str
-    label: str
-    answers: tuple[str, ...] = ()
-    options: str = ""
-    candidate: str = ANSWER_BY_LETTER
-    folder: str = ""
-    folder_columns: Mapping[str, str] = field(default_factory=dict)
-    train: str = "train"
-    validation: str = "validation"
-    test: str = "test"
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns read, as the hub names them."""
-        fields = [name for _, name, _, _ in Formatter().parse(self.instruction) if name]
-        named = [name for name in fields if name != "options"] + [self.options, self.label]
-        return list(dict.fromkeys(name for name in named if name))
-
-    def example(self, row: Row) -> Example | None:
-        """The example that a raw row becomes; None for a row without a usable label."""
-        labels, texts = _options(row[self.options]) if self.options else ((), self.answers)
-        answer = _index(row[self.label], labels or tuple(ascii_uppercase[: len(texts)]))
-        if answer is None:
-            return None
-        options = "\n".join(map("{}. {}".format, ascii_uppercase, texts))
-        instruction = self.instruction.format_map({**row, "options": options})
-        choices = tuple(
-            self.candidate.format(letter=letter, text=text)
-            for letter, text in zip(ascii_uppercase, texts, strict=False)
-        )
-        prompt = ALPACA.format(instruction=instruction)
-        return Example(prompt, choices[answer], choices, answer)
-
-
-def _options(value: Any) -> tuple[Sequence[str], Sequence[str]]:
-    """Labels and texts of a row's options; a plain list of texts has no labels."""
-    if isinstance(value, Mapping):
-        return value["label"], value["text"]
-    return (), value
-
-
-def _index(label: Any, labels: Sequence[str]) -> int | None:
-    """The index that a label stands for, among as many options as `labels`; None for no label."""
-    if isinstance(label, str) and label and label in labels:
-        return labels.index(label)
-    try:
-        index = int(label)
-    except (TypeError, ValueError):
-        return None
-    return index if 0 <= index < len(labels) else None
-
-
-def load_declared(spec: TaskSpec, data_dir: Path | None, seed: int) -> Task:
-    """The task of an entry, from the hub or from `data_dir/folder/split.parquet`.
-
-    Raises:
-        InputError: a split cannot be read, or has a row without a label.
-    """
-    folder = spec.folder or spec.name
-    named: dict[Split, str] = {"train": spec.train, "validation": spec.validation}
-    named["test"] = spec.test
-    read: dict[str, list[Example]] = {}
-    for source in dict.fromkeys(named.values()):
-        if data_dir is None:
-            rows = from_hub(spec.repo, spec.config, source, spec.columns)
-        else:
-            local = [spec.folder_columns.get(column, column) for column in spec.columns]
-            found = from_folder(data_dir, folder, source, local)
-            rows = [dict(zip(spec.columns, row.values(), strict=True)) for row in found]
-        read[source] = _examples(spec, source, rows)
-    splits: dict[Split, Sequence[Example]] = {split: read[name] for split, name in named.items()}
-    made: dict[Split, str] = {split: f"split {name!r}" for split, name in named.items()}
-    if spec.validation == spec.train:
-        splits.update(carve(read[spec.train], {"validation": VALIDATION_SHARE}, seed))
-        made["validation"] = f"a tenth of the prompts of split {spec.train!r}, drawn by seed {seed}"
-        made["train"] = f"the rest of split {spec.train!r}"
-    splits, dropped = disjoint(splits)
-    place = {"repo": spec.repo, "config": spec.config} if data_dir is None else {}
-    origin = {
-        "source": "hub" if data_dir is None else str(data_dir / folder),
-        **place,
-        "splits": made,
-        "dropped": dropped,
-        **count_and_hash(splits),
+    before, _, after = row["sentence"].partition("_")
+    return {
+        "context_options": [before + row["option1"], before + row["option2"]],
+        "continuation": after.strip(),
+        "label": {"1": 0, "2": 1}.get(row["answer"]),
     }
-    return Task(spec.name, splits, origin)
 
 
-def _examples(spec: TaskSpec, source: str, rows: Sequence[Row]) -> list[Example]:
-    examples = []
-    for number, row in enumerate(rows, start=1):
-        example = spec.example(row)
-        if example is None:
-            raise InputError(
-                f"task {spec.name} needs labelled rows, but row {number} of split {source!r} has "
-                f"{row[spec.label]!r} in column {spec.label!r}, which names none of its options"
-            )
-        examples.append(example)
-    return examples
+def _without_marks(row: Row) -> Row:
+    """HellaSwag: WikiHow articles have marks of their parts in brackets."""
+    query = f"{row['activity_label']}: {row['ctx']}"
+    return {**row, "query": _prose(query), "endings": [_prose(text) for text in row["endings"]]}
+
+
+def _prose(text: str) -> str:
+    text = re.sub(r"\[(header|title|step|substeps)\]", "", text.replace(" [title]", ". "))
+    return text.replace("  ", " ").strip()
+
+
+def _arc(name: str, config: str, asks: str) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        asks=asks,
+        repo="allenai/ai2_arc",
+        config=config,
+        instruction=f"{_SCIENCE}Question: {{question}}\n{{options}}\n\n{_BY_LETTER}",
+        options="choices",
+        count="3-5",
+        label="answerKey",
+        folder=Layout(validation="train", renamed={"answerKey": "label"}),
+    )
 
 
 _SPECS = (
     TaskSpec(
         name="mrpc",
+        asks="do two sentences mean the same?",
         repo="nyu-mll/glue",
         config="mrpc",
         instruction=(
@@ -166,32 +86,129 @@ _SPECS = (
         candidate=ANSWER_BY_TEXT,
     ),
     TaskSpec(
+        name="cola",
+        asks="is a sentence acceptable English?",
+        repo="nyu-mll/glue",
+        config="cola",
+        instruction=(
+            "Read a sentence and decide whether a native speaker would find it acceptable "
+            "English.\n\n"
+            "Sentence: {sentence}\n\n"
+            'Reply "Answer: acceptable." if it is and "Answer: unacceptable." if it is not.'
+        ),
+        label="label",
+        answers=("unacceptable", "acceptable"),
+        candidate=ANSWER_BY_TEXT,
+        hub=_TESTED_ON_VALIDATION,
+        folder=_TESTED_ON_VALIDATION,
+    ),
+    TaskSpec(
+        name="rte",
+        asks="does one text entail another?",
+        repo="nyu-mll/glue",
+        config="rte",
+        instruction=(
+            "Read two texts and decide whether the second has to be true if the first one is.\n\n"
+            "Text 1: {sentence1}\nText 2: {sentence2}\n\n"
+            'Reply "Answer: entailment." if it does and "Answer: not entailment." if it does not.'
+        ),
+        label="label",
+        answers=("entailment", "not entailment"),
+        candidate=ANSWER_BY_TEXT,
+        hub=_TESTED_ON_VALIDATION,
+        folder=_TESTED_ON_VALIDATION,
+    ),
+    TaskSpec(
         name="commonsense_qa",
+        asks="everyday questions",
         repo="tau/commonsense_qa",
         config=None,
         instruction=(
             "Use common sense to choose the best answer to the question.\n\n"
-            "Question: {question}\n{options}\n\n"
-            'Reply "Answer: The answer is" and the letter of your choice.'
+            f"Question: {{question}}\n{{options}}\n\n{_BY_LETTER}"
         ),
         options="choices",
+        count="5",
         label="answerKey",
-        # The hub's test split has no labels, so its validation split is what we test on.
-        validation="train",
-        test="validation",
+        hub=_TESTED_ON_VALIDATION,
+        folder=_TESTED_ON_VALIDATION,
     ),
     TaskSpec(
         name="openbookqa",
+        asks="elementary science, with a step of reasoning",
         repo="allenai/openbookqa",
         config="main",
+        instruction=f"{_SCIENCE}Question: {{question_stem}}\n{{options}}\n\n{_BY_LETTER}",
+        options="choices",
+        count="4",
+        label="answerKey",
+    ),
+    TaskSpec(
+        name="scienceqa_text",
+        asks="school questions of all subjects, those without a picture",
+        repo="derek-thomas/ScienceQA",
+        config=None,
         instruction=(
-            "Choose the option that answers the question, or completes the sentence, in line "
-            "with elementary science.\n\n"
-            "Question: {question_stem}\n{options}\n\n"
-            'Reply "Answer: The answer is" and the letter of your choice.'
+            "Choose the option that answers the question.\n\n"
+            f"Question: {{question}}\n{{context}}{{options}}\n\n{_BY_LETTER}"
         ),
         options="choices",
-        label="answerKey",
+        count="2-5",
+        label="answer",
+        hub=Layout(columns=_SCIENCEQA_COLUMNS, row=_with_hint, empty="image"),
+        folder=Layout(train="validation", columns=_SCIENCEQA_COLUMNS, row=_with_hint),
+    ),
+    _arc("arc_easy", "ARC-Easy", "science exams, the easier questions"),
+    _arc("arc_challenge", "ARC-Challenge", "science exams, the harder questions"),
+    TaskSpec(
+        name="boolq",
+        asks="a passage and a question of yes or no",
+        repo="google/boolq",
+        config=None,
+        instruction=(
+            "Read the passage and answer the question.\n\n"
+            "Passage: {passage}\nQuestion: {question}?\n\n"
+            'Reply "Answer: yes." or "Answer: no."'
+        ),
+        label="answer",
+        answers=("no", "yes"),
+        candidate=ANSWER_BY_TEXT,
+        hub=_TESTED_ON_VALIDATION,
+        folder=replace(_VALIDATION_ALONE, renamed={"answer": "label"}),
+    ),
+    TaskSpec(
+        name="hellaswag",
+        asks="which ending does a description of an activity have?",
+        repo="Rowan/hellaswag",
+        config=None,
+        prompt="{query}",
+        options="endings",
+        count="4",
+        candidate=" {text}",
+        label="label",
+        hub=replace(
+            _TESTED_ON_VALIDATION,
+            columns=("activity_label", "ctx", "endings", "label"),
+            row=_without_marks,
+        ),
+        folder=_VALIDATION_ALONE,
+    ),
+    TaskSpec(
+        name="winogrande",
+        asks="which of two names fits what follows?",
+        repo="allenai/winogrande",
+        config="winogrande_xl",
+        contexts="context_options",
+        continuation="continuation",
+        count="2",
+        candidate=" {text}",
+        label="label",
+        hub=replace(
+            _TESTED_ON_VALIDATION,
+            columns=("sentence", "option1", "option2", "answer"),
+            row=_in_context,
+        ),
+        folder=_VALIDATION_ALONE,
     ),
 )
 CATALOGUE: Mapping[str, TaskSpec] = {spec.name: spec for spec in _SPECS}

@@ -11,29 +11,36 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from layerif.choices import PromptStyle
 from layerif.errors import InputError
 from layerif.progress import note
 from layerif.tasks.base import SPLITS, Example, Split, Task
 from layerif.tasks.sources import Row, listing, read_parquet
 from layerif.tasks.splits import carve, count_and_hash, disjoint
+from layerif.tasks.styles import renderer
 
 # The shares of the distinct prompts of a single file; the rest is for training.
 SHARES: dict[Split, float] = {"validation": 0.1, "test": 0.1}
 
 
-def load_own(path: Path, seed: int = 0) -> Task:
+def load_own(
+    path: Path, seed: int = 0, style: PromptStyle = "alpaca", tokenizer: Any = None
+) -> Task:
     """The task in a `.jsonl`, `.parquet` or `.csv` file, or in a folder of train, validation, test.
 
     The rows of one file are dealt out to train, validation and test, 80, 10 and 10 % of the
-    distinct prompts, by `seed`. In a folder the files are the splits.
+    distinct prompts, by `seed`. In a folder the files are the splits. Prompts are taken as written
+    whatever the style, but for `chat`, where each becomes a user's message.
 
     Raises:
         InputError: a file is missing or malformed, or a row is not an example; names file and row.
     """
     origin: dict[str, Any] = {"source": str(path)}
+    render = renderer(style, tokenizer) if style == "chat" else None
     if path.is_dir():
         files = {split: _split_file(path, split) for split in SPLITS}
         parts = {split: read_examples(file) for split, file in files.items()}
@@ -50,6 +57,12 @@ def load_own(path: Path, seed: int = 0) -> Task:
         parts = carve(examples, SHARES, seed)
         origin["files"] = {path.name: _file_hash(path)}
         origin["splits"] = f"80, 10 and 10 % of the distinct prompts, drawn by seed {seed}"
+    if render is not None:
+        origin["style"] = style
+        parts = {
+            split: [replace(example, prompt=render(example.prompt)) for example in examples]
+            for split, examples in parts.items()
+        }
     # One prompt with two completions is two examples here, unlike in a public data set.
     splits, dropped = disjoint(parts, same=lambda example: example)
     for split, reasons in dropped.items():

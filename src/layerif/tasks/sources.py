@@ -14,13 +14,21 @@ from layerif.errors import InputError
 Row = dict[str, Any]
 
 
-def from_hub(repo: str, config: str | None, split: str, columns: Sequence[str]) -> list[Row]:
+def from_hub(
+    repo: str,
+    config: str | None,
+    split: str,
+    columns: Sequence[str],
+    *,
+    empty: str | None = None,
+) -> list[Row]:
     """The rows of one split of a data set on the Hugging Face hub.
 
     Args:
         repo: the name on the hub, `owner/name`, or a local folder with the same layout (a README
             whose header lists the configurations, and their data files).
         config: the configuration; None for a data set that has only one.
+        empty: a column besides; only the rows where it is null come back.
 
     Raises:
         InputError: the hub cannot be reached, or the data set, configuration, split or a column
@@ -43,7 +51,11 @@ def from_hub(repo: str, config: str | None, split: str, columns: Sequence[str]) 
         raise InputError(
             f"split {split!r} of data set {what} cannot be loaded: {_message(error)}"
         ) from error
-    _require(columns, rows.column_names, f"split {split!r} of data set {what}")
+    wanted = [*columns, empty] if empty else columns
+    _require(wanted, rows.column_names, f"split {split!r} of data set {what}")
+    if empty:
+        # Told from the table: to take the values would be to decode every picture.
+        rows = rows.select(rows.data.column(empty).is_null().to_numpy().nonzero()[0])
     return rows.select_columns(list(columns)).to_list()
 
 

@@ -16,14 +16,14 @@ PRECEDENCE: tuple[Split, ...] = ("test", "validation", "train")
 
 def disjoint(
     splits: Mapping[Split, Sequence[Example]],
-    same: Callable[[Example], Hashable] = lambda example: example.prompt,
+    same: Callable[[Example], Hashable] = lambda example: example.question,
 ) -> tuple[dict[Split, Sequence[Example]], dict[Split, dict[str, int]]]:
     """The splits without shared prompts, and how many rows each one lost, by reason.
 
     Rows of train whose prompt occurs in validation or test are dropped, then rows of validation
     whose prompt occurs in test; of the rows of one split that are the `same`, the first is kept.
     """
-    owner: dict[str, Split] = {}
+    owner: dict[Hashable, Split] = {}
     kept: dict[Split, Sequence[Example]] = {}
     dropped: dict[Split, dict[str, int]] = {}
     for split in PRECEDENCE:
@@ -31,7 +31,7 @@ def disjoint(
         rows: list[Example] = []
         reasons: Counter[str] = Counter()
         for example in splits[split]:
-            holder = owner.setdefault(example.prompt, split)
+            holder = owner.setdefault(example.key, split)
             if holder != split:
                 reasons[f"prompt in {holder}"] += 1
             elif same(example) in seen:
@@ -56,9 +56,9 @@ def carve(
     """
     import numpy as np
 
-    prompts = list(dict.fromkeys(example.prompt for example in examples))
+    prompts = list(dict.fromkeys(example.key for example in examples))
     order = np.random.default_rng(seed).permutation(len(prompts))
-    owner: dict[str, Split] = {}
+    owner: dict[Hashable, Split] = {}
     start = 0
     for split, share in shares.items():
         stop = start + max(1, round(share * len(prompts)))
@@ -66,7 +66,7 @@ def carve(
         start = stop
     dealt: dict[Split, list[Example]] = {"train": [], **{split: [] for split in shares}}
     for example in examples:
-        dealt[owner.get(example.prompt, "train")].append(example)
+        dealt[owner.get(example.key, "train")].append(example)
     return dealt
 
 
@@ -82,6 +82,7 @@ def digest(examples: Iterable[Example]) -> str:
     """The SHA-256 of the rows and their order, as hexadecimal digits."""
     total = hashlib.sha256()
     for e in examples:
-        total.update(json.dumps([e.prompt, e.completion, e.choices, e.answer]).encode())
+        row = [e.prompt, e.completion, e.choices, e.answer]
+        total.update(json.dumps([*row, e.contexts] if e.contexts else row).encode())
         total.update(b"\n")
     return total.hexdigest()

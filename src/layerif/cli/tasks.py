@@ -1,0 +1,106 @@
+"""`layerif tasks` and `layerif tasks show`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from layerif.cli import options
+from layerif.cli.output import console, emit
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from layerif.tasks import Example
+
+app = typer.Typer(invoke_without_command=True)
+
+SplitOption = Annotated[
+    Literal["train", "validation", "test"], typer.Option("--split", help="Which examples.")
+]
+
+
+@app.callback()
+def tasks(context: typer.Context, as_json: options.Json = False) -> None:
+    """List the tasks and corpora; `layerif tasks show NAME` prints examples of a task."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    from layerif.tasks import listings
+
+    found = listings()
+    table = Table(title="Tasks, and corpora of running text")
+    for column in ("name", "source", "candidates", "what it asks, or holds"):
+        table.add_column(column)
+    for listing in found:
+        table.add_row(listing.name, listing.source, listing.candidates or "-", listing.asks)
+    emit(table, [asdict(listing) for listing in found], as_json=as_json)
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="Task, or a file of examples.", show_default=False)],
+    split: SplitOption = "test",
+    count: Annotated[int, typer.Option("--count", help="How many examples.")] = 3,
+    style: options.Style = "alpaca",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Model whose template --style chat is.", show_default=False),
+    ] = None,
+    data_dir: options.DataDir = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Print examples as a model is given them, with all candidates and the right one marked.
+
+    They are the first ones that a run with this seed draws.
+    """
+    from layerif.runs import json_text
+    from layerif.tasks import load_task
+
+    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    task = load_task(name, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    examples = task.sample(split, count, seed)
+    if as_json:
+        shown = {"task": task.name, "split": split, "style": task.origin.get("style")}
+        print(json_text({**shown, "examples": [_plain(example) for example in examples]}))
+        return
+    for number, example in enumerate(examples, start=1):
+        console.rule(f"{task.name}, {split}, {number} of {count}", align="left", style="dim")
+        console.print(_coloured(example), soft_wrap=True)
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    """An example as JSON values: every candidate, the right one told by `answer`."""
+    pairs = example.candidates()
+    return {
+        "candidates": [{"prompt": prompt, "completion": text} for prompt, text in pairs],
+        "answer": example.answer or 0,
+    }
+
+
+def _coloured(example: Example) -> Text:
+    """Prompt and completions apart by colour, and a mark before the right one of several."""
+    from rich.text import Text
+
+    text = Text()
+    pairs = example.candidates()
+    if not example.contexts:
+        text.append(example.prompt, "cyan")
+        if len(pairs) == 1:
+            return text.append(example.completion, "bold green")
+        if not example.prompt.endswith("\n"):
+            text.append("\n")
+    for index, (prompt, completion) in enumerate(pairs):
+        right = index == example.answer
+        text.append("✓ " if right else "  ", "bold green")
+        if example.contexts:
+            text.append(prompt, "cyan")
+        text.append(completion, "bold green" if right else "yellow")
+        text.append("\n")
+    text.rstrip()
+    return text
