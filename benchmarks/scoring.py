@@ -1,9 +1,10 @@
 """Scoring against its floor: the bare forward and backward passes over the same batches.
 
 The floor runs each batch forward and back from the loss to the input embeddings, with the same
-dtype, threads and logits only where there is a label, and keeps nothing. Scoring does that and
-also makes, stores and solves the per-sample gradients of every projection. Both are timed in turn,
-in one process; the least of several pairs is compared.
+dtype, threads and logits only where there is a label, and keeps nothing. Scoring is all that
+`layerif score` does with an open model: it hashes the weights, makes the per-sample gradients of
+every projection, keeps each batch on disk, solves, and saves. Both are timed in turn, in one
+process; the least of several pairs is compared.
 
     python benchmarks/scoring.py --task mrpc --data-dir DIR --dtype bfloat16
 """
@@ -14,6 +15,7 @@ import argparse
 import platform
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +23,10 @@ from pathlib import Path
 import torch
 
 from layerif.batching import collate, encode, pack
-from layerif.influence import score
 from layerif.influence.gradients import frozen
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import open_model
+from layerif.studies.stages import score_into
 from layerif.tasks import load_task
 
 
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="where runs are written, instead of /tmp")
     options = parser.parse_args()
 
     task = load_task(options.task, data_dir=options.data_dir)
@@ -63,7 +66,16 @@ def main() -> None:
                 losses.sum().backward()
 
     def scoring() -> None:
-        score(model, tokenizer, train, validation, batch_tokens=options.batch_tokens)
+        with tempfile.TemporaryDirectory(dir=options.out) as folder:
+            score_into(
+                Path(folder) / "run",
+                model,
+                tokenizer,
+                task,
+                train=train,
+                validation=validation,
+                options={"batch_tokens": options.batch_tokens},
+            )
 
     floor()  # not counted: first touch of the weights and of the allocator
     base = peak_gigabytes()

@@ -1,4 +1,4 @@
-"""Progress and notes for a person, on standard error; silent when nobody watches."""
+"""Progress and notes for a person, on standard error; bars are drawn on a terminal alone."""
 
 from __future__ import annotations
 
