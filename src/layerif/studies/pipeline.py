@@ -37,7 +37,7 @@ from layerif.model import (
 from layerif.progress import note
 from layerif.pruning import prune, save_pruned
 from layerif.report import plot_allocation, plot_scores
-from layerif.runs import read_json, refuse_existing, write_json, write_text
+from layerif.runs import read_json, write_json, write_text
 from layerif.studies.recipe import Recipe
 from layerif.studies.stages import score_into
 from layerif.tasks import Corpus, Example, Task, load_corpus, load_sources, load_task
@@ -101,15 +101,19 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: Fingerprint) -> None:
                 f"{folder} holds another run: {differences(found, fingerprint.as_json())}; choose "
                 "another folder with --out, or remove that one"
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and all(map(_is_hidden, folder.iterdir()))):
         raise InputError(
             f"{folder} already holds something that is no run of a recipe; choose another folder "
             "with --out"
         )
-    refuse_existing(folder, overwrite=False)
+    else:
+        write_json(path, fingerprint.as_json())
     write_text(folder / RECIPE_FILE, recipe.text())
-    write_json(path, fingerprint.as_json())
+
+
+def _is_hidden(path: Path) -> bool:
+    """What a killed process leaves half-written has such a name."""
+    return path.name.startswith(".")
 
 
 def _fingerprint(recipe: Recipe, data: _Data) -> Fingerprint:
@@ -125,7 +129,7 @@ def _load(recipe: Recipe, data_dir: Path | None) -> _Data:
     styles = {stage.style, recipe.evaluate.style}
     tokenizer = open_tokenizer(recipe.model) if "chat" in styles else None
     task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
-    data = _Data(
+    return _Data(
         task=task,
         train=task.sample("train", stage.train_samples, seed),
         validation=task.sample("validation", stage.validation_samples, seed),
@@ -137,10 +141,6 @@ def _load(recipe: Recipe, data_dir: Path | None) -> _Data:
             tokenizer=tokenizer,
         ),
     )
-    for source in data.sources:
-        if isinstance(source, Task):
-            source.sample("test", recipe.evaluate.samples, seed)
-    return data
 
 
 def _check(recipe: Recipe, data: _Data) -> None:
