@@ -133,6 +133,12 @@ def test_steps_of_other_work_are_refused_and_the_difference_is_named(tmp_path):
         assert steps.load("one") is None
 
 
+def test_parameters_out_of_range_leave_nothing(tmp_path):
+    with pytest.raises(InputError, match="damping must be positive and finite, not nan"):
+        score_small(tmp_path / "run", damping=float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_process_at_a_time(tmp_path):
     out = tmp_path / "run"
     steps_folder(out).mkdir()

@@ -45,9 +45,10 @@ class Fingerprint:
     options: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        # Through JSON once, so that tuples and the like compare equal to what is read back.
+        # Through JSON once, so that tuples and the like compare equal to what is read back; NaN, no
+        # part of JSON, becomes a word here and is refused by whom it concerns.
         value = {"model": self.model, "data": self.data, "options": self.options}
-        plain: dict[str, Any] = json.loads(json.dumps(value))
+        plain: dict[str, Any] = json.loads(json.dumps(value), parse_constant=str)
         return plain
 
 
@@ -144,8 +145,8 @@ def resumable(out: Path, fingerprint: Fingerprint, *, restart: bool = False) -> 
             "wait for it, or choose another --out"
         ) from None
     with lock:
-        _match(folder, out, fingerprint, restart=restart)
         try:
+            _match(folder, out, fingerprint, restart=restart)
             yield DiskSteps(folder)
         except NumericalError:
             # It would come out the same again: there is nothing to go on with.
