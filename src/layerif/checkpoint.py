@@ -199,7 +199,7 @@ def _match(folder: Path, out: Path, fingerprint: Fingerprint, *, restart: bool) 
             steps = len(list(folder.glob("*.safetensors")))
             note(f"resuming: {steps} finished steps of {out} found")
             return
-        if not restart:
+        if not restart and any(folder.glob("*.safetensors")):
             raise InputError(
                 f"an unfinished run stands beside {out}, but {differences(found, wanted)}; run "
                 "it as it was begun to finish it, pass --overwrite to begin anew, or choose "
