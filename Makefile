@@ -23,10 +23,10 @@ demo: install
 	$(BIN)/layerif run recipes/demo.yaml --out $(RUN_DIR)
 
 test: install lint
-	$(BIN)/python -m pytest --data-dir $(DATA_DIR) --paper-dir $(PAPER_DIR)
+	$(BIN)/python -m pytest tests --data-dir=$(DATA_DIR) --paper-dir=$(PAPER_DIR)
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow and not real_model" --data-dir $(DATA_DIR) --paper-dir $(PAPER_DIR)
+	$(BIN)/python -m pytest tests -m "not slow and not real_model" --data-dir=$(DATA_DIR) --paper-dir=$(PAPER_DIR)
 
 lint: install
 	$(BIN)/ruff check .
