@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from layerif import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,3 +67,17 @@ def smollm2():
         return open_model("smollm2")
     except MissingDependencyError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def layerif(monkeypatch, capsys):
+    """Run a command line in this process; returns its exit status, output and error output."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["layerif", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, " ".join(captured.err.split())
+
+    return run

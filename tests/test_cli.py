@@ -11,7 +11,6 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from layerif import cli
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Manifest, Results
 from layerif.studies import pipeline
 from test_artifacts import make_results
@@ -32,20 +31,6 @@ def text(tmp_path_factory):
     paragraphs = (f"Paragraph {i} tells of {i * i} birds that sat on {i} wires." for i in range(90))
     path.write_text("\n\n".join(paragraphs))
     return path
-
-
-@pytest.fixture
-def layerif(monkeypatch, capsys):
-    """Run a command line in this process; returns its exit status, output and error output."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["layerif", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, " ".join(captured.err.split())
-
-    return run
 
 
 def score_options(model, out):

@@ -9,7 +9,6 @@ import sys
 import pytest
 import yaml
 
-from layerif import cli
 from layerif.artifacts import LayerScores, Results
 from layerif.tasks import corpus_names, load_task, task_names
 from tiny import tiny_model, tiny_tokenizer
@@ -26,20 +25,6 @@ def model(tmp_path_factory):
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def layerif(monkeypatch, capsys):
-    """Run a command line in this process; returns its exit status, output and error output."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["layerif", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, " ".join(captured.err.split())
-
-    return run
 
 
 def test_the_list_has_every_name(layerif):
