@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from layerif.artifacts.base import JsonArtifact, Record
+from layerif.artifacts.results import Scoring
 
 
 class Comparison(Record):
@@ -13,6 +14,7 @@ class Comparison(Record):
     Attributes:
         name: the task or corpus.
         metric: `accuracy` (higher is better), `perplexity` or `completion_loss` (lower is better).
+        scoring: what both figures were read off, see `Measurement`.
         model, baseline: what the two are called.
         value, baseline_value: their figures.
         difference: value - baseline_value.
@@ -26,6 +28,7 @@ class Comparison(Record):
 
     name: str
     metric: Literal["accuracy", "perplexity", "completion_loss"]
+    scoring: Scoring = "likelihood"
     model: str
     baseline: str
     value: float

@@ -16,25 +16,34 @@ class Outcomes(Record):
 
     Attributes:
         items: hash of what was measured, in order: the rows as texts, a chunk as its tokens.
-        nats: negative log-likelihood of each item's right completion, or of the chunk, summed.
+        nats: negative log-likelihood of each item's right completion, or of the chunk, summed;
+            empty where none was computed, as for generated answers.
         tokens: what each sum is over.
         correct: 1 where the row was answered right, else 0; empty where nothing is answered.
     """
 
     items: str
-    nats: list[float]
-    tokens: list[Annotated[int, Field(gt=0)]]
+    nats: list[float] = Field(default_factory=list)
+    tokens: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
     correct: list[Literal[0, 1]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _same_items(self) -> Self:
-        lengths = {len(self.nats), len(self.tokens), len(self.correct or self.nats)}
-        if lengths == {0} or len(lengths) > 1:
+        lengths = {len(self.nats), len(self.tokens), len(self.correct)}
+        if len(self.nats) != len(self.tokens) or lengths == {0} or len(lengths - {0}) > 1:
             raise ValueError(
                 f"{len(self.nats)} nats, {len(self.tokens)} tokens and {len(self.correct)} correct "
                 "are not of the same items"
             )
         return self
+
+    @property
+    def count(self) -> int:
+        """How many items there are."""
+        return len(self.nats) or len(self.correct)
+
+
+Scoring = Literal["likelihood", "generation", "harness"]
 
 
 class Measurement(Record):
@@ -43,6 +52,8 @@ class Measurement(Record):
     Attributes:
         name: the task or corpus.
         metric: `perplexity` (lower is better) or `accuracy` (higher is better).
+        scoring: what the figure was read off: likelihoods, generated text, or lm-evaluation-harness
+            with its own prompts. Figures of different scoring do not compare.
         value: the figure.
         low, high: 95 % interval, where one is known.
         count: what it was measured on: predicted tokens, or rows.
@@ -52,6 +63,7 @@ class Measurement(Record):
 
     name: str
     metric: Literal["perplexity", "accuracy"]
+    scoring: Scoring = "likelihood"
     value: float
     low: float | None = None
     high: float | None = None

@@ -19,16 +19,16 @@ _DECIMALS = 6  # of nats: more than any model's arithmetic settles, and short to
 
 def outcomes_of(
     items: Iterable[Any],
-    nats: np.ndarray,
-    tokens: np.ndarray,
+    nats: np.ndarray | None = None,
+    tokens: np.ndarray | None = None,
     correct: np.ndarray | None = None,
 ) -> Outcomes:
     """What a measurement keeps of its items; `items` are plain JSON values that tell them apart."""
     text = json.dumps(list(items), ensure_ascii=True)
     return Outcomes(
         items=hashlib.sha256(text.encode()).hexdigest()[:16],
-        nats=[round(float(value), _DECIMALS) for value in nats],
-        tokens=[int(count) for count in tokens],
+        nats=[] if nats is None else [round(float(value), _DECIMALS) for value in nats],
+        tokens=[] if tokens is None else [int(count) for count in tokens],
         correct=[] if correct is None else [1 if hit else 0 for hit in correct],
     )
 
@@ -54,26 +54,26 @@ def compare(results: Mapping[str, Results], baseline: str) -> list[Comparison]:
             f"to compare with {baseline!r}, give its results and those of at least one other "
             f"model; there are results of {', '.join(results) or 'none'}"
         )
-    known = {(m.name, m.metric): m for m in results[baseline].measurements}
-    found: list[tuple[str, str, _Test]] = []
+    known = {_key(m): m for m in results[baseline].measurements}
+    found: list[tuple[str, Measurement, _Test]] = []
     for name, result in results.items():
         if name == baseline:
             continue
-        shared = [m for m in result.measurements if (m.name, m.metric) in known]
+        shared = [m for m in result.measurements if _key(m) in known]
         if not shared:
             raise InputError(
                 f"{name} and {baseline} share no measurement: one has {_names(result)}, the other "
                 f"{_names(results[baseline])}"
             )
         for measurement in shared:
-            reference = known[measurement.name, measurement.metric]
-            pair = _pair(measurement, reference, name, baseline)
-            found += [(name, measurement.name, test) for test in _tests(measurement.metric, *pair)]
+            pair = _pair(measurement, known[_key(measurement)], name, baseline)
+            found += [(name, measurement, test) for test in _tests(measurement.metric, *pair)]
     adjusted = holm([test.p for _, _, test in found])
     return [
         Comparison(
-            name=measured,
+            name=measured.name,
             metric=test.metric,
+            scoring=measured.scoring,
             model=name,
             baseline=baseline,
             value=test.paired.first,
@@ -91,6 +91,11 @@ def compare(results: Mapping[str, Results], baseline: str) -> list[Comparison]:
     ]
 
 
+def _key(measurement: Measurement) -> tuple[str, str, str]:
+    """What two measurements must share to be the same figure."""
+    return measurement.name, measurement.metric, measurement.scoring
+
+
 class _Test(NamedTuple):
     metric: Literal["accuracy", "perplexity", "completion_loss"]
     kind: Literal["mcnemar", "paired_bootstrap"]
@@ -103,14 +108,14 @@ def _tests(
     metric: Literal["accuracy", "perplexity"], one: Outcomes, two: Outcomes
 ) -> Iterator[_Test]:
     """The comparisons that one measurement gives, from outcomes of the same items."""
-    pairs = len(one.nats)
+    pairs = one.count
     if metric == "perplexity":
         paired = paired_bootstrap(one.nats, two.nats, one.tokens, transform=np.exp)
         yield _Test("perplexity", "paired_bootstrap", paired, paired.p, pairs)
         return
     paired = paired_bootstrap(one.correct, two.correct)
     yield _Test("accuracy", "mcnemar", paired, mcnemar(one.correct, two.correct), pairs)
-    if one.tokens == two.tokens:
+    if one.tokens and one.tokens == two.tokens:
         paired = paired_bootstrap(*(np.divide(side.nats, side.tokens) for side in (one, two)))
         yield _Test("completion_loss", "paired_bootstrap", paired, paired.p, pairs)
 
@@ -126,12 +131,12 @@ def _pair(
             "item by item, which a comparison in pairs needs; measure them again"
         )
     # A perplexity is per token: of other tokens it is another quantity.
-    same = one.items == two.items and len(one.nats) == len(two.nats)
+    same = one.items == two.items and one.count == two.count
     if not same or (first.metric == "perplexity" and one.tokens != two.tokens):
         what = "rows" if first.metric == "accuracy" else "chunks, or other tokens in them"
         raise InputError(
             f"{name} and {baseline} cannot be compared in pairs on {first.name}: one was measured "
-            f"on {len(one.nats):,} items, the other on {len(two.nats):,}, and they are not the "
+            f"on {one.count:,} items, the other on {two.count:,}, and they are not the "
             f"same {what}; measure both with the same data, samples, seed and lengths"
         )
     return one, two

@@ -71,7 +71,7 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
         unit = "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
         name = escape(measurement.name)
         table.add_column(f"{name}\n{unit}", justify="right")
-        if measurement.metric == "accuracy":
+        if _answer_loss(measurement) is not None:
             table.add_column(f"{name}\nanswer loss ↓", justify="right")
     for name, result in results.items():
         figures = [figure for m in result.measurements for figure in _figures(m)]
@@ -103,7 +103,14 @@ def _figures(measurement: Measurement) -> list[str]:
     shown = form.format(measurement.value)
     if measurement.low is not None and measurement.high is not None:
         shown += " ± " + form.format((measurement.high - measurement.low) / 2)
-    return [shown, f"{measurement.details['completion_loss']:.3f}"] if accuracy else [shown]
+    loss = _answer_loss(measurement)
+    return [shown] if loss is None else [shown, f"{loss:.3f}"]
+
+
+def _answer_loss(measurement: Measurement) -> float | None:
+    """Mean loss of the right answer, where answers were chosen by likelihood."""
+    loss: float | None = measurement.details.get("completion_loss")
+    return loss if measurement.metric == "accuracy" else None
 
 
 def _bar(value: float, highest: float) -> str:
