@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from layerif import cli
+from layerif.runs import cache_folder
+from tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +49,19 @@ def paper_dir(request: pytest.FixtureRequest) -> Path:
     return _existing(request, "--paper-dir")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    """A cache of its own for the suite, so that no likelihood comes from other code; the slow
+    conversion of GGUF files alone is shared with the user's.
+    """
+    folder, users = tmp_path_factory.mktemp("cache"), cache_folder() / "gguf"
+    users.mkdir(parents=True, exist_ok=True)
+    (folder / "gguf").symlink_to(users, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYERIF_CACHE", str(folder))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest):
     """Tiny models run on one thread: sharing out their small products costs more than it saves."""
@@ -81,3 +96,21 @@ def layerif(monkeypatch, capsys):
         return stopped.value.code or 0, captured.out, " ".join(captured.err.split())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a tiny model; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A text file of some paragraphs."""
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    paragraphs = (f"Paragraph {i} tells of {i * i} birds that sat on {i} wires." for i in range(90))
+    path.write_text("\n\n".join(paragraphs))
+    return path

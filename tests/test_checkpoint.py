@@ -12,17 +12,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from layerif.artifacts import LayerScores
-from layerif.checkpoint import (
-    LOCK_FILE,
-    Fingerprint,
-    check_out,
-    hash_model,
-    hash_texts,
-    remove_leftover,
-    resumable,
-    steps_folder,
-)
+from layerif.artifacts import Fingerprint, LayerScores, hash_model, hash_texts
+from layerif.checkpoint import LOCK_FILE, check_out, remove_leftover, resumable, steps_folder
 from layerif.errors import InputError, NumericalError
 from layerif.studies.stages import prune_into, score_into
 from layerif.tasks import Corpus, Task
@@ -96,19 +87,23 @@ def test_killed_at_random_moments_the_result_is_the_same(work, steps, tmp_path):
     )
 
 
-def cut_short(out, fingerprint, error=KeyboardInterrupt):
+def fingerprint(model, data, options):
+    return Fingerprint(model=model, data=data, options=options)
+
+
+def cut_short(out, wanted, error=KeyboardInterrupt):
     """One finished step, then the end."""
-    with resumable(out, fingerprint) as steps:
+    with resumable(out, wanted) as steps:
         steps.save("one", {"x": torch.tensor([1.5, 2.5])})
         raise error
 
 
 def test_finished_steps_are_there_until_the_work_is_done(tmp_path):
     out = tmp_path / "run"
-    fingerprint = Fingerprint("m", "d", {"rank": 2})
+    wanted = fingerprint("m", "d", {"rank": 2})
     with pytest.raises(KeyboardInterrupt):
-        cut_short(out, fingerprint)
-    with resumable(out, fingerprint) as steps:
+        cut_short(out, wanted)
+    with resumable(out, wanted) as steps:
         assert steps.load("one")["x"].tolist() == [1.5, 2.5]
         assert steps.load("two") is None
     assert not steps_folder(out).exists(), "done: the steps are gone"
@@ -117,19 +112,19 @@ def test_finished_steps_are_there_until_the_work_is_done(tmp_path):
 def test_steps_of_other_work_are_refused_and_the_difference_is_named(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        cut_short(out, Fingerprint("m", "d", {"rank": 2}))
+        cut_short(out, fingerprint("m", "d", {"rank": 2}))
     for other, message in (
-        (Fingerprint("n", "d", {"rank": 2}), "the model was another then"),
-        (Fingerprint("m", "e", {"rank": 2}), "the data were another then"),
-        (Fingerprint("m", "d", {"rank": 4}), "rank was 2 and is 4"),
+        (fingerprint("n", "d", {"rank": 2}), "the model was another then"),
+        (fingerprint("m", "e", {"rank": 2}), "the data were another then"),
+        (fingerprint("m", "d", {"rank": 4}), "rank was 2 and is 4"),
     ):
         with pytest.raises(InputError, match=message), resumable(out, other):
             pass
-    with resumable(out, Fingerprint("m", "d", {"rank": 2})) as steps:
+    with resumable(out, fingerprint("m", "d", {"rank": 2})) as steps:
         assert steps.load("one") is not None, "refusing has not spoilt them"
     with pytest.raises(KeyboardInterrupt):
-        cut_short(out, Fingerprint("m", "d", {"rank": 2}))
-    with resumable(out, Fingerprint("n", "d", {}), restart=True) as steps:
+        cut_short(out, fingerprint("m", "d", {"rank": 2}))
+    with resumable(out, fingerprint("n", "d", {}), restart=True) as steps:
         assert steps.load("one") is None
 
 
@@ -145,7 +140,7 @@ def test_one_process_at_a_time(tmp_path):
     with (
         FileLock(steps_folder(out) / LOCK_FILE),
         pytest.raises(InputError, match="another process is writing"),
-        resumable(out, Fingerprint("m", "d", {})),
+        resumable(out, fingerprint("m", "d", {})),
     ):
         pass
 
@@ -153,14 +148,14 @@ def test_one_process_at_a_time(tmp_path):
 def test_a_fault_of_the_work_itself_leaves_no_steps(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(NumericalError):
-        cut_short(out, Fingerprint("m", "d", {}), NumericalError("the loss is nan"))
+        cut_short(out, fingerprint("m", "d", {}), NumericalError("the loss is nan"))
     assert not steps_folder(out).exists()
 
 
 def test_steps_that_do_not_fit_on_the_disk_are_refused_beforehand(tmp_path):
     with (
         pytest.raises(InputError, match="GB are free; make room"),
-        resumable(tmp_path / "run", Fingerprint("m", "d", {})) as steps,
+        resumable(tmp_path / "run", fingerprint("m", "d", {})) as steps,
     ):
         steps.reserve(10**18)
 
@@ -191,8 +186,7 @@ def test_what_a_killed_process_left_beside_a_finished_result_goes(tmp_path):
     out.write_text("{}")
     steps_folder(out).mkdir()
     (steps_folder(out) / "one.safetensors").write_text("stale")
-    with pytest.raises(InputError, match="already holds"):
-        check_out(out, out, overwrite=False)
+    check_out(out, out, overwrite=False)
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 

@@ -8,29 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-import yaml
 from transformers import AutoModelForCausalLM
 
-from layerif.artifacts import Allocation, Comparisons, LayerScores, Manifest, Results
-from layerif.studies import pipeline
+from layerif.artifacts import Allocation, LayerScores, Manifest, Results
 from test_artifacts import make_results
 from tiny import LAYERS, tiny_model, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("texts") / "text.txt"
-    paragraphs = (f"Paragraph {i} tells of {i * i} birds that sat on {i} wires." for i in range(90))
-    path.write_text("\n\n".join(paragraphs))
-    return path
 
 
 def score_options(model, out):
@@ -214,125 +196,6 @@ def test_bad_input_is_one_paragraph_and_leaves_nothing(layerif, model, text, tmp
         assert sorted(tmp_path.rglob("*")) == before, arguments
 
 
-def recipe(model, text, folder, **changes):
-    value = {
-        "model": str(model),
-        "out": str(folder / "run"),
-        "score": {"task": "agreement", "train_samples": 6, "validation_samples": 3, "rank": 2},
-        "sparsity": {"target": 0.5, "epsilon": 0.2},
-        "experts": {"total": 9},
-        "prune": {"calibration": str(text), "samples": 4, "context_length": 32},
-        "evaluate": {"tasks": ["agreement", str(text)], "samples": 8, "context_length": 32},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(value | changes))
-    return path
-
-
-def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_path):
-    path = recipe(model, text, tmp_path)
-    status, out, _ = layerif("run", path)
-    assert status == 0
-    for word in ("dense", "uniform", "LayerIF", "perplexity", "accuracy"):
-        assert word in out
-    run = tmp_path / "run"
-    found = Comparisons.load(run / "comparison.json").comparisons
-    assert {(c.model, c.baseline) for c in found} == {("LayerIF", "uniform")}
-    assert [c.metric for c in found] == ["accuracy", "completion_loss", "perplexity"]
-    for comparison, words in zip(found, ("accuracy", "answer loss", "perplexity"), strict=True):
-        assert f"{comparison.name} {words}: LayerIF " in out
-    names = {p.name for p in run.iterdir()}
-    pictures = {f"{n}.{s}" for n in ("scores", "sparsity", "experts") for s in ("png", "svg")}
-    assert pictures <= names
-    assert not [name for name in names if name.endswith(".part")]
-    uniform = Manifest.load(run / "uniform-manifest.json")
-    planned = Manifest.load(run / "pruned" / "layerif_manifest.json")
-    assert uniform.sparsity == pytest.approx(planned.sparsity, abs=1e-3)
-    assert uniform.calibration == planned.calibration
-
-    # Cut short after the scores: the rest comes out the same, the scores are not made again.
-    reference = Results.load(run / "layerif-results.json")
-    stamp = (run / "scores.json").stat().st_mtime_ns
-    for name in ("layerif-results.json", "uniform-results.json"):
-        (run / name).unlink()
-    status, _, err = layerif("run", path)
-    assert status == 0
-    assert "found in" in err
-    assert (run / "scores.json").stat().st_mtime_ns == stamp
-    assert Results.load(run / "layerif-results.json") == reference
-
-    status, _, err = layerif("run", recipe(model, text, tmp_path, seed=1))
-    assert status == 2
-    assert "holds another run: seed was 0 and is 1" in err
-
-
-def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, text, tmp_path):
-    wrong = {
-        "asks for 2 experts, fewer than the 3 decoder layers": {"experts": {"total": 2}},
-        "sparsity.target: Input should be less than or equal to 1": {"sparsity": {"target": 2}},
-        "sparsety: Extra inputs are not permitted": {"sparsety": {}},
-        "fewer than the 1000000": {"score": {"task": "agreement", "train_samples": 10**6}},
-        "no task or corpus is called 'nothing'": {"evaluate": {"tasks": ["nothing"]}},
-    }
-    for message, changes in wrong.items():
-        status, _, err = layerif("run", recipe(model, text, tmp_path, **changes))
-        assert status == 2
-        assert message in err
-        assert not (tmp_path / "run").exists()
-
-
-def test_a_recipe_error_points_at_the_line(layerif, tmp_path):
-    path = tmp_path / "recipe.yaml"
-    status, _, _ = layerif("init", path)
-    assert status == 0
-    written = path.read_text()
-    for old, new, message in (
-        ("  rank: 8 ", "  rank: eight ", "line {}: score.rank: Input should be a valid integer"),
-        ("  rank: 8 ", "  renk: 8 ", "line {}: score.renk: Extra inputs are not permitted"),
-        ("sparsity:  ", "sparsity: {}\nsparsety:", "line {}: sparsity.target: Field required"),
-        ("[agreement, python-docs]", "[agreement, 7]", "evaluate.tasks.1: Input should be"),
-        ("  alpha: 16", "  rank: 16", "line {} gives 'rank' again"),
-        ("  alpha: 16", "\talpha: 16", "is not a YAML file"),
-    ):
-        before, _, after = written.partition(old)
-        assert after, old
-        path.write_text(before + new + after)
-        status, _, err = layerif("run", path)
-        assert status == 2
-        assert message.format(before.count("\n") + 1) in err
-
-
-def test_the_commented_recipe_holds_every_option_at_its_default(layerif, tmp_path):
-    path = tmp_path / "recipe.yaml"
-    layerif("init", path)
-    written = pipeline.Recipe.load(path)
-    needed = {
-        "model": "smollm2",
-        "out": "runs/mine",
-        "score": {"task": "agreement"},
-        "sparsity": {"target": 0.5},
-        "experts": {"total": 150},
-        "evaluate": {"tasks": ["agreement", "python-docs"]},
-    }
-    assert written == pipeline.Recipe.model_validate(needed)
-    text = path.read_text()
-    for line in written.text().splitlines():
-        assert line.split(":")[0].strip(" -") in text, line
-    status, _, err = layerif("init", path)
-    assert status == 2
-    assert "already holds" in err
-    assert path.read_text() == text
-
-
-def test_a_folder_with_something_else_is_refused(layerif, model, text, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("dear to somebody")
-    status, _, err = layerif("run", recipe(model, text, tmp_path))
-    assert status == 2
-    assert "already holds something" in err
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
-
-
 def test_a_result_that_is_not_finite_has_a_status_of_its_own(layerif, text, tmp_path):
     broken = tiny_model()
     broken.get_output_embeddings().weight.data.fill_(float("nan"))
@@ -358,12 +221,3 @@ def test_help_and_version_import_no_torch():
 def test_the_version_is_printed(layerif):
     status, out, _ = layerif("--version")
     assert (status, out.split()[0]) == (0, "layerif")
-
-
-def test_the_stages_of_a_run_share_one_seed(model, text, tmp_path):
-    """Dense, uniform and LayerIF are measured on the same rows and calibrated on the same text."""
-    followed = pipeline.Recipe.load(recipe(model, text, tmp_path))
-    results = pipeline.run_recipe(followed)
-    origins = [r.how for r in results.values()]
-    assert origins[0] == origins[1] == origins[2]
-    assert {r.measurements[0].count for r in results.values()} == {8}

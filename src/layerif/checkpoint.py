@@ -8,48 +8,22 @@ folder goes when the result stands.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from layerif.artifacts import Fingerprint
 from layerif.errors import InputError, NumericalError
 from layerif.progress import note
-from layerif.runs import new_file, read_json, refuse_existing, write_json
+from layerif.runs import new_file, refuse_existing, require_disk
 
 if TYPE_CHECKING:
     import torch
 
 FINGERPRINT_FILE = "fingerprint.json"
 LOCK_FILE = "lock"
-# Never fill a disk to the brim: others write there too.
-DISK_MARGIN = 1.1
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a stage's result depends on, by part, so that a mismatch can say which part differs.
-
-    Attributes:
-        model: hash of all weights and of the configuration.
-        data: hash of the texts.
-        options: the stage's parameters, plain JSON values.
-    """
-
-    model: str
-    data: str
-    options: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        # Through JSON once, so that tuples and the like compare equal to what is read back; NaN, no
-        # part of JSON, becomes a word here and is refused by whom it concerns.
-        value = {"model": self.model, "data": self.data, "options": self.options}
-        plain: dict[str, Any] = json.loads(json.dumps(value), parse_constant=str)
-        return plain
 
 
 class Steps(Protocol):
@@ -98,14 +72,7 @@ class DiskSteps:
 
     def reserve(self, size: int) -> None:
         present = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
-        free = shutil.disk_usage(self._folder).free
-        missing = max(0, size - present)
-        if missing * DISK_MARGIN > free:
-            raise InputError(
-                f"the steps of this run take {missing / 1e9:.1f} GB of disk beside "
-                f"{self._folder.parent}, where {free / 1e9:.1f} GB are free; make room, or choose "
-                "another --out"
-            )
+        require_disk(self._folder, size - present, "the steps of this run")
 
     def _path(self, step: str) -> Path:
         return self._folder / f"{step}.safetensors"
@@ -118,33 +85,53 @@ def steps_folder(out: Path) -> Path:
 
 
 @contextmanager
-def resumable(out: Path, fingerprint: Fingerprint, *, restart: bool = False) -> Iterator[DiskSteps]:
-    """Keep the steps of the stage that writes `out`; they go when the block ends without an error.
+def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock that one process at a time can have; the system frees that of a killed one.
 
-    Only one process at a time can hold them; the operating system frees the lock of a killed one.
+    Args:
+        lock: the file that stands for it.
+        out: what the lock guards, for the message.
+        wait: wait for another process to be done, instead of refusing.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise InputError(
+                f"another process is writing {out} at this moment (it holds {lock}); "
+                "wait for it, or choose another --out"
+            ) from None
+        note(f"another process is writing {out}; waiting for it")
+        held.acquire()
+    with held:
+        yield
+
+
+@contextmanager
+def resumable(
+    out: Path, fingerprint: Fingerprint, *, restart: bool = False, wait: bool = False
+) -> Iterator[DiskSteps]:
+    """Keep the steps of the stage that writes `out`; they go when the block ends without an error.
 
     Args:
         out: the file or folder that the stage will write.
         fingerprint: what the result depends on.
         restart: throw away steps of another fingerprint instead of refusing.
+        wait: wait for a process that is at it, instead of refusing.
 
     Raises:
         InputError: another process is at it, or the steps that stand there are of other work,
             saying which part differs.
     """
-    from filelock import FileLock, Timeout
-
     folder = steps_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"another process is writing {out} at this moment (it holds {folder / LOCK_FILE}); "
-            "wait for it, or choose another --out"
-        ) from None
-    with lock:
+    with alone(folder / LOCK_FILE, out, wait=wait):
         try:
             _match(folder, out, fingerprint, restart=restart)
             yield DiskSteps(folder)
@@ -162,19 +149,58 @@ def resumable(out: Path, fingerprint: Fingerprint, *, restart: bool = False) -> 
 def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
     """Before any work: may `out` be written, or go on being written?
 
+    What is finished there passes too: only its fingerprint can tell whether it is this very work,
+    which the stage itself finds out.
+
     Args:
         out: the file or folder to write.
-        finished: the file or folder whose presence says that `out` is whole.
+        finished: the file whose presence says that `out` is whole.
         overwrite: whether what `out` holds may be replaced.
 
     Raises:
-        InputError: `out` holds something, and it is not an unfinished run.
+        InputError: `out` holds something else.
     """
-    if finished.exists():
+    if finished.is_file():
         remove_leftover(out)
-    elif steps_folder(out).is_dir():
-        return
-    refuse_existing(out, overwrite=overwrite)
+    elif not steps_folder(out).is_dir():
+        refuse_existing(out, overwrite=overwrite)
+
+
+def remembered(
+    folder: Path,
+    fingerprint: Fingerprint,
+    compute: Callable[[Steps], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """What `compute` returns, taken from `folder` where it was computed before.
+
+    Cut short, it goes on after its last step; a process that wants the same at the same time waits
+    for the first.
+
+    Args:
+        folder: of such results, a file each.
+        fingerprint: all that the tensors depend on.
+        compute: does the work, keeping its steps.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    path = folder / f"{fingerprint.digest()}.safetensors"
+
+    def stored() -> dict[str, torch.Tensor] | None:
+        try:
+            return load_file(path) if path.is_file() else None
+        except SafetensorError:
+            return None  # damaged, by a full disk say: computed anew
+
+    found = stored()
+    if found is None:
+        with resumable(path, fingerprint, wait=True) as steps:
+            found = stored()  # another process may have been faster
+            if found is None:
+                found = compute(steps)
+                with new_file(path) as part:
+                    save_file(found, part)
+    return found
 
 
 def remove_leftover(out: Path) -> None:
@@ -190,71 +216,20 @@ def remove_leftover(out: Path) -> None:
             pass
 
 
-def _match(folder: Path, out: Path, fingerprint: Fingerprint, *, restart: bool) -> None:
+def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> None:
     path = folder / FINGERPRINT_FILE
-    wanted = fingerprint.as_json()
     if path.is_file():
-        found = read_json(path, "the fingerprint of an unfinished run")
+        found = Fingerprint.load(path)
         if found == wanted:
             steps = len(list(folder.glob("*.safetensors")))
             note(f"resuming: {steps} finished steps of {out} found")
             return
         if not restart and any(folder.glob("*.safetensors")):
             raise InputError(
-                f"an unfinished run stands beside {out}, but {differences(found, wanted)}; run "
-                "it as it was begun to finish it, pass --overwrite to begin anew, or choose "
-                "another --out"
+                f"an unfinished run for {out} stands in {folder}, and it is of other work: "
+                f"{wanted.differences(found)}; finish that one by its own command, pass "
+                "--overwrite to begin anew, or choose another --out"
             )
     for stale in folder.glob("*.safetensors"):
         stale.unlink()
-    write_json(path, wanted)
-
-
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Which parts of two fingerprints differ, in words; options by their dotted names."""
-    parts = [
-        f"the {part} {'was' if part == 'model' else 'were'} another then"
-        for part in ("model", "data")
-        if found.get(part) != wanted[part]
-    ]
-    before, now = _flat(found.get("options", {})), _flat(wanted["options"])
-    parts += [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    return ", ".join(parts) or "it was begun by another version"
-
-
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def hash_texts(texts: Sequence[Any]) -> str:
-    """SHA-256 of texts, or of any plain JSON values, and of their order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(json.dumps(text).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
-
-
-def hash_model(model: Any) -> str:
-    """SHA-256 of a model's class, configuration and weights: name, dtype, shape and bytes."""
-    import torch
-
-    digest = hashlib.sha256(type(model).__name__.encode())
-    settings = model.config.to_dict()
-    settings.pop("_name_or_path", None)
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()
+    wanted.save(path)

@@ -14,6 +14,8 @@ from typing import Any
 
 from layerif.errors import InputError
 
+# Never fill a disk to the brim: others write there too.
+DISK_MARGIN = 1.1
 # In the names of unfinished files: on a shared disk, other machines have processes of their own.
 _HOST = platform.node() or "localhost"
 
@@ -37,6 +39,28 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
             f"{path} already holds another result; choose another --out, "
             f"or pass --overwrite to replace it"
         )
+
+
+def require_disk(folder: Path, size: float, what: str) -> None:
+    """Refuse beforehand to write `size` bytes to the disk of `folder` where there is no room.
+
+    Raises:
+        InputError: there is none; says how much is free.
+    """
+    standing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(standing).free
+    if size * DISK_MARGIN > free:
+        raise InputError(
+            f"{what} take {size / 1e9:.1f} GB of disk at {folder}, where {free / 1e9:.1f} GB are "
+            "free; make room, or choose another --out"
+        )
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $LAYERIF_CACHE, else the user's cache folder."""
+    if chosen := os.environ.get("LAYERIF_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerif"
 
 
 @contextmanager

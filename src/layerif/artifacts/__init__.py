@@ -3,6 +3,7 @@
 from layerif.artifacts.allocation import Allocation
 from layerif.artifacts.base import ModelInfo, Record, Setting, versions
 from layerif.artifacts.comparison import Comparison, Comparisons
+from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.results import Measurement, Outcomes, Results
 from layerif.artifacts.scores import LayerScores, ProjectionInfo, ScoringRecord
@@ -12,6 +13,7 @@ __all__ = [
     "Allocation",
     "Comparison",
     "Comparisons",
+    "Fingerprint",
     "LayerScores",
     "Manifest",
     "Measurement",
@@ -23,5 +25,7 @@ __all__ = [
     "Results",
     "ScoringRecord",
     "Setting",
+    "hash_model",
+    "hash_texts",
     "versions",
 ]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from layerif.artifacts.allocation import Allocation
 from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
+from layerif.artifacts.fingerprint import Fingerprint
 
 MANIFEST_FILE = "layerif_manifest.json"
 
@@ -33,6 +34,7 @@ class Manifest(JsonArtifact):
         sparsity: fraction of zeros over all projections of the decoder layers, counted.
         modules: the same for each projection.
         calibration: text, tokens and seed that the statistics come from.
+        fingerprint: what all of it depends on; None for a model pruned in memory.
     """
 
     format: Literal["layerif.manifest/1"] = "layerif.manifest/1"
@@ -44,3 +46,4 @@ class Manifest(JsonArtifact):
     calibration: dict[str, Any]
     seconds: float
     setting: Setting
+    fingerprint: Fingerprint | None = None

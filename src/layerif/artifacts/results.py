@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
+from layerif.artifacts.fingerprint import Fingerprint
 
 
 class Outcomes(Record):
@@ -86,6 +87,7 @@ class Results(JsonArtifact):
         sparsity: fraction of zeros in the decoder layers' projections, counted on the weights.
         measurements: the figures, in the order asked for.
         how: seed, lengths and data origins.
+        fingerprint: what all of it depends on; None for a model measured in memory.
     """
 
     format: Literal["layerif.results/1"] = "layerif.results/1"
@@ -94,3 +96,4 @@ class Results(JsonArtifact):
     measurements: list[Measurement]
     how: dict[str, Any] = Field(default_factory=dict)
     setting: Setting
+    fingerprint: Fingerprint | None = None

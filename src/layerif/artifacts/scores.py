@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.artifacts.base import ModelInfo, Record, Setting
+from layerif.artifacts.fingerprint import Fingerprint
 from layerif.budgets.scores import aggregate
 from layerif.choices import Aggregation
 from layerif.errors import InputError
@@ -46,6 +47,7 @@ class ScoringRecord(Record):
         dropped_train, dropped_validation: indices of examples that did not fit `max_length`.
         silent_blocks: blocks in which every gradient is zero; they contribute nothing.
         validation_loss: mean completion loss of the validation samples, nats per token.
+        fingerprint: what all of it depends on; None for a model scored in memory.
     """
 
     estimator: str
@@ -66,6 +68,7 @@ class ScoringRecord(Record):
     validation_loss: float
     seconds: float
     setting: Setting
+    fingerprint: Fingerprint | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +107,11 @@ class LayerScores:
                 f"{self.train_losses.shape} do not belong to {self.model.layers} layers with "
                 f"{len(self.projections)} projections"
             )
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """What the scores depend on; None for a model scored in memory."""
+        return self.record.fingerprint
 
     def aggregate(self, how: Aggregation = "positive") -> NDArray[np.float64]:
         """(layers,) one score a layer: `all`, `positive`, `top` or `negative`."""

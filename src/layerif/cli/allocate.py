@@ -10,6 +10,7 @@ import typer
 from layerif.choices import ExpertsMap, SparsityMap
 from layerif.cli import options
 from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ ModelOfScores = Annotated[
 
 @app.command("sparsity")
 def sparsity(
+    context: typer.Context,
     scores: Scores,
     target: Annotated[
         float,
@@ -65,7 +67,6 @@ def sparsity(
     """Allocate a sparsity to each layer; weighted by size, their mean is --sparsity exactly."""
     from layerif.allocate import allocate_sparsity, read_scores
 
-    _refuse(out, overwrite)
     plan = allocate_sparsity(
         read_scores(scores),
         target,
@@ -78,11 +79,12 @@ def sparsity(
         on_constant=on_constant,
         model=_describe(model, scores),
     )
-    _deliver(plan, out, as_json=as_json)
+    _deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
 
 
 @app.command("experts")
 def experts(
+    context: typer.Context,
     scores: Scores,
     total: Annotated[
         int, typer.Option("--total", help="Experts of all layers together.", show_default=False)
@@ -103,7 +105,6 @@ def experts(
     """Allocate a number of LoRA experts to each layer, at least one each, --total in all."""
     from layerif.allocate import allocate_experts, read_scores
 
-    _refuse(out, overwrite)
     plan = allocate_experts(
         read_scores(scores),
         total,
@@ -115,14 +116,7 @@ def experts(
         on_constant=on_constant,
         model=_describe(model, scores),
     )
-    _deliver(plan, out, as_json=as_json)
-
-
-def _refuse(out: Path | None, overwrite: bool) -> None:
-    from layerif.runs import refuse_existing
-
-    if out is not None:
-        refuse_existing(out, overwrite=overwrite)
+    _deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
 
 
 def _describe(name: str | None, scores: Path) -> ModelInfo | None:
@@ -145,13 +139,31 @@ def _parse_shape(text: str) -> list[float]:
         ) from None
 
 
-def _deliver(plan: Allocation, out: Path | None, *, as_json: bool) -> None:
+def _deliver(
+    context: typer.Context, plan: Allocation, out: Path | None, *, overwrite: bool, as_json: bool
+) -> None:
     from layerif.report import allocation_table
 
     if out is not None:
-        plan.save(out)
+        _keep(plan, out, overwrite=overwrite)
+        write_recipe(context, out)
     emit(allocation_table(plan), plan.model_dump(mode="json"), as_json=as_json)
     if plan.sizes is None and plan.kind == "sparsity":
         say("No model is named, so all layers count as equally large.", as_json=as_json)
     if out is not None:
         say(f"wrote {out}", as_json=as_json)
+
+
+def _keep(plan: Allocation, out: Path, *, overwrite: bool) -> None:
+    """Save a plan, unless the file holds this very plan already; another one is not lost."""
+    from layerif.artifacts import Allocation
+    from layerif.runs import refuse_existing
+
+    if out.is_file() and not overwrite:
+        try:
+            if Allocation.load(out) == plan:
+                return
+        except InputError:
+            pass  # no plan at all: refused below
+    refuse_existing(out, overwrite=overwrite)
+    plan.save(out)

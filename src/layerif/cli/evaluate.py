@@ -9,6 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    context: typer.Context,
     model: options.Model,
     tasks: Annotated[
         str,
@@ -50,6 +52,7 @@ def evaluate(
     data_dir: options.DataDir = None,
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
+    no_cache: options.NoCache = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -58,37 +61,42 @@ def evaluate(
     With --against, say how each figure differs from another model's, and whether that is more than
     noise.
     """
-    from layerif.runs import refuse_existing
+    from layerif.checkpoint import check_out
     from layerif.tasks import load_sources
 
     if out is not None:
-        refuse_existing(out, overwrite=overwrite)
+        check_out(out, out, overwrite=overwrite)
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     names = [name.strip() for name in tasks.split(",")]
     sources = load_sources(names, data_dir=data_dir, style=style, tokenizer=tokenizer)
     reference = None if against is None else _reference(against, {s.name for s in sources})
 
     from layerif.evaluation import compare
-    from layerif.evaluation import evaluate as measure
     from layerif.model import open_model
     from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.studies.stages import evaluate_into
 
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-    results = measure(
+    results = evaluate_into(
+        out,
         opened,
         tokenizer,
         sources,
-        samples=samples,
-        seed=seed,
-        max_length=max_length,
-        context_length=context_length,
-        max_tokens=max_tokens,
-        batch_tokens=batch_tokens,
+        options={
+            "samples": samples,
+            "seed": seed,
+            "max_length": max_length,
+            "context_length": context_length,
+            "max_tokens": max_tokens,
+            "batch_tokens": batch_tokens,
+        },
+        cache=options.likelihood_cache(no_cache=no_cache),
+        overwrite=overwrite,
     )
     if out is not None:
-        results.save(out)
+        write_recipe(context, out)
     own = {results.model.name: results}
     value = results.model_dump(mode="json")
     table = results_table(own, "Evaluation")

@@ -43,7 +43,13 @@ BatchTokens = Annotated[
     int, typer.Option("--batch-tokens", help="Tokens run at once, padding counted.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for machines.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what --out holds, if it is of other work.")
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Keep no likelihoods for later, and use none kept before."),
+]
 Aggregate = Annotated[
     Aggregation, typer.Option("--aggregate", help="How a layer's influences become one score.")
 ]
@@ -66,3 +72,10 @@ def tokenizer_for(style: PromptStyle, model: str | None, *, trust_remote_code: b
     from layerif.model import open_tokenizer
 
     return open_tokenizer(model, trust_remote_code=trust_remote_code)
+
+
+def likelihood_cache(*, no_cache: bool) -> Path | None:
+    """Where the command line keeps likelihoods, by model and texts."""
+    from layerif.runs import cache_folder
+
+    return None if no_cache else cache_folder() / "likelihoods"

@@ -10,10 +10,12 @@ import typer
 from layerif.choices import PruningMethod
 from layerif.cli import options
 from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
 from layerif.errors import InputError
 
 
 def prune(
+    context: typer.Context,
     model: options.Model,
     out: Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)],
     plan: Annotated[
@@ -47,11 +49,11 @@ def prune(
     The zeros are unstructured: they make no dense kernel faster. Cut short, the same command goes
     on after its last finished layer.
     """
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import MANIFEST_FILE, Allocation
     from layerif.checkpoint import check_out
     from layerif.tasks import load_corpus
 
-    check_out(out, out, overwrite=overwrite)
+    check_out(out, out / MANIFEST_FILE, overwrite=overwrite)
     if (plan is None) == (sparsity is None):
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
     wanted = Allocation.load(plan) if plan is not None else sparsity
@@ -80,5 +82,6 @@ def prune(
         },
         overwrite=overwrite,
     )
+    write_recipe(context, out)
     emit(manifest_table(manifest), manifest.model_dump(mode="json"), as_json=as_json)
     say(f"wrote {out}", as_json=as_json)

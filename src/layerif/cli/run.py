@@ -9,32 +9,43 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.output import emit, say
+from layerif.cli.replay import COMMAND, replay
 
 
 def run(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="YAML recipe to follow.", show_default=False)],
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Run folder, instead of the recipe's.", show_default=False),
     ] = None,
     data_dir: options.DataDir = None,
+    no_cache: options.NoCache = False,
     as_json: options.Json = False,
 ) -> None:
     """Score, plan, prune and evaluate from one file: dense, uniform and LayerIF side by side.
 
-    A run that was cut short goes on after its last finished stage.
+    Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
+    that another command wrote is replayed.
     """
+    from layerif.studies.document import Document
     from layerif.studies.recipe import Recipe
 
-    followed = Recipe.load(recipe)
-    if out is not None:
-        followed = followed.model_copy(update={"out": str(out)})
+    document = Document.read(recipe)
+    if isinstance(document.value, dict) and COMMAND in document.value:
+        replay(context, document, out=out, data_dir=data_dir, json=as_json or None)
+        return
+    followed = Recipe.of(document)
+    changed = {"out": out, "data_dir": data_dir}
+    followed = followed.model_copy(
+        update={name: str(value) for name, value in changed.items() if value is not None}
+    )
 
     from layerif.artifacts import Comparisons
     from layerif.report import caveat_lines, comparison_lines, results_table
     from layerif.studies.pipeline import COMPARISON_FILE, run_recipe
 
-    results = run_recipe(followed, data_dir=data_dir)
+    results = run_recipe(followed, cache=options.likelihood_cache(no_cache=no_cache))
     emit(
         results_table(results, f"{followed.model} at {followed.sparsity.target:.0%} sparsity"),
         {name: result.model_dump(mode="json") for name, result in results.items()},

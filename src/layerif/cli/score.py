@@ -9,9 +9,11 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
 
 
 def score(
+    context: typer.Context,
     model: options.Model,
     task: Annotated[
         str,
@@ -46,8 +48,8 @@ def score(
 ) -> None:
     """Measure the influence of training samples through each decoder layer.
 
-    Writes scores.json and influence.safetensors to the run folder. Cut short, the same command
-    goes on where it was.
+    Writes scores.json and influence.safetensors to the run folder, and recipe.yaml, which replays
+    it. Cut short, the same command goes on where it was.
     """
     from layerif.artifacts.scores import SCORES_FILE
     from layerif.checkpoint import check_out
@@ -83,5 +85,6 @@ def score(
         },
         overwrite=overwrite,
     )
+    write_recipe(context, out)
     emit(scores_table(scores), scores.summary(), as_json=as_json)
     say(f"wrote {out}", as_json=as_json)

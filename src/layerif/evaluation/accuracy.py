@@ -7,17 +7,15 @@ from dataclasses import astuple
 from typing import Any
 
 import numpy as np
-import torch
 
 from layerif.artifacts import Measurement
-from layerif.batching import collate, encode, pack
+from layerif.batching import encode
 from layerif.chunks import usable_length
-from layerif.errors import InputError, NumericalError
+from layerif.errors import InputError
 from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.statistics import f1, matthews, perplexity_interval, wilson_interval
-from layerif.likelihood import row_sums, token_losses
+from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
 from layerif.model import Tokenizer
-from layerif.progress import progress
 from layerif.tasks.base import Example
 
 
@@ -44,6 +42,7 @@ def task_measurement(
     name: str = "task",
     max_length: int = 512,
     batch_tokens: int = 2048,
+    cache: Cache = NO_CACHE,
 ) -> Measurement:
     """Accuracy by likelihood where examples have candidate answers, else perplexity of completions.
 
@@ -71,6 +70,7 @@ def task_measurement(
         name=name,
         max_length=max_length,
         batch_tokens=batch_tokens,
+        cache=cache,
     )
     groups: list[list[int]] = [[] for _ in examples]
     for index, (row, _) in enumerate(texts):
@@ -126,7 +126,6 @@ def task_measurement(
     )
 
 
-@torch.inference_mode()
 def _log_likelihoods(
     model: Any,
     tokenizer: Tokenizer,
@@ -135,24 +134,25 @@ def _log_likelihoods(
     name: str,
     max_length: int,
     batch_tokens: int,
+    cache: Cache,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum of log-probabilities of each completion (NaN where it does not fit), and its tokens."""
     items, _ = encode(tokenizer, texts, max_length)
+
+    def name_of(row: int) -> str:
+        prompt, completion = texts[items[row].index]
+        return f"{completion!r} after the prompt ending in {prompt[-40:]!r}"
+
     sums = np.full(len(texts), np.nan)
     tokens = np.zeros(len(texts), dtype=np.int64)
-    device = next(model.parameters()).device
-    with progress(f"accuracy on {name}", sum(len(i.input_ids) for i in items)) as advance:
-        for group in pack(items, batch_tokens):
-            batch = collate(group, device=device)
-            losses = row_sums(token_losses(model, batch).double(), batch).cpu().numpy()
-            for item, loss in zip(group, losses, strict=True):
-                if not np.isfinite(loss):
-                    prompt, completion = texts[item.index]
-                    raise NumericalError(
-                        f"the likelihood of {completion!r} after the prompt ending in "
-                        f"{prompt[-40:]!r} is not finite (try --dtype float32)"
-                    )
-                sums[item.index] = -loss
-                tokens[item.index] = item.scored
-            advance(batch.tokens)
+    rows = [item.index for item in items]
+    tokens[rows] = [item.scored for item in items]
+    sums[rows] = -summed_nats(
+        model,
+        items,
+        batch_tokens=batch_tokens,
+        doing=f"accuracy on {name}",
+        name_of=name_of,
+        cache=cache,
+    )
     return sums, tokens

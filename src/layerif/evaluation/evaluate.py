@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Measurement, Results
 from layerif.chunks import check_context_length
 from layerif.evaluation.accuracy import have_candidates, task_measurement
 from layerif.evaluation.perplexity import evaluation_chunks, perplexity
+from layerif.evaluation.summed import Cache
 from layerif.model import Tokenizer, describe, evaluation_mode, find_decoder_layers, setting
 from layerif.tasks import Corpus, Task
 
@@ -24,6 +26,7 @@ def evaluate(
     context_length: int = 512,
     max_tokens: int | None = None,
     batch_tokens: int = 2048,
+    cache: Path | None = None,
 ) -> Results:
     """Accuracy on the test split of each task, perplexity on the evaluation text of each corpus.
 
@@ -33,6 +36,8 @@ def evaluate(
         max_length: tokens kept of a row.
         context_length: tokens of a chunk of a corpus.
         max_tokens: tokens used of a corpus; None takes all.
+        cache: a folder where likelihoods are kept by model and texts, and not computed again; an
+            evaluation that was cut short goes on after its last batch. None keeps nothing.
 
     Raises:
         InputError: as `check_sources`, before the first forward pass.
@@ -48,6 +53,7 @@ def evaluate(
         max_tokens=max_tokens,
     )
     measurements: list[Measurement] = []
+    known = Cache.of(model, cache)
     with evaluation_mode(model):
         for source in on:
             if isinstance(source, Task):
@@ -58,6 +64,7 @@ def evaluate(
                     name=source.name,
                     max_length=max_length,
                     batch_tokens=batch_tokens,
+                    cache=known,
                 )
             else:
                 measurement = perplexity(
@@ -68,6 +75,7 @@ def evaluate(
                     context_length=context_length,
                     max_tokens=max_tokens,
                     batch_tokens=batch_tokens,
+                    cache=known,
                 )
             measurements.append(measurement)
     return Results(

@@ -6,17 +6,15 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from layerif.artifacts import Measurement
-from layerif.batching import Encoded, collate, pack
+from layerif.batching import Encoded
 from layerif.chunks import check_context_length, cut
-from layerif.errors import InputError, NumericalError
+from layerif.errors import InputError
 from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.statistics import perplexity_interval
-from layerif.likelihood import row_sums, token_losses
+from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
 from layerif.model import Tokenizer
-from layerif.progress import progress
 
 
 def evaluation_chunks(
@@ -38,7 +36,6 @@ def evaluation_chunks(
     return chunks[: max_tokens // context_length]
 
 
-@torch.inference_mode()
 def perplexity(
     model: Any,
     tokenizer: Tokenizer,
@@ -48,6 +45,7 @@ def perplexity(
     context_length: int = 512,
     max_tokens: int | None = None,
     batch_tokens: int = 2048,
+    cache: Cache = NO_CACHE,
 ) -> Measurement:
     """exp of the mean negative log-likelihood of a token, chunk by chunk of `context_length`.
 
@@ -57,6 +55,7 @@ def perplexity(
         text: the documents, joined.
         name: what the measurement is called.
         max_tokens: use only the first chunks that hold this many tokens.
+        cache: where likelihoods are looked up and kept.
 
     Raises:
         InputError: the text is shorter than a chunk, or a chunk longer than the model's context.
@@ -64,19 +63,15 @@ def perplexity(
     """
     check_context_length(model, context_length)
     chunks = evaluation_chunks(tokenizer, text, context_length, max_tokens)
-    device = next(model.parameters()).device
-    nats = np.zeros(len(chunks))
     tokens = np.array([chunk.scored for chunk in chunks])
-    with progress(f"perplexity on {name}", len(chunks) * context_length) as advance:
-        for items in pack(chunks, batch_tokens):
-            batch = collate(items, device=device)
-            sums = row_sums(token_losses(model, batch).double(), batch)
-            nats[[item.index for item in items]] = sums.cpu().numpy()
-            advance(batch.tokens)
-    if not np.isfinite(nats).all():
-        raise NumericalError(
-            f"the likelihood of {name} is not finite, so it has no perplexity (try --dtype float32)"
-        )
+    nats = summed_nats(
+        model,
+        chunks,
+        batch_tokens=batch_tokens,
+        doing=f"perplexity on {name}",
+        name_of=lambda row: f"chunk {row} of {name}",
+        cache=cache,
+    )
     count = int(tokens.sum())
     mean = float(nats.sum()) / count
     low, high = perplexity_interval(nats, tokens) or (None, None)

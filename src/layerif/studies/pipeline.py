@@ -1,48 +1,31 @@
 """Follow a recipe: score, plan, prune by the plan and uniformly, measure all three models,
 and compare the two plans on the same items.
 
-Each stage ends with a file, written whole, and a stage whose file stands is not done again: a run
-that was cut short goes on from there, and within a stage after its last finished step.
+Each result carries the fingerprint of what it was made from, so that nothing finished is done
+twice, a changed option redoes just what depends on it, and a run that was cut short goes on after
+its last finished step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from layerif.allocate import allocate_experts, allocate_sparsity
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
-from layerif.artifacts.scores import SCORES_FILE
-from layerif.checkpoint import (
-    FINGERPRINT_FILE,
-    Fingerprint,
-    differences,
-    hash_model,
-    hash_texts,
-    resumable,
-)
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
-from layerif.evaluation import check_sources, compare, evaluate
+from layerif.evaluation import check_sources, compare
 from layerif.influence import check_samples
-from layerif.model import (
-    describe,
-    open_model,
-    open_skeleton,
-    open_tokenizer,
-    parse_device,
-    setting,
-)
+from layerif.model import describe, open_model, open_skeleton, open_tokenizer, parse_device
 from layerif.progress import note
-from layerif.pruning import prune, save_pruned
 from layerif.report import plot_allocation, plot_scores
-from layerif.runs import read_json, write_json, write_text
+from layerif.studies.folder import RunFolder
 from layerif.studies.recipe import Recipe
-from layerif.studies.stages import score_into
+from layerif.studies.stages import evaluate_into, prune_into, score_into
 from layerif.tasks import Corpus, Example, Task, load_corpus, load_sources, load_task
 
-RECIPE_FILE = "recipe.yaml"
 COMPARISON_FILE = "comparison.json"
 
 
@@ -57,75 +40,46 @@ class _Data:
     sources: list[Task | Corpus]
 
 
-def run_recipe(recipe: Recipe, *, data_dir: Path | None = None) -> dict[str, Results]:
+def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Results]:
     """Carry out a recipe in its run folder.
 
     The folder ends with `comparison.json`: LayerIF's plan beside the uniform one, item by item.
+
+    Args:
+        recipe: what to do; changed since the folder was written, just what depends on the change
+            is done again.
+        cache: where likelihoods are kept, see `evaluate`.
 
     Returns:
         The results of the dense model, of uniform pruning and of pruning by LayerIF's plan.
 
     Raises:
         InputError: something the recipe asks for cannot be had, found before the first stage; or
-            the folder holds something else.
+            the folder holds something else, or a plan that was edited.
         NumericalError: a loss is not finite.
     """
-    folder = Path(recipe.out)
-    data = _load(recipe, data_dir)
+    data = _load(recipe)
     _check(recipe, data)
-    fingerprint = _fingerprint(recipe, data)
-    _claim(folder, recipe, fingerprint)
-
-    scores = _score(recipe, folder, data)
-    plan, uniform = _plan(recipe, folder, scores)
-    plot_scores(scores, folder / "scores", aggregate=recipe.sparsity.aggregate)
-    measure = partial(_measure, recipe, folder, data, fingerprint)
-    results = {
-        "dense": measure(name="dense", plan=None),
-        "uniform": measure(name="uniform", plan=uniform),
-        "LayerIF": measure(name="layerif", plan=plan),
-    }
-    # What a run asks is whether the plan pays; that pruning costs, nobody doubts.
-    plans = {name: results[name] for name in ("LayerIF", "uniform")}
-    Comparisons(comparisons=compare(plans, "uniform")).save(folder / COMPARISON_FILE)
+    folder = RunFolder(Path(recipe.out))
+    with folder.claimed(recipe.text()):
+        scores = _score(recipe, folder.path, data)
+        plan, uniform = _plan(recipe, folder, scores)
+        measure = partial(_measure, recipe, folder.path, data, cache)
+        results = {
+            "dense": measure(name="dense", plan=None),
+            "uniform": measure(name="uniform", plan=uniform),
+            "LayerIF": measure(name="layerif", plan=plan),
+        }
+        # What a run asks is whether the plan pays; that pruning costs, nobody doubts.
+        plans = {name: results[name] for name in ("LayerIF", "uniform")}
+        comparisons = Comparisons(comparisons=compare(plans, "uniform"))
+        comparisons.save(folder.path / COMPARISON_FILE)
     return results
 
 
-def _claim(folder: Path, recipe: Recipe, fingerprint: Fingerprint) -> None:
-    """Take an empty or absent folder, or one that holds a run of the very same work."""
-    path = folder / FINGERPRINT_FILE
-    if path.is_file():
-        found = read_json(path, "the fingerprint of a run")
-        if found != fingerprint.as_json():
-            raise InputError(
-                f"{folder} holds another run: {differences(found, fingerprint.as_json())}; choose "
-                "another folder with --out, or remove that one"
-            )
-    elif folder.exists() and not (folder.is_dir() and all(map(_is_hidden, folder.iterdir()))):
-        raise InputError(
-            f"{folder} already holds something that is no run of a recipe; choose another folder "
-            "with --out"
-        )
-    else:
-        write_json(path, fingerprint.as_json())
-    write_text(folder / RECIPE_FILE, recipe.text())
-
-
-def _is_hidden(path: Path) -> bool:
-    """What a killed process leaves half-written has such a name."""
-    return path.name.startswith(".")
-
-
-def _fingerprint(recipe: Recipe, data: _Data) -> Fingerprint:
-    """All that the run depends on; where it is kept is no part of it."""
-    model, _ = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
-    origins = [data.task.origin, data.calibration.origin, *(s.origin for s in data.sources)]
-    options = {**recipe.model_dump(mode="json", exclude={"out"}), **setting(model).model_dump()}
-    return Fingerprint(hash_model(model), hash_texts(origins), options)
-
-
-def _load(recipe: Recipe, data_dir: Path | None) -> _Data:
+def _load(recipe: Recipe) -> _Data:
     seed, stage = recipe.seed, recipe.score
+    data_dir = None if recipe.data_dir is None else Path(recipe.data_dir)
     styles = {stage.style, recipe.evaluate.style}
     tokenizer = open_tokenizer(recipe.model) if "chat" in styles else None
     task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
@@ -171,9 +125,6 @@ def _check(recipe: Recipe, data: _Data) -> None:
 
 
 def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
-    if (folder / SCORES_FILE).is_file():
-        note(f"scores: found in {folder}")
-        return LayerScores.load(folder)
     stage = recipe.score
     note(f"scores: {len(data.train)} + {len(data.validation)} samples of {data.task.name}")
     model, tokenizer = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
@@ -192,10 +143,11 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
             "max_length": stage.max_length,
             "batch_tokens": stage.batch_tokens,
         },
+        overwrite=True,
     )
 
 
-def _plan(recipe: Recipe, folder: Path, scores: LayerScores) -> tuple[Allocation, Allocation]:
+def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> tuple[Allocation, Allocation]:
     """The sparsity plan and the uniform one; the plan of experts is only written."""
     stage = recipe.sparsity
     plan = allocate_sparsity(
@@ -216,16 +168,11 @@ def _plan(recipe: Recipe, folder: Path, scores: LayerScores) -> tuple[Allocation
             beta=recipe.experts.beta,
             orientation=recipe.experts.orientation,
         )
+    plot_scores(scores, folder.path / "scores", aggregate=stage.aggregate)
     for name, allocation in plans.items():
-        path = folder / f"{name}.json"
-        if path.is_file() and Allocation.load(path) != allocation:
-            raise InputError(
-                f"{path} is not the plan that this recipe makes; a recipe follows its own plans: "
-                "carry yours out with `layerif prune --plan`, and move it out of this folder"
-            )
-        allocation.save(path)
+        folder.keep_plan(name, allocation)
         if name != "uniform":
-            plot_allocation(allocation, folder / name)
+            plot_allocation(allocation, folder.path / name)
     return plan, uniform
 
 
@@ -233,47 +180,45 @@ def _measure(
     recipe: Recipe,
     folder: Path,
     data: _Data,
-    fingerprint: Fingerprint,
+    cache: Path | None,
     *,
     name: str,
     plan: Allocation | None,
 ) -> Results:
-    """Results of the model pruned by `plan` (dense for None), from the folder where they stand."""
-    path = folder / f"{name}-results.json"
-    if path.is_file():
-        note(f"{name}: results found in {folder}")
-        return Results.load(path)
-    note(f"{name}: " + ("evaluating" if plan is None else "pruning and evaluating"))
-    model, tokenizer = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
-    wanted = {"plan": None if plan is None else plan.allocation, **fingerprint.options}
-    with resumable(path, replace(fingerprint, options=wanted)) as steps:
-        if plan is not None:
-            manifest = prune(
-                model,
-                plan,
-                tokenizer=tokenizer,
-                calibration=data.calibration,
-                method=recipe.prune.method,
-                samples=recipe.prune.samples,
-                context_length=recipe.prune.context_length,
-                seed=recipe.seed,
-                batch_tokens=recipe.prune.batch_tokens,
-                steps=steps,
-            )
-            manifest.save(folder / f"{name}-manifest.json")
-            if name == "layerif":
-                save_pruned(model, tokenizer, manifest, folder / "pruned")
-        stage = recipe.evaluate
-        results = evaluate(
-            model,
-            tokenizer,
-            data.sources,
-            samples=stage.samples,
-            seed=recipe.seed,
-            max_length=stage.max_length,
-            context_length=stage.context_length,
-            max_tokens=stage.max_tokens,
-            batch_tokens=stage.batch_tokens,
+    """Results of the model pruned by `plan` (dense for None), as it stands on disk."""
+    opened = partial(open_model, dtype=recipe.dtype, device=recipe.device)
+    measured = recipe.model
+    if plan is not None:
+        note(f"{name}: pruning")
+        measured = str(folder / ("pruned" if name == "layerif" else f"pruned-{name}"))
+        stage = recipe.prune
+        prune_into(
+            Path(measured),
+            *opened(recipe.model),
+            plan,
+            calibration=data.calibration,
+            options={
+                "method": stage.method,
+                "samples": stage.samples,
+                "context_length": stage.context_length,
+                "seed": recipe.seed,
+                "batch_tokens": stage.batch_tokens,
+            },
+            overwrite=True,
         )
-        results.save(path)
-    return results
+    note(f"{name}: evaluating")
+    return evaluate_into(
+        folder / f"{name}-results.json",
+        *opened(measured),
+        data.sources,
+        options={
+            "samples": recipe.evaluate.samples,
+            "seed": recipe.seed,
+            "max_length": recipe.evaluate.max_length,
+            "context_length": recipe.evaluate.context_length,
+            "max_tokens": recipe.evaluate.max_tokens,
+            "batch_tokens": recipe.evaluate.batch_tokens,
+        },
+        cache=cache,
+        overwrite=True,
+    )

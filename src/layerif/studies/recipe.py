@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import yaml
 from pydantic import Field, ValidationError
@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from layerif.artifacts import Record
 from layerif.choices import Aggregation, Dtype, Orientation, PromptStyle, PruningMethod
 from layerif.errors import InputError
+from layerif.studies.document import Document
 
 
 class ScoreStage(Record):
@@ -76,6 +77,7 @@ class Recipe(Record):
     dtype: Dtype = "float32"
     device: str = "auto"
     seed: int = Field(0, ge=0)
+    data_dir: str | None = None
     score: ScoreStage
     sparsity: SparsityStage
     experts: ExpertsStage | None = None
@@ -89,53 +91,25 @@ class Recipe(Record):
         Raises:
             InputError: no such file, not YAML, a field twice, missing, unknown or wrong; with line.
         """
+        return cls.of(Document.read(path))
+
+    @classmethod
+    def of(cls, document: Document) -> Self:
+        """The recipe that a YAML file holds.
+
+        Raises:
+            InputError: a field is missing, unknown or wrong; with the line.
+        """
         try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-            value = {} if node is None else _plain(node)
-        except FileNotFoundError:
-            raise InputError(f"no recipe at {path}: the file does not exist") from None
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise InputError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
-        try:
-            return cls.model_validate(value)
+            return cls.model_validate(document.value)
         except ValidationError as error:
             faults = "; ".join(
-                f"line {_line(node, fault['loc'])}: {'.'.join(map(str, fault['loc']))}: "
+                f"line {document.line(*fault['loc'])}: {'.'.join(map(str, fault['loc']))}: "
                 f"{fault['msg']}"
                 for fault in error.errors(include_url=False)
             )
-            raise InputError(f"the recipe {path} is not right: {faults}") from None
+            raise InputError(f"the recipe {document.path} is not right: {faults}") from None
 
     def text(self) -> str:
         """The recipe with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def _plain(node: yaml.Node) -> Any:
-    """The value of a YAML node; a key that stands twice is refused, as one of the two is lost."""
-    if isinstance(node, yaml.MappingNode):
-        value: dict[Any, Any] = {}
-        for key, child in node.value:
-            name = key.value
-            if name in value:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1} gives {name!r} again")
-            value[name] = _plain(child)
-        return value
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(child) for child in node.value]
-    return yaml.SafeLoader("").construct_object(node, deep=True)
-
-
-def _line(node: yaml.Node | None, path: tuple[int | str, ...]) -> int:
-    """The line of the deepest node on a path of keys and indices, from 1."""
-    line = 1
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, child) for key, child in node.value if key.value == part]
-            if not found:
-                break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line

@@ -1,18 +1,37 @@
-"""Stages that write a result and can be cut short: each goes on where it was."""
+"""Stages that write a result: never done twice, and where cut short gone on with.
+
+Each result carries the fingerprint of what it was made from. A stage asked for again finds it and
+does nothing; a stage of other work is refused, or with `overwrite` takes its place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from layerif.artifacts import Allocation, LayerScores, Manifest
-from layerif.checkpoint import Fingerprint, hash_model, hash_texts, resumable
+from layerif.artifacts import (
+    MANIFEST_FILE,
+    Allocation,
+    Fingerprint,
+    LayerScores,
+    Manifest,
+    Results,
+    hash_model,
+    hash_texts,
+)
+from layerif.artifacts.scores import SCORES_FILE
+from layerif.checkpoint import resumable
+from layerif.errors import InputError
+from layerif.evaluation import evaluate
 from layerif.influence import score
 from layerif.model import Tokenizer, setting
+from layerif.progress import note
 from layerif.pruning import prune, save_pruned
 from layerif.tasks import Corpus, Example, Task
+
+T = TypeVar("T", LayerScores, Manifest, Results)
 
 
 def score_into(
@@ -29,12 +48,14 @@ def score_into(
     """`score` with `options`, saved to a run folder; finished batches survive an interruption.
 
     Raises:
-        InputError: as `score` and `resumable`.
+        InputError: as `score` and `resumable`; or the folder holds scores of other work.
         NumericalError: as `score`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    fingerprint = _fingerprint(model, data, options)
-    with resumable(folder, fingerprint, restart=overwrite) as steps:
+    wanted = _fingerprint(model, data, options)
+    if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
+        return done
+    with resumable(folder, wanted, restart=overwrite) as steps:
         scores = score(
             model,
             tokenizer,
@@ -44,6 +65,8 @@ def score_into(
             steps=steps,
             **options,
         )
+        record = scores.record.model_copy(update={"fingerprint": wanted})
+        scores = replace(scores, record=record)
         scores.save(folder)
     return scores
 
@@ -60,21 +83,97 @@ def prune_into(
 ) -> Manifest:
     """`prune` with `options`, in place and saved to a model folder; finished layers survive.
 
+    Where the folder holds this very work, `model` is left as it is.
+
     Raises:
-        InputError: as `prune` and `resumable`.
+        InputError: as `prune` and `resumable`; or the folder holds a model pruned otherwise.
         NumericalError: as `prune`.
     """
-    wanted = plan.allocation if isinstance(plan, Allocation) else plan
+    asked = plan.allocation if isinstance(plan, Allocation) else plan
     data = hash_texts([calibration.text("calibration")])
-    fingerprint = _fingerprint(model, data, {"plan": wanted, **options})
-    with resumable(folder, fingerprint, restart=overwrite) as steps:
+    wanted = _fingerprint(model, data, {"plan": asked, **options})
+    if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
+        return done
+    with resumable(folder, wanted, restart=overwrite) as steps:
         manifest = prune(
             model, plan, tokenizer=tokenizer, calibration=calibration, steps=steps, **options
         )
+        manifest = manifest.model_copy(update={"fingerprint": wanted})
         save_pruned(model, tokenizer, manifest, folder)
     return manifest
 
 
+def evaluate_into(
+    path: Path | None,
+    model: Any,
+    tokenizer: Tokenizer,
+    on: Sequence[Task | Corpus],
+    *,
+    options: dict[str, Any],
+    cache: Path | None = None,
+    overwrite: bool = False,
+) -> Results:
+    """`evaluate` with `options`, saved as JSON; with a cache, finished batches survive.
+
+    Without a path the results are only returned.
+
+    Raises:
+        InputError: as `evaluate`; or the file holds results of other work.
+        NumericalError: as `evaluate`.
+    """
+    if path is None:
+        return evaluate(model, tokenizer, on, cache=cache, **options)
+    data = hash_texts([_content(source, options) for source in on])
+    wanted = _fingerprint(model, data, options)
+    if done := _done(Results, path, "", wanted, overwrite=overwrite):
+        return done
+    with resumable(path, wanted, restart=overwrite):
+        results = evaluate(model, tokenizer, on, cache=cache, **options)
+        results = results.model_copy(update={"fingerprint": wanted})
+        results.save(path)
+    return results
+
+
+def _done(kind: type[T], out: Path, file: str, wanted: Fingerprint, *, overwrite: bool) -> T | None:
+    """The finished result at `out`, where it is of the very work that is wanted.
+
+    Args:
+        kind: the artifact that it is.
+        file: the file in `out` whose presence says that it is whole; empty where `out` is a file.
+        overwrite: whether a result of other work may be replaced.
+
+    Raises:
+        InputError: it is of other work, and may not be replaced; says which part differs.
+    """
+    if not (out / file).is_file():
+        return None
+    try:
+        found = kind.load(out if kind is LayerScores else out / file)
+        if found.fingerprint == wanted:
+            note(f"{out} holds the result of this very work: nothing is done again")
+            return found
+        why = "it does not say what it was made from"
+        if found.fingerprint is not None:
+            why = wanted.differences(found.fingerprint)
+    except InputError as error:
+        why = str(error)
+    if not overwrite:
+        raise InputError(
+            f"{out} already holds another result: {why}; choose another --out, or pass --overwrite "
+            "to replace it"
+        )
+    note(f"{out} is made anew: {why}")
+    return None
+
+
+def _content(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
+    """What is measured of a source, as plain values."""
+    if isinstance(source, Corpus):
+        return [source.name, source.text("evaluation")]
+    rows = source.sample("test", options.get("samples"), options.get("seed", 0))
+    return [source.name, *map(astuple, rows)]
+
+
 def _fingerprint(model: Any, data: str, options: dict[str, Any]) -> Fingerprint:
     made_with = setting(model).model_dump()
-    return Fingerprint(hash_model(model), data, {**options, **made_with})
+    return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})

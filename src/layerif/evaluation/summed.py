@@ -1,0 +1,105 @@
+"""Summed negative log-likelihoods of texts: what perplexity and accuracy are both made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerif.artifacts import Fingerprint, hash_model, hash_texts
+from layerif.batching import Encoded, collate, pack
+from layerif.checkpoint import NoSteps, Steps, remembered
+from layerif.errors import NumericalError
+from layerif.likelihood import row_sums, token_losses
+from layerif.model import setting
+from layerif.progress import progress
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where likelihoods are kept, by model and texts, so that none is computed twice.
+
+    Attributes:
+        folder: a file for each model and list of texts; None keeps nothing.
+        model: hash of the model's weights and configuration.
+    """
+
+    folder: Path | None = None
+    model: str = ""
+
+    @classmethod
+    def of(cls, model: Any, folder: Path | None) -> Cache:
+        """The cache in `folder` for this model."""
+        return cls() if folder is None else cls(folder, hash_model(model))
+
+    def fingerprint(self, model: Any, items: Sequence[Encoded], batch_tokens: int) -> Fingerprint:
+        """All that the likelihoods of `items` depend on, rounding included."""
+        data = hash_texts([[item.start, item.input_ids] for item in items])
+        options = {"batch_tokens": batch_tokens, **setting(model).model_dump()}
+        return Fingerprint(model=self.model, data=data, options=options)
+
+
+NO_CACHE = Cache()
+
+
+def summed_nats(
+    model: Any,
+    items: Sequence[Encoded],
+    *,
+    batch_tokens: int,
+    doing: str,
+    name_of: Callable[[int], str],
+    cache: Cache = NO_CACHE,
+) -> np.ndarray:
+    """(items,) float64 negative log-likelihood of the scored tokens of each text, in nats.
+
+    Args:
+        items: the texts, in the order of the result.
+        doing: what the progress bar says.
+        name_of: what an error calls the text of a position in `items`.
+        cache: where they are looked up and kept; with one, finished batches survive an
+            interruption.
+
+    Raises:
+        NumericalError: a sum is not finite; names the text.
+    """
+
+    @torch.inference_mode()
+    def compute(steps: Steps) -> dict[str, torch.Tensor]:
+        device = next(model.parameters()).device
+        numbered = [Encoded(row, item.input_ids, item.start) for row, item in enumerate(items)]
+        nats = torch.empty(len(items), dtype=torch.float64)
+        with progress(doing, sum(len(item.input_ids) for item in items)) as advance:
+            for number, group in enumerate(pack(numbered, batch_tokens)):
+                kept = steps.load(f"batch-{number:06d}")
+                if kept is None:
+                    batch = collate(group, device=device)
+                    sums = row_sums(token_losses(model, batch).double(), batch).cpu()
+                    kept = {"nats": sums}
+                    _require_finite(sums, group, name_of)
+                    steps.save(f"batch-{number:06d}", kept)
+                nats[[item.index for item in group]] = kept["nats"]
+                advance(sum(len(item.input_ids) for item in group))
+        return {"nats": nats}
+
+    if cache.folder is None:
+        found = compute(NoSteps())
+    else:
+        wanted = cache.fingerprint(model, items, batch_tokens)
+        found = remembered(cache.folder, wanted, compute)
+    return found["nats"].numpy()
+
+
+def _require_finite(
+    sums: torch.Tensor, group: Sequence[Encoded], name_of: Callable[[int], str]
+) -> None:
+    finite = sums.isfinite()
+    if not finite.all():
+        row = group[int((~finite).nonzero()[0, 0])].index
+        raise NumericalError(
+            f"the likelihood of {name_of(row)} is not finite (try --dtype float32)"
+        )
