@@ -1,14 +1,14 @@
 """Per-sample gradients of all layers from one backward pass over a whole batch.
 
-A forward hook on each projection keeps u = A a, the input as the LoRA sees it (rank numbers a
-position, not the input itself), and hooks the output's gradient e. When the backward pass brings e,
-the gradient of sample i in B is the sum over its positions of e_t u_t^T: one small product. No base
+A forward hook on each projection keeps its inputs as the trainable matrices see them (for a LoRA's B
+u = A a, rank numbers a position), and hooks the output's gradient e. When the backward pass brings
+e, the gradient of sample i is the sum over its positions of e_t u_t^T: one small product. No base
 weight gets a gradient, and no sample is run alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -17,30 +17,38 @@ from torch import nn
 
 from layerif.batching import Batch
 from layerif.errors import InputError, NumericalError
-from layerif.influence.subspace import FreshLora
+from layerif.influence.ghost import FactoredGradients
+from layerif.influence.subspaces import Matrix
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import evaluation_mode
 from layerif.model.layers import Projection
 
+# Takes the row of a matrix, and the gradients of a batch's samples in it.
+Take = Callable[[int, FactoredGradients], None]
+
 
 class PerSampleGradients:
-    """Computes grad(B) of every projection for every sample of a batch.
+    """Computes the gradient of every trainable matrix for every sample of a batch.
 
     A context manager that has its hooks on the model while it is open; use it inside
     `frozen(model)`.
     """
 
-    def __init__(self, model: Any, projections: Sequence[Projection], lora: FreshLora) -> None:
+    def __init__(
+        self, model: Any, projections: Sequence[Projection], matrices: Sequence[Matrix]
+    ) -> None:
         self._model = model
-        self._scaling = lora.scaling
-        self._gradients: list[torch.Tensor | None] = [None] * len(projections)
-        self._keys = [projection.key for projection in projections]
+        self._matrices = matrices
+        self._take: Take = lambda _row, _gradients: None
+        self._reached = [0] * len(matrices)
         self._rows = self._positions = 0
         self._hooks = ExitStack()
-        for row, projection in enumerate(projections):
-            weight = projection.weight
-            down = lora.down(projection).to(weight.device, weight.dtype)
-            handle = projection.module.register_forward_hook(self._observer(row, down))
+        at: dict[int, list[int]] = {}
+        for row, matrix in enumerate(matrices):
+            at.setdefault(matrix.projection, []).append(row)
+        for index, rows in at.items():
+            projection = projections[index]
+            handle = projection.module.register_forward_hook(self._observer(projection, rows))
             self._hooks.callback(handle.remove)
 
     def __enter__(self) -> Self:
@@ -59,61 +67,93 @@ class PerSampleGradients:
             kind: what an error calls one of them.
 
         Returns:
-            (B,) mean completion loss of each sample, and for each projection (B, out, rank) its
-            gradient with respect to B: float32, or float64 for a float64 model.
+            (B,) mean completion loss of each sample, and for each matrix (B, out, in) its
+            gradient: float32, or float64 for a float64 model.
 
         Raises:
             NumericalError: a sample's loss or gradient is not finite.
         """
-        self._gradients = [None] * len(self._keys)
+        found: list[torch.Tensor | None] = [None] * len(self._matrices)
+
+        def add(row: int, gradients: FactoredGradients) -> None:
+            # A projection that is used twice has the sum of both uses as its gradient.
+            kept = found[row]
+            found[row] = gradients.formed() if kept is None else kept + gradients.formed()
+
+        losses = self.visit(batch, add, kind)
+        gradients = []
+        for matrix, gradient in zip(self._matrices, found, strict=True):
+            assert gradient is not None
+            _require_finite(gradient.flatten(1).sum(1), f"gradient at {matrix.key} of {kind}", batch)
+            gradients.append(gradient)
+        return losses, gradients
+
+    def visit(self, batch: Batch, take: Take, kind: str = "sample") -> torch.Tensor:
+        """The same with the gradients handed to `take` one by one, in factors, as they come.
+
+        Nothing is kept of them here: what a pass over full weights needs is computed from the
+        factors on the way.
+
+        Returns:
+            (B,) mean completion loss of each sample.
+        """
+        self._take = take
+        self._reached = [0] * len(self._matrices)
         self._rows, self._positions = batch.predicts.shape
         losses = row_sums(token_losses(self._model, batch), batch) / batch.counts
         _require_finite(losses, f"loss of {kind}", batch)
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
         # gradient of every sample, row by row.
         losses.sum().backward()
-        gradients = []
-        for key, gradient in zip(self._keys, self._gradients, strict=True):
-            if gradient is None:
+        for matrix, times in zip(self._matrices, self._reached, strict=True):
+            if times == 0:
                 raise NumericalError(
-                    f"no gradient reached {key}: its output does not take part in the loss"
+                    f"no gradient reached {matrix.key}: its output does not take part in the loss"
                 )
-            _require_finite(gradient.flatten(1).sum(1), f"gradient at {key} of {kind}", batch)
-            gradients.append(gradient)
-        return losses.detach(), gradients
+        return losses.detach()
 
-    def _observer(self, row: int, down: torch.Tensor) -> Any:
+    @property
+    def uses(self) -> list[int]:
+        """How often each matrix took part in the last batch."""
+        return list(self._reached)
+
+    def _observer(self, projection: Projection, rows: Sequence[int]) -> Any:
+        weight = projection.weight
+        maps = [
+            tuple(
+                None if side is None else side.to(weight.device, projection.compute_dtype)
+                for side in (self._matrices[row].left, self._matrices[row].right)
+            )
+            for row in rows
+        ]
+
         def observe(_module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
             if not output.requires_grad:
                 return  # the first pass under gradient checkpointing; the second one counts
-            reduced = nn.functional.linear(args[0].detach(), down)  # (B, T, rank)
+            inputs = args[0].detach()
+            seen = [
+                inputs if right is None else nn.functional.linear(inputs, right)
+                for _, right in maps
+            ]  # each (B, T, in)
 
             def collect(error: torch.Tensor) -> None:  # (B, T, out)
                 if error[..., 0].numel() != self._rows * self._positions:
                     raise InputError(
-                        f"{self._keys[row]} sees {error[..., 0].numel()} positions of a batch of "
+                        f"{projection.key} sees {error[..., 0].numel()} positions of a batch of "
                         f"{self._rows} x {self._positions}; projections that see a choice of "
                         "positions (routed experts) are not supported"
                     )
-                gradient = _outer_sum(error, reduced, self._rows) * self._scaling
-                kept = self._gradients[row]
-                # A projection that is used twice has the sum of both uses as its gradient.
-                self._gradients[row] = gradient if kept is None else kept + gradient
+                for row, (left, _), reduced in zip(rows, maps, seen, strict=True):
+                    mapped = error if left is None else nn.functional.linear(error, left)
+                    self._reached[row] += 1
+                    factors = FactoredGradients.of(
+                        mapped, reduced, self._rows, self._matrices[row].scale
+                    )
+                    self._take(row, factors)
 
             output.register_hook(collect)
 
         return observe
-
-
-def _outer_sum(error: torch.Tensor, reduced: torch.Tensor, rows: int) -> torch.Tensor:
-    """(B, out, rank): sum over positions of error (B, T, out) x reduced (B, T, rank).
-
-    Some architectures flatten rows and positions for their MLP, so both are brought to B rows.
-    """
-    exact = torch.promote_types(error.dtype, torch.float32)
-    error = error.reshape(rows, -1, error.shape[-1]).to(exact)
-    reduced = reduced.reshape(rows, -1, reduced.shape[-1]).to(exact)
-    return torch.bmm(error.transpose(1, 2), reduced)
 
 
 def _require_finite(values: torch.Tensor, what: str, batch: Batch) -> None:

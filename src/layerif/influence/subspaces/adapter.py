@@ -1,0 +1,95 @@
+"""The matrices of a LoRA that stands in the model already, fine-tuned on the task: the paper's way.
+
+With x the input of the projection and B A the adapter, y = W x + s B A x, so
+
+    grad(B) = s sum_t e_t (A x_t)^T,    grad(A) = s sum_t (B^T e_t) x_t^T
+
+A and B are taken as they are now, at the model that they adapt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from layerif.errors import InputError
+from layerif.influence.subspaces.base import Matrix
+from layerif.model.layers import Projection
+
+
+@dataclass(frozen=True)
+class AdapterSubspace:
+    """A and B of one LoRA adapter of a PEFT model.
+
+    Attributes:
+        model: the PEFT model, or a transformers model with an adapter added.
+        adapter: which of its adapters, which has to be the active one.
+    """
+
+    model: nn.Module
+    adapter: str = "default"
+
+    name = "adapter"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        config = getattr(self.model, "peft_config", {})[self.adapter]
+        return {"adapter": self.adapter, "rank": config.r, "alpha": config.lora_alpha}
+
+    def matrices(self, projections: Sequence[Projection]) -> list[Matrix]:
+        """B and A of every projection that the adapter targets.
+
+        Raises:
+            InputError: there is no such LoRA, it is not active, or it is of a kind whose gradient
+                is not that of B A (DoRA).
+        """
+        from peft.tuners.lora import LoraLayer
+
+        layers = {
+            id(module.get_base_layer()): module
+            for module in self.model.modules()
+            if isinstance(module, LoraLayer)
+        }
+        adapters = sorted({name for layer in layers.values() for name in layer.r})
+        if self.adapter not in adapters:
+            raise InputError(
+                f"the model has no LoRA adapter {self.adapter!r}; it has "
+                f"{', '.join(adapters) or 'none'}"
+            )
+        found: list[Matrix] = []
+        for row, projection in enumerate(projections):
+            layer = layers.get(id(projection.module))
+            if layer is None or self.adapter not in layer.lora_A:
+                continue
+            self._check(layer, projection)
+            up, down = (
+                getattr(layer, name)[self.adapter].weight.detach() for name in ("lora_B", "lora_A")
+            )
+            scale = float(layer.scaling[self.adapter])
+            rank = len(down)
+            key = projection.key
+            out, features = projection.out_features, projection.in_features
+            found.append(Matrix(f"{key}.lora_B", row, (out, rank), right=down, scale=scale))
+            found.append(Matrix(f"{key}.lora_A", row, (rank, features), left=up.T, scale=scale))
+        if not found:
+            raise InputError(
+                f"the LoRA adapter {self.adapter!r} targets no projection of the decoder layers"
+            )
+        return found
+
+    def _check(self, layer: Any, projection: Projection) -> None:
+        active = list(layer.active_adapters)
+        if active != [self.adapter] or layer.merged or layer.disable_adapters:
+            raise InputError(
+                f"at {projection.key} the adapter {self.adapter!r} is not the one that is active "
+                f"(active: {', '.join(active) or 'none'}{', merged' if layer.merged else ''}); call "
+                f"set_adapter({self.adapter!r}) first, and unmerge"
+            )
+        if layer.use_dora.get(self.adapter):
+            raise InputError(
+                f"the adapter {self.adapter!r} at {projection.key} uses DoRA, whose gradient is not "
+                "that of a plain LoRA; use an adapter without it"
+            )
