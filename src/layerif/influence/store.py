@@ -1,0 +1,120 @@
+"""Where the gradients of the training samples are kept: in memory, or in a file read in pieces.
+
+Rows come batch by batch and are kept in that order, so that those of a batch lie together: one write
+a matrix.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from layerif.influence.subspaces import Matrix
+
+FILE = "gradients.bin"
+
+
+class Rows(Protocol):
+    """(n, d) gradients of one matrix, of which slices are read: a tensor, or rows in a file."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> torch.Tensor: ...
+
+
+class GradientStore(Protocol):
+    """Per-sample gradients of every matrix."""
+
+    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> None:
+        """Keep the gradients of a batch, (b, d) for each matrix, as the rows from `first` on."""
+
+    def of(self, matrix: int) -> Rows:
+        """(n, d) the gradients of one matrix."""
+
+
+class MemoryStore:
+    """One tensor a matrix in main memory."""
+
+    def __init__(self, matrices: Sequence[Matrix], samples: int, dtype: torch.dtype) -> None:
+        self._rows = [torch.empty(samples, matrix.size, dtype=dtype) for matrix in matrices]
+
+    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> None:
+        for rows, gradient in zip(self._rows, gradients, strict=True):
+            rows[first : first + len(gradient)] = gradient
+
+    def of(self, matrix: int) -> torch.Tensor:
+        return self._rows[matrix]
+
+
+class DiskStore:
+    """One file, matrix after matrix; what is read of it is no longer than the slice asked for.
+
+    The system keeps as much of the file in memory as it has room for and gives that room up when it
+    is wanted, so there is no need to choose beforehand. Written rows survive the process: killed,
+    another one goes on.
+    """
+
+    def __init__(
+        self, folder: Path, matrices: Sequence[Matrix], samples: int, dtype: torch.dtype
+    ) -> None:
+        self._path = folder / FILE
+        self._samples = samples
+        self._dtype = dtype
+        self._sizes = [matrix.size for matrix in matrices]
+        ends = np.cumsum([samples * size for size in self._sizes], dtype=np.int64)
+        self._offsets = [int(end) - samples * s for end, s in zip(ends, self._sizes, strict=True)]
+        whole = int(ends[-1]) * dtype.itemsize
+        # Opened without truncating it: another process may have written its rows already.
+        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            if os.fstat(file.fileno()).st_size != whole:
+                file.truncate(whole)
+
+    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> None:
+        with self._path.open("r+b", buffering=0) as file:
+            for size, offset, gradient in zip(
+                self._sizes, self._offsets, gradients, strict=True
+            ):
+                file.seek((offset + first * size) * self._dtype.itemsize)
+                rows = gradient.detach().to("cpu", self._dtype).contiguous()
+                _write_all(file, memoryview(rows.numpy()).cast("B"))
+
+    def of(self, matrix: int) -> FileRows:
+        shape = (self._samples, self._sizes[matrix])
+        return FileRows(self._path, self._offsets[matrix], shape, self._dtype)
+
+
+class FileRows:
+    """(n, d) gradients in a file; a slice is a copy, so nothing of the file stays in memory here."""
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, path: Path, offset: int, shape: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        self._path = path
+        self._offset = offset * dtype.itemsize
+        self._dtype = np.dtype(str(dtype).removeprefix("torch."))
+        self.shape = torch.Size(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        mapped = np.memmap(self._path, self._dtype, "r", self._offset, tuple(self.shape))
+        return torch.from_numpy(np.array(mapped[index]))
+
+
+def _write_all(file: Any, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
