@@ -167,6 +167,8 @@ def _check(recipe: Recipe, data: _Data) -> None:
         seed=recipe.seed,
         context_length=recipe.evaluate.context_length,
         max_tokens=recipe.evaluate.max_tokens,
+        scoring=recipe.evaluate.scoring,
+        max_length=recipe.evaluate.max_length,
     )
 
 
@@ -274,6 +276,7 @@ def _measure(
             context_length=stage.context_length,
             max_tokens=stage.max_tokens,
             batch_tokens=stage.batch_tokens,
+            scoring=stage.scoring,
         )
         results.save(path)
     return results
