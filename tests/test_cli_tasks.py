@@ -169,7 +169,7 @@ def test_answers_by_generation(layerif, model, tmp_path):
     # Likelihoods do not compare with what was generated; that is said before anything runs.
     status, out, err = layerif(*options, "--against", path)
     assert (status, out) == (2, "")
-    assert "has results on facts (by generation), and facts (by likelihood) is to be" in err
+    assert "has results on facts by generation, and facts is to be measured" in err
     status, out, _ = layerif(*options, "--against", path, "--scoring", "generation")
     assert status == 0
     assert "facts generated accuracy: " in out

@@ -138,4 +138,5 @@ def _reference(path: Path, wanted: set[tuple[str, str]]) -> Results:
 
 
 def _listed(measured: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{name} (by {scoring})" for name, scoring in measured) or "nothing"
+    named = (n if scoring == "likelihood" else f"{n} by {scoring}" for n, scoring in measured)
+    return ", ".join(named) or "nothing"
