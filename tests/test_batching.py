@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
-from layerif.batching import Encoded, collate, encode, pack
+from layerif.batching import Encoded, collate, encode, encode_prompts, pack
 from layerif.errors import InputError
 from tiny import tiny_tokenizer
 
@@ -51,6 +52,30 @@ def test_a_token_that_spans_the_border_belongs_to_the_completion():
     # Bytes of one character are separate tokens that all end after the prompt's last character.
     (item,), _ = encode(tiny_tokenizer(), [("a", "é")], max_length=8)
     assert (len(item.input_ids), item.start) == (3, 1)
+
+
+def test_a_prompt_is_cut_from_the_left_and_nothing_of_it_is_scored():
+    (item,) = encode_prompts(tiny_tokenizer(), ["0123456789"], max_length=4)
+    assert tiny_tokenizer().decode(item.input_ids) == "6789"
+    assert (item.start, item.scored) == (4, 0)
+    tokenizer = tiny_tokenizer(bos=True)
+    items = encode_prompts(tokenizer, ["0123456789", "ab", ""], max_length=4)
+    assert [tokenizer.decode(item.input_ids) for item in items] == ["<s>789", "<s>ab", "<s>"]
+    batch = collate(items, device=CPU)
+    assert not batch.predicts.any()
+    assert batch.inputs["input_ids"][:, -1].tolist() == [i.input_ids[-1] for i in items]
+    assert encode_prompts(tokenizer, [], max_length=4) == []
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_prompt():
+    # Would see: a reply to a text that is over already.
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert tokenizer("ab")["input_ids"][-1] == 2
+    (item,) = encode_prompts(tokenizer, ["ab"], max_length=9)
+    assert tokenizer.decode(item.input_ids) == "<s>ab"
 
 
 lengths = st.lists(st.integers(2, 30), min_size=1, max_size=40)

@@ -6,8 +6,9 @@ and what comes out is put back by the example's index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class Encoded:
     Attributes:
         index: position of the text in the list it came from.
         input_ids: its tokens.
-        start: index of the first scored token, at least 1 since nothing predicts the first token.
+        start: index of the first scored token, at least 1 since nothing predicts the first token;
+            the number of tokens where none is scored.
     """
 
     index: int
@@ -90,14 +92,47 @@ def encode(
         else:
             start = _common_prefix(tokenizer(prompt)["input_ids"], ids)
         start = max(start, 1)
-        head = ids[:1] if len(ids) > max_length and ids[0] in special else []
         scored = len(ids) - start
-        if scored < 1 or scored + max(1, len(head)) > max_length:
+        if scored < 1 or scored >= max_length:
             dropped.append(index)
             continue
-        kept = ids if len(ids) <= max_length else head + ids[len(ids) - max_length + len(head) :]
+        kept = _shortened(ids, max_length, special)
         encoded.append(Encoded(index, kept, len(kept) - scored))
     return encoded, dropped
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int) -> list[Encoded]:
+    """Tokenise prompts for a model to go on from; none of their tokens is scored.
+
+    Too long a prompt loses tokens from the left (a leading special token stays). Tokens that a
+    tokenizer puts behind every text are left out, since nothing should follow them.
+
+    Args:
+        max_length: tokens kept of a prompt, at least 2.
+
+    Raises:
+        InputError: a prompt has no token to go on from.
+    """
+    special = set(tokenizer.all_special_ids)
+    behind = sum(1 for _ in takewhile(special.__contains__, reversed(tokenizer("a")["input_ids"])))
+    encoded = []
+    for index, ids in enumerate(tokenizer(list(prompts))["input_ids"] if prompts else []):
+        kept = _shortened(ids[: len(ids) - behind], max_length, special)
+        if not kept:
+            raise InputError(
+                f"prompt {index} is empty, and the tokenizer puts no token before a text that a "
+                "model could go on from; give every row a prompt"
+            )
+        encoded.append(Encoded(index, kept, len(kept)))
+    return encoded
+
+
+def _shortened(ids: list[int], max_length: int, special: Container[int]) -> list[int]:
+    """The last `max_length` tokens, among them a special token that begins the text."""
+    if len(ids) <= max_length:
+        return ids
+    head = ids[:1] if ids[0] in special else []
+    return head + ids[len(ids) - max_length + len(head) :]
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ PruningMethod = Literal["wanda"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 PaddingSide = Literal["left", "right"]
 PromptStyle = Literal["alpaca", "chat", "plain"]
+TaskScoring = Literal["likelihood", "generation"]
 
 
 def check_choice(value: str, choices: Any, name: str) -> None:

@@ -121,6 +121,8 @@ def _check(recipe: Recipe, data: _Data) -> None:
         seed=recipe.seed,
         context_length=recipe.evaluate.context_length,
         max_tokens=recipe.evaluate.max_tokens,
+        scoring=recipe.evaluate.scoring,
+        max_length=recipe.evaluate.max_length,
     )
 
 
@@ -218,6 +220,7 @@ def _measure(
             "context_length": recipe.evaluate.context_length,
             "max_tokens": recipe.evaluate.max_tokens,
             "batch_tokens": recipe.evaluate.batch_tokens,
+            "scoring": recipe.evaluate.scoring,
         },
         cache=cache,
         overwrite=True,

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from layerif.artifacts import Record
-from layerif.choices import Aggregation, Dtype, Orientation, PromptStyle, PruningMethod
+from layerif.choices import Aggregation, Dtype, Orientation, PromptStyle, PruningMethod, TaskScoring
 from layerif.errors import InputError
 from layerif.studies.document import Document
 
@@ -62,6 +62,7 @@ class EvaluateStage(Record):
 
     tasks: list[str] = Field(min_length=1)
     style: PromptStyle = "alpaca"
+    scoring: TaskScoring = "likelihood"
     samples: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=2)
     max_length: int = Field(512, ge=2)
