@@ -298,7 +298,7 @@ def test_replies_are_looked_up_and_resumed(tmp_path):
     ]
 
     def measure(**options):
-        return generated_accuracy(model, tokenizer, rows, batch_tokens=40, **options)
+        return generated_accuracy(model, tokenizer, rows, batch_tokens=1, **options)
 
     reference = measure()
     cache = Cache.of(model, tmp_path)
@@ -313,7 +313,7 @@ def test_replies_are_looked_up_and_resumed(tmp_path):
 
     stopping.generate = stop_at_the_third
     with pytest.raises(KeyboardInterrupt):
-        generated_accuracy(stopping, tokenizer, rows, batch_tokens=40, cache=cache)
+        generated_accuracy(stopping, tokenizer, rows, batch_tokens=1, cache=cache)
     assert len(list(tmp_path.glob(".*.steps/*.safetensors"))) == 2
     assert measure(cache=cache) == reference
     model.generate = None  # from here on nothing can be generated
