@@ -35,7 +35,8 @@ def evaluate(
         max_tokens: tokens used of a corpus; None takes all.
 
     Raises:
-        InputError: as `check_sources`, before the first forward pass.
+        InputError: as `check_sources`, before the first forward pass; or the decoder layers, whose
+            zeros are counted beside the figures, cannot be read (fused experts, tied weights).
         NumericalError: a likelihood is not finite.
     """
     check_sources(
@@ -47,6 +48,7 @@ def evaluate(
         context_length=context_length,
         max_tokens=max_tokens,
     )
+    info, sparsity = describe(model), sparsity_of(model)
     measurements: list[Measurement] = []
     with evaluation_mode(model):
         for source in on:
@@ -71,8 +73,8 @@ def evaluate(
                 )
             measurements.append(measurement)
     return Results(
-        model=describe(model),
-        sparsity=sparsity_of(model),
+        model=info,
+        sparsity=sparsity,
         measurements=measurements,
         how={
             "seed": seed,
