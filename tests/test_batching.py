@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from layerif.batching import Encoded, collate, encode, encode_prompts, pack
+from layerif.batching import Encoded, accepted, collate, encode, encode_prompts, pack
 from layerif.errors import InputError
-from tiny import tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -104,11 +104,20 @@ def test_collation_points_at_the_positions_that_predict(side):
     assert batch.owners.tolist() == [0, 0, 1]
     assert batch.counts.tolist() == [2, 1]
     assert batch.tokens == 6
-    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
-    assert [row[m].tolist() for row, m in zip(ids, mask, strict=True)] == [[5, 6, 7, 8], [9, 10]]
-    positions = batch.inputs["position_ids"]
-    assert [row[m].tolist() for row, m in zip(positions, mask, strict=True)] == [
-        [0, 1, 2, 3],
-        [0, 1],
-    ]
+    ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
+    text = slice(2, 4) if side == "left" else slice(0, 2)
+    assert ids[1, text].tolist() == [9, 10]
+    assert positions[1, text].tolist() == [0, 1]
+    assert positions[0].tolist() == [0, 1, 2, 3]
     assert ids[batch.predicts].tolist() == [6, 7, 9]
+    # Padding on the right hides behind the text, and only on the left needs a mask.
+    mask = batch.inputs["attention_mask"]
+    assert mask.tolist() == [[1] * 4, [0, 0, 1, 1] if side == "left" else [1] * 4]
+
+
+def test_position_ids_go_to_models_that_name_them_alone():
+    inputs = {"input_ids": 1, "attention_mask": 2, "position_ids": 3}
+    assert accepted(lambda input_ids, position_ids, **_: None, inputs) == inputs
+    without = {"input_ids": 1, "attention_mask": 2}
+    assert accepted(lambda input_ids, **_: None, inputs) == without
+    assert accepted(tiny_model("bloom").forward, inputs) == without

@@ -1,12 +1,13 @@
 """Examples as token batches: prompt and completion tokenised as one text, the prompt masked.
 
-Results never depend on how examples are batched: every position id is explicit, padding is masked,
-and what comes out is put back by the example's index.
+Results never depend on how examples are batched: every position id is explicit, no token of a text
+attends to padding, and what comes out is put back by the example's index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import inspect
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -42,7 +43,8 @@ class Batch:
     """Padded texts, with B rows of T positions and N scored tokens among them.
 
     Attributes:
-        inputs: input_ids, attention_mask and position_ids, each (B, T) int64.
+        inputs: input_ids, attention_mask and position_ids, each (B, T) int64. The mask says which
+            positions may be attended to, not which are padding: see `collate`.
         predicts: (B, T) bool, true where the next token is scored.
         targets: (N,) the scored tokens, row by row.
         owners: (N,) the row that each scored token belongs to.
@@ -162,19 +164,25 @@ def pack(items: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
 
 
 def collate(
-    items: Sequence[Encoded], *, device: torch.device, padding_side: PaddingSide = "left"
+    items: Sequence[Encoded], *, device: torch.device, padding_side: PaddingSide = "right"
 ) -> Batch:
-    """Pad texts to a batch on `device`."""
+    """Pad texts to a batch on `device`.
+
+    On the right, padding goes on as if it were text, with nothing masked: attention is causal, so
+    no token of the text sees it. Thus every row attends to something. One that attends to nothing,
+    as padding on the left does, is NaN in a float64 model with eager attention (Gemma 2, Bloom,
+    MPT), which takes the softmax in float32, where the mask's least float64 is minus infinity.
+    """
     width = max(len(item.input_ids) for item in items)
-    # Any token pads: the attention mask hides it, and no padded position is scored.
+    # Any token pads: none of a text attends to it, and no padded position is scored.
     input_ids = torch.zeros(len(items), width, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
+    attention_mask = torch.ones_like(input_ids)
     predicts = torch.zeros(len(items), width, dtype=torch.bool)
     for row, item in enumerate(items):
         length = len(item.input_ids)
         first = width - length if padding_side == "left" else 0
         input_ids[row, first : first + length] = torch.tensor(item.input_ids)
-        attention_mask[row, first : first + length] = 1
+        attention_mask[row, :first] = 0
         predicts[row, first + item.start - 1 : first + length - 1] = True
     position_ids = (attention_mask.cumsum(1) - 1).clamp_(min=0)
     scored = predicts.nonzero()
@@ -192,3 +200,13 @@ def collate(
         counts=counts.to(device),
         items=items,
     )
+
+
+def accepted(forward: Callable[..., Any], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """A batch's inputs as a model's `forward` takes them.
+
+    Models that know distances alone (Bloom and MPT, by a bias on attention) have no position_ids.
+    """
+    if "position_ids" in inspect.signature(forward).parameters:
+        return inputs
+    return {name: value for name, value in inputs.items() if name != "position_ids"}

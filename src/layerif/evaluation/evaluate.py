@@ -46,7 +46,8 @@ def evaluate(
             evaluation that was cut short goes on after its last batch. None keeps nothing.
 
     Raises:
-        InputError: as `check_sources`, before the first forward pass.
+        InputError: as `check_sources`, before the first forward pass; or the decoder layers, whose
+            zeros are counted beside the figures, cannot be read (fused experts, tied weights).
         NumericalError: a likelihood is not finite.
     """
     check_sources(
@@ -61,6 +62,7 @@ def evaluate(
         max_length=max_length,
     )
     measure = task_measurement if scoring == "likelihood" else generated_accuracy
+    info, sparsity = describe(model), sparsity_of(model)
     measurements: list[Measurement] = []
     known = Cache.of(model, cache)
     with evaluation_mode(model):
@@ -88,8 +90,8 @@ def evaluate(
                 )
             measurements.append(measurement)
     return Results(
-        model=describe(model),
-        sparsity=sparsity_of(model),
+        model=info,
+        sparsity=sparsity,
         measurements=measurements,
         how={
             "seed": seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from layerif.artifacts import Measurement
-from layerif.batching import collate, encode_prompts, pack
+from layerif.batching import accepted, collate, encode_prompts, pack
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
@@ -191,7 +190,6 @@ def greedy_replies(
     items = encode_prompts(tokenizer, prompts, room)
     ends = _end_tokens(model, tokenizer)
     device = next(model.parameters()).device
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     replies: list[list[int]] = [[] for _ in prompts]
     with (
         progress(f"answers on {name}", len(items)) as advance,
@@ -206,13 +204,10 @@ def greedy_replies(
                 advance(len(group))
                 continue
             batch = collate(group, device=device, padding_side="left")
-            inputs = dict(batch.inputs)
-            if not takes_positions:
-                del inputs["position_ids"]
             watch = _Replies(tokenizer, rows, batch.predicts.shape[1], ends, settled)
             finite = _Finite([prompts[row] for row in rows])
             model.generate(
-                **inputs,
+                **accepted(model.forward, batch.inputs),
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([watch]),
                 logits_processor=LogitsProcessorList([finite]),

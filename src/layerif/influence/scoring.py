@@ -38,7 +38,7 @@ def score(
     seed: int = 0,
     max_length: int = 512,
     batch_tokens: int = 1024,
-    padding_side: PaddingSide = "left",
+    padding_side: PaddingSide = "right",
     task: dict[str, Any] | None = None,
     steps: Steps | None = None,
 ) -> LayerScores:
@@ -60,7 +60,8 @@ def score(
             the left.
         batch_tokens: tokens of a batch, padding counted; what a backward pass has to keep of them
             is most of the memory that scoring takes.
-        padding_side: which side of a batch is padded; changes nothing but rounding.
+        padding_side: which side of a batch is padded; changes nothing but rounding. The left is
+            masked, which float64 models with eager attention cannot take (see `collate`).
         task: where the samples come from, for the record.
         steps: keeps finished batches, so that a run cut short can go on; None keeps nothing.
 
