@@ -5,11 +5,12 @@ from layerif.artifacts.base import ModelInfo, Record, Setting, versions
 from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.results import Measurement, Outcomes, Results
-from layerif.artifacts.scores import LayerScores, ProjectionInfo, ScoringRecord
+from layerif.artifacts.scores import BlockRecord, LayerScores, ProjectionInfo, ScoringRecord
 
 __all__ = [
     "MANIFEST_FILE",
     "Allocation",
+    "BlockRecord",
     "Comparison",
     "Comparisons",
     "LayerScores",
