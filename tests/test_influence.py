@@ -11,7 +11,7 @@ import torch
 from layerif.artifacts import LayerScores
 from layerif.batching import collate, encode
 from layerif.errors import InputError, NumericalError
-from layerif.influence import FreshLora, datainf, score
+from layerif.influence import FreshLora, score
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.model import find_decoder_layers
 from layerif.tasks.base import Example
@@ -107,22 +107,6 @@ def check_against_the_oracle(model, tolerance):
     scale = np.abs(oracle).max()
     assert np.abs(scores.projection_influence - oracle).max() <= tolerance * scale
     assert np.abs(scores.influence - layers).max() <= tolerance * np.abs(layers).max()
-
-
-def test_the_closed_form_equals_the_explicit_inverses():
-    """The mean of (g g^T + lambda I)^-1 taken literally, with matrices."""
-    generator = torch.Generator().manual_seed(0)
-    gradients = torch.randn(6, 10, generator=generator, dtype=torch.float64)
-    v = torch.randn(10, generator=generator, dtype=torch.float64)
-    influence, ridge = datainf(gradients, v, DAMPING)
-    assert ridge == pytest.approx(DAMPING * gradients.square().sum(1).mean().item() / 10)
-    inverse = torch.stack(
-        [
-            torch.linalg.inv(torch.outer(g, g) + ridge * torch.eye(10, dtype=torch.float64))
-            for g in gradients
-        ]
-    ).mean(0)
-    torch.testing.assert_close(influence, gradients @ inverse @ v, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

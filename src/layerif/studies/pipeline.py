@@ -140,7 +140,12 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
         options={
             "rank": stage.rank,
             "alpha": stage.alpha,
+            "estimator": stage.estimator,
             "damping": stage.damping,
+            "damping_value": stage.damping_value,
+            "block": stage.block,
+            "tolerance": stage.tolerance,
+            "max_iterations": stage.max_iterations,
             "seed": recipe.seed,
             "max_length": stage.max_length,
             "batch_tokens": stage.batch_tokens,
