@@ -61,7 +61,7 @@ def test_a_prompt_is_cut_from_the_left_and_nothing_of_it_is_scored():
     tokenizer = tiny_tokenizer(bos=True)
     items = encode_prompts(tokenizer, ["0123456789", "ab", ""], max_length=4)
     assert [tokenizer.decode(item.input_ids) for item in items] == ["<s>789", "<s>ab", "<s>"]
-    batch = collate(items, device=CPU)
+    batch = collate(items, device=CPU, padding_side="left")
     assert not batch.predicts.any()
     assert batch.inputs["input_ids"][:, -1].tolist() == [i.input_ids[-1] for i in items]
     assert encode_prompts(tokenizer, [], max_length=4) == []
