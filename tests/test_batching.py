@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
-from layerif.batching import Encoded, collate, encode, pack
+from layerif.batching import Encoded, accepted, collate, encode, encode_prompts, pack
 from layerif.errors import InputError
-from tiny import tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,30 @@ def test_a_token_that_spans_the_border_belongs_to_the_completion():
     assert (len(item.input_ids), item.start) == (3, 1)
 
 
+def test_a_prompt_is_cut_from_the_left_and_nothing_of_it_is_scored():
+    (item,) = encode_prompts(tiny_tokenizer(), ["0123456789"], max_length=4)
+    assert tiny_tokenizer().decode(item.input_ids) == "6789"
+    assert (item.start, item.scored) == (4, 0)
+    tokenizer = tiny_tokenizer(bos=True)
+    items = encode_prompts(tokenizer, ["0123456789", "ab", ""], max_length=4)
+    assert [tokenizer.decode(item.input_ids) for item in items] == ["<s>789", "<s>ab", "<s>"]
+    batch = collate(items, device=CPU, padding_side="left")
+    assert not batch.predicts.any()
+    assert batch.inputs["input_ids"][:, -1].tolist() == [i.input_ids[-1] for i in items]
+    assert encode_prompts(tokenizer, [], max_length=4) == []
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_prompt():
+    # Would see: a reply to a text that is over already.
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert tokenizer("ab")["input_ids"][-1] == 2
+    (item,) = encode_prompts(tokenizer, ["ab"], max_length=9)
+    assert tokenizer.decode(item.input_ids) == "<s>ab"
+
+
 lengths = st.lists(st.integers(2, 30), min_size=1, max_size=40)
 
 
@@ -79,11 +104,20 @@ def test_collation_points_at_the_positions_that_predict(side):
     assert batch.owners.tolist() == [0, 0, 1]
     assert batch.counts.tolist() == [2, 1]
     assert batch.tokens == 6
-    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
-    assert [row[m].tolist() for row, m in zip(ids, mask, strict=True)] == [[5, 6, 7, 8], [9, 10]]
-    positions = batch.inputs["position_ids"]
-    assert [row[m].tolist() for row, m in zip(positions, mask, strict=True)] == [
-        [0, 1, 2, 3],
-        [0, 1],
-    ]
+    ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
+    text = slice(2, 4) if side == "left" else slice(0, 2)
+    assert ids[1, text].tolist() == [9, 10]
+    assert positions[1, text].tolist() == [0, 1]
+    assert positions[0].tolist() == [0, 1, 2, 3]
     assert ids[batch.predicts].tolist() == [6, 7, 9]
+    # Padding on the right hides behind the text, and only on the left needs a mask.
+    mask = batch.inputs["attention_mask"]
+    assert mask.tolist() == [[1] * 4, [0, 0, 1, 1] if side == "left" else [1] * 4]
+
+
+def test_position_ids_go_to_models_that_name_them_alone():
+    inputs = {"input_ids": 1, "attention_mask": 2, "position_ids": 3}
+    assert accepted(lambda input_ids, position_ids, **_: None, inputs) == inputs
+    without = {"input_ids": 1, "attention_mask": 2}
+    assert accepted(lambda input_ids, **_: None, inputs) == without
+    assert accepted(tiny_model("bloom").forward, inputs) == without

@@ -20,6 +20,20 @@ def score_options(model, out):
     return ["score", *options, "--train-samples", 8, "--validation-samples", 4, "--out", out]
 
 
+def test_another_estimator_with_its_options(layerif, model, tmp_path):
+    run = tmp_path / "run"
+    estimator = ["--estimator", "cg", "--block", "layer", "--damping-value", 1e-4]
+    status, _, err = layerif(*score_options(model, run), *estimator, "--max-iterations", 2)
+    assert status == 0
+    assert "cg did not reach the residual 1e-08 in 3 of 3 blocks" in err
+    record = LayerScores.load(run).record
+    assert (record.estimator, record.block, record.damping) == ("cg", "layer", None)
+    assert (record.damping_value, record.max_iterations) == (1e-4, 2)
+    assert {(b.damping, b.iterations, b.converged) for b in record.blocks.values()} == {
+        (1e-4, 2, False)
+    }
+
+
 def test_the_whole_way(layerif, model, text, tmp_path):
     run = tmp_path / "run"
     status, out, _ = layerif(*score_options(model, run))
@@ -166,6 +180,12 @@ def refusals(model, text, folder):
     yield ["score", "--task", long, *few, *base], "none of the 3 training samples"
     yield ["score", "--task", "agreement", "--model", model, "--out", full], "already holds"
     yield ["score", "--task", "agreement", "--dtype", "int3", *base], "int3"
+    yield (
+        ["score", "--task", "agreement", "--estimator", "datainv", *base],
+        "no estimator 'datainv'; choose one of datainf, grad_dot, cosine, exact, cg, lissa, ekfac",
+    )
+    yield ["score", "--task", "agreement", "--damping-value", 0, *base], "damping value must be"
+    yield ["score", "--task", "agreement", "--block", "model", *base], "'layer'"
     yield ["allocate", "experts", vector, "--total", 2], "total of 2 is too few for 3 layers"
     yield ["allocate", "sparsity", constant, "--sparsity", 0.5], "do not tell the layers apart"
     yield ["allocate", "sparsity", vector, "--sparsity", 1.5], "sparsity is 1.5"

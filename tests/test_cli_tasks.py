@@ -152,3 +152,58 @@ def test_styles_of_a_recipe(layerif, model, tmp_path):
     assert LayerScores.load(tmp_path / "run").record.task["style"] == "plain"
     dense = Results.load(tmp_path / "run" / "dense-results.json")
     assert dense.how["data"]["facts"]["style"] == "chat"
+
+
+def test_answers_by_generation(layerif, model, tmp_path):
+    path = tmp_path / "r.json"
+    options = ["evaluate", "--model", model, "--tasks", "facts", "--samples", 3]
+    status, out, err = layerif(*options, "--scoring", "generation", "--out", path)
+    assert status == 0, err
+    assert "generated" in out
+    # A random model does not know the form of the answers.
+    assert "3 of 3 answers on facts could not be read, and count as wrong." in out
+    results = Results.load(path)
+    assert results.measurements[0].scoring == results.how["scoring"] == "generation"
+    assert results.measurements[0].details["parse_failure_rows"] == [0, 1, 2]
+
+    # Likelihoods do not compare with what was generated; that is said before anything runs.
+    status, out, err = layerif(*options, "--against", path)
+    assert (status, out) == (2, "")
+    assert "has results on facts by generation, and facts is to be measured" in err
+    status, out, _ = layerif(*options, "--against", path, "--scoring", "generation")
+    assert status == 0
+    assert "facts generated accuracy: " in out
+
+    status, out, err = layerif(*options, "--scoring", "generation", "--tasks", "agreement")
+    assert (status, out) == (2, "")
+    assert "task agreement goes on with a text" in err
+    status, _, err = layerif(*options, "--scoring", "guess")
+    assert status == 2
+    assert "Invalid value for '--scoring'" in err
+
+
+def test_scoring_of_a_recipe(layerif, model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Paragraph {i} of a text about {i * i} birds." for i in range(90)))
+    recipe = {
+        "model": str(model),
+        "out": str(tmp_path / "run"),
+        "score": {"task": "facts", "train_samples": 4, "validation_samples": 2, "rank": 2},
+        "sparsity": {"target": 0.5},
+        "prune": {"calibration": str(text), "samples": 2, "context_length": 32},
+        "evaluate": {"tasks": ["agreement"], "scoring": "generation", "samples": 2},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    status, _, err = layerif("run", path)
+    assert status == 2
+    assert "task agreement goes on with a text" in err
+    assert not (tmp_path / "run").exists()
+
+    recipe["evaluate"] |= {"tasks": ["facts"]}
+    path.write_text(yaml.safe_dump(recipe))
+    status, out, err = layerif("run", path)
+    assert status == 0, err
+    assert "2 of 2 answers of uniform on facts could not be read" in out
+    compared = json.loads((tmp_path / "run" / "comparison.json").read_text())["comparisons"]
+    assert [(c["metric"], c["scoring"]) for c in compared] == [("accuracy", "generation")]

@@ -203,3 +203,26 @@ def test_lines_say_plainly_what_was_found():
     assert comparison_lines(single) == [
         "c perplexity: a 20.09 against b 22.20: -2.11, p = 1: inside the noise"
     ]
+
+
+def test_generated_answers_compare_with_generated_answers_alone():
+    outcomes = [Outcomes(items="rows", correct=[1, 0, 1, right]) for right in (0, 1)]
+    one, two = (
+        results(
+            Measurement(
+                name="t",
+                metric="accuracy",
+                scoring="generation",
+                value=sum(o.correct) / 4,
+                count=4,
+                outcomes=o,
+            )
+        )
+        for o in outcomes
+    )
+    (found,) = compare({"one": one, "two": two}, "one")
+    assert (found.metric, found.scoring, found.difference) == ("accuracy", "generation", 0.25)
+    assert comparison_lines([found])[0].startswith("t generated accuracy: two 75.0% against one")
+    likelihood = results(accuracy([1, 0, 1, 0], [1.0] * 4))
+    with pytest.raises(InputError, match=r"one has t \(accuracy\), the other t \(accuracy by gen"):
+        compare({"one": one, "two": likelihood}, "one")

@@ -11,11 +11,11 @@ import torch
 from layerif.artifacts import LayerScores
 from layerif.batching import collate, encode
 from layerif.errors import InputError, NumericalError
-from layerif.influence import FreshLora, datainf, score
+from layerif.influence import FreshLora, score
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.model import find_decoder_layers
 from layerif.tasks.base import Example
-from tiny import FLOAT64_ARCHITECTURES, tiny_model, tiny_tokenizer
+from tiny import ARCHITECTURES, float64_tolerance, tiny_model, tiny_tokenizer, use_mlps_twice
 
 RANK, ALPHA, SEED, DAMPING = 4, 8.0, 3, 0.1
 
@@ -79,9 +79,24 @@ def published_datainf(train, validation):
     return influence
 
 
-@pytest.mark.parametrize("architecture", FLOAT64_ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equals_the_oracle_in_float64(architecture):
-    model, tokenizer = tiny_model(architecture, torch.float64), tiny_tokenizer()
+    check_against_the_oracle(
+        tiny_model(architecture, torch.float64), float64_tolerance(architecture)
+    )
+
+
+def test_a_projection_used_twice_has_the_gradients_of_both_uses():
+    """Without the sum, each block would have the gradient of the use that autograd reaches last."""
+    model = tiny_model(dtype=torch.float64)
+    before = measure(model)
+    use_mlps_twice(model)
+    assert np.abs(measure(model).influence - before.influence).max() > 0.01
+    check_against_the_oracle(model, 1e-9)
+
+
+def check_against_the_oracle(model, tolerance):
+    tokenizer = tiny_tokenizer()
     scores = measure(model, tokenizer)
     train = autograd_gradients(model, tokenizer, TRAIN)
     validation = autograd_gradients(model, tokenizer, VALIDATION)
@@ -90,24 +105,8 @@ def test_equals_the_oracle_in_float64(architecture):
     for row, projection in zip(oracle, scores.projections, strict=True):
         layers[projection.layer] += row
     scale = np.abs(oracle).max()
-    assert np.abs(scores.projection_influence - oracle).max() <= 1e-9 * scale
-    assert np.abs(scores.influence - layers).max() <= 1e-9 * np.abs(layers).max()
-
-
-def test_the_closed_form_equals_the_explicit_inverses():
-    """The mean of (g g^T + lambda I)^-1 taken literally, with matrices."""
-    generator = torch.Generator().manual_seed(0)
-    gradients = torch.randn(6, 10, generator=generator, dtype=torch.float64)
-    v = torch.randn(10, generator=generator, dtype=torch.float64)
-    influence, ridge = datainf(gradients, v, DAMPING)
-    assert ridge == pytest.approx(DAMPING * gradients.square().sum(1).mean().item() / 10)
-    inverse = torch.stack(
-        [
-            torch.linalg.inv(torch.outer(g, g) + ridge * torch.eye(10, dtype=torch.float64))
-            for g in gradients
-        ]
-    ).mean(0)
-    torch.testing.assert_close(influence, gradients @ inverse @ v, rtol=1e-9, atol=1e-9)
+    assert np.abs(scores.projection_influence - oracle).max() <= tolerance * scale
+    assert np.abs(scores.influence - layers).max() <= tolerance * np.abs(layers).max()
 
 
 @pytest.mark.parametrize(
@@ -115,11 +114,11 @@ def test_the_closed_form_equals_the_explicit_inverses():
     [
         {"batch_tokens": 1},
         {"batch_tokens": 100_000},
-        {"padding_side": "right"},
+        {"padding_side": "left"},
     ],
-    ids=["one at a time", "all at once", "right padding"],
+    ids=["one at a time", "all at once", "left padding"],
 )
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "opt"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt2", "opt"])
 def test_batches_and_padding_change_nothing(architecture, options):
     model = tiny_model(architecture, torch.float64)
     reference = measure(model, batch_tokens=150)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma3Config, SiglipVisionConfig
 from transformers.pytorch_utils import Conv1D
 
 from layerif.errors import InputError
-from layerif.model import find_decoder_layers
-from tiny import ARCHITECTURES, LAYERS, tiny_model
+from layerif.evaluation import perplexity
+from layerif.influence import score
+from layerif.model import find_decoder_layers, open_model, open_skeleton
+from layerif.pruning import prune
+from layerif.tasks.base import Example
+from tiny import ARCHITECTURES, CONFIGS, LAYERS, SHAPE, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -56,21 +60,6 @@ def test_a_model_without_decoder_layers_is_told_what_was_looked_for():
         find_decoder_layers(nn.Sequential(nn.Linear(3, 3)))
 
 
-def test_fused_expert_weights_are_refused_by_name():
-    config = MixtralConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=2,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(InputError, match="weights that are no linear map of their own"):
-        find_decoder_layers(model)
-
-
 def test_experts_in_a_module_list_of_the_same_length_are_not_mistaken_for_layers():
     class Layer(nn.Module):
         def __init__(self):
@@ -80,3 +69,58 @@ def test_experts_in_a_module_list_of_the_same_length_are_not_mistaken_for_layers
     model = nn.Module()
     model.blocks = nn.ModuleList([Layer() for _ in range(2)])
     assert find_decoder_layers(model).path == "blocks"
+
+
+def test_a_norm_for_each_head_is_no_fused_weight():
+    """Cohere's has two dimensions."""
+    model = AutoModelForCausalLM.from_config(CohereConfig(**SHAPE, use_qk_norm=True))
+    assert model.model.layers[0].self_attn.q_norm.weight.ndim == 2
+    assert len(find_decoder_layers(model)) == LAYERS
+
+
+@pytest.fixture(scope="module")
+def seeing():
+    """Gemma 3 with a vision tower of as many layers as the text model, and larger ones."""
+    vision = SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
+    )
+    config = Gemma3Config(
+        text_config=CONFIGS["gemma3"].to_dict(),
+        vision_config=vision.to_dict(),
+        mm_tokens_per_image=4,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_the_layers_of_a_multimodal_model_are_those_of_its_language_model(seeing, tmp_path):
+    seeing.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    opened, _ = open_model(tmp_path, device="cpu")
+    for model in (seeing, open_skeleton(tmp_path), opened):
+        layers = find_decoder_layers(model)
+        assert type(model).__name__ == "Gemma3ForConditionalGeneration"
+        assert layers.path == "model.language_model.layers"
+        towers = [m for name, m in model.named_modules() if name.endswith("encoder.layers")]
+        assert [len(tower) for tower in towers] == [LAYERS]
+        assert sum(p.numel() for p in towers[0].parameters()) > layers.sizes.sum()
+
+
+def test_a_multimodal_model_is_scored_pruned_and_measured_as_a_language_model(seeing):
+    text = " ".join(f"Line {i} of {i * i}." for i in range(40))
+    examples = [Example(f"Line {i}", f" of {i * i}.") for i in range(3)]
+    tokenizer = tiny_tokenizer()
+    scores = score(seeing, tokenizer, examples, examples, rank=2)
+    assert scores.influence.shape == (LAYERS, 3)
+    tower = seeing.model.vision_tower.state_dict()
+    before = {name: weight.clone() for name, weight in tower.items()}
+    manifest = prune(
+        seeing, 0.5, tokenizer=tokenizer, calibration=text, samples=4, context_length=32
+    )
+    assert manifest.sparsity == pytest.approx(0.5)
+    assert all(torch.equal(tower[name], weight) for name, weight in before.items())
+    assert perplexity(seeing, tokenizer, text, context_length=32).value > 1

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from layerif.errors import InputError, MissingDependencyError
 from layerif.model import describe, find_decoder_layers, gguf, open_model, open_skeleton
-from tiny import tiny_model, tiny_tokenizer
+from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -28,10 +28,18 @@ def test_a_local_folder_opens_in_the_precision_asked_for(folder, dtype):
     assert describe(model).name == str(folder)
 
 
-def test_a_skeleton_has_the_shape_without_the_weights(folder):
-    skeleton = open_skeleton(folder)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_skeleton_has_the_shape_without_the_weights(architecture, tmp_path):
+    built = tiny_model(architecture)
+    built.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    skeleton, (model, _) = open_skeleton(tmp_path), open_model(tmp_path, device="cpu")
     assert next(skeleton.parameters()).device.type == "meta"
-    assert describe(skeleton) == describe(open_model(folder)[0])
+    assert describe(skeleton) == describe(model)
+    assert type(model) is type(built)
+    assert [p.key for p in find_decoder_layers(skeleton).projections] == [
+        p.key for p in find_decoder_layers(built).projections
+    ]
 
 
 @pytest.mark.parametrize(

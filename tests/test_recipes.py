@@ -165,6 +165,7 @@ def test_a_recipe_error_points_at_the_line(layerif, tmp_path):
     written = path.read_text()
     for old, new, message in (
         ("  rank: 8 ", "  rank: eight ", "line {}: score.rank: Input should be a valid integer"),
+        ("datainf ", "datainv ", "line {}: score.estimator: Value error, there is no estimator"),
         ("  rank: 8 ", "  renk: 8 ", "line {}: score.renk: Extra inputs are not permitted"),
         ("sparsity:  ", "sparsity: {}\nsparsety:", "line {}: sparsity.target: Field required"),
         ("[agreement, python-docs]", "[agreement, 7]", "evaluate.tasks.1: Input should be"),

@@ -252,6 +252,24 @@ class TestTables:
         plain = make_results().model_copy(update={"model": MODEL})
         assert len(caveat_lines({"dense": plain})) == 2
 
+    def test_generated_answers_are_called_so_and_those_not_read_counted_apart(self) -> None:
+        value: dict[str, Any] = make_results().model_dump()
+        details = {"parse_failures": 3, "accuracy_of_parsed": 0.65, "chance": 0.5}
+        value["measurements"][1] |= {"scoring": "generation", "details": details}
+        results = Results.model_validate(value)
+        table = results_table({"dense": results}, "t")
+        assert [str(column.header) for column in table.columns][3:] == [
+            "mrpc\ngenerated accuracy ↑"
+        ]
+        line = "3 of 80 answers on mrpc could not be read, and count as wrong."
+        assert list(caveat_lines({"dense": results})).count(line) == 1
+        # Of several models, each with its own.
+        details["parse_failures"] = 0
+        lines = caveat_lines({"dense": Results.model_validate(value), "pruned": results})
+        assert [line for line in lines if "could not" in line] == [
+            "3 of 80 answers of pruned on mrpc could not be read, and count as wrong."
+        ]
+
     @pytest.mark.parametrize("name", ["run [draft]", "models/[/x]", "[bold]m"])
     def test_names_with_brackets_are_shown_as_they_are(self, name: str) -> None:
         # Would see: names read as markup of the terminal library, which drops them or stops.

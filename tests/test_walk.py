@@ -8,7 +8,7 @@ import torch
 from layerif.batching import Encoded, collate
 from layerif.calibration import InputNorms, walk
 from layerif.model import find_decoder_layers
-from tiny import ARCHITECTURES, tiny_model
+from tiny import ARCHITECTURES, tiny_model, use_mlps_twice
 
 
 def batches(count=5, rows=2, length=20):
@@ -107,9 +107,12 @@ def test_arguments_that_depend_on_the_tokens_are_captured_for_every_batch():
         torch.testing.assert_close(output, hidden[1])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("architecture", ["llama", "llama twice", "gemma3", "gpt2", "opt"])
 def test_input_norms_are_those_of_all_tokens_together(architecture):
-    model = tiny_model(architecture)
+    """And, where a projection is used twice in its layer, of both uses."""
+    model = tiny_model(architecture.split()[0])
+    if "twice" in architecture:
+        use_mlps_twice(model)
     layers = find_decoder_layers(model)
     inputs = batches()
     projections = layers.of(1)

@@ -1,13 +1,15 @@
 """Examples as token batches: prompt and completion tokenised as one text, the prompt masked.
 
-Results never depend on how examples are batched: every position id is explicit, padding is masked,
-and what comes out is put back by the example's index.
+Results never depend on how examples are batched: every position id is explicit, no token of a text
+attends to padding, and what comes out is put back by the example's index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ class Encoded:
     Attributes:
         index: position of the text in the list it came from.
         input_ids: its tokens.
-        start: index of the first scored token, at least 1 since nothing predicts the first token.
+        start: index of the first scored token, at least 1 since nothing predicts the first token;
+            the number of tokens where none is scored.
     """
 
     index: int
@@ -40,7 +43,8 @@ class Batch:
     """Padded texts, with B rows of T positions and N scored tokens among them.
 
     Attributes:
-        inputs: input_ids, attention_mask and position_ids, each (B, T) int64.
+        inputs: input_ids, attention_mask and position_ids, each (B, T) int64. The mask says which
+            positions may be attended to, not which are padding: see `collate`.
         predicts: (B, T) bool, true where the next token is scored.
         targets: (N,) the scored tokens, row by row.
         owners: (N,) the row that each scored token belongs to.
@@ -90,14 +94,47 @@ def encode(
         else:
             start = _common_prefix(tokenizer(prompt)["input_ids"], ids)
         start = max(start, 1)
-        head = ids[:1] if len(ids) > max_length and ids[0] in special else []
         scored = len(ids) - start
-        if scored < 1 or scored + max(1, len(head)) > max_length:
+        if scored < 1 or scored >= max_length:
             dropped.append(index)
             continue
-        kept = ids if len(ids) <= max_length else head + ids[len(ids) - max_length + len(head) :]
+        kept = _shortened(ids, max_length, special)
         encoded.append(Encoded(index, kept, len(kept) - scored))
     return encoded, dropped
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int) -> list[Encoded]:
+    """Tokenise prompts for a model to go on from; none of their tokens is scored.
+
+    Too long a prompt loses tokens from the left (a leading special token stays). Tokens that a
+    tokenizer puts behind every text are left out, since nothing should follow them.
+
+    Args:
+        max_length: tokens kept of a prompt, at least 2.
+
+    Raises:
+        InputError: a prompt has no token to go on from.
+    """
+    special = set(tokenizer.all_special_ids)
+    behind = sum(1 for _ in takewhile(special.__contains__, reversed(tokenizer("a")["input_ids"])))
+    encoded = []
+    for index, ids in enumerate(tokenizer(list(prompts))["input_ids"] if prompts else []):
+        kept = _shortened(ids[: len(ids) - behind], max_length, special)
+        if not kept:
+            raise InputError(
+                f"prompt {index} is empty, and the tokenizer puts no token before a text that a "
+                "model could go on from; give every row a prompt"
+            )
+        encoded.append(Encoded(index, kept, len(kept)))
+    return encoded
+
+
+def _shortened(ids: list[int], max_length: int, special: Container[int]) -> list[int]:
+    """The last `max_length` tokens, among them a special token that begins the text."""
+    if len(ids) <= max_length:
+        return ids
+    head = ids[:1] if ids[0] in special else []
+    return head + ids[len(ids) - max_length + len(head) :]
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -127,19 +164,25 @@ def pack(items: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
 
 
 def collate(
-    items: Sequence[Encoded], *, device: torch.device, padding_side: PaddingSide = "left"
+    items: Sequence[Encoded], *, device: torch.device, padding_side: PaddingSide = "right"
 ) -> Batch:
-    """Pad texts to a batch on `device`."""
+    """Pad texts to a batch on `device`.
+
+    On the right, padding goes on as if it were text, with nothing masked: attention is causal, so
+    no token of the text sees it. Thus every row attends to something. One that attends to nothing,
+    as padding on the left does, is NaN in a float64 model with eager attention (Gemma 2, Bloom,
+    MPT), which takes the softmax in float32, where the mask's least float64 is minus infinity.
+    """
     width = max(len(item.input_ids) for item in items)
-    # Any token pads: the attention mask hides it, and no padded position is scored.
+    # Any token pads: none of a text attends to it, and no padded position is scored.
     input_ids = torch.zeros(len(items), width, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
+    attention_mask = torch.ones_like(input_ids)
     predicts = torch.zeros(len(items), width, dtype=torch.bool)
     for row, item in enumerate(items):
         length = len(item.input_ids)
         first = width - length if padding_side == "left" else 0
         input_ids[row, first : first + length] = torch.tensor(item.input_ids)
-        attention_mask[row, first : first + length] = 1
+        attention_mask[row, :first] = 0
         predicts[row, first + item.start - 1 : first + length - 1] = True
     position_ids = (attention_mask.cumsum(1) - 1).clamp_(min=0)
     scored = predicts.nonzero()
@@ -157,3 +200,13 @@ def collate(
         counts=counts.to(device),
         items=items,
     )
+
+
+def accepted(forward: Callable[..., Any], inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """A batch's inputs as a model's `forward` takes them.
+
+    Models that know distances alone (Bloom and MPT, by a bias on attention) have no position_ids.
+    """
+    if "position_ids" in inspect.signature(forward).parameters:
+        return inputs
+    return {name: value for name, value in inputs.items() if name != "position_ids"}

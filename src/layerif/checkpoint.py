@@ -52,6 +52,9 @@ class NoSteps:
         pass
 
 
+NO_STEPS = NoSteps()
+
+
 class DiskSteps:
     """Steps as files of one folder; made by `resumable`."""
 

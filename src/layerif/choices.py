@@ -13,8 +13,10 @@ SparsityMap = Literal["layerif", "uniform"]
 ExpertsMap = Literal["power", "mola", "uniform"]
 PruningMethod = Literal["wanda"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+BlockGranularity = Literal["matrix", "layer"]
 PaddingSide = Literal["left", "right"]
 PromptStyle = Literal["alpaca", "chat", "plain"]
+TaskScoring = Literal["likelihood", "generation"]
 
 
 def check_choice(value: str, choices: Any, name: str) -> None:

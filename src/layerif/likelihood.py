@@ -6,7 +6,6 @@ what is predicted from what.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from layerif.batching import Batch
+from layerif.batching import Batch, accepted
 
 
 def token_losses(model: Any, batch: Batch) -> torch.Tensor:
@@ -24,9 +23,7 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     In nats, in the order of `batch.targets`. Logits are computed at the N positions that predict a
     scored token and nowhere else.
     """
-    inputs = dict(batch.inputs)
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        del inputs["position_ids"]
+    inputs = accepted(model.forward, batch.inputs)
     with _head_sees_only(model, batch.predicts) as selected:
         logits = model(**inputs, use_cache=False).logits
     logits = logits[0] if selected else logits[batch.predicts]  # (N, vocabulary)

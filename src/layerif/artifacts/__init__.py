@@ -6,11 +6,12 @@ from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.results import Measurement, Outcomes, Results
-from layerif.artifacts.scores import LayerScores, ProjectionInfo, ScoringRecord
+from layerif.artifacts.scores import BlockRecord, LayerScores, ProjectionInfo, ScoringRecord
 
 __all__ = [
     "MANIFEST_FILE",
     "Allocation",
+    "BlockRecord",
     "Comparison",
     "Comparisons",
     "Fingerprint",

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from layerif.artifacts.base import ModelInfo, Record, Setting
 from layerif.artifacts.fingerprint import Fingerprint
 from layerif.budgets.scores import aggregate
-from layerif.choices import Aggregation
+from layerif.choices import Aggregation, BlockGranularity
 from layerif.errors import InputError
 from layerif.runs import new_file, read_json, write_json
 
@@ -32,13 +33,33 @@ class ProjectionInfo(Record):
     numel: int
 
 
+class BlockRecord(Record):
+    """How one block was solved.
+
+    Attributes:
+        damping: lambda used; 0 in a silent block, None for an estimator without one.
+        iterations, residual: of an estimator that solves a system, |H x - v| / |v|; else None.
+        converged: whether the residual came down to the tolerance.
+    """
+
+    damping: float | None
+    iterations: int | None = None
+    residual: float | None = None
+    converged: bool = True
+
+
 class ScoringRecord(Record):
     """How scores were made: all that changes them.
 
     Attributes:
         estimator, subspace, rank, alpha: the influence estimator and the gradients it saw.
-        block: what one inverse Hessian covers; `matrix` is each trainable matrix by itself.
-        damping: factor of the rule lambda = damping * mean(|g|^2) / d in each block.
+        block: what one inverse Hessian covers: each trainable `matrix` by itself, or all those of a
+            `layer` together.
+        damping: factor of the rule lambda = damping * mean(|g|^2) / d in each block; None where the
+            estimator has no damping, or lambda is given.
+        damping_value: lambda where it is given, the same in every block.
+        tolerance, max_iterations: residual at which an iterative estimator stops, and its most
+            iterations; None for one that is not iterative.
         sign: `helpful_positive`: positive influence means that the sample lowers the loss.
         seed: of the sample draw and of the LoRA matrices.
         max_length: tokens kept of an example.
@@ -46,6 +67,7 @@ class ScoringRecord(Record):
         train_samples, validation_samples: how many were used.
         dropped_train, dropped_validation: indices of examples that did not fit `max_length`.
         silent_blocks: blocks in which every gradient is zero; they contribute nothing.
+        blocks: how each block was solved, by its name.
         validation_loss: mean completion loss of the validation samples, nats per token.
         fingerprint: what all of it depends on; None for a model scored in memory.
     """
@@ -54,8 +76,11 @@ class ScoringRecord(Record):
     subspace: str
     rank: int
     alpha: float
-    block: Literal["matrix"]
-    damping: float
+    block: BlockGranularity
+    damping: float | None
+    damping_value: float | None = None
+    tolerance: float | None = None
+    max_iterations: int | None = None
     sign: Literal["helpful_positive"]
     seed: int
     max_length: int
@@ -65,6 +90,7 @@ class ScoringRecord(Record):
     dropped_train: list[int]
     dropped_validation: list[int]
     silent_blocks: list[str]
+    blocks: dict[str, BlockRecord] = Field(default_factory=dict)
     validation_loss: float
     seconds: float
     setting: Setting
@@ -78,7 +104,9 @@ class LayerScores:
     Attributes:
         influence: (layers, samples) predicted decrease of the validation loss when a sample is
             upweighted, through one layer; the sum of its projections' rows.
-        projection_influence: (projections, samples) the same through one projection.
+        projection_influence: (projections, samples) the same through one projection. Where a layer
+            is one block, the share of a projection in the layer's: its gradient times its part of
+            H^-1 v, which also holds what the other projections' gradients say.
         train_losses: (samples,) mean completion loss of each training sample, nats per token.
         projections: what each row of `projection_influence` is.
         model, record: which model, and how the scores were made.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerif.batching import accepted
 from layerif.model import DecoderLayers
 
 
@@ -120,7 +121,8 @@ def _observe(
     ]
     try:
         # The decoder without its head: no logits are needed here.
-        model.base_model(**inputs, use_cache=False)
+        decoder = model.base_model
+        decoder(**accepted(decoder.forward, inputs), use_cache=False)
     except _Stop:
         pass
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +45,7 @@ def evaluate(
         typer.Option("--max-tokens", help="Tokens of each corpus.", show_default="all"),
     ] = None,
     style: options.Style = "alpaca",
+    scoring: options.Scoring = "likelihood",
     max_length: options.MaxLength = 512,
     context_length: options.ContextLength = 512,
     batch_tokens: options.BatchTokens = 2048,
@@ -62,14 +64,20 @@ def evaluate(
     noise.
     """
     from layerif.checkpoint import check_out
-    from layerif.tasks import load_sources
+    from layerif.tasks import Task, load_sources
 
     if out is not None:
         check_out(out, out, overwrite=overwrite)
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     names = [name.strip() for name in tasks.split(",")]
     sources = load_sources(names, data_dir=data_dir, style=style, tokenizer=tokenizer)
-    reference = None if against is None else _reference(against, {s.name for s in sources})
+    reference = (
+        None
+        if against is None
+        else _reference(
+            against, {(s.name, scoring if isinstance(s, Task) else "likelihood") for s in sources}
+        )
+    )
 
     from layerif.evaluation import compare
     from layerif.model import open_model
@@ -91,6 +99,7 @@ def evaluate(
             "context_length": context_length,
             "max_tokens": max_tokens,
             "batch_tokens": batch_tokens,
+            "scoring": scoring,
         },
         cache=options.likelihood_cache(no_cache=no_cache),
         overwrite=overwrite,
@@ -116,17 +125,17 @@ def evaluate(
             emit(table, {"results": value, "comparisons": comparisons}, as_json=True)
 
 
-def _reference(path: Path, names: set[str]) -> Results:
+def _reference(path: Path, wanted: set[tuple[str, str]]) -> Results:
     """Results to compare with, refused before the evaluation where they cannot serve."""
     from layerif.artifacts import Results
 
     reference = Results.load(path)
-    shared = [m for m in reference.measurements if m.name in names]
+    shared = [m for m in reference.measurements if (m.name, m.scoring) in wanted]
     if not shared:
-        has = ", ".join(m.name for m in reference.measurements) or "nothing"
+        has = [(m.name, m.scoring) for m in reference.measurements]
         raise InputError(
-            f"{path} has results on {has}, and {', '.join(sorted(names))} is to be measured: "
-            "there is nothing to compare"
+            f"{path} has results on {_listed(has)}, and {_listed(sorted(wanted))} is to be "
+            "measured: there is nothing to compare"
         )
     if any(m.outcomes is None for m in shared):
         raise InputError(
@@ -134,3 +143,8 @@ def _reference(path: Path, names: set[str]) -> Results:
             "that model again"
         )
     return reference
+
+
+def _listed(measured: Sequence[tuple[str, str]]) -> str:
+    named = (n if scoring == "likelihood" else f"{n} by {scoring}" for n, scoring in measured)
+    return ", ".join(named) or "nothing"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import Aggregation, Dtype, OnConstant, Orientation, PromptStyle
+from layerif.choices import Aggregation, Dtype, OnConstant, Orientation, PromptStyle, TaskScoring
 
 Model = Annotated[
     str,
@@ -29,6 +29,13 @@ DataDir = Annotated[
 Style = Annotated[
     PromptStyle,
     typer.Option("--style", help="Form of prompts; chat is the model's own chat template."),
+]
+Scoring = Annotated[
+    TaskScoring,
+    typer.Option(
+        "--scoring",
+        help="How answers are found: likelihood of each candidate, or generation of one.",
+    ),
 ]
 # Splits do not depend on it: two commands with different seeds would otherwise train on, or
 # calibrate with, what the other one tests on.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from layerif.choices import BlockGranularity
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
@@ -32,9 +33,27 @@ def score(
     ] = 50,
     rank: Annotated[int, typer.Option("--rank", help="Rank of the LoRA subspace.")] = 8,
     alpha: Annotated[float, typer.Option("--alpha", help="Alpha of the LoRA subspace.")] = 16.0,
+    estimator: Annotated[
+        str,
+        typer.Option("--estimator", help="datainf, grad_dot, cosine, exact, cg, lissa or ekfac."),
+    ] = "datainf",
     damping: Annotated[
         float, typer.Option("--damping", help="lambda = damping * mean(|g|^2) / d in each block.")
     ] = 0.1,
+    damping_value: Annotated[
+        float | None,
+        typer.Option("--damping-value", help="lambda itself, in place of the rule of --damping."),
+    ] = None,
+    block: Annotated[
+        BlockGranularity,
+        typer.Option("--block", help="What one inverse Hessian covers: a matrix, or a layer."),
+    ] = "matrix",
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Relative residual at which cg and lissa stop.")
+    ] = 1e-8,
+    max_iterations: Annotated[
+        int, typer.Option("--max-iterations", help="Where cg and lissa stop at the latest.")
+    ] = 1000,
     style: options.Style = "alpaca",
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 1024,
@@ -53,8 +72,16 @@ def score(
     """
     from layerif.artifacts.scores import SCORES_FILE
     from layerif.checkpoint import check_out
+    from layerif.influence.estimators import checked_options
     from layerif.tasks import load_task
 
+    solver: dict[str, Any] = {
+        "damping": damping,
+        "damping_value": damping_value,
+        "tolerance": tolerance,
+        "max_iterations": max_iterations,
+    }
+    checked_options(estimator, **solver)
     check_out(out, out / SCORES_FILE, overwrite=overwrite)
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
@@ -78,7 +105,9 @@ def score(
         options={
             "rank": rank,
             "alpha": alpha,
-            "damping": damping,
+            "estimator": estimator,
+            **solver,
+            "block": block,
             "seed": seed,
             "max_length": max_length,
             "batch_tokens": batch_tokens,

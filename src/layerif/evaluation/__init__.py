@@ -3,6 +3,17 @@
 from layerif.evaluation.accuracy import task_measurement
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import check_sources, evaluate, sparsity_of
+from layerif.evaluation.extraction import extract_answer
+from layerif.evaluation.generation import generated_accuracy
 from layerif.evaluation.perplexity import perplexity
 
-__all__ = ["check_sources", "compare", "evaluate", "perplexity", "sparsity_of", "task_measurement"]
+__all__ = [
+    "check_sources",
+    "compare",
+    "evaluate",
+    "extract_answer",
+    "generated_accuracy",
+    "perplexity",
+    "sparsity_of",
+    "task_measurement",
+]

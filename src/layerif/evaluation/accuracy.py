@@ -108,11 +108,7 @@ def task_measurement(
     correct = chosen == answers
     details["accuracy_per_byte"] = float((chosen_per_byte == answers).mean())
     details["chance"] = float(np.mean([1 / len(groups[row]) for row in used]))
-    candidates = {examples[row].choices for row in used}
-    if len(candidates) == 1 and len(labels := candidates.pop()) == 2:
-        details["mcc"] = matthews(chosen, answers)
-        details["f1"] = f1(chosen, answers)
-        details["positive"] = labels[1]
+    details |= two_classes([examples[row] for row in used], chosen)
     low, high = wilson_interval(int(correct.sum()), len(used))
     return Measurement(
         name=name,
@@ -124,6 +120,19 @@ def task_measurement(
         details=details,
         outcomes=outcomes_of(rows, -sums[right], tokens[right], correct),
     )
+
+
+def two_classes(examples: Sequence[Example], chosen: np.ndarray) -> dict[str, Any]:
+    """`mcc`, `f1` and `positive` where all examples have the same two candidates, else nothing."""
+    candidates = {example.choices for example in examples}
+    if len(candidates) != 1 or len(labels := candidates.pop()) != 2:
+        return {}
+    answers = np.array([example.answer for example in examples])
+    return {
+        "mcc": matthews(chosen, answers),
+        "f1": f1(chosen, answers),
+        "positive": labels[1],
+    }
 
 
 def _log_likelihoods(

@@ -143,4 +143,8 @@ def _pair(
 
 
 def _names(result: Results) -> str:
-    return ", ".join(f"{m.name} ({m.metric})" for m in result.measurements) or "none"
+    named = (
+        f"{m.name} ({m.metric}{'' if m.scoring == 'likelihood' else f' by {m.scoring}'})"
+        for m in result.measurements
+    )
+    return ", ".join(named) or "none"

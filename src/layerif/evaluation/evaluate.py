@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Measurement, Results
+from layerif.choices import TaskScoring, check_choice
 from layerif.chunks import check_context_length
+from layerif.errors import InputError
 from layerif.evaluation.accuracy import have_candidates, task_measurement
+from layerif.evaluation.generation import check_generation, generated_accuracy
 from layerif.evaluation.perplexity import evaluation_chunks, perplexity
 from layerif.evaluation.summed import Cache
 from layerif.model import Tokenizer, describe, evaluation_mode, find_decoder_layers, setting
@@ -26,6 +29,7 @@ def evaluate(
     context_length: int = 512,
     max_tokens: int | None = None,
     batch_tokens: int = 2048,
+    scoring: TaskScoring = "likelihood",
     cache: Path | None = None,
 ) -> Results:
     """Accuracy on the test split of each task, perplexity on the evaluation text of each corpus.
@@ -36,11 +40,14 @@ def evaluate(
         max_length: tokens kept of a row.
         context_length: tokens of a chunk of a corpus.
         max_tokens: tokens used of a corpus; None takes all.
+        scoring: how answers of tasks are found: by the `likelihood` of each candidate, or read in
+            what the model writes (`generation`). A corpus has its perplexity either way.
         cache: a folder where likelihoods are kept by model and texts, and not computed again; an
             evaluation that was cut short goes on after its last batch. None keeps nothing.
 
     Raises:
-        InputError: as `check_sources`, before the first forward pass.
+        InputError: as `check_sources`, before the first forward pass; or the decoder layers, whose
+            zeros are counted beside the figures, cannot be read (fused experts, tied weights).
         NumericalError: a likelihood is not finite.
     """
     check_sources(
@@ -51,13 +58,17 @@ def evaluate(
         seed=seed,
         context_length=context_length,
         max_tokens=max_tokens,
+        scoring=scoring,
+        max_length=max_length,
     )
+    measure = task_measurement if scoring == "likelihood" else generated_accuracy
+    info, sparsity = describe(model), sparsity_of(model)
     measurements: list[Measurement] = []
     known = Cache.of(model, cache)
     with evaluation_mode(model):
         for source in on:
             if isinstance(source, Task):
-                measurement = task_measurement(
+                measurement = measure(
                     model,
                     tokenizer,
                     source.sample("test", samples, seed),
@@ -79,12 +90,13 @@ def evaluate(
                 )
             measurements.append(measurement)
     return Results(
-        model=describe(model),
-        sparsity=sparsity_of(model),
+        model=info,
+        sparsity=sparsity,
         measurements=measurements,
         how={
             "seed": seed,
             "samples": samples,
+            "scoring": scoring,
             "max_length": max_length,
             "context_length": context_length,
             "max_tokens": max_tokens,
@@ -103,19 +115,34 @@ def check_sources(
     seed: int,
     context_length: int,
     max_tokens: int | None,
+    scoring: TaskScoring = "likelihood",
+    max_length: int = 512,
 ) -> None:
     """Find out before the first forward pass what cannot be evaluated; a skeleton model will do.
 
     Raises:
-        InputError: too few rows, rows of which only some have candidates, too short a text, or
-            chunks longer than the model's context.
+        InputError: too few rows, rows of which only some have candidates, too short a text, chunks
+            longer than the model's context, or a task that has no answers to generate.
     """
+    check_choice(scoring, TaskScoring, "scoring")
     for source in on:
         if isinstance(source, Task):
-            have_candidates(source.sample("test", samples, seed), source.name)
+            rows = source.sample("test", samples, seed)
+            have_candidates(rows, source.name)
+            if scoring == "generation":
+                _refuse_continuations(source)
+                check_generation(model, tokenizer, rows, name=source.name, max_length=max_length)
         else:
             check_context_length(model, context_length)
             evaluation_chunks(tokenizer, source.text("evaluation"), context_length, max_tokens)
+
+
+def _refuse_continuations(task: Task) -> None:
+    if task.continues:
+        raise InputError(
+            f"task {task.name} goes on with a text, which has many good continuations beside its "
+            "candidates, so what a model writes cannot be marked; measure it by likelihood"
+        )
 
 
 def sparsity_of(model: Any) -> float:

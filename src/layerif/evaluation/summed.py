@@ -21,7 +21,7 @@ from layerif.progress import progress
 
 @dataclass(frozen=True)
 class Cache:
-    """Where likelihoods are kept, by model and texts, so that none is computed twice.
+    """Where likelihoods and replies are kept, by model and texts, so that none is made twice.
 
     Attributes:
         folder: a file for each model and list of texts; None keeps nothing.
@@ -36,11 +36,24 @@ class Cache:
         """The cache in `folder` for this model."""
         return cls() if folder is None else cls(folder, hash_model(model))
 
-    def fingerprint(self, model: Any, items: Sequence[Encoded], batch_tokens: int) -> Fingerprint:
-        """All that the likelihoods of `items` depend on, rounding included."""
-        data = hash_texts([[item.start, item.input_ids] for item in items])
-        options = {"batch_tokens": batch_tokens, **setting(model).model_dump()}
-        return Fingerprint(model=self.model, data=data, options=options)
+    def recall(
+        self,
+        model: Any,
+        data: Sequence[Any],
+        compute: Callable[[Steps], dict[str, torch.Tensor]],
+        **options: Any,
+    ) -> dict[str, torch.Tensor]:
+        """What `compute` returns, looked up where it was computed before.
+
+        Args:
+            data: the texts, as plain JSON values.
+            options: all else that the result depends on, rounding included.
+        """
+        if self.folder is None:
+            return compute(NoSteps())
+        options |= setting(model).model_dump()
+        wanted = Fingerprint(model=self.model, data=hash_texts(data), options=options)
+        return remembered(self.folder, wanted, compute)
 
 
 NO_CACHE = Cache()
@@ -86,11 +99,8 @@ def summed_nats(
                 advance(sum(len(item.input_ids) for item in group))
         return {"nats": nats}
 
-    if cache.folder is None:
-        found = compute(NoSteps())
-    else:
-        wanted = cache.fingerprint(model, items, batch_tokens)
-        found = remembered(cache.folder, wanted, compute)
+    texts = [[item.start, item.input_ids] for item in items]
+    found = cache.recall(model, texts, compute, what="likelihoods", batch_tokens=batch_tokens)
     return found["nats"].numpy()
 
 

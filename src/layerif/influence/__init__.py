@@ -1,7 +1,7 @@
 """Layer-wise influence: how training samples move the validation loss through each layer."""
 
-from layerif.influence.datainf import datainf
+from layerif.influence.estimators import register as register_estimator
 from layerif.influence.scoring import check_samples, score
 from layerif.influence.subspace import FreshLora
 
-__all__ = ["FreshLora", "check_samples", "datainf", "score"]
+__all__ = ["FreshLora", "check_samples", "register_estimator", "score"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ import torch
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, collate, encode, pack
 from layerif.checkpoint import NoSteps, Steps
-from layerif.choices import PaddingSide
+from layerif.choices import BlockGranularity, PaddingSide
 from layerif.chunks import usable_length
 from layerif.errors import InputError
-from layerif.influence.datainf import datainf
+from layerif.influence import blocks as blockwise
+from layerif.influence.estimators import checked_options, find
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspace import FreshLora
 from layerif.model import Tokenizer, describe, find_decoder_layers, setting
@@ -34,19 +34,25 @@ def score(
     *,
     rank: int = 8,
     alpha: float = 16.0,
+    estimator: str = "datainf",
     damping: float = 0.1,
+    damping_value: float | None = None,
+    block: BlockGranularity = "matrix",
+    tolerance: float = 1e-8,
+    max_iterations: int = 1000,
     seed: int = 0,
     max_length: int = 512,
     batch_tokens: int = 1024,
-    padding_side: PaddingSide = "left",
+    padding_side: PaddingSide = "right",
     task: dict[str, Any] | None = None,
     steps: Steps | None = None,
 ) -> LayerScores:
     """How each training sample moves the validation loss through each decoder layer.
 
-    DataInf on a fresh LoRA subspace: one forward and one backward pass over each sample, in
-    batches, for all layers at once. The loss of a sample is the mean cross-entropy of its
-    completion tokens. The result does not depend on batch size, order of samples or padding side.
+    An estimator, DataInf unless another is named, on a fresh LoRA subspace: one forward and one
+    backward pass over each sample, in batches, for all layers at once. The loss of a sample is the
+    mean cross-entropy of its completion tokens. The result does not depend on batch size, order of
+    samples or padding side.
 
     Args:
         model: a causal LM of transformers.
@@ -54,26 +60,43 @@ def score(
         train: samples whose influence is measured.
         validation: samples whose mean loss they are measured on.
         rank, alpha: of the LoRA on every projection of the decoder layers.
+        estimator: `datainf`, `grad_dot`, `cosine`, `exact`, `cg`, `lissa`, `ekfac`, or one that was
+            registered.
         damping: lambda = damping * mean(|g|^2) / d in each block.
-        seed: of the LoRA's A matrices.
+        damping_value: lambda itself in every block, in place of that rule.
+        block: what one inverse Hessian covers: each trainable matrix by itself, or all those of a
+            layer together.
+        tolerance: relative residual at which an iterative estimator stops.
+        max_iterations: where it stops at the latest; what has not converged is noted and recorded.
+        seed: of the LoRA's A matrices, and of an estimator's random numbers.
         max_length: tokens kept of a sample, at most the model's positions; its prompt is cut from
             the left.
         batch_tokens: tokens of a batch, padding counted; what a backward pass has to keep of them
             is most of the memory that scoring takes.
-        padding_side: which side of a batch is padded; changes nothing but rounding.
+        padding_side: which side of a batch is padded; changes nothing but rounding. The left is
+            masked, which float64 models with eager attention cannot take (see `collate`).
         task: where the samples come from, for the record.
         steps: keeps finished batches, so that a run cut short can go on; None keeps nothing.
 
     Raises:
-        InputError: no sample left to use, or the gradients do not fit in memory.
+        InputError: no such estimator, no sample left to use, or the gradients do not fit in memory.
         NumericalError: a loss or gradient is not finite; names the sample.
     """
     began = time.perf_counter()
-    if not 0 < damping < math.inf:
-        raise InputError(f"damping must be positive and finite, not {damping}")
+    options = checked_options(
+        estimator,
+        damping=damping,
+        damping_value=damping_value,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        seed=seed,
+    )
+    chosen = find(estimator)
     layers = find_decoder_layers(model)
     max_length = usable_length(model, max_length)
     lora = FreshLora(rank, alpha, seed)
+    shapes = [(projection.out_features, rank) for projection in layers.projections]
+    groups = blockwise.group(layers.projections, block)
     train_items, dropped_train = check_samples(tokenizer, train, max_length, "training")
     validation_items, dropped_validation = check_samples(
         tokenizer, validation, max_length, "validation"
@@ -87,11 +110,19 @@ def score(
         validation_items,
         batch_tokens=batch_tokens,
         padding_side=padding_side,
+        workspace=blockwise.workspace(groups, shapes, len(train_items), options),
         steps=steps or NoSteps(),
     )
-    by_projection, silent = _influences(layers.projections, found, damping)
+    solutions = blockwise.solve(
+        blockwise.blocks(groups, layers.projections, shapes, found.store, found.means),
+        len(groups),
+        options,
+    )
+    by_projection = torch.empty(len(shapes), len(train_items), dtype=torch.float64)
     by_layer = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
-    by_layer.index_add_(0, torch.tensor([p.layer for p in layers.projections]), by_projection)
+    for name, rows in groups.items():
+        by_projection[rows] = solutions[name].by_part.cpu()
+        by_layer[layers.projections[rows[0]].layer] += solutions[name].influence.cpu()
     return LayerScores(
         influence=by_layer.numpy(),
         projection_influence=by_projection.numpy(),
@@ -101,12 +132,15 @@ def score(
         ),
         model=describe(model),
         record=ScoringRecord(
-            estimator="datainf",
+            estimator=estimator,
             subspace="fresh_lora",
             rank=rank,
             alpha=alpha,
-            block="matrix",
-            damping=damping,
+            block=block,
+            damping=damping if chosen.damped and damping_value is None else None,
+            damping_value=damping_value if chosen.damped else None,
+            tolerance=tolerance if chosen.iterative else None,
+            max_iterations=max_iterations if chosen.iterative else None,
             sign="helpful_positive",
             seed=seed,
             max_length=max_length,
@@ -115,7 +149,8 @@ def score(
             validation_samples=len(validation_items),
             dropped_train=dropped_train,
             dropped_validation=dropped_validation,
-            silent_blocks=silent,
+            silent_blocks=[name for name, solution in solutions.items() if solution.silent],
+            blocks={name: blockwise.record(solution) for name, solution in solutions.items()},
             validation_loss=found.validation_loss,
             seconds=round(time.perf_counter() - began, 3),
             setting=setting(model),
@@ -174,11 +209,12 @@ def _collect(
     *,
     batch_tokens: int,
     padding_side: PaddingSide,
+    workspace: int,
     steps: Steps,
 ) -> _Collected:
     """Run every sample forward and backward once."""
     found = _Collected(
-        store=_allocate_store(model, projections, lora, len(train)),
+        store=_allocate_store(model, projections, lora, len(train), workspace),
         means=[torch.zeros(lora.gradient_size(p), dtype=torch.float64) for p in projections],
         train_losses=torch.empty(len(train), dtype=torch.float64),
     )
@@ -245,29 +281,23 @@ class _Passes:
         return {"losses": losses, **named}
 
 
-def _influences(
-    projections: Sequence[Projection], found: _Collected, damping: float
-) -> tuple[torch.Tensor, list[str]]:
-    """(projections, samples) float64 influence, and the blocks where every gradient is zero."""
-    rows, silent = [], []
-    with progress("influence", len(projections)) as advance:
-        for projection, stored, mean in zip(projections, found.store, found.means, strict=True):
-            influence, ridge = datainf(stored, mean, damping)
-            rows.append(influence)
-            if ridge == 0:
-                silent.append(projection.key)
-            advance()
-    return torch.stack(rows), silent
-
-
 def _allocate_store(
-    model: Any, projections: Sequence[Projection], lora: FreshLora, samples: int
+    model: Any, projections: Sequence[Projection], lora: FreshLora, samples: int, workspace: int
 ) -> list[torch.Tensor]:
-    """One (samples, d) tensor a projection in main memory, refused beforehand if it cannot fit."""
+    """One (samples, d) tensor a projection in main memory, refused beforehand if it cannot fit
+    beside the bytes that the estimator will take.
+    """
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     sizes = [lora.gradient_size(projection) for projection in projections]
     needed = samples * sum(sizes) * dtype.itemsize
     free = psutil.virtual_memory().available
+    if workspace > 0.9 * free:
+        raise InputError(
+            f"the estimator takes {workspace / 1e9:.1f} GB for the matrices of one block of "
+            f"{samples} training samples, and {free / 1e9:.1f} GB of memory are free; use fewer "
+            "samples or a smaller --rank, or an estimator without such matrices: datainf or cg"
+        )
+    free -= workspace
     note(
         f"gradients of {samples} samples: {sum(sizes):,} numbers each, {needed / 1e9:.2f} GB "
         f"({free / 1e9:.1f} GB free)"

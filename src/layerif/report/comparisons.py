@@ -35,8 +35,9 @@ def _line(found: Comparison) -> str:
     if found.low is not None and found.high is not None:
         interval = f" [{form.format(scale * found.low)}, {form.format(scale * found.high)}]"
     p = "p < 0.001" if found.p_holm < 0.001 else f"p = {found.p_holm:.2g}"
+    what = ("generated " if found.scoring == "generation" else "") + _WORDS[found.metric]
     return (
-        f"{found.name} {_WORDS[found.metric]}: {found.model} {first} against {found.baseline} "
+        f"{found.name} {what}: {found.model} {first} against {found.baseline} "
         f"{second}: {form.format(scale * found.difference)}{unit}{interval}, {p}: {_verdict(found)}"
     )
 

@@ -69,6 +69,8 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
     first = next(iter(results.values()))
     for measurement in first.measurements:
         unit = "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
+        if measurement.scoring == "generation":
+            unit = f"generated {unit}"
         name = escape(measurement.name)
         table.add_column(f"{name}\n{unit}", justify="right")
         if _answer_loss(measurement) is not None:
@@ -87,6 +89,14 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
         + (f" Chance is {m.details['chance']:.0%}." if "chance" in m.details else "")
         for m in first.measurements
     ]
+    for name, result in results.items():
+        of_model = f" of {name}" if len(results) > 1 else ""
+        lines += [
+            f"{m.details['parse_failures']} of {m.count:,} answers{of_model} on {m.name} could not "
+            "be read, and count as wrong."
+            for m in result.measurements
+            if m.details.get("parse_failures")
+        ]
     if first.model.caveat:
         lines.append(f"{first.model.name} is {first.model.caveat}, not the published checkpoint.")
     return lines

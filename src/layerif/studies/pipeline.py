@@ -121,6 +121,8 @@ def _check(recipe: Recipe, data: _Data) -> None:
         seed=recipe.seed,
         context_length=recipe.evaluate.context_length,
         max_tokens=recipe.evaluate.max_tokens,
+        scoring=recipe.evaluate.scoring,
+        max_length=recipe.evaluate.max_length,
     )
 
 
@@ -138,7 +140,12 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
         options={
             "rank": stage.rank,
             "alpha": stage.alpha,
+            "estimator": stage.estimator,
             "damping": stage.damping,
+            "damping_value": stage.damping_value,
+            "block": stage.block,
+            "tolerance": stage.tolerance,
+            "max_iterations": stage.max_iterations,
             "seed": recipe.seed,
             "max_length": stage.max_length,
             "batch_tokens": stage.batch_tokens,
@@ -218,6 +225,7 @@ def _measure(
             "context_length": recipe.evaluate.context_length,
             "max_tokens": recipe.evaluate.max_tokens,
             "batch_tokens": recipe.evaluate.batch_tokens,
+            "scoring": recipe.evaluate.scoring,
         },
         cache=cache,
         overwrite=True,

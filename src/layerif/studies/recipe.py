@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from layerif.artifacts import Record
-from layerif.choices import Aggregation, Dtype, Orientation, PromptStyle, PruningMethod
+from layerif.choices import (
+    Aggregation,
+    BlockGranularity,
+    Dtype,
+    Orientation,
+    PromptStyle,
+    PruningMethod,
+    TaskScoring,
+)
 from layerif.errors import InputError
 from layerif.studies.document import Document
 
@@ -23,9 +31,25 @@ class ScoreStage(Record):
     validation_samples: int = Field(50, ge=1)
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
+    estimator: str = "datainf"
     damping: float = Field(0.1, gt=0)
+    damping_value: float | None = Field(None, gt=0)
+    block: BlockGranularity = "matrix"
+    tolerance: float = Field(1e-8, gt=0, lt=1)
+    max_iterations: int = Field(1000, ge=1)
     max_length: int = Field(512, ge=2)
     batch_tokens: int = Field(1024, ge=1)
+
+    @field_validator("estimator")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        from layerif.influence.estimators import find
+
+        try:
+            find(name)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return name
 
 
 class SparsityStage(Record):
@@ -62,6 +86,7 @@ class EvaluateStage(Record):
 
     tasks: list[str] = Field(min_length=1)
     style: PromptStyle = "alpaca"
+    scoring: TaskScoring = "likelihood"
     samples: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=2)
     max_length: int = Field(512, ge=2)

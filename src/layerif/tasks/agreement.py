@@ -252,4 +252,4 @@ def agreement(seed: int = 0, style: PromptStyle = "alpaca", tokenizer: Any = Non
         "constructions": [construction.__name__ for construction in CONSTRUCTIONS],
         **count_and_hash(splits),
     }
-    return Task("agreement", splits, origin)
+    return Task("agreement", splits, origin, continues=True)

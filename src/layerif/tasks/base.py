@@ -79,11 +79,14 @@ class Task:
         splits: train, validation and test; no prompt occurs in two of them (no `Example.key`).
         origin: where the rows come from and how the splits were made, for the record that is kept
             with every artifact (plain JSON values only).
+        continues: the prompt is the beginning of a text and asks for nothing; the candidates are
+            ways to go on.
     """
 
     name: str
     splits: dict[Split, Sequence[Example]]
     origin: dict[str, Any] = field(default_factory=dict)
+    continues: bool = False
 
     def sample(self, split: Split, count: int | None, seed: int) -> list[Example]:
         """`count` examples of a split, drawn without replacement (all of it, in order, for None).

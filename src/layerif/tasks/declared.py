@@ -189,6 +189,7 @@ def load_declared(
         spec.name,
         splits,
         {**origin, **styled, "splits": made, "dropped": dropped, **count_and_hash(splits)},
+        continues=not spec.instruction,
     )
 
 

@@ -1,0 +1,310 @@
+"""Accuracy by generation: does the model write the right candidate answer?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from layerif.artifacts import Measurement
+from layerif.batching import accepted, collate, encode_prompts, pack
+from layerif.checkpoint import NO_STEPS, Steps
+from layerif.chunks import usable_length
+from layerif.errors import InputError, NumericalError
+from layerif.evaluation.accuracy import two_classes
+from layerif.evaluation.comparison import outcomes_of
+from layerif.evaluation.extraction import extract_answer, is_settled
+from layerif.evaluation.statistics import wilson_interval
+from layerif.evaluation.summed import NO_CACHE, Cache
+from layerif.model import Tokenizer
+from layerif.progress import progress
+from layerif.tasks.base import Example
+
+# Beyond the longest candidate: a model that was not taught the form of the answers spends some
+# words on "The correct answer is", and on what its letter stands for.
+MARGIN = 8
+SHOWN = 5
+
+# Whether the text generated for a prompt, by its index, needs no more.
+Settled = Callable[[int, str], bool]
+
+
+def check_generation(
+    model: Any, tokenizer: Tokenizer, examples: Sequence[Example], *, name: str, max_length: int
+) -> int:
+    """Refuse what cannot be measured by generation; a skeleton model will do.
+
+    Returns:
+        The most tokens that are generated after a prompt.
+
+    Raises:
+        InputError: examples without candidate completions, a model that cannot generate, or no
+            room for a prompt beside its answer.
+    """
+    without = sum(not example.choices for example in examples)
+    if without:
+        raise InputError(
+            f"{without} of the {len(examples)} examples of {name} have no candidate completions, "
+            "so there is no answer to read in what a model writes; measure them by likelihood"
+        )
+    if not model.can_generate():
+        raise InputError(
+            f"{type(model).__name__} cannot generate text; measure {name} by likelihood"
+        )
+    candidates = sorted({choice for example in examples for choice in example.choices})
+    encoded = tokenizer(candidates, add_special_tokens=False)["input_ids"]
+    max_new_tokens = max(map(len, encoded)) + MARGIN
+    room = usable_length(model, max_length)
+    if room < max_new_tokens + 2:
+        raise InputError(
+            f"{room} tokens leave no room for a prompt of {name} beside the {max_new_tokens} that "
+            "its answer may take; raise --max-length, or measure by likelihood where the model has "
+            "no more positions"
+        )
+    return max_new_tokens
+
+
+def generated_accuracy(
+    model: Any,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    *,
+    name: str = "task",
+    max_length: int = 512,
+    batch_tokens: int = 2048,
+    cache: Cache = NO_CACHE,
+) -> Measurement:
+    """Share of the examples for which the model writes the right candidate, by greedy decoding.
+
+    What a reply answers is read by `extract_answer`. A reply that cannot be read is not right;
+    `details` counts these apart (`parse_failures`, and `parse_failure_rows`), with the accuracy of
+    the other rows (`accuracy_of_parsed`, None without any) and the first replies. Where all rows
+    have the same two candidates, it has `mcc` and `f1`, of the rows that could be read alone.
+
+    Args:
+        max_length: tokens of a prompt and its reply together; too long a prompt loses its left end.
+        cache: where replies are looked up and kept.
+
+    Raises:
+        InputError: as `check_generation`, or a prompt is empty.
+        NumericalError: a logit is not finite; names the example.
+    """
+    max_new_tokens = check_generation(model, tokenizer, examples, name=name, max_length=max_length)
+
+    def compute(steps: Steps) -> dict[str, torch.Tensor]:
+        replies = greedy_replies(
+            model,
+            tokenizer,
+            [example.prompt for example in examples],
+            name=name,
+            max_new_tokens=max_new_tokens,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            settled=lambda row, text: is_settled(text, examples[row].choices),
+            steps=steps,
+        )
+        return {"replies": _padded(replies, max_new_tokens)}
+
+    kept = cache.recall(
+        model,
+        [[tokenizer(e.prompt)["input_ids"], e.choices] for e in examples],
+        compute,
+        what="replies",
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        ends=sorted(_end_tokens(model, tokenizer)),
+    )
+    replies = _unpadded(kept["replies"])
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
+    found = [
+        extract_answer(text, example.choices) for text, example in zip(texts, examples, strict=True)
+    ]
+    correct = np.array([a == e.answer for a, e in zip(found, examples, strict=True)])
+    failures = [row for row, answer in enumerate(found) if answer is None]
+    parsed = [row for row, answer in enumerate(found) if answer is not None]
+    details: dict[str, Any] = {
+        "parse_failures": len(failures),
+        "parse_failure_rows": failures,
+        "accuracy_of_parsed": float(correct[parsed].mean()) if parsed else None,
+        "chance": float(np.mean([1 / len(example.choices) for example in examples])),
+        "max_new_tokens": max_new_tokens,
+        "replies": texts[:SHOWN],
+    }
+    if parsed:
+        chosen = np.array([found[row] for row in parsed])
+        details |= two_classes([examples[row] for row in parsed], chosen)
+    low, high = wilson_interval(int(correct.sum()), len(examples))
+    return Measurement(
+        name=name,
+        metric="accuracy",
+        scoring="generation",
+        value=float(correct.mean()),
+        low=low,
+        high=high,
+        count=len(examples),
+        details=details,
+        outcomes=outcomes_of(map(astuple, examples), correct=correct),
+    )
+
+
+@torch.inference_mode()
+def greedy_replies(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    name: str = "task",
+    max_new_tokens: int,
+    max_length: int = 512,
+    batch_tokens: int = 2048,
+    settled: Settled = lambda row, text: False,
+    steps: Steps = NO_STEPS,
+) -> list[list[int]]:
+    """The tokens that the model writes after each prompt, always the likeliest.
+
+    A reply ends before a token that ends a text, after `max_new_tokens`, or once it is `settled`.
+
+    Args:
+        max_length: tokens of a prompt and `max_new_tokens` together.
+        settled: asked of each reply after each of its tokens.
+        steps: keeps finished batches.
+
+    Raises:
+        InputError: a prompt is empty.
+        NumericalError: a logit is not finite.
+    """
+    room = usable_length(model, max_length) - max_new_tokens
+    items = encode_prompts(tokenizer, prompts, room)
+    ends = _end_tokens(model, tokenizer)
+    device = next(model.parameters()).device
+    replies: list[list[int]] = [[] for _ in prompts]
+    with (
+        progress(f"answers on {name}", len(items)) as advance,
+        _plainly_greedy(model, max_new_tokens) as settings,
+    ):
+        for number, group in enumerate(pack(items, batch_tokens)):
+            rows = [item.index for item in group]
+            kept = steps.load(f"batch-{number:06d}")
+            if kept is not None:
+                for row, reply in zip(rows, _unpadded(kept["replies"]), strict=True):
+                    replies[row] = reply
+                advance(len(group))
+                continue
+            batch = collate(group, device=device, padding_side="left")
+            watch = _Replies(tokenizer, rows, batch.predicts.shape[1], ends, settled)
+            finite = _Finite([prompts[row] for row in rows])
+            model.generate(
+                **accepted(model.forward, batch.inputs),
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([watch]),
+                logits_processor=LogitsProcessorList([finite]),
+            )
+            for row, reply in zip(rows, watch.replies, strict=True):
+                replies[row] = reply
+            steps.save(f"batch-{number:06d}", {"replies": _padded(watch.replies, max_new_tokens)})
+            advance(len(group))
+    return replies
+
+
+def _padded(replies: Sequence[list[int]], width: int) -> torch.Tensor:
+    """(rows, width) int64 token ids, -1 after the end of a reply."""
+    padded = torch.full((len(replies), width), -1, dtype=torch.int64)
+    for row, reply in enumerate(replies):
+        padded[row, : len(reply)] = torch.tensor(reply, dtype=torch.int64)
+    return padded
+
+
+def _unpadded(padded: torch.Tensor) -> list[list[int]]:
+    return [[token for token in row if token >= 0] for row in padded.tolist()]
+
+
+class _Replies(StoppingCriteria):
+    """Keeps what each row of a batch writes, until the row is done."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        rows: Sequence[int],
+        start: int,
+        ends: frozenset[int],
+        settled: Settled,
+    ) -> None:
+        self.replies: list[list[int]] = [[] for _ in rows]
+        self._done = [False] * len(rows)
+        self._tokenizer, self._rows, self._start = tokenizer, rows, start
+        self._ends, self._settled = ends, settled
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """(B,) bool, true for the rows that are done, from the tokens (B, T) so far."""
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if self._done[row]:
+                continue
+            if token in self._ends:
+                self._done[row] = True
+                continue
+            self.replies[row].append(token)
+            text = self._tokenizer.decode(self.replies[row], skip_special_tokens=True)
+            self._done[row] = self._settled(self._rows[row], text)
+        return torch.tensor(self._done, device=input_ids.device)
+
+
+class _Finite(LogitsProcessor):
+    """Stops a run whose greatest logits are not finite."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self._prompts = prompts
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        finite = scores.amax(-1).isfinite()
+        if not finite.all():
+            prompt = self._prompts[int((~finite).nonzero()[0])]
+            raise NumericalError(
+                f"what follows the prompt ending in {prompt[-40:]!r} has likelihoods that are not "
+                "finite (try --dtype float32)"
+            )
+        return scores
+
+
+@contextmanager
+def _plainly_greedy(model: nn.Module, max_new_tokens: int) -> Iterator[GenerationConfig]:
+    """Greedy decoding inside, whatever the model's own generation settings; they are put back.
+
+    `generate` fills in from those settings what its arguments leave open, so that a repetition
+    penalty or a list of suppressed tokens would be in force: they have to be set aside.
+    """
+    own = [
+        (module, module.__dict__["generation_config"])
+        for module in model.modules()
+        if "generation_config" in module.__dict__
+    ]
+    # Texts end by our own watch: with no end token set, no padding token is needed either.
+    plain = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, use_cache=True)
+    for module, _ in own:
+        module.generation_config = plain
+    try:
+        yield plain
+    finally:
+        for module, settings in own:
+            module.generation_config = settings
+
+
+def _end_tokens(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text, by the model's settings or by its tokenizer."""
+    found: list[int | None] = []
+    for source in (model.generation_config, model.config, tokenizer):
+        ends = getattr(source, "eos_token_id", None)
+        found += ends if isinstance(ends, list | tuple) else [ends]
+    return frozenset(end for end in found if end is not None)

@@ -1,0 +1,167 @@
+"""One block: the gradients that one inverse Hessian covers, read in pieces brought to float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from layerif.errors import InputError
+
+# Numbers brought to float64 at a time, 1 MiB: measured fastest, as a piece stays in a core's cache
+# between its conversion and its use. More than one row only where several fit.
+CHUNK = 2**17
+
+# Columns taken at a time where whole columns are wanted: a page of a memory-mapped float32 file
+# holds so many, and is then read once.
+COLUMNS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Kronecker factors of a matrix's Fisher information (EK-FAC); their scale does not matter.
+
+    Attributes:
+        inputs: A (in, in), E[a a^T] over tokens, a the input as the trainable matrix sees it.
+        outputs: S (out, out), E[e e^T], e the gradient with respect to the matrix's output.
+    """
+
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One trainable matrix of a block: what is known of it before any training gradient.
+
+    Attributes:
+        name: of the matrix.
+        validation: v (d,), the mean gradient of the validation samples; read in float64.
+        shape: (out, in) of the matrix, d = out * in, for estimators that use it (EK-FAC).
+        factors: for EK-FAC, where they were collected.
+    """
+
+    name: str
+    validation: torch.Tensor
+    shape: tuple[int, int] | None = None
+    factors: Factors | None = None
+
+    def __post_init__(self) -> None:
+        out, columns = self.shape or (self.size, 1)
+        if self.validation.ndim != 1 or out * columns != self.size:
+            raise InputError(
+                f"{self.name} has a validation gradient of shape {tuple(self.validation.shape)} "
+                f"and a matrix of shape {self.shape}; right would be (d,), and (out, in) with "
+                "d = out * in"
+            )
+
+    @property
+    def size(self) -> int:
+        """d: entries of the matrix."""
+        return self.validation.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Per-sample gradients of one block; its columns are those of its parts, one after another.
+
+    Attributes:
+        name: of the block; random numbers of an estimator are drawn by it.
+        parts: the trainable matrices; their validation gradients are brought to float64 on the
+            device of the gradients.
+        gradients: of each part (n, d_p), any floating dtype; may be memory-mapped, since it is read
+            in pieces and never copied as a whole.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    gradients: tuple[torch.Tensor, ...]
+
+    def __post_init__(self) -> None:
+        wanted = [(self.samples, part.size) for part in self.parts]
+        if not wanted or [tuple(g.shape) for g in self.gradients] != wanted or not self.samples:
+            raise InputError(
+                f"the gradients of block {self.name} have shapes "
+                f"{[tuple(g.shape) for g in self.gradients]}; right would be (samples, d) for each "
+                f"of its parts, of sizes {[p.size for p in self.parts]}, and at least one sample"
+            )
+        device = self.gradients[0].device
+        moved = (replace(p, validation=p.validation.to(device).double()) for p in self.parts)
+        object.__setattr__(self, "parts", tuple(moved))
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        gradients: torch.Tensor,
+        validation: torch.Tensor,
+        *,
+        shape: tuple[int, int] | None = None,
+        factors: Factors | None = None,
+    ) -> Self:
+        """The block of one matrix: G (n, d) and v (d,)."""
+        return cls(name, (Part(name, validation, shape, factors),), (gradients,))
+
+    @property
+    def samples(self) -> int:
+        """n."""
+        return len(self.gradients[0]) if self.gradients else 0
+
+    @property
+    def size(self) -> int:
+        """d of the whole block."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def validation(self) -> torch.Tensor:
+        """v (d,) float64 of the whole block."""
+        return torch.cat([part.validation for part in self.parts])
+
+    def rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows of G in float64, (b, d) at a time; each piece stands until the next is asked for."""
+        step = min(max(1, CHUNK // self.size), self.samples)
+        device = self.gradients[0].device
+        # One buffer for all pieces: fresh memory for each costs more than what is done with it.
+        buffer = torch.empty(step, self.size, dtype=torch.float64, device=device)
+        columns = columns_of(self.parts)
+        for first in range(0, self.samples, step):
+            rows = slice(first, min(first + step, self.samples))
+            piece = buffer[: rows.stop - first]
+            for own, gradients in zip(columns, self.gradients, strict=True):
+                piece[:, own].copy_(gradients[rows])
+            yield rows, piece
+
+    def columns(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Columns of G in float64, (n, b) at a time."""
+        step = max(COLUMNS, CHUNK // self.samples)
+        for columns, gradients in zip(columns_of(self.parts), self.gradients, strict=True):
+            for first in range(0, gradients.shape[1], step):
+                piece = gradients[:, first : first + step].double()
+                start = columns.start + first
+                yield slice(start, start + piece.shape[1]), piece
+
+    def mean_square(self) -> float:
+        """mean_i |g_i|^2; one read."""
+        total = sum(rows.square().sum().item() for _, rows in self.rows())
+        return total / self.samples
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        """(parts, n) share of each part in G x, for x (d,); one read."""
+        found = x.new_empty(len(self.parts), self.samples)
+        columns = columns_of(self.parts)
+        for rows, piece in self.rows():
+            found[:, rows] = split_product(piece, x, columns)
+        return found
+
+
+def columns_of(parts: Sequence[Part]) -> list[slice]:
+    """Which columns of a block belong to each of its parts."""
+    ends = torch.tensor([part.size for part in parts]).cumsum(0).tolist()
+    return [slice(end - part.size, end) for end, part in zip(ends, parts, strict=True)]
+
+
+def split_product(rows: torch.Tensor, x: torch.Tensor, columns: Sequence[slice]) -> torch.Tensor:
+    """(parts, b, ...) share of each part's columns in rows (b, d) times x (d, ...)."""
+    return torch.stack([rows[:, own] @ x[own] for own in columns])

@@ -1,0 +1,29 @@
+"""Cosine of the angle between a training gradient and the mean validation gradient.
+
+I = c / (|v| sqrt r), each in [-1, 1]: a sample counts by its direction alone. The length is that of
+the whole block, so the shares of a block's parts add up to the block's cosine.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from layerif.influence.estimators.base import EstimatorOptions, Solution
+from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.grad_dot import DotPasses
+
+
+def cosine(block: Block, options: EstimatorOptions) -> Solution:
+    """Influence of every training sample through one block; one read of its gradients."""
+    passes = CosinePasses(block.name, block.parts, block.samples, [options.damping])
+    (solution,) = passes.read(block)
+    return solution
+
+
+class CosinePasses(DotPasses):
+    """The cosines in one pass; that of a zero gradient is 0."""
+
+    def _influence(self) -> torch.Tensor:
+        lengths = self.validation.norm() * self._norms.sqrt()
+        # Where a length is 0 the product is, too.
+        return self._products / lengths.masked_fill(lengths == 0, 1)

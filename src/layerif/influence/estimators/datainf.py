@@ -1,0 +1,96 @@
+"""DataInf (arXiv 2310.00902): the mean and the inverse of the Hessian swapped.
+
+    H = mean_i g_i g_i^T + lambda I,   H^-1 ~ mean_i (g_i g_i^T + lambda I)^-1
+
+With c = G v and r_i = |g_i|^2, by Sherman and Morrison:
+
+    I = G x,   x = (v - w) / lambda,   w = (1/n) G^T (c / (lambda + r))
+
+which is METHOD's form with K = G G^T never formed: n d operations and not n^2 d, in three passes
+over the gradients (r and c, hence lambda; w; G x), or two where lambda is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
+from layerif.influence.estimators.block import Block, Part, split_product
+from layerif.influence.estimators.passes import Pass, Passes, Rows
+
+
+def datainf(block: Block, options: EstimatorOptions) -> Solution:
+    """Influence of every training sample through one block; three reads of its gradients."""
+    (solution,) = datainf_sweep(block, [options.damping], options)
+    return solution
+
+
+def datainf_sweep(
+    block: Block, dampings: Sequence[Damping], _options: EstimatorOptions
+) -> list[Solution]:
+    """The same for several dampings in the same three reads."""
+    return DataInfPasses(block.name, block.parts, block.samples, dampings).read(block)
+
+
+class DataInfPasses(Passes):
+    """DataInf in three passes, or in two where every damping is a number."""
+
+    def __init__(
+        self, name: str, parts: Sequence[Part], samples: int, dampings: Sequence[Damping]
+    ) -> None:
+        super().__init__(name, parts, samples, dampings)
+        new = self.validation.new_zeros
+        self._norms = new(samples)  # r
+        self._dots = new(samples)  # c
+        self._x = new(self.size, len(dampings))  # n w, then x
+        self._products = new(len(parts), samples, len(dampings))
+        self._given = all(damping.value is not None for damping in dampings)
+        self._ridges = new(len(dampings))
+        if self._given:
+            self._set_ridges(1.0)
+
+    def _plan(self) -> Sequence[Pass]:
+        last = Pass(self._project)
+        if self._given:
+            return Pass(self._measure_and_weigh, self._solve), last
+        return Pass(self._measure, self._measured), Pass(self._weigh, self._solve), last
+
+    def _measure(self, rows: Rows, gradients: torch.Tensor) -> None:
+        self._norms[rows] = torch.linalg.vecdot(gradients, gradients)
+        self._dots[rows] = gradients @ self.validation
+
+    def _weigh(self, rows: Rows, gradients: torch.Tensor) -> None:
+        dots, norms = self._dots[rows, None], self._norms[rows, None]
+        weights = dots / (self._ridges + norms)  # (b, dampings)
+        self._x.addmm_(gradients.T, weights)
+
+    def _measure_and_weigh(self, rows: Rows, gradients: torch.Tensor) -> None:
+        self._measure(rows, gradients)
+        self._weigh(rows, gradients)
+
+    def _project(self, rows: Rows, gradients: torch.Tensor) -> None:
+        self._products[:, rows] = split_product(gradients, self._x, self.columns)
+
+    def _measured(self) -> None:
+        self._set_ridges(self._norms.mean().item())
+
+    def _set_ridges(self, mean_square: float) -> None:
+        ridges = [damping.of(mean_square, self.size) for damping in self.dampings]
+        # A silent block has lambda 0; 1 in its place keeps 0/0 out, and its gradients make 0.
+        self._ridges = self.validation.new_tensor([ridge or 1.0 for ridge in ridges])
+
+    def _solve(self) -> None:
+        self._x = (self.validation[:, None] - self._x / self.samples) / self._ridges
+
+    def _solutions(self) -> list[Solution]:
+        mean_square = self._norms.mean().item()
+        solutions = []
+        for column, damping in enumerate(self.dampings):
+            ridge = damping.of(mean_square, self.size)
+            if ridge == 0:
+                solutions.append(Solution.of_silence(len(self.parts), self.samples))
+            else:
+                solutions.append(Solution.of(self._products[..., column], ridge))
+        return solutions

@@ -1,0 +1,145 @@
+"""EK-FAC (arXiv 1806.03884; for language models arXiv 2308.03296), one trainable matrix a part.
+
+The Kronecker factors of the Fisher information, A = E[a a^T] of the inputs and S = E[e e^T] of the
+output's gradients, give the eigenbases U_A and U_S; the eigenvalues are taken from the per-sample
+gradients G_i (out x in) themselves:
+
+    Lambda = E_i[(U_S^T G_i U_A)^2]
+    x = U_S ( U_S^T V U_A / (Lambda + lambda) ) U_A^T,   I_i = <G_i, x>
+
+Only eigenvectors of A and S are used, so their scale does not matter. Where no factors are given
+they are formed over samples and not over tokens: A = E[G_i^T G_i], S = E[G_i G_i^T], what a matrix
+normal distribution of the per-sample gradients would have.
+
+mean(Lambda) = mean |g|^2 / d, as a rotation keeps lengths: the rule lambda = factor * mean(Lambda)
+is that of every other estimator. In a block of several matrices H is block-diagonal by matrix, with
+one lambda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from layerif.errors import InputError
+from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
+from layerif.influence.estimators.block import Block, Factors, Part, split_product
+from layerif.influence.estimators.passes import Pass, Passes, Rows
+
+
+def ekfac(block: Block, options: EstimatorOptions) -> Solution:
+    """Influence of every training sample through one block; three reads, two with factors given.
+
+    Raises:
+        InputError: the shape of a part is not known, or its factors are of another.
+    """
+    (solution,) = ekfac_sweep(block, [options.damping], options)
+    return solution
+
+
+def ekfac_sweep(
+    block: Block, dampings: Sequence[Damping], _options: EstimatorOptions
+) -> list[Solution]:
+    """The same for several dampings in the same reads."""
+    return EkfacPasses(block.name, block.parts, block.samples, dampings).read(block)
+
+
+def ekfac_workspace(shapes: Sequence[tuple[int, int]], _samples: int) -> int:
+    """Bytes beside the gradients: factors, eigenvectors, and what their decomposition takes."""
+    return 3 * 8 * sum(out**2 + columns**2 for out, columns in shapes)
+
+
+class EkfacPasses(Passes):
+    """EK-FAC in three passes, or in two where every part brings its factors."""
+
+    def __init__(
+        self, name: str, parts: Sequence[Part], samples: int, dampings: Sequence[Damping]
+    ) -> None:
+        super().__init__(name, parts, samples, dampings)
+        self._factors = [self._start(part) for part in parts]
+        self._given = all(part.factors is not None for part in parts)
+        self._bases: list[Factors] = []  # eigenvectors U_A and U_S of each part
+        self._eigenvalues = torch.zeros_like(self.validation)  # Lambda of all parts, flat
+        self._x = self.validation.new_zeros(self.size, len(dampings))
+        self._products = self.validation.new_zeros(len(parts), samples, len(dampings))
+        if self._given:
+            self._diagonalise()
+
+    def _plan(self) -> Sequence[Pass]:
+        later = Pass(self._gather_eigenvalues, self._solve), Pass(self._project)
+        return later if self._given else (Pass(self._gather_factors, self._diagonalise), *later)
+
+    def _gather_factors(self, _rows: Rows, gradients: torch.Tensor) -> None:
+        for part, own, factors in zip(self.parts, self.columns, self._factors, strict=True):
+            if part.factors is None:
+                matrices = gradients[:, own].unflatten(1, _shape(part))  # (b, out, in)
+                by_input = matrices.flatten(0, 1)
+                by_output = matrices.transpose(0, 1).flatten(1)
+                factors.inputs.addmm_(by_input.T, by_input)
+                factors.outputs.addmm_(by_output, by_output.T)
+
+    def _gather_eigenvalues(self, _rows: Rows, gradients: torch.Tensor) -> None:
+        for part, own, basis in zip(self.parts, self.columns, self._bases, strict=True):
+            matrices = gradients[:, own].unflatten(1, _shape(part))
+            out, columns = _shape(part)
+            turned = basis.outputs.T @ matrices.transpose(0, 1).flatten(1)  # (out, b in)
+            turned = turned.view(out, -1, columns) @ basis.inputs
+            self._eigenvalues[own] += turned.square().sum(1).flatten()
+
+    def _project(self, rows: Rows, gradients: torch.Tensor) -> None:
+        self._products[:, rows] = split_product(gradients, self._x, self.columns)
+
+    def _diagonalise(self) -> None:
+        self._bases = [
+            Factors(torch.linalg.eigh(factors.inputs)[1], torch.linalg.eigh(factors.outputs)[1])
+            for factors in self._factors
+        ]
+        self._factors = []
+
+    def _solve(self) -> None:
+        self._eigenvalues /= self.samples
+        for column, ridge in enumerate(self._ridges()):
+            for part, own, basis in zip(self.parts, self.columns, self._bases, strict=True):
+                shape = _shape(part)
+                turned = basis.outputs.T @ self.validation[own].view(shape) @ basis.inputs
+                # In a silent block lambda is 0; 1 in its place keeps 0/0 out.
+                turned /= self._eigenvalues[own].view(shape) + (ridge or 1.0)
+                turned = basis.outputs @ turned @ basis.inputs.T
+                self._x[own, column] = turned.flatten()
+
+    def _ridges(self) -> list[float]:
+        mean_square = self._eigenvalues.sum().item()
+        return [damping.of(mean_square, self.size) for damping in self.dampings]
+
+    def _solutions(self) -> list[Solution]:
+        return [
+            Solution.of(self._products[..., column], ridge)
+            if ridge
+            else Solution.of_silence(len(self.parts), self.samples)
+            for column, ridge in enumerate(self._ridges())
+        ]
+
+    def _start(self, part: Part) -> Factors:
+        """The factors given, or zeros to gather them in."""
+        out, columns = _shape(part)
+        if part.factors is None:
+            new = self.validation.new_zeros
+            return Factors(new(columns, columns), new(out, out))
+        inputs, outputs = part.factors.inputs, part.factors.outputs
+        if inputs.shape != (columns, columns) or outputs.shape != (out, out):
+            raise InputError(
+                f"the factors of {part.name} have shapes {tuple(inputs.shape)} (inputs) and "
+                f"{tuple(outputs.shape)} (outputs); right would be {(columns, columns)} and "
+                f"{(out, out)}"
+            )
+        return Factors(inputs.to(self.validation), outputs.to(self.validation))
+
+
+def _shape(part: Part) -> tuple[int, int]:
+    if part.shape is None:
+        raise InputError(
+            f"EK-FAC works on matrices, and the shape of {part.name} is not given; right would be "
+            f"shape=(out, in) with out * in = {part.size}"
+        )
+    return part.shape

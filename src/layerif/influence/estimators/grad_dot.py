@@ -1,0 +1,43 @@
+"""Gradient dot product: TracIn (arXiv 2002.08484) with one checkpoint, I = G v."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
+from layerif.influence.estimators.block import Block, Part, split_product
+from layerif.influence.estimators.passes import Pass, Passes, Rows
+
+
+def grad_dot(block: Block, options: EstimatorOptions) -> Solution:
+    """Influence of every training sample through one block; one read of its gradients."""
+    passes = DotPasses(block.name, block.parts, block.samples, [options.damping])
+    (solution,) = passes.read(block)
+    return solution
+
+
+class DotPasses(Passes):
+    """The products in one pass; the same for every damping, as there is no Hessian."""
+
+    def __init__(
+        self, name: str, parts: Sequence[Part], samples: int, dampings: Sequence[Damping]
+    ) -> None:
+        super().__init__(name, parts, samples, dampings)
+        self._norms = self.validation.new_zeros(samples)  # r
+        self._products = self.validation.new_zeros(len(parts), samples)  # c, by part
+
+    def _plan(self) -> Sequence[Pass]:
+        return (Pass(self._measure),)
+
+    def _measure(self, rows: Rows, gradients: torch.Tensor) -> None:
+        self._norms[rows] = torch.linalg.vecdot(gradients, gradients)
+        self._products[:, rows] = split_product(gradients, self.validation, self.columns)
+
+    def _solutions(self) -> list[Solution]:
+        silent = not self._norms.any()
+        return [Solution.of(self._influence(), None, silent=silent) for _ in self.dampings]
+
+    def _influence(self) -> torch.Tensor:
+        return self._products

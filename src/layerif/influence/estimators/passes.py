@@ -1,0 +1,152 @@
+"""Influence from gradients that come by several times and are not kept.
+
+What is remembered between the passes are vectors of n and of d numbers. The same code serves
+gradients that are kept: `read` sends a block's rows by as often as they are wanted.
+
+    passes = DataInfPasses("layers.0.mlp.up_proj", [Part(...)], samples, [Damping()])
+    while not passes.done:
+        for rows, gradients in ...:  # every sample once, in any order and any batches
+            passes.observe(rows, gradients)
+        passes.end_pass()
+    (solution,) = passes.solutions()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from layerif.errors import InputError
+from layerif.influence.estimators.base import Damping, Solution
+from layerif.influence.estimators.block import CHUNK, Block, Part, columns_of
+
+Rows = slice | torch.Tensor
+
+
+class Pass(NamedTuple):
+    """One pass of an estimator over the training gradients.
+
+    Attributes:
+        take: what it does with rows (b,) and their gradients (b, d) float64.
+        finish: what is worked out when every row has come by.
+    """
+
+    take: Callable[[Rows, torch.Tensor], None]
+    finish: Callable[[], None] = lambda: None
+
+
+class Passes(ABC):
+    """One estimator on one block, fed with batches of per-sample gradients.
+
+    Args:
+        name: of the block.
+        parts: its trainable matrices with their validation gradients, which have to be known first.
+        samples: n.
+        dampings: one solution is made for each, all in the same passes.
+    """
+
+    def __init__(
+        self, name: str, parts: Sequence[Part], samples: int, dampings: Sequence[Damping]
+    ) -> None:
+        self.name = name
+        self.parts = parts
+        self.samples = samples
+        self.dampings = dampings
+        self.columns = columns_of(parts)
+        self.validation = torch.cat([part.validation.double() for part in parts])
+        self._seen = torch.zeros(samples, dtype=torch.int64)
+        self._finished = 0
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return len(self.validation)
+
+    @property
+    def needed(self) -> int:
+        """Passes over the training gradients, from the first to the last."""
+        return len(self._plan())
+
+    @property
+    def done(self) -> bool:
+        """Every pass is finished, and the solutions are there."""
+        return self._finished == self.needed
+
+    def observe(self, rows: Rows, gradients: torch.Tensor) -> None:
+        """Take in the gradients of some samples.
+
+        Args:
+            rows: which samples, as indices (b,) or a slice.
+            gradients: (b, d), any floating dtype; read in float64.
+
+        Raises:
+            InputError: shapes that do not belong to the block, or every pass is done.
+        """
+        index = torch.arange(self.samples)[rows]
+        if self.done or gradients.shape != (len(index), self.size):
+            raise InputError(
+                f"block {self.name} has had all of its {self.needed} passes"
+                if self.done
+                else f"gradients of shape {tuple(gradients.shape)} for {len(index)} rows do not "
+                f"belong to block {self.name}; right would be ({len(index)}, {self.size})"
+            )
+        self._seen.index_add_(0, index, torch.ones_like(index))
+        step = max(1, CHUNK // self.size)
+        device = self.validation.device
+        for own, piece in zip(index.split(step), gradients.split(step), strict=True):
+            self._take(own.to(device), piece.to(device).double())
+
+    def end_pass(self) -> None:
+        """Every sample has been observed once.
+
+        Raises:
+            InputError: it has not, or more often.
+        """
+        wrong = (self._seen != 1).nonzero()
+        if len(wrong):
+            row = int(wrong[0, 0])
+            raise InputError(
+                f"sample {row} was observed {int(self._seen[row])} times in pass "
+                f"{self._finished + 1} over block {self.name}; each pass takes every sample once"
+            )
+        self._seen.zero_()
+        self._end()
+
+    def solutions(self) -> list[Solution]:
+        """One for each damping.
+
+        Raises:
+            InputError: some pass is still to come.
+        """
+        if not self.done:
+            raise InputError(
+                f"block {self.name} has had {self._finished} of its {self.needed} passes; its "
+                "solutions come after the last one"
+            )
+        return self._solutions()
+
+    def read(self, block: Block) -> list[Solution]:
+        """Solutions for a block whose gradients are kept: one read of them for each pass."""
+        while not self.done:
+            for rows, gradients in block.rows():
+                self._take(rows, gradients)
+            self._end()
+        return self._solutions()
+
+    def _take(self, rows: Rows, gradients: torch.Tensor) -> None:
+        self._plan()[self._finished].take(rows, gradients)
+
+    def _end(self) -> None:
+        self._plan()[self._finished].finish()
+        self._finished += 1
+
+    @abstractmethod
+    def _solutions(self) -> list[Solution]:
+        """One for each damping."""
+
+    @abstractmethod
+    def _plan(self) -> Sequence[Pass]:
+        """The passes in order."""
