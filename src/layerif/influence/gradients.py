@@ -17,7 +17,7 @@ from torch import nn
 
 from layerif.batching import Batch
 from layerif.errors import InputError, NumericalError
-from layerif.influence.ghost import FactoredGradients
+from layerif.influence.estimators.factored import FactoredGradients
 from layerif.influence.subspaces import Matrix
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import evaluation_mode

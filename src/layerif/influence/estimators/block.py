@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from layerif.errors import InputError
+from layerif.influence.estimators.factored import split_times
 
 # Numbers brought to float64 at a time, 1 MiB: measured fastest, as a piece stays in a core's cache
 # between its conversion and its use. More than one row only where several fit.
@@ -152,7 +153,7 @@ class Block:
         found = x.new_empty(len(self.parts), self.samples)
         columns = columns_of(self.parts)
         for rows, piece in self.rows():
-            found[:, rows] = split_product(piece, x, columns)
+            found[:, rows] = split_times(piece, x, columns)
         return found
 
 
@@ -160,8 +161,3 @@ def columns_of(parts: Sequence[Part]) -> list[slice]:
     """Which columns of a block belong to each of its parts."""
     ends = torch.tensor([part.size for part in parts]).cumsum(0).tolist()
     return [slice(end - part.size, end) for end, part in zip(ends, parts, strict=True)]
-
-
-def split_product(rows: torch.Tensor, x: torch.Tensor, columns: Sequence[slice]) -> torch.Tensor:
-    """(parts, b, ...) share of each part's columns in rows (b, d) times x (d, ...)."""
-    return torch.stack([rows[:, own] @ x[own] for own in columns])

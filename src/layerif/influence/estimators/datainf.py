@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block, Part, split_product
+from layerif.influence.estimators.block import Block, Part
+from layerif.influence.estimators.factored import Gradients, add_weighted, norms, split_times, times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
 
@@ -57,21 +58,21 @@ class DataInfPasses(Passes):
             return Pass(self._measure_and_weigh, self._solve), last
         return Pass(self._measure, self._measured), Pass(self._weigh, self._solve), last
 
-    def _measure(self, rows: Rows, gradients: torch.Tensor) -> None:
-        self._norms[rows] = torch.linalg.vecdot(gradients, gradients)
-        self._dots[rows] = gradients @ self.validation
+    def _measure(self, rows: Rows, gradients: Gradients) -> None:
+        self._norms[rows] = norms(gradients)
+        self._dots[rows] = times(gradients, self.validation)
 
-    def _weigh(self, rows: Rows, gradients: torch.Tensor) -> None:
+    def _weigh(self, rows: Rows, gradients: Gradients) -> None:
         dots, norms = self._dots[rows, None], self._norms[rows, None]
         weights = dots / (self._ridges + norms)  # (b, dampings)
-        self._x.addmm_(gradients.T, weights)
+        add_weighted(self._x, gradients, weights)
 
-    def _measure_and_weigh(self, rows: Rows, gradients: torch.Tensor) -> None:
+    def _measure_and_weigh(self, rows: Rows, gradients: Gradients) -> None:
         self._measure(rows, gradients)
         self._weigh(rows, gradients)
 
-    def _project(self, rows: Rows, gradients: torch.Tensor) -> None:
-        self._products[:, rows] = split_product(gradients, self._x, self.columns)
+    def _project(self, rows: Rows, gradients: Gradients) -> None:
+        self._products[:, rows] = split_times(gradients, self._x, self.columns)
 
     def _measured(self) -> None:
         self._set_ridges(self._norms.mean().item())

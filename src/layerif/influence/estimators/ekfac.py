@@ -24,7 +24,8 @@ import torch
 
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block, Factors, Part, split_product
+from layerif.influence.estimators.block import Block, Factors, Part
+from layerif.influence.estimators.factored import Gradients, formed, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
 
@@ -70,7 +71,8 @@ class EkfacPasses(Passes):
         later = Pass(self._gather_eigenvalues, self._solve), Pass(self._project)
         return later if self._given else (Pass(self._gather_factors, self._diagonalise), *later)
 
-    def _gather_factors(self, _rows: Rows, gradients: torch.Tensor) -> None:
+    def _gather_factors(self, _index: Rows, rows: Gradients) -> None:
+        gradients = formed(rows)
         for part, own, factors in zip(self.parts, self.columns, self._factors, strict=True):
             if part.factors is None:
                 matrices = gradients[:, own].unflatten(1, _shape(part))  # (b, out, in)
@@ -79,7 +81,8 @@ class EkfacPasses(Passes):
                 factors.inputs.addmm_(by_input.T, by_input)
                 factors.outputs.addmm_(by_output, by_output.T)
 
-    def _gather_eigenvalues(self, _rows: Rows, gradients: torch.Tensor) -> None:
+    def _gather_eigenvalues(self, _index: Rows, rows: Gradients) -> None:
+        gradients = formed(rows)
         for part, own, basis in zip(self.parts, self.columns, self._bases, strict=True):
             matrices = gradients[:, own].unflatten(1, _shape(part))
             out, columns = _shape(part)
@@ -87,8 +90,8 @@ class EkfacPasses(Passes):
             turned = turned.view(out, -1, columns) @ basis.inputs
             self._eigenvalues[own] += turned.square().sum(1).flatten()
 
-    def _project(self, rows: Rows, gradients: torch.Tensor) -> None:
-        self._products[:, rows] = split_product(gradients, self._x, self.columns)
+    def _project(self, rows: Rows, gradients: Gradients) -> None:
+        self._products[:, rows] = split_times(gradients, self._x, self.columns)
 
     def _diagonalise(self) -> None:
         self._bases = [

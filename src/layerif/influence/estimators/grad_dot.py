@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block, Part, split_product
+from layerif.influence.estimators.block import Block, Part
+from layerif.influence.estimators.factored import Gradients, norms, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
 
@@ -31,9 +32,9 @@ class DotPasses(Passes):
     def _plan(self) -> Sequence[Pass]:
         return (Pass(self._measure),)
 
-    def _measure(self, rows: Rows, gradients: torch.Tensor) -> None:
-        self._norms[rows] = torch.linalg.vecdot(gradients, gradients)
-        self._products[:, rows] = split_product(gradients, self.validation, self.columns)
+    def _measure(self, rows: Rows, gradients: Gradients) -> None:
+        self._norms[rows] = norms(gradients)
+        self._products[:, rows] = split_times(gradients, self.validation, self.columns)
 
     def _solutions(self) -> list[Solution]:
         silent = not self._norms.any()

@@ -21,6 +21,7 @@ import torch
 
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, Solution
+from layerif.influence.estimators.factored import FactoredRows, Gradients
 from layerif.influence.estimators.block import CHUNK, Block, Part, columns_of
 
 Rows = slice | torch.Tensor
@@ -34,7 +35,7 @@ class Pass(NamedTuple):
         finish: what is worked out when every row has come by.
     """
 
-    take: Callable[[Rows, torch.Tensor], None]
+    take: Callable[[Rows, Gradients], None]
     finish: Callable[[], None] = lambda: None
 
 
@@ -75,12 +76,12 @@ class Passes(ABC):
         """Every pass is finished, and the solutions are there."""
         return self._finished == self.needed
 
-    def observe(self, rows: Rows, gradients: torch.Tensor) -> None:
+    def observe(self, rows: Rows, gradients: Gradients) -> None:
         """Take in the gradients of some samples.
 
         Args:
             rows: which samples, as indices (b,) or a slice.
-            gradients: (b, d), any floating dtype; read in float64.
+            gradients: (b, d), any floating dtype; read in float64. Or the rows in factors.
 
         Raises:
             InputError: shapes that do not belong to the block, or every pass is done.
@@ -94,6 +95,9 @@ class Passes(ABC):
                 f"belong to block {self.name}; right would be ({len(index)}, {self.size})"
             )
         self._seen.index_add_(0, index, torch.ones_like(index))
+        if isinstance(gradients, FactoredRows):
+            self._take(index.to(self.validation.device), gradients)
+            return
         step = max(1, CHUNK // self.size)
         device = self.validation.device
         for own, piece in zip(index.split(step), gradients.split(step), strict=True):
@@ -136,7 +140,7 @@ class Passes(ABC):
             self._end()
         return self._solutions()
 
-    def _take(self, rows: Rows, gradients: torch.Tensor) -> None:
+    def _take(self, rows: Rows, gradients: Gradients) -> None:
         self._plan()[self._finished].take(rows, gradients)
 
     def _end(self) -> None:

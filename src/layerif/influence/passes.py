@@ -1,0 +1,116 @@
+"""Forward and backward passes over the samples, in batches that are fixed beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from layerif.batching import Batch, Encoded, collate, pack
+from layerif.choices import PaddingSide
+from layerif.influence.gradients import PerSampleGradients
+from layerif.progress import Advance, note
+
+Kind = str  # what an error calls a sample: "training sample", "validation sample"
+
+
+@dataclass
+class Samples:
+    """Samples as batches; which batch a sample is in depends on all of them and on nothing else.
+
+    Attributes:
+        items: the samples, in the order of results.
+        batches: the same, packed by length.
+        rows: for each batch the places of its samples in `items`.
+        starts: for each batch how many samples come before it, batch by batch.
+    """
+
+    items: Sequence[Encoded]
+    batches: list[list[Encoded]]
+    rows: list[torch.Tensor] = field(init=False)
+    starts: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        place = {item.index: row for row, item in enumerate(self.items)}
+        self.rows = [torch.tensor([place[i.index] for i in batch]) for batch in self.batches]
+        lengths = [len(batch) for batch in self.batches]
+        self.starts = [sum(lengths[:number]) for number in range(len(lengths))]
+
+    @classmethod
+    def of(cls, items: Sequence[Encoded], batch_tokens: int) -> Samples:
+        """Samples packed into batches of at most `batch_tokens`."""
+        return cls(items, pack(items, batch_tokens))
+
+    @property
+    def order(self) -> torch.Tensor:
+        """(n,) the samples' places in `items`, batch by batch."""
+        return torch.cat(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(item.input_ids) for item in self.items)
+
+
+@dataclass
+class Runner:
+    """Runs batches forward and back, and says after the first how long all of them will take.
+
+    Attributes:
+        per_sample: the hooks.
+        device: of the model's inputs.
+        padding_side: of batches.
+        total_tokens: of all passes together.
+        advance: the progress bar's.
+    """
+
+    per_sample: PerSampleGradients
+    device: torch.device
+    padding_side: PaddingSide
+    total_tokens: int
+    advance: Advance
+    _timed: bool = False
+
+    def gradients(
+        self, items: Sequence[Encoded], kind: Kind
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(B,) losses of a batch's samples, and for each matrix (B, d) their gradients."""
+        losses, gradients = self._timed_run(items, lambda b: self.per_sample(b, kind))
+        return losses, [gradient.flatten(1) for gradient in gradients]
+
+    def factors(self, items: Sequence[Encoded], kind: Kind, take: Any) -> torch.Tensor:
+        """(B,) losses, with the gradients handed to `take` as they come."""
+        losses: torch.Tensor = self._timed_run(
+            items, lambda batch: self.per_sample.visit(batch, take, kind)
+        )
+        return losses
+
+    def skip(self, items: Sequence[Encoded]) -> None:
+        """A batch that was run before."""
+        self.advance(sum(len(item.input_ids) for item in items))
+
+    def _timed_run(self, items: Sequence[Encoded], run: Callable[[Batch], Any]) -> Any:
+        began = time.perf_counter()
+        batch = collate(items, device=self.device, padding_side=self.padding_side)
+        found = run(batch)
+        if not self._timed:
+            self._timed = True
+            seconds = (time.perf_counter() - began) / batch.tokens * self.total_tokens
+            note(f"{self.total_tokens:,} tokens, forward and backward: about {seconds:.0f} s")
+        self.skip(items)
+        return found
+
+
+def numbered(samples: Samples) -> Iterator[tuple[int, list[Encoded], torch.Tensor, int]]:
+    """Number, samples, places and start of each batch."""
+    return iter(
+        zip(
+            range(len(samples.batches)),
+            samples.batches,
+            samples.rows,
+            samples.starts,
+            strict=True,
+        )
+    )

@@ -1,0 +1,149 @@
+"""Influence without keeping gradients: several passes over the samples, vectors in between.
+
+Memory does not grow with samples times parameters: what stays between the passes is n numbers and d
+numbers a block. For full weights the gradients of a batch are never formed either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from layerif.artifacts import BlockRecord
+from layerif.errors import InputError
+from layerif.influence.estimators import Part, Solution
+from layerif.influence.estimators.base import Damping
+from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
+from layerif.influence.estimators.passes import Passes
+from layerif.influence.estimators.registry import OpenPasses
+from layerif.influence.passes import Runner, Samples
+from layerif.influence.subspaces import Matrix
+
+__all__ = ["Streamed", "stream"]
+
+
+@dataclass
+class Streamed:
+    """What the passes leave behind.
+
+    Attributes:
+        solutions: of each block, for the samples batch by batch.
+        losses: (n,) float64 of the training samples, batch by batch.
+        validation_loss: mean over the validation samples.
+    """
+
+    solutions: dict[str, Solution]
+    losses: torch.Tensor
+    validation_loss: float
+
+
+def stream(
+    runner: Runner,
+    matrices: Sequence[Matrix],
+    groups: Mapping[str, Sequence[int]],
+    train: Samples,
+    validation: Samples,
+    open_passes: OpenPasses,
+    damping: Damping,
+    *,
+    formed: bool,
+) -> Streamed:
+    """Run the validation samples once and the training samples as often as the estimator asks.
+
+    Args:
+        runner: of the batches.
+        matrices: of the subspace.
+        groups: for each block its name and its matrices.
+        open_passes: the estimator's.
+        formed: form the gradients of a batch (small subspaces), or leave them in factors.
+    """
+    walk = _Walk(runner, matrices, groups, formed)
+    means = [torch.zeros(matrix.size, dtype=torch.float64) for matrix in matrices]
+    loss = 0.0
+
+    def add(row: int, gradients: FactoredGradients) -> None:
+        ones = torch.ones(len(gradients.errors), device=gradients.errors.device)
+        means[row] += gradients.weighted(ones).to(means[row])
+
+    for items in validation.batches:
+        loss += runner.factors(items, "validation sample", add).double().sum().item()
+    count = len(validation.items)
+    opened = {
+        name: open_passes(
+            name,
+            [Part(matrices[row].key, means[row] / count, matrices[row].shape) for row in rows],
+            len(train.items),
+            [damping],
+        )
+        for name, rows in groups.items()
+    }
+    means.clear()
+    needed = max(passes.needed for passes in opened.values())
+    losses = torch.empty(len(train.items), dtype=torch.float64)
+    for _ in range(needed):
+        for items, start in zip(train.batches, train.starts, strict=True):
+            place = slice(start, start + len(items))
+            losses[place] = walk.over(items, opened, place).double().cpu()
+        for passes in opened.values():
+            passes.end_pass()
+    solutions = {name: passes.solutions()[0] for name, passes in opened.items()}
+    return Streamed(solutions, losses, loss / count)
+
+
+@dataclass
+class _Walk:
+    """Hands the gradients of a batch to the passes of every block."""
+
+    runner: Runner
+    matrices: Sequence[Matrix]
+    groups: Mapping[str, Sequence[int]]
+    formed: bool
+
+    def over(
+        self, items: Sequence[object], opened: Mapping[str, Passes], place: slice
+    ) -> torch.Tensor:
+        rows = torch.arange(place.start, place.stop)
+        if self.formed:
+            losses, gradients = self.runner.gradients(items, "training sample")  # type: ignore[arg-type]
+            for name, members in self.groups.items():
+                pieces = [gradients[row] for row in members]
+                whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+                opened[name].observe(rows, whole)
+            return losses
+        block_of = {row: name for name, members in self.groups.items() for row in members}
+        waiting: dict[int, FactoredGradients] = {}
+
+        def take(row: int, gradients: FactoredGradients) -> None:
+            if row in waiting:
+                raise InputError(
+                    f"{self.matrices[row].key} is used more than once in a forward pass, and the "
+                    "norms of full gradients add up over single uses alone; choose another subspace"
+                )
+            waiting[row] = gradients
+            members = self.groups[block_of[row]]
+            if all(member in waiting for member in members):
+                parts = FactoredRows([waiting[member] for member in members])
+                opened[block_of[row]].observe(rows, parts)
+                for member in members:
+                    waiting[member] = _DONE
+
+        return self.runner.factors(items, "training sample", take)  # type: ignore[arg-type]
+
+
+# In place of gradients that were handed on, so that they need not stay.
+_DONE = FactoredGradients(torch.empty(0, 0, 0), torch.empty(0, 0, 0), 0.0)
+
+
+def records(solutions: Mapping[str, Solution]) -> dict[str, BlockRecord]:
+    """What the artifact keeps of each solution beside the influence."""
+    return {
+        name: BlockRecord(
+            damping=solution.damping,
+            iterations=solution.iterations,
+            residual=solution.residual,
+            converged=solution.converged,
+        )
+        for name, solution in solutions.items()
+    }
