@@ -145,7 +145,8 @@ def test_gradients_are_the_same_under_gradient_checkpointing(reentrant):
     items, _ = encode(tokenizer, [(e.prompt, e.completion) for e in TRAIN], 64)
     batch = collate(items, device=torch.device("cpu"))
     projections = find_decoder_layers(model).projections
-    with frozen(model), PerSampleGradients(model, projections, FreshLora()) as per_sample:
+    matrices = FreshLora().matrices(projections)
+    with frozen(model), PerSampleGradients(model, projections, matrices) as per_sample:
         _, reference = per_sample(batch)
         model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.train()  # only then does transformers recompute; this model has no dropout
@@ -272,8 +273,10 @@ def test_memory_is_checked_before_any_pass(monkeypatch):
 
     little = SimpleNamespace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
-    with pytest.raises(InputError, match="use at most 0 samples, or a smaller --rank"):
-        measure(tiny_model())
+    with pytest.raises(InputError, match="give a run folder, or use fewer samples"):
+        measure(tiny_model(), keep="memory")
+    with pytest.raises(InputError, match="use datainf, grad_dot or cosine, fewer samples"):
+        measure(tiny_model(), estimator="cg")
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": -1.0}, {"damping": 0.0}])

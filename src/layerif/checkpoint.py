@@ -29,6 +29,10 @@ LOCK_FILE = "lock"
 class Steps(Protocol):
     """Where a stage keeps what it has finished."""
 
+    @property
+    def folder(self) -> Path | None:
+        """For files too large to be a step of their own; None where nothing is kept."""
+
     def load(self, step: str) -> dict[str, torch.Tensor] | None:
         """The tensors of a finished step; None where it is still to do."""
 
@@ -41,6 +45,8 @@ class Steps(Protocol):
 
 class NoSteps:
     """Keeps nothing: for work in memory, and for work too short to resume."""
+
+    folder: Path | None = None
 
     def load(self, step: str) -> None:
         return None
@@ -59,6 +65,7 @@ class DiskSteps:
     """Steps as files of one folder; made by `resumable`."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder: Path | None = folder
         self._folder = folder
 
     def load(self, step: str) -> dict[str, torch.Tensor] | None:
@@ -74,7 +81,7 @@ class DiskSteps:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
 
     def reserve(self, size: int) -> None:
-        present = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
+        present = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
         require_disk(self._folder, size - present, "the steps of this run")
 
     def _path(self, step: str) -> Path:

@@ -47,13 +47,21 @@ def require_disk(folder: Path, size: float, what: str) -> None:
     Raises:
         InputError: there is none; says how much is free.
     """
-    standing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(standing).free
-    if size * DISK_MARGIN > free:
+    if not has_room(folder, size):
         raise InputError(
-            f"{what} take {size / 1e9:.1f} GB of disk at {folder}, where {free / 1e9:.1f} GB are "
-            "free; make room, or choose another --out"
+            f"{what} take {size / 1e9:.1f} GB of disk at {folder}, where {_free(folder) / 1e9:.1f} "
+            "GB are free; make room, or choose another --out"
         )
+
+
+def has_room(folder: Path, size: float) -> bool:
+    """Whether `size` bytes can be written to the disk of `folder`, with some to spare."""
+    return size * DISK_MARGIN <= _free(folder)
+
+
+def _free(folder: Path) -> int:
+    standing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(standing).free
 
 
 def cache_folder() -> Path:

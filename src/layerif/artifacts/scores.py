@@ -52,9 +52,10 @@ class ScoringRecord(Record):
     """How scores were made: all that changes them.
 
     Attributes:
-        estimator, subspace, rank, alpha: the influence estimator and the gradients it saw.
+        estimator: of influence.
+        subspace, subspace_options: whose gradients it saw.
         block: what one inverse Hessian covers: each trainable `matrix` by itself, or all those of a
-            `layer` together.
+            `projection` or a `layer` together.
         damping: factor of the rule lambda = damping * mean(|g|^2) / d in each block; None where the
             estimator has no damping, or lambda is given.
         damping_value: lambda where it is given, the same in every block.
@@ -74,8 +75,7 @@ class ScoringRecord(Record):
 
     estimator: str
     subspace: str
-    rank: int
-    alpha: float
+    subspace_options: dict[str, Any] = Field(default_factory=dict)
     block: BlockGranularity
     damping: float | None
     damping_value: float | None = None

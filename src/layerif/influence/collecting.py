@@ -3,50 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from layerif.checkpoint import Steps
-from layerif.influence.passes import Runner, Samples, numbered
+from layerif.influence.blocks import Groups, blocks, solve
+from layerif.influence.estimators import EstimatorOptions
+from layerif.influence.passes import Measured, Runner, Samples
 from layerif.influence.store import GradientStore
 from layerif.influence.subspaces import Matrix
-
-
-@dataclass
-class Collected:
-    """What one pass over the samples leaves behind.
-
-    Attributes:
-        means: for each matrix (d,) float64, the mean validation gradient.
-        losses: (n,) float64 of the training samples, batch by batch as they are stored.
-        validation_loss: mean over the validation samples.
-    """
-
-    means: list[torch.Tensor]
-    losses: torch.Tensor
-    validation_loss: float
 
 
 def collect(
     runner: Runner,
     matrices: Sequence[Matrix],
+    groups: Groups,
     train: Samples,
     validation: Samples,
+    options: EstimatorOptions,
+    *,
     store: GradientStore,
     steps: Steps,
-    mine: range | None = None,
-) -> Collected:
-    """Run every sample forward and back once, the training gradients into the store.
+) -> Measured:
+    """Run every sample forward and back once, and solve block by block.
 
     Args:
         runner: of the batches.
+        matrices, groups: of the subspace, and the blocks they make.
         store: where the training gradients go.
         steps: keeps what each batch leaves beside them; a batch with a step is not run again.
     """
-    means = validation_means(runner, matrices, validation, steps)
+    means, validation_loss = validation_means(runner, matrices, validation, steps)
     losses = torch.empty(len(train.items), dtype=torch.float64)
-    for number, items, _, start in numbered(train):
+    for number, (items, start) in enumerate(zip(train.batches, train.starts, strict=True)):
         step = f"training-{number:05d}"
         kept = steps.load(step)
         if kept is None:
@@ -58,25 +47,18 @@ def collect(
         else:
             runner.skip(items)
         losses[start : start + len(items)] = kept["losses"]
-    return Collected(means.gradients, losses, means.loss)
-
-
-@dataclass
-class ValidationMeans:
-    """Mean gradient (d,) float64 of the validation samples in each matrix, and their mean loss."""
-
-    gradients: list[torch.Tensor]
-    loss: float
+    solutions = solve(blocks(groups, matrices, store, means), len(groups), options)
+    return Measured(solutions, losses, validation_loss)
 
 
 def validation_means(
     runner: Runner, matrices: Sequence[Matrix], validation: Samples, steps: Steps
-) -> ValidationMeans:
-    """One forward and one backward pass over the validation samples."""
+) -> tuple[list[torch.Tensor], float]:
+    """(d,) float64 mean gradient of the validation samples in each matrix, and their mean loss."""
     sizes = [matrix.size for matrix in matrices]
     total = torch.zeros(sum(sizes), dtype=torch.float64)
     loss = 0.0
-    for number, items, _, _ in numbered(validation):
+    for number, items in enumerate(validation.batches):
         step = f"validation-{number:05d}"
         kept = steps.load(step)
         if kept is None:
@@ -89,4 +71,4 @@ def validation_means(
         total += kept["sum"]
         loss += kept["loss"].item()
     count = len(validation.items)
-    return ValidationMeans(list((total / count).split(sizes)), loss / count)
+    return list((total / count).split(sizes)), loss / count

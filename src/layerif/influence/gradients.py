@@ -1,9 +1,9 @@
 """Per-sample gradients of all layers from one backward pass over a whole batch.
 
-A forward hook on each projection keeps its inputs as the trainable matrices see them (for a LoRA's B
-u = A a, rank numbers a position), and hooks the output's gradient e. When the backward pass brings
-e, the gradient of sample i is the sum over its positions of e_t u_t^T: one small product. No base
-weight gets a gradient, and no sample is run alone.
+A forward hook on each projection keeps its inputs as the trainable matrices see them (for a LoRA's
+B that is u = A a, rank numbers a position), and hooks the output's gradient e. When the backward
+pass brings e, the gradient of sample i is the sum over its positions of e_t u_t^T: one small
+product. No base weight gets a gradient, and no sample is run alone.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class PerSampleGradients:
         gradients = []
         for matrix, gradient in zip(self._matrices, found, strict=True):
             assert gradient is not None
-            _require_finite(gradient.flatten(1).sum(1), f"gradient at {matrix.key} of {kind}", batch)
+            _require_finite(
+                gradient.flatten(1).sum(1), f"gradient at {matrix.key} of {kind}", batch
+            )
             gradients.append(gradient)
         return losses, gradients
 
@@ -118,19 +120,17 @@ class PerSampleGradients:
         return list(self._reached)
 
     def _observer(self, projection: Projection, rows: Sequence[int]) -> Any:
-        weight = projection.weight
-        maps = [
-            tuple(
-                None if side is None else side.to(weight.device, projection.compute_dtype)
-                for side in (self._matrices[row].left, self._matrices[row].right)
-            )
-            for row in rows
-        ]
+        maps = [(self._matrices[row].left, self._matrices[row].right) for row in rows]
 
         def observe(_module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
             if not output.requires_grad:
                 return  # the first pass under gradient checkpointing; the second one counts
             inputs = args[0].detach()
+            if any(side is not None and _elsewhere(side, inputs) for pair in maps for side in pair):
+                # Brought once to where the projection computes, and in its precision.
+                maps[:] = [
+                    (_brought(left, inputs), _brought(right, inputs)) for left, right in maps
+                ]
             seen = [
                 inputs if right is None else nn.functional.linear(inputs, right)
                 for _, right in maps
@@ -154,6 +154,14 @@ class PerSampleGradients:
             output.register_hook(collect)
 
         return observe
+
+
+def _brought(side: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor | None:
+    return None if side is None else side.to(inputs)
+
+
+def _elsewhere(side: torch.Tensor, inputs: torch.Tensor) -> bool:
+    return side.dtype != inputs.dtype or side.device != inputs.device
 
 
 def _require_finite(values: torch.Tensor, what: str, batch: Batch) -> None:

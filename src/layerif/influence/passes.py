@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from layerif.batching import Batch, Encoded, collate, pack
 from layerif.choices import PaddingSide
+from layerif.influence.estimators import Solution
 from layerif.influence.gradients import PerSampleGradients
 from layerif.progress import Advance, note
-
-Kind = str  # what an error calls a sample: "training sample", "validation sample"
 
 
 @dataclass
@@ -24,20 +24,10 @@ class Samples:
     Attributes:
         items: the samples, in the order of results.
         batches: the same, packed by length.
-        rows: for each batch the places of its samples in `items`.
-        starts: for each batch how many samples come before it, batch by batch.
     """
 
     items: Sequence[Encoded]
     batches: list[list[Encoded]]
-    rows: list[torch.Tensor] = field(init=False)
-    starts: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        place = {item.index: row for row, item in enumerate(self.items)}
-        self.rows = [torch.tensor([place[i.index] for i in batch]) for batch in self.batches]
-        lengths = [len(batch) for batch in self.batches]
-        self.starts = [sum(lengths[:number]) for number in range(len(lengths))]
 
     @classmethod
     def of(cls, items: Sequence[Encoded], batch_tokens: int) -> Samples:
@@ -47,11 +37,32 @@ class Samples:
     @property
     def order(self) -> torch.Tensor:
         """(n,) the samples' places in `items`, batch by batch."""
-        return torch.cat(self.rows)
+        place = {item.index: row for row, item in enumerate(self.items)}
+        return torch.tensor([place[item.index] for batch in self.batches for item in batch])
+
+    @property
+    def starts(self) -> list[int]:
+        """For each batch how many samples come before it, batch by batch."""
+        return list(accumulate((len(batch) for batch in self.batches[:-1]), initial=0))
 
     @property
     def tokens(self) -> int:
         return sum(len(item.input_ids) for item in self.items)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the passes come to.
+
+    Attributes:
+        solutions: of each block by its name, for the samples batch by batch.
+        losses: (n,) float64 of the training samples, batch by batch.
+        validation_loss: mean over the validation samples.
+    """
+
+    solutions: dict[str, Solution]
+    losses: torch.Tensor
+    validation_loss: float
 
 
 @dataclass
@@ -74,24 +85,22 @@ class Runner:
     _timed: bool = False
 
     def gradients(
-        self, items: Sequence[Encoded], kind: Kind
+        self, items: Sequence[Encoded], kind: str
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """(B,) losses of a batch's samples, and for each matrix (B, d) their gradients."""
-        losses, gradients = self._timed_run(items, lambda b: self.per_sample(b, kind))
+        losses, gradients = self._run(items, lambda batch: self.per_sample(batch, kind))
         return losses, [gradient.flatten(1) for gradient in gradients]
 
-    def factors(self, items: Sequence[Encoded], kind: Kind, take: Any) -> torch.Tensor:
+    def factors(self, items: Sequence[Encoded], kind: str, take: Any) -> torch.Tensor:
         """(B,) losses, with the gradients handed to `take` as they come."""
-        losses: torch.Tensor = self._timed_run(
-            items, lambda batch: self.per_sample.visit(batch, take, kind)
-        )
+        losses: torch.Tensor = self._run(items, lambda b: self.per_sample.visit(b, take, kind))
         return losses
 
     def skip(self, items: Sequence[Encoded]) -> None:
         """A batch that was run before."""
         self.advance(sum(len(item.input_ids) for item in items))
 
-    def _timed_run(self, items: Sequence[Encoded], run: Callable[[Batch], Any]) -> Any:
+    def _run(self, items: Sequence[Encoded], run: Callable[[Batch], Any]) -> Any:
         began = time.perf_counter()
         batch = collate(items, device=self.device, padding_side=self.padding_side)
         found = run(batch)
@@ -101,16 +110,3 @@ class Runner:
             note(f"{self.total_tokens:,} tokens, forward and backward: about {seconds:.0f} s")
         self.skip(items)
         return found
-
-
-def numbered(samples: Samples) -> Iterator[tuple[int, list[Encoded], torch.Tensor, int]]:
-    """Number, samples, places and start of each batch."""
-    return iter(
-        zip(
-            range(len(samples.batches)),
-            samples.batches,
-            samples.rows,
-            samples.starts,
-            strict=True,
-        )
-    )

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import torch
 
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
-from layerif.batching import Encoded, collate, encode, pack
-from layerif.checkpoint import NoSteps, Steps
-from layerif.choices import BlockGranularity, PaddingSide
+from layerif.batching import Encoded, encode
+from layerif.checkpoint import NO_STEPS, Steps
+from layerif.choices import BlockGranularity, Keep, PaddingSide, SubspaceName, check_choice
 from layerif.chunks import usable_length
 from layerif.errors import InputError
 from layerif.influence import blocks as blockwise
-from layerif.influence.estimators import checked_options, find
+from layerif.influence.blocks import Groups
+from layerif.influence.collecting import collect
+from layerif.influence.estimators import EstimatorOptions, checked_options, find
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.subspace import FreshLora
-from layerif.model import Tokenizer, describe, find_decoder_layers, setting
-from layerif.model.layers import Projection
+from layerif.influence.memory import choose
+from layerif.influence.passes import Measured, Runner, Samples
+from layerif.influence.store import DiskStore, GradientStore, MemoryStore
+from layerif.influence.streaming import passes_needed, stream
+from layerif.influence.subspaces import (
+    AdapterSubspace,
+    FreshLora,
+    FullWeights,
+    Matrix,
+    Subspace,
+    TwoSided,
+)
+from layerif.model import Projection, Tokenizer, describe, find_decoder_layers, setting
 from layerif.progress import note, progress
 from layerif.tasks.base import Example
 
@@ -43,6 +53,10 @@ def score(
     seed: int = 0,
     max_length: int = 512,
     batch_tokens: int = 1024,
+    subspace: SubspaceName | Subspace = "fresh_lora",
+    size: int = 16,
+    keep: Keep = "auto",
+    memory: float | None = None,
     padding_side: PaddingSide = "right",
     task: dict[str, Any] | None = None,
     steps: Steps | None = None,
@@ -65,7 +79,14 @@ def score(
         damping: lambda = damping * mean(|g|^2) / d in each block.
         damping_value: lambda itself in every block, in place of that rule.
         block: what one inverse Hessian covers: each trainable matrix by itself, or all those of a
-            layer together.
+            projection or a layer together.
+        subspace: whose gradients are compared: `fresh_lora`, `two_sided` (random projections of
+            `size`), `full` (the weights), `adapter` (the active LoRA of a PEFT model), or one of
+            your own.
+        size: of the two-sided projections.
+        keep: where training gradients are kept: in `memory`, on `disk` beside the steps, or nowhere
+            (`passes`: computed anew, memory independent of the samples); `auto` chooses.
+        memory: GB that gradients and the estimator may take; None for nine tenths of what is free.
         tolerance: relative residual at which an iterative estimator stops.
         max_iterations: where it stops at the latest; what has not converged is noted and recorded.
         seed: of the LoRA's A matrices, and of an estimator's random numbers.
@@ -94,48 +115,52 @@ def score(
     chosen = find(estimator)
     layers = find_decoder_layers(model)
     max_length = usable_length(model, max_length)
-    lora = FreshLora(rank, alpha, seed)
-    shapes = [(projection.out_features, rank) for projection in layers.projections]
-    groups = blockwise.group(layers.projections, block)
+    compared = _subspace(subspace, model, rank=rank, alpha=alpha, size=size, seed=seed)
+    matrices = compared.matrices(layers.projections)
+    groups = blockwise.group(matrices, layers.projections, block)
     train_items, dropped_train = check_samples(tokenizer, train, max_length, "training")
     validation_items, dropped_validation = check_samples(
         tokenizer, validation, max_length, "validation"
     )
-
-    found = _collect(
+    found, order = _measured(
         model,
         layers.projections,
-        lora,
-        train_items,
-        validation_items,
+        compared,
+        matrices,
+        groups,
+        (train_items, validation_items),
+        options,
         batch_tokens=batch_tokens,
         padding_side=padding_side,
-        workspace=blockwise.workspace(groups, shapes, len(train_items), options),
-        steps=steps or NoSteps(),
+        keep=keep,
+        memory=memory,
+        steps=steps or NO_STEPS,
     )
-    solutions = blockwise.solve(
-        blockwise.blocks(groups, layers.projections, shapes, found.store, found.means),
-        len(groups),
-        options,
-    )
-    by_projection = torch.empty(len(shapes), len(train_items), dtype=torch.float64)
+    solutions = found.solutions
+    blockwise.note_unconverged(solutions, options)
+
+    # Solutions are batch by batch; results are in the order of the samples.
+    by_projection = torch.zeros(len(layers.projections), len(train_items), dtype=torch.float64)
     by_layer = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
     for name, rows in groups.items():
-        by_projection[rows] = solutions[name].by_part.cpu()
-        by_layer[layers.projections[rows[0]].layer] += solutions[name].influence.cpu()
+        influence = solutions[name].influence.cpu()
+        by_layer[layers.projections[matrices[rows[0]].projection].layer, order] += influence
+        for row, part in zip(rows, solutions[name].by_part.cpu(), strict=True):
+            by_projection[matrices[row].projection, order] += part
+    losses = torch.empty_like(found.losses)
+    losses[order] = found.losses
     return LayerScores(
         influence=by_layer.numpy(),
         projection_influence=by_projection.numpy(),
-        train_losses=found.train_losses.numpy(),
+        train_losses=losses.numpy(),
         projections=tuple(
             ProjectionInfo(layer=p.layer, name=p.name, numel=p.numel) for p in layers.projections
         ),
         model=describe(model),
         record=ScoringRecord(
             estimator=estimator,
-            subspace="fresh_lora",
-            rank=rank,
-            alpha=alpha,
+            subspace=compared.name,
+            subspace_options=compared.record,
             block=block,
             damping=damping if chosen.damped and damping_value is None else None,
             damping_value=damping_value if chosen.damped else None,
@@ -156,6 +181,90 @@ def score(
             setting=setting(model),
         ),
     )
+
+
+def _measured(
+    model: Any,
+    projections: Sequence[Projection],
+    subspace: Subspace,
+    matrices: Sequence[Matrix],
+    groups: Groups,
+    samples: tuple[Sequence[Encoded], Sequence[Encoded]],
+    options: EstimatorOptions,
+    *,
+    batch_tokens: int,
+    padding_side: PaddingSide,
+    keep: Keep,
+    memory: float | None,
+    steps: Steps,
+) -> tuple[Measured, torch.Tensor]:
+    """The solution of every block, and which sample each of its numbers is of."""
+    train, validation = (Samples.of(items, batch_tokens) for items in samples)
+    dtype = torch.promote_types(_dtype_of(model), torch.float32)
+    formed = not isinstance(subspace, FullWeights)
+    chosen = choose(
+        keep,
+        matrices,
+        len(train.items),
+        dtype,
+        options=options,
+        workspace=blockwise.workspace(groups, matrices, len(train.items), options),
+        folder=steps.folder,
+        memory=None if memory is None else memory * 1e9,
+        formed=formed,
+    )
+    rounds = passes_needed(options) if chosen == "passes" else 1
+    total = validation.tokens + rounds * train.tokens
+    with (
+        frozen(model),
+        PerSampleGradients(model, projections, matrices) as per_sample,
+        progress("per-sample gradients", total) as advance,
+    ):
+        device = model.get_input_embeddings().weight.device
+        runner = Runner(per_sample, device, padding_side, total, advance)
+        if chosen == "passes":
+            found = stream(runner, matrices, groups, train, validation, options, formed=formed)
+            return found, train.order
+        store: GradientStore = MemoryStore(matrices, len(train.items), dtype)
+        if chosen == "disk" and steps.folder is not None:
+            store = DiskStore(steps.folder, matrices, len(train.items), dtype)
+        found = collect(
+            runner,
+            matrices,
+            groups,
+            train,
+            validation,
+            options,
+            store=store,
+            # Without the gradients that stay in memory, what a batch left is of no use.
+            steps=steps if chosen == "disk" else NO_STEPS,
+        )
+    return found, train.order
+
+
+def _subspace(
+    subspace: SubspaceName | Subspace,
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    size: int,
+    seed: int,
+) -> Subspace:
+    if not isinstance(subspace, str):
+        return subspace
+    check_choice(subspace, SubspaceName, "subspace")
+    if subspace == "fresh_lora":
+        return FreshLora(rank, alpha, seed)
+    if subspace == "two_sided":
+        return TwoSided(size, seed)
+    return FullWeights() if subspace == "full" else AdapterSubspace(model)
+
+
+def _dtype_of(model: Any) -> torch.dtype:
+    """The precision that the model computes in; quantised weights are integers."""
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floating)
 
 
 def check_samples(
@@ -181,132 +290,3 @@ def check_samples(
             f"not fit into {max_length} tokens"
         )
     return items, dropped
-
-
-@dataclass
-class _Collected:
-    """What the passes over the samples leave behind.
-
-    Attributes:
-        store: for each projection (samples, d), the training gradients.
-        means: for each projection (d,) float64, the mean validation gradient.
-        train_losses: (samples,) float64, in the order given.
-        validation_loss: mean over the validation samples.
-    """
-
-    store: list[torch.Tensor]
-    means: list[torch.Tensor]
-    train_losses: torch.Tensor
-    validation_loss: float = 0.0
-
-
-def _collect(
-    model: Any,
-    projections: Sequence[Projection],
-    lora: FreshLora,
-    train: Sequence[Encoded],
-    validation: Sequence[Encoded],
-    *,
-    batch_tokens: int,
-    padding_side: PaddingSide,
-    workspace: int,
-    steps: Steps,
-) -> _Collected:
-    """Run every sample forward and backward once."""
-    found = _Collected(
-        store=_allocate_store(model, projections, lora, len(train), workspace),
-        means=[torch.zeros(lora.gradient_size(p), dtype=torch.float64) for p in projections],
-        train_losses=torch.empty(len(train), dtype=torch.float64),
-    )
-    steps.reserve(sum(t.nbytes for t in found.store) * (len(train) + len(validation)) // len(train))
-    row_of = {item.index: row for row, item in enumerate(train)}
-    total = sum(len(item.input_ids) for item in (*train, *validation))
-    with (
-        frozen(model),
-        PerSampleGradients(model, projections, lora) as per_sample,
-        progress("per-sample gradients", total) as advance,
-    ):
-        passes = _Passes(per_sample, projections, steps, batch_tokens, padding_side, total)
-        for items, losses, gradients in passes.over(validation, "validation"):
-            found.validation_loss += losses.double().sum().item() / len(validation)
-            for mean, gradient in zip(found.means, gradients, strict=True):
-                mean.add_(gradient.double().sum(0).to(mean), alpha=1 / len(validation))
-            advance(sum(len(item.input_ids) for item in items))
-        for items, losses, gradients in passes.over(train, "training"):
-            rows = torch.tensor([row_of[item.index] for item in items])
-            found.train_losses[rows] = losses.to(found.train_losses)
-            for stored, gradient in zip(found.store, gradients, strict=True):
-                stored[rows] = gradient.to(stored)
-            advance(sum(len(item.input_ids) for item in items))
-    return found
-
-
-@dataclass
-class _Passes:
-    """Forward and backward passes over batches of samples, those finished before taken as kept."""
-
-    per_sample: PerSampleGradients
-    projections: Sequence[Projection]
-    steps: Steps
-    batch_tokens: int
-    padding_side: PaddingSide
-    total_tokens: int
-    _timed: bool = False
-
-    def over(
-        self, samples: Sequence[Encoded], kind: str
-    ) -> Iterator[tuple[list[Encoded], torch.Tensor, list[torch.Tensor]]]:
-        """For each batch its samples, their losses (B,) and gradients (B, d) by projection."""
-        for number, items in enumerate(pack(samples, self.batch_tokens)):
-            step = f"{kind}-{number:05d}"
-            kept = self.steps.load(step)
-            if kept is None:
-                kept = self._run(items, kind)
-                self.steps.save(step, kept)
-            yield items, kept["losses"], [kept[p.key] for p in self.projections]
-
-    def _run(self, items: Sequence[Encoded], kind: str) -> dict[str, torch.Tensor]:
-        began = time.perf_counter()
-        device = self.projections[0].weight.device
-        batch = collate(items, device=device, padding_side=self.padding_side)
-        losses, gradients = self.per_sample(batch, f"{kind} sample")
-        if not self._timed:
-            self._timed = True
-            seconds = (time.perf_counter() - began) / batch.tokens * self.total_tokens
-            note(f"{self.total_tokens:,} tokens, forward and backward: about {seconds:.0f} s")
-        named = {
-            p.key: gradient.flatten(1)
-            for p, gradient in zip(self.projections, gradients, strict=True)
-        }
-        return {"losses": losses, **named}
-
-
-def _allocate_store(
-    model: Any, projections: Sequence[Projection], lora: FreshLora, samples: int, workspace: int
-) -> list[torch.Tensor]:
-    """One (samples, d) tensor a projection in main memory, refused beforehand if it cannot fit
-    beside the bytes that the estimator will take.
-    """
-    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    sizes = [lora.gradient_size(projection) for projection in projections]
-    needed = samples * sum(sizes) * dtype.itemsize
-    free = psutil.virtual_memory().available
-    if workspace > 0.9 * free:
-        raise InputError(
-            f"the estimator takes {workspace / 1e9:.1f} GB for the matrices of one block of "
-            f"{samples} training samples, and {free / 1e9:.1f} GB of memory are free; use fewer "
-            "samples or a smaller --rank, or an estimator without such matrices: datainf or cg"
-        )
-    free -= workspace
-    note(
-        f"gradients of {samples} samples: {sum(sizes):,} numbers each, {needed / 1e9:.2f} GB "
-        f"({free / 1e9:.1f} GB free)"
-    )
-    if needed > 0.9 * free:
-        fitting = int(0.9 * free / (sum(sizes) * dtype.itemsize))
-        raise InputError(
-            f"the gradients of {samples} training samples take {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free; use at most {fitting} samples, or a smaller "
-            "--rank"
-        )
-    return [torch.empty(samples, size, dtype=dtype) for size in sizes]

@@ -1,7 +1,7 @@
 """Where the gradients of the training samples are kept: in memory, or in a file read in pieces.
 
-Rows come batch by batch and are kept in that order, so that those of a batch lie together: one write
-a matrix.
+Rows come batch by batch and are kept in that order, so that those of a batch lie together: one
+write a matrix.
 """
 
 from __future__ import annotations
@@ -14,23 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from layerif.influence.estimators.block import Rows
 from layerif.influence.subspaces import Matrix
 
 FILE = "gradients.bin"
-
-
-class Rows(Protocol):
-    """(n, d) gradients of one matrix, of which slices are read: a tensor, or rows in a file."""
-
-    @property
-    def shape(self) -> torch.Size: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any, /) -> torch.Tensor: ...
 
 
 class GradientStore(Protocol):
@@ -82,12 +69,10 @@ class DiskStore:
 
     def put(self, first: int, gradients: Sequence[torch.Tensor]) -> None:
         with self._path.open("r+b", buffering=0) as file:
-            for size, offset, gradient in zip(
-                self._sizes, self._offsets, gradients, strict=True
-            ):
+            for size, offset, gradient in zip(self._sizes, self._offsets, gradients, strict=True):
                 file.seek((offset + first * size) * self._dtype.itemsize)
                 rows = gradient.detach().to("cpu", self._dtype).contiguous()
-                _write_all(file, memoryview(rows.numpy()).cast("B"))
+                _write_all(file, rows.numpy().data.cast("B"))
 
     def of(self, matrix: int) -> FileRows:
         shape = (self._samples, self._sizes[matrix])
@@ -95,13 +80,11 @@ class DiskStore:
 
 
 class FileRows:
-    """(n, d) gradients in a file; a slice is a copy, so nothing of the file stays in memory here."""
+    """(n, d) gradients in a file; a slice is a copy, and nothing else of it stays in memory."""
 
     device = torch.device("cpu")
 
-    def __init__(
-        self, path: Path, offset: int, shape: tuple[int, int], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, path: Path, offset: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
         self._path = path
         self._offset = offset * dtype.itemsize
         self._dtype = np.dtype(str(dtype).removeprefix("torch."))

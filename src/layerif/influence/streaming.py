@@ -11,54 +11,37 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif.artifacts import BlockRecord
+from layerif.batching import Encoded
 from layerif.errors import InputError
-from layerif.influence.estimators import Part, Solution
-from layerif.influence.estimators.base import Damping
+from layerif.influence.blocks import Groups
+from layerif.influence.estimators import EstimatorOptions, Part, find
 from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
 from layerif.influence.estimators.passes import Passes
-from layerif.influence.estimators.registry import OpenPasses
-from layerif.influence.passes import Runner, Samples
+from layerif.influence.passes import Measured, Runner, Samples
 from layerif.influence.subspaces import Matrix
-
-__all__ = ["Streamed", "stream"]
-
-
-@dataclass
-class Streamed:
-    """What the passes leave behind.
-
-    Attributes:
-        solutions: of each block, for the samples batch by batch.
-        losses: (n,) float64 of the training samples, batch by batch.
-        validation_loss: mean over the validation samples.
-    """
-
-    solutions: dict[str, Solution]
-    losses: torch.Tensor
-    validation_loss: float
 
 
 def stream(
     runner: Runner,
     matrices: Sequence[Matrix],
-    groups: Mapping[str, Sequence[int]],
+    groups: Groups,
     train: Samples,
     validation: Samples,
-    open_passes: OpenPasses,
-    damping: Damping,
+    options: EstimatorOptions,
     *,
     formed: bool,
-) -> Streamed:
+) -> Measured:
     """Run the validation samples once and the training samples as often as the estimator asks.
 
     Args:
         runner: of the batches.
         matrices: of the subspace.
-        groups: for each block its name and its matrices.
-        open_passes: the estimator's.
+        groups: the blocks they make.
+        options: the estimator, which has a form in passes, and its damping.
         formed: form the gradients of a batch (small subspaces), or leave them in factors.
     """
+    open_passes = find(options.name).passes
+    assert open_passes is not None
     walk = _Walk(runner, matrices, groups, formed)
     means = [torch.zeros(matrix.size, dtype=torch.float64) for matrix in matrices]
     loss = 0.0
@@ -75,7 +58,7 @@ def stream(
             name,
             [Part(matrices[row].key, means[row] / count, matrices[row].shape) for row in rows],
             len(train.items),
-            [damping],
+            [options.damping],
         )
         for name, rows in groups.items()
     }
@@ -89,7 +72,15 @@ def stream(
         for passes in opened.values():
             passes.end_pass()
     solutions = {name: passes.solutions()[0] for name, passes in opened.items()}
-    return Streamed(solutions, losses, loss / count)
+    return Measured(solutions, losses, loss / count)
+
+
+def passes_needed(options: EstimatorOptions) -> int:
+    """How often the training samples have to be run."""
+    open_passes = find(options.name).passes
+    assert open_passes is not None
+    any_part = Part("any", torch.zeros(1), (1, 1))
+    return open_passes("any", [any_part], 1, [options.damping]).needed
 
 
 @dataclass
@@ -98,15 +89,15 @@ class _Walk:
 
     runner: Runner
     matrices: Sequence[Matrix]
-    groups: Mapping[str, Sequence[int]]
+    groups: Groups
     formed: bool
 
     def over(
-        self, items: Sequence[object], opened: Mapping[str, Passes], place: slice
+        self, items: Sequence[Encoded], opened: Mapping[str, Passes], place: slice
     ) -> torch.Tensor:
         rows = torch.arange(place.start, place.stop)
         if self.formed:
-            losses, gradients = self.runner.gradients(items, "training sample")  # type: ignore[arg-type]
+            losses, gradients = self.runner.gradients(items, "training sample")
             for name, members in self.groups.items():
                 pieces = [gradients[row] for row in members]
                 whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
@@ -129,21 +120,8 @@ class _Walk:
                 for member in members:
                     waiting[member] = _DONE
 
-        return self.runner.factors(items, "training sample", take)  # type: ignore[arg-type]
+        return self.runner.factors(items, "training sample", take)
 
 
 # In place of gradients that were handed on, so that they need not stay.
 _DONE = FactoredGradients(torch.empty(0, 0, 0), torch.empty(0, 0, 0), 0.0)
-
-
-def records(solutions: Mapping[str, Solution]) -> dict[str, BlockRecord]:
-    """What the artifact keeps of each solution beside the influence."""
-    return {
-        name: BlockRecord(
-            damping=solution.damping,
-            iterations=solution.iterations,
-            residual=solution.residual,
-            converged=solution.converged,
-        )
-        for name, solution in solutions.items()
-    }

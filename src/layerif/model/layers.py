@@ -51,15 +51,18 @@ class Projection:
 
     @property
     def out_features(self) -> int:
-        return int(self.weight.shape[0])
+        # A quantised weight is packed, so the module is asked and not the weight.
+        stated = getattr(self.module, "out_features", None)
+        return int(self.weight.shape[0] if stated is None else stated)
 
     @property
     def in_features(self) -> int:
-        return int(self.weight.shape[1])
+        stated = getattr(self.module, "in_features", None)
+        return int(self.weight.shape[1] if stated is None else stated)
 
     @property
     def numel(self) -> int:
-        return self.weight.numel()
+        return self.out_features * self.in_features
 
 
 @dataclass(frozen=True, eq=False)

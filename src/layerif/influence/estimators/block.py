@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -18,6 +18,20 @@ CHUNK = 2**17
 # Columns taken at a time where whole columns are wanted: a page of a memory-mapped float32 file
 # holds so many, and is then read once.
 COLUMNS = 1024
+
+
+class Rows(Protocol):
+    """(n, d) gradients of one matrix, of which slices are read: a tensor, or rows in a file."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +86,13 @@ class Block:
         name: of the block; random numbers of an estimator are drawn by it.
         parts: the trainable matrices; their validation gradients are brought to float64 on the
             device of the gradients.
-        gradients: of each part (n, d_p), any floating dtype; may be memory-mapped, since it is read
-            in pieces and never copied as a whole.
+        gradients: of each part (n, d_p), any floating dtype: a tensor, or rows in a file, since it
+            is read in pieces and never copied as a whole.
     """
 
     name: str
     parts: tuple[Part, ...]
-    gradients: tuple[torch.Tensor, ...]
+    gradients: tuple[Rows, ...]
 
     def __post_init__(self) -> None:
         wanted = [(self.samples, part.size) for part in self.parts]

@@ -21,8 +21,8 @@ import torch
 
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, Solution
-from layerif.influence.estimators.factored import FactoredRows, Gradients
 from layerif.influence.estimators.block import CHUNK, Block, Part, columns_of
+from layerif.influence.estimators.factored import FactoredRows, Gradients
 
 Rows = slice | torch.Tensor
 

@@ -85,11 +85,11 @@ class AdapterSubspace:
         if active != [self.adapter] or layer.merged or layer.disable_adapters:
             raise InputError(
                 f"at {projection.key} the adapter {self.adapter!r} is not the one that is active "
-                f"(active: {', '.join(active) or 'none'}{', merged' if layer.merged else ''}); call "
-                f"set_adapter({self.adapter!r}) first, and unmerge"
+                f"(active: {', '.join(active) or 'none'}{', merged' if layer.merged else ''}); "
+                f"call set_adapter({self.adapter!r}) first, and unmerge"
             )
         if layer.use_dora.get(self.adapter):
             raise InputError(
-                f"the adapter {self.adapter!r} at {projection.key} uses DoRA, whose gradient is not "
-                "that of a plain LoRA; use an adapter without it"
+                f"the adapter {self.adapter!r} at {projection.key} uses DoRA, whose gradient is "
+                "not that of a plain LoRA; use an adapter without it"
             )

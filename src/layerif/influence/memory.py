@@ -1,0 +1,123 @@
+"""Where gradients shall be kept, chosen beforehand from what they take and what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from layerif.choices import Keep, check_choice
+from layerif.errors import InputError
+from layerif.influence.estimators import EstimatorOptions, find
+from layerif.influence.subspaces import Matrix
+from layerif.progress import note
+from layerif.runs import has_room
+
+# Never all that is free: the model's own activations and others' processes want some.
+SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Need:
+    """What scoring takes.
+
+    Attributes:
+        gradients: bytes of the training samples' gradients.
+        workspace: bytes that the estimator takes beside them, in its largest block.
+        free: bytes of memory that may be used.
+    """
+
+    gradients: int
+    workspace: int
+    free: float
+
+
+def choose(
+    keep: Keep,
+    matrices: Sequence[Matrix],
+    samples: int,
+    dtype: torch.dtype,
+    *,
+    options: EstimatorOptions,
+    workspace: int,
+    folder: Path | None,
+    memory: float | None,
+    formed: bool,
+) -> Keep:
+    """Where gradients are kept: `memory`, `disk`, or nowhere (`passes`); says so with the estimate.
+
+    With `auto`, a run folder keeps them on disk, where they are written anyway so that the run can
+    go on after an interruption, and the system holds in memory what there is room for. Without one
+    they stay in memory where they fit. What has room nowhere is computed anew in several passes.
+
+    Args:
+        keep: what was asked for.
+        options: the estimator, which has to have a form in passes for that.
+        workspace: bytes it takes beside the gradients.
+        folder: of the run's steps; None without a run folder.
+        memory: bytes that may be used; None for nine tenths of what is free.
+        formed: whether gradients can be formed at all; full weights' cannot.
+
+    Raises:
+        InputError: it cannot be done so; says what would be right.
+    """
+    check_choice(keep, Keep, "place to keep gradients")
+    numbers = sum(matrix.size for matrix in matrices)
+    free = SHARE * psutil.virtual_memory().available if memory is None else memory
+    need = Need(samples * numbers * dtype.itemsize, workspace, free)
+    name = options.name
+    if not formed and keep not in ("auto", "passes"):
+        raise InputError(
+            "the gradients of full weights are never formed, so they cannot be kept; leave out "
+            "--keep, or choose another --subspace"
+        )
+    if need.workspace > need.free and keep != "passes":
+        raise InputError(
+            f"the estimator {name} takes {need.workspace / 1e9:.1f} GB for the matrices of one "
+            f"block of {samples} training samples, and {need.free / 1e9:.1f} GB may be used; use "
+            "fewer samples or a smaller subspace, or an estimator without such matrices: datainf "
+            "or cg"
+        )
+    chosen = keep
+    if keep == "auto":
+        chosen = _automatic(need, folder, formed=formed)
+    if chosen == "memory" and need.gradients + need.workspace > need.free:
+        raise InputError(
+            f"the gradients of {samples} training samples take {need.gradients / 1e9:.1f} GB, and "
+            f"{need.free / 1e9:.1f} GB of memory may be used; give a run folder, or use fewer "
+            "samples or a smaller subspace"
+        )
+    if chosen == "disk" and folder is None:
+        raise InputError("gradients are kept on disk in the run folder, and none is given")
+    if chosen == "passes" and find(name).passes is None:
+        raise InputError(
+            f"the estimator {name} reads gradients more often than passes can be afforded, so they "
+            f"have to be kept, and those of {samples} samples take {need.gradients / 1e9:.1f} GB, "
+            f"for which there is no room ({need.free / 1e9:.1f} GB of memory may be used); use "
+            "datainf, grad_dot or cosine, fewer samples, or a smaller subspace"
+        )
+    _say(chosen, need, numbers, samples)
+    return chosen
+
+
+def _automatic(need: Need, folder: Path | None, *, formed: bool) -> Keep:
+    if not formed:
+        return "passes"
+    if folder is not None and has_room(folder, need.gradients):
+        return "disk"
+    return "memory" if need.gradients + need.workspace <= need.free else "passes"
+
+
+def _say(chosen: Keep, need: Need, numbers: int, samples: int) -> None:
+    what = f"gradients of {samples} samples, {numbers:,} numbers each"
+    size = f"{need.gradients / 1e9:.2f} GB"
+    note(
+        {
+            "memory": f"{what}: {size} in memory, of {need.free / 1e9:.1f} GB that may be used",
+            "disk": f"{what}: {size} on disk, in the run folder until the scores stand",
+            "passes": f"{what}: not kept, computed anew in each pass",
+        }[chosen]
+    )
