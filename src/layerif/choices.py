@@ -14,7 +14,7 @@ ExpertsMap = Literal["power", "mola", "uniform"]
 PruningMethod = Literal["wanda"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 PaddingSide = Literal["left", "right"]
-PromptStyle = Literal["alpaca", "chat", "plain"]
+PromptStyle = Literal["alpaca", "chat", "harness", "plain"]
 
 
 def check_choice(value: str, choices: Any, name: str) -> None:

@@ -94,3 +94,12 @@ class Results(JsonArtifact):
     measurements: list[Measurement]
     how: dict[str, Any] = Field(default_factory=dict)
     setting: Setting
+
+    def joined(self, other: Results) -> Results:
+        """These figures and then `other`'s, of the same model."""
+        return self.model_copy(
+            update={
+                "measurements": [*self.measurements, *other.measurements],
+                "how": {**self.how, **other.how},
+            }
+        )

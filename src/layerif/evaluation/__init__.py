@@ -3,6 +3,17 @@
 from layerif.evaluation.accuracy import task_measurement
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import check_sources, evaluate, sparsity_of
+from layerif.evaluation.harness import HarnessTasks, harness_results, load_harness
 from layerif.evaluation.perplexity import perplexity
 
-__all__ = ["check_sources", "compare", "evaluate", "perplexity", "sparsity_of", "task_measurement"]
+__all__ = [
+    "HarnessTasks",
+    "check_sources",
+    "compare",
+    "evaluate",
+    "harness_results",
+    "load_harness",
+    "perplexity",
+    "sparsity_of",
+    "task_measurement",
+]

@@ -8,6 +8,7 @@ from layerif.report.tables import (
     manifest_table,
     results_table,
     scores_table,
+    titled,
 )
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "plot_scores",
     "results_table",
     "scores_table",
+    "titled",
 ]

@@ -69,6 +69,8 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
     first = next(iter(results.values()))
     for measurement in first.measurements:
         unit = "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
+        if measurement.scoring != "likelihood":
+            unit = f"{measurement.scoring}\n{unit}"
         name = escape(measurement.name)
         table.add_column(f"{name}\n{unit}", justify="right")
         if _answer_loss(measurement) is not None:
@@ -83,7 +85,7 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
     """What a reader must know beside the figures."""
     first = next(iter(results.values()))
     lines = [
-        f"Measured on {m.name}: {m.count:,} {_counted(m)}."
+        f"Measured on {titled(m.name, m.scoring)}: {m.count:,} {_counted(m)}."
         + (f" Chance is {m.details['chance']:.0%}." if "chance" in m.details else "")
         for m in first.measurements
     ]
@@ -92,8 +94,14 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
     return lines
 
 
+def titled(name: str, scoring: str) -> str:
+    """A measurement's name, and what it was read off where that is not likelihoods of our own."""
+    return name if scoring == "likelihood" else f"{name} ({scoring})"
+
+
 def _counted(measurement: Measurement) -> str:
-    counted = "rows" if measurement.metric == "accuracy" else "tokens"
+    accuracy = measurement.metric == "accuracy"
+    counted = "rows" if accuracy else measurement.details.get("unit", "tokens")
     return counted if measurement.low is None else f"{counted}, ± half a 95 % interval"
 
 
