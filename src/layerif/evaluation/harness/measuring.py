@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from layerif.evaluation.statistics import perplexity_interval, wilson_interval
 
 # The first of a task's metrics that can be represented is its figure, these before all others.
 _PREFERRED = ("acc", "exact_match")
+
+_NUMBER = (bool, int, float, np.bool_, np.number)
 
 Row = Mapping[str, Any]
 
@@ -32,6 +34,7 @@ def measurements_of(evaluated: Mapping[str, Any]) -> tuple[list[Measurement], di
         rows = evaluated["samples"].get(name)
         measurement = None
         if rows is not None:
+            metrics |= _standard_errors(reported, rows)
             details = {
                 "shots": evaluated["n-shot"][name],
                 "task_version": plain(evaluated["versions"][name]),
@@ -48,25 +51,64 @@ def measurements_of(evaluated: Mapping[str, Any]) -> tuple[list[Measurement], di
 def _measurement(
     name: str, reported: Row, rows: Sequence[Row], details: dict[str, Any]
 ) -> Measurement | None:
-    keys = [key for key in reported if "," in key and "_stderr," not in key]
+    keys = list(_metrics(reported))
     keys.sort(key=lambda key: key.split(",")[0] not in _PREFERRED)
     for key in keys:
-        metric, _, filtered = key.partition(",")
-        mine = [row for row in rows if row["filter"] == filtered and metric in row]
-        mine.sort(key=lambda row: row["doc_id"])
-        values = [row[metric] for row in mine]
+        mine, values = _values(rows, key)
         figure = {"name": name, "scoring": "harness", "details": {"figure": key, **details}}
-        if _is_mean_of_hits(values, reported[key]):
+        if _is_mean(values, reported[key]) and set(values) <= {0, 1}:
             return _accuracy(figure, mine, values)
         if _is_perplexity(values, reported[key]):
-            return _perplexity(figure, mine, values, metric)
+            return _perplexity(figure, mine, values, key.split("_")[0])
     return None
 
 
-def _is_mean_of_hits(values: Sequence[Any], figure: Any) -> bool:
-    if not values or any(np.ndim(value) or value not in (0, 1) for value in values):
+def _metrics(reported: Row) -> Iterator[str]:
+    """The metrics of a task as lm-eval names them: `acc,none`, with what filters the answers."""
+    return (key for key in reported if "," in key and "_stderr," not in key)
+
+
+def _values(rows: Sequence[Row], key: str) -> tuple[list[Row], list[Any]]:
+    """The rows that a metric was read off, in the order of the data, and its values."""
+    metric, _, filtered = key.partition(",")
+    mine = [row for row in rows if row["filter"] == filtered and metric in row]
+    mine.sort(key=lambda row: row["doc_id"])
+    return mine, [row[metric] for row in mine]
+
+
+def _standard_errors(reported: Row, rows: Sequence[Row]) -> dict[str, float]:
+    """The standard errors of the metrics that are means, by lm-eval's formula and names.
+
+    lm-eval is run without any: for other metrics it would resample, in processes of its own.
+    """
+    errors = {}
+    for key in _metrics(reported):
+        _, values = _values(rows, key)
+        if len(values) > 1 and _is_mean(values, reported[key]):
+            metric, _, filtered = key.partition(",")
+            error = np.std(values, ddof=1) / math.sqrt(len(values))
+            errors[f"{metric}_stderr,{filtered}"] = float(error)
+    return errors
+
+
+def _is_mean(values: Sequence[Any], figure: Any) -> bool:
+    return bool(
+        values
+        and all(isinstance(value, _NUMBER) for value in values)
+        and math.isclose(float(np.mean(values)), figure, abs_tol=1e-9)
+    )
+
+
+def _is_perplexity(values: Sequence[Any], figure: Any) -> bool:
+    """Whether a figure is exp(- sum / sum) of pairs of a log-likelihood and a count."""
+    pairs = all(
+        isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, _NUMBER) for n in value)
+        for value in values
+    )
+    if not (pairs and values and all(count > 0 for _, count in values)):
         return False
-    return math.isclose(float(np.mean(values)), figure, abs_tol=1e-9)
+    likelihoods, counts = np.array(values, dtype=float).T
+    return math.isclose(math.exp(-likelihoods.sum() / counts.sum()), figure)
 
 
 def _accuracy(figure: dict[str, Any], rows: Sequence[Row], hits: Sequence[Any]) -> Measurement:
@@ -90,21 +132,12 @@ def _scored(row: Row) -> bool:
     return all(isinstance(answer, tuple) for answers in row["resps"] for answer in answers)
 
 
-def _is_perplexity(values: Sequence[Any], figure: Any) -> bool:
-    if not values or any(np.shape(value) != (2,) for value in values):
-        return False
-    likelihoods, counts = np.array(values, dtype=float).T
-    return bool(
-        (counts > 0).all() and math.isclose(math.exp(-likelihoods.sum() / counts.sum()), figure)
-    )
-
-
 def _perplexity(
-    figure: dict[str, Any], rows: Sequence[Row], values: Sequence[Any], metric: str
+    figure: dict[str, Any], rows: Sequence[Row], values: Sequence[Any], unit: str
 ) -> Measurement:
     likelihoods, counts = np.array(values, dtype=float).T
     low, high = perplexity_interval(-likelihoods, counts) or (None, None)
-    figure["details"]["unit"] = f"{metric.removesuffix('_perplexity')}s"
+    figure["details"]["unit"] = f"{unit}s"
     return Measurement(
         **figure,
         metric="perplexity",

@@ -13,9 +13,6 @@ from layerif.evaluation.harness.quiet import quiet_harness
 from layerif.model import Tokenizer, describe, evaluation_mode, setting
 from layerif.progress import note
 
-# Of lm-eval's standard errors that have no formula; the intervals of measurements are our own.
-_BOOTSTRAPS = 1000
-
 
 def harness_results(
     model: Any, tokenizer: Tokenizer, tasks: HarnessTasks, *, batch_size: int = 4
@@ -51,7 +48,7 @@ def harness_results(
                 wrapped,
                 {"tasks": dict(tasks.tasks), "groups": dict(tasks.groups)},
                 samples=tasks.rows,
-                bootstrap_iters=_BOOTSTRAPS,
+                bootstrap_iters=0,
             )
     measurements, reported = measurements_of(evaluated)
     for name in reported.keys() - tasks.groups.keys():
