@@ -95,7 +95,7 @@ def evaluate(
     from layerif.evaluation import compare, harness_results
     from layerif.evaluation import evaluate as measure
     from layerif.model import open_model
-    from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
 
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
@@ -123,7 +123,7 @@ def evaluate(
     table = results_table(own, "Evaluation")
     if reference is None or not as_json:
         emit(table, value, as_json=as_json)
-    for line in caveat_lines(own):
+    for line in [*reported_lines(results), *caveat_lines(own)]:
         say(line, as_json=as_json)
     if out is not None:
         say(f"wrote {out}", as_json=as_json)

@@ -12,6 +12,7 @@ from layerif.artifacts import Allocation, LayerScores, Manifest, Measurement, Re
 from layerif.choices import Aggregation
 
 BAR = 24
+SIDE_BY_SIDE = 4  # measurements that fit beside each other into an ordinary terminal
 
 
 def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Table:
@@ -62,13 +63,20 @@ def manifest_table(manifest: Manifest) -> Table:
 
 
 def results_table(results: Mapping[str, Results], title: str) -> Table:
-    """Models side by side, one row each, one column a measurement."""
+    """Models side by side, one row each, one column a measurement.
+
+    Many measurements of a single model have a row each instead.
+    """
+    if len(results) == 1:
+        ((name, result),) = results.items()
+        if len(result.measurements) > SIDE_BY_SIDE:
+            return _one_below_the_other(name, result, title)
     table = _table(title)
     table.add_column("")
     table.add_column("sparsity", justify="right")
     first = next(iter(results.values()))
     for measurement in first.measurements:
-        unit = "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
+        unit = _unit(measurement)
         if measurement.scoring != "likelihood":
             unit = f"{measurement.scoring}\n{unit}"
         name = escape(measurement.name)
@@ -79,6 +87,29 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
         figures = [figure for m in result.measurements for figure in _figures(m)]
         table.add_row(escape(name), f"{result.sparsity:.2%}", *figures)
     return table
+
+
+def _one_below_the_other(name: str, result: Results, title: str) -> Table:
+    table = _table(f"{title}: {name}, {result.sparsity:.2%} zeros")
+    table.add_column("")
+    table.add_column("")
+    table.add_column("", justify="right")
+    if any(_answer_loss(m) is not None for m in result.measurements):
+        table.add_column("answer loss ↓", justify="right")
+    for m in result.measurements:
+        figure, *loss = _figures(m)
+        table.add_row(escape(titled(m.name, m.scoring)), _unit(m), figure, *loss)
+    return table
+
+
+def reported_lines(results: Results) -> list[str]:
+    """What lm-evaluation-harness reports beside measurements: of groups, and of other metrics."""
+    reported = results.how.get("harness", {}).get("reported", {})
+    shown = {
+        name: [f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, float)]
+        for name, metrics in reported.items()
+    }
+    return [f"{titled(name, 'harness')}: {', '.join(all_)}" for name, all_ in shown.items() if all_]
 
 
 def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
@@ -97,6 +128,10 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
 def titled(name: str, scoring: str) -> str:
     """A measurement's name, and what it was read off where that is not likelihoods of our own."""
     return name if scoring == "likelihood" else f"{name} ({scoring})"
+
+
+def _unit(measurement: Measurement) -> str:
+    return "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
 
 
 def _counted(measurement: Measurement) -> str:

@@ -184,10 +184,10 @@ def _all_tasks() -> Any:
 
 def _unknown(name: str, known: Sequence[str]) -> InputError:
     close = difflib.get_close_matches(name, known, n=5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    hint = f"did you mean {' or '.join(close)}? All" if close else "all"
     return InputError(
-        f"lm-evaluation-harness has no task, group or tag {name!r}{hint} `lm-eval ls tasks` lists "
-        f"all {len(known):,}, and the path of a task file in its YAML form does as well"
+        f"lm-evaluation-harness has no task, group or tag {name!r}; {hint} {len(known):,} are "
+        "listed by `lm-eval ls tasks`, and the path of a task file in its YAML form does as well"
     )
 
 

@@ -94,7 +94,7 @@ def _standard_errors(reported: Row, rows: Sequence[Row]) -> dict[str, float]:
 def _is_mean(values: Sequence[Any], figure: Any) -> bool:
     return bool(
         values
-        and all(isinstance(value, _NUMBER) for value in values)
+        and all(isinstance(value, _NUMBER) for value in [*values, figure])
         and math.isclose(float(np.mean(values)), figure, abs_tol=1e-9)
     )
 
@@ -105,7 +105,8 @@ def _is_perplexity(values: Sequence[Any], figure: Any) -> bool:
         isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, _NUMBER) for n in value)
         for value in values
     )
-    if not (pairs and values and all(count > 0 for _, count in values)):
+    known = bool(values) and isinstance(figure, _NUMBER)
+    if not (known and pairs and all(count > 0 for _, count in values)):
         return False
     likelihoods, counts = np.array(values, dtype=float).T
     return math.isclose(math.exp(-likelihoods.sum() / counts.sum()), figure)

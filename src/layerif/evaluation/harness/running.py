@@ -11,7 +11,6 @@ from layerif.evaluation.harness.loading import HarnessTasks
 from layerif.evaluation.harness.measuring import measurements_of
 from layerif.evaluation.harness.quiet import quiet_harness
 from layerif.model import Tokenizer, describe, evaluation_mode, setting
-from layerif.progress import note
 
 
 def harness_results(
@@ -51,11 +50,6 @@ def harness_results(
                 bootstrap_iters=0,
             )
     measurements, reported = measurements_of(evaluated)
-    for name in reported.keys() - tasks.groups.keys():
-        note(
-            f"task {name} of lm-evaluation-harness is measured by neither an accuracy nor a "
-            f"perplexity: its figures are kept in the results, under how.harness.reported"
-        )
     return Results(
         model=describe(model),
         sparsity=sparsity_of(model),
