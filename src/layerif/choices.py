@@ -15,7 +15,7 @@ PruningMethod = Literal["wanda"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 BlockGranularity = Literal["matrix", "layer"]
 PaddingSide = Literal["left", "right"]
-PromptStyle = Literal["alpaca", "chat", "plain"]
+PromptStyle = Literal["alpaca", "chat", "harness", "plain"]
 TaskScoring = Literal["likelihood", "generation"]
 
 
