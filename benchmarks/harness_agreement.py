@@ -2,9 +2,10 @@
 
 Each task's items are drawn from our test split in the style `harness`; lm-eval is given the same
 rows, found by their texts in its own task over the same folder. Its requests run on its own Hugging
-Face model around the same open model, ours through `layerif evaluate`'s likelihoods. Timed is what
-comes after the texts: tokenising and running every candidate. The order of the two alternates from
-task to task.
+Face model around the same open model, ours through the likelihoods of `layerif evaluate`. Timed is
+what comes after the texts, tokenising and running every candidate, in seconds of the processor:
+other work on the machine disturbs them less than those of the clock. The order of the two
+alternates from task to task.
 
     python benchmarks/harness_agreement.py --data-dir DIR
 """
@@ -52,7 +53,7 @@ def main() -> None:
         f"{options.model}, {options.samples} items a task, {options.dtype}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
     )
-    heads = ("acc", "lm-eval", "by char", "acc_norm", "seconds", "lm-eval")
+    heads = ("acc", "lm-eval", "by char", "acc_norm", "CPU s", "lm-eval")
     print(COLUMNS.format("task", "items", "candidates", "largest diff", "chosen", *heads))
     for number, name in enumerate(options.tasks.split(",")):
         examples = load_task(name, data_dir=options.data_dir, style="harness").sample(
@@ -130,9 +131,9 @@ def report(
 
 
 def seconds(call: Any) -> tuple[float, np.ndarray]:
-    began = time.perf_counter()
+    began = time.process_time()
     value = call()
-    return time.perf_counter() - began, value
+    return time.process_time() - began, value
 
 
 if __name__ == "__main__":

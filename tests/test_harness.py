@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import re
-import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,7 @@ from layerif.evaluation.statistics import wilson_interval
 from layerif.report import reported_lines, results_table
 from tiny import tiny_model, tiny_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(_self: socket.socket, address: Any) -> None:
-        pytest.fail(f"something connects to {address}")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +230,6 @@ def test_nothing_is_left_changed(folder: Path, capsys: pytest.CaptureFixture[str
         weights = {name: weight.clone() for name, weight in model.state_dict().items()}
         return [switches, drawn, bars, datasets.is_progress_bar_enabled(), str(weights)]
 
-    harness_results(model, tokenizer, load_harness(["rte"], data_dir=folder))
     before = state()
     harness_results(model, tokenizer, load_harness(["arc_easy"], shots=1, data_dir=folder))
     assert state() == before
@@ -244,6 +237,14 @@ def test_nothing_is_left_changed(folder: Path, capsys: pytest.CaptureFixture[str
     assert tokenizer.pad_token is None
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+    code = (
+        "import os; before = dict(os.environ)\n"
+        "from layerif.evaluation import load_harness\n"
+        f"load_harness(['rte'], data_dir=__import__('pathlib').Path({str(folder)!r}))\n"
+        "print(os.environ == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_likelihoods_that_are_not_finite_stop_the_run(folder: Path) -> None:

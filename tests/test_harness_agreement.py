@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from layerif.tasks import Example, load_task
 from layerif.tasks.catalogue import CATALOGUE
 from tiny import SHAPE, WIDE, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 UPSTREAM = Path(lm_eval_tasks.__file__).parent
 UPSTREAM_FILES = {
     "arc_easy": "arc/arc_easy.yaml",
@@ -36,14 +37,6 @@ UPSTREAM_FILES = {
     "openbookqa": "openbookqa/openbookqa.yaml",
 }
 Pair = tuple[str, str]
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(_self: socket.socket, address: Any) -> None:
-        pytest.fail(f"something connects to {address}")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
 
 
 def asked(task: Any, rows: list[int] | None = None) -> list[tuple[list[Any], int]]:

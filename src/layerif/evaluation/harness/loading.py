@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -95,7 +96,8 @@ def load_harness(
 
 
 def _require_lm_eval() -> str:
-    """The version of lm-eval."""
+    """The version of lm-eval, which sets variables of the environment when it is imported."""
+    before = dict(os.environ)
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
@@ -104,6 +106,8 @@ def _require_lm_eval() -> str:
             f"here ({error}); install it with: pip install 'lm-eval>=0.4.12,<0.5' (the extra "
             "layerif[eval])"
         ) from error
+    for variable in os.environ.keys() - before.keys():
+        del os.environ[variable]
     return metadata.version("lm_eval")
 
 
@@ -149,7 +153,7 @@ def _from_lm_eval(name: str) -> Any:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"no task file at {path}")
-        manager = TaskManager(include_path=str(path.parent), include_defaults=False)
+        manager = TaskManager(include_defaults=False)
     else:
         manager = _all_tasks()
         if name not in manager.task_index:
