@@ -8,6 +8,7 @@ import torch
 
 from layerif.artifacts import BlockRecord
 from layerif.choices import BlockGranularity, check_choice
+from layerif.errors import InputError
 from layerif.influence.estimators import Block, EstimatorOptions, Part, Solution, find
 from layerif.model.layers import Projection
 from layerif.progress import note, progress
@@ -52,12 +53,24 @@ def blocks(
 
 
 def solve(blocks: Iterable[Block], count: int, options: EstimatorOptions) -> dict[str, Solution]:
-    """The solution of every block by its name; blocks that have not converged are noted."""
+    """The solution of every block by its name; blocks that have not converged are noted.
+
+    Raises:
+        InputError: an estimator of the user's own gives a solution of another shape.
+    """
     estimator = find(options.name)
     solutions = {}
     with progress("influence", count) as advance:
         for block in blocks:
-            solutions[block.name] = estimator.solve(block, options)
+            solution = estimator.solve(block, options)
+            wanted = (len(block.parts), block.samples)
+            if solution.by_part.shape != wanted or solution.influence.shape != wanted[1:]:
+                raise InputError(
+                    f"the estimator {options.name} gives block {block.name} influence of shape "
+                    f"{tuple(solution.influence.shape)} and {tuple(solution.by_part.shape)} by "
+                    f"part; right would be {wanted[1:]} and {wanted}"
+                )
+            solutions[block.name] = solution
             advance()
     _note_unconverged(solutions, options)
     return solutions
@@ -91,8 +104,13 @@ def _note_unconverged(solutions: dict[str, Solution], options: EstimatorOptions)
     }
     if residuals:
         worst = max(residuals, key=residuals.__getitem__)
+        steps = solutions[worst].iterations
         note(
             f"{options.name} did not reach the residual {options.tolerance:g} in {len(residuals)} "
-            f"of {len(solutions)} blocks; the largest is {residuals[worst]:.2g}, in {worst} after "
-            f"{solutions[worst].iterations or 0} iterations: raise the damping, or the iterations"
+            f"of {len(solutions)} blocks; the largest is {residuals[worst]:.2g}, in {worst}"
+            + (
+                f" after {steps} iterations: raise them, or the damping"
+                if steps
+                else ": raise the damping"
+            )
         )

@@ -58,7 +58,7 @@ class DataInfPasses(Passes):
         return Pass(self._measure, self._measured), Pass(self._weigh, self._solve), last
 
     def _measure(self, rows: Rows, gradients: torch.Tensor) -> None:
-        self._norms[rows] = torch.linalg.vecdot(gradients, gradients)
+        self._norms[rows] = torch.linalg.vector_norm(gradients, dim=1).square()
         self._dots[rows] = gradients @ self.validation
 
     def _weigh(self, rows: Rows, gradients: torch.Tensor) -> None:

@@ -32,7 +32,7 @@ class DotPasses(Passes):
         return (Pass(self._measure),)
 
     def _measure(self, rows: Rows, gradients: torch.Tensor) -> None:
-        self._norms[rows] = torch.linalg.vecdot(gradients, gradients)
+        self._norms[rows] = torch.linalg.vector_norm(gradients, dim=1).square()
         self._products[:, rows] = split_product(gradients, self.validation, self.columns)
 
     def _solutions(self) -> list[Solution]:
