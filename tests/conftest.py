@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def _threads(request: pytest.FixtureRequest):
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whatever connects to another machine fails the test, retries and all."""
+
+    def connect(_self, address):
+        pytest.fail(f"something connects to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_answers_by_generation(layerif, model, tmp_path):
     options = ["evaluate", "--model", model, "--tasks", "facts", "--samples", 3]
     status, out, err = layerif(*options, "--scoring", "generation", "--out", path)
     assert status == 0, err
-    assert "generated" in out
+    assert "generation" in out
     # A random model does not know the form of the answers.
     assert "3 of 3 answers on facts could not be read, and count as wrong." in out
     results = Results.load(path)
@@ -169,10 +169,10 @@ def test_answers_by_generation(layerif, model, tmp_path):
     # Likelihoods do not compare with what was generated; that is said before anything runs.
     status, out, err = layerif(*options, "--against", path)
     assert (status, out) == (2, "")
-    assert "has results on facts by generation, and facts is to be measured" in err
+    assert "has results on facts (generation), and facts is to be measured" in err
     status, out, _ = layerif(*options, "--against", path, "--scoring", "generation")
     assert status == 0
-    assert "facts generated accuracy: " in out
+    assert "facts (generation) accuracy: " in out
 
     status, out, err = layerif(*options, "--scoring", "generation", "--tasks", "agreement")
     assert (status, out) == (2, "")

@@ -222,7 +222,7 @@ def test_generated_answers_compare_with_generated_answers_alone():
     )
     (found,) = compare({"one": one, "two": two}, "one")
     assert (found.metric, found.scoring, found.difference) == ("accuracy", "generation", 0.25)
-    assert comparison_lines([found])[0].startswith("t generated accuracy: two 75.0% against one")
+    assert comparison_lines([found])[0].startswith("t (generation) accuracy: two 75.0% against one")
     likelihood = results(accuracy([1, 0, 1, 0], [1.0] * 4))
     with pytest.raises(InputError, match=r"one has t \(accuracy\), the other t \(accuracy by gen"):
         compare({"one": one, "two": likelihood}, "one")

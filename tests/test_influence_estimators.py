@@ -115,7 +115,7 @@ def test_blocks_that_have_not_converged_are_named(capsys):
     scores = scored("lissa", max_iterations=3)
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "lissa" in line]
     assert "did not reach the residual 1e-08 in 21 of 21 blocks; the largest is" in note
-    assert "after 3 iterations: raise the damping" in note
+    assert "after 3 iterations: raise them, or the damping" in note
     assert not any(block.converged for block in scores.record.blocks.values())
 
 
@@ -134,6 +134,9 @@ def test_an_estimator_of_ones_own(monkeypatch):
         "halved", lambda block, _options: Solution.of(block.products(block.validation / 2), None)
     )
     close(scored("halved").influence, scored("grad_dot").influence / 2)
+    register_estimator("summed", lambda block, _options: Solution.of(torch.ones(1, 1), None))
+    with pytest.raises(InputError, match=r"summed gives block layers.0.* right would be \(9,\)"):
+        scored("summed")
 
 
 def test_matrices_that_do_not_fit_are_refused_before_any_pass(monkeypatch):
@@ -143,7 +146,7 @@ def test_matrices_that_do_not_fit_are_refused_before_any_pass(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(InputError, match="for the matrices of one block of 9 training samples"):
         scored("exact")
-    with pytest.raises(InputError, match="use at most 0 samples"):
+    with pytest.raises(InputError, match="so they have to be kept"):
         scored("cg")
 
 
@@ -152,7 +155,7 @@ def test_matrices_that_do_not_fit_are_refused_before_any_pass(monkeypatch):
     [
         ({"estimator": "datainv"}, "no estimator 'datainv'"),
         ({"damping_value": 0.0}, "damping value must be positive"),
-        ({"block": "model"}, "no block 'model'; choose one of matrix, layer"),
+        ({"block": "model"}, "no block 'model'; choose one of matrix, projection, layer"),
         ({"tolerance": 2.0}, "tolerance must lie between 0 and 1"),
         ({"max_iterations": 0}, "max_iterations must be at least 1"),
     ],

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
 from layerif import load_corpus, load_task, open_model, prune, score
 from layerif.artifacts import Allocation, LayerScores, Manifest, Results
-from layerif.evaluation import perplexity, task_measurement
+from layerif.evaluation import generated_accuracy, perplexity, task_measurement
 from layerif.model import find_decoder_layers
 from test_influence import autograd_gradients, published_datainf
 
@@ -49,6 +50,25 @@ def test_the_model_is_between_chance_and_ceiling_on_facts(smollm2):
     found = task_measurement(*smollm2, rows, name="facts")
     assert 0.4 < found.value < 0.85
     assert found.details["chance"] == 0.25
+
+
+def test_the_model_writes_answers_that_can_be_read(smollm2, data_dir):
+    """It follows the form of the answers, and hardly knows them; the batch makes no difference."""
+    model, tokenizer = smollm2
+    task = load_task("commonsense_qa", data_dir=data_dir, style="chat", tokenizer=tokenizer)
+    rows = task.sample("test", 24, 0)
+    found = generated_accuracy(model, tokenizer, rows)
+    assert found.details["parse_failures"] <= 2
+    assert 0 < found.value < 0.6
+    few = generated_accuracy(model, tokenizer, rows[:3], batch_tokens=1)
+    assert few.details["replies"] == found.details["replies"][:3]
+    assert few.outcomes.correct == found.outcomes.correct[:3]
+    first = tokenizer(rows[0].prompt, return_tensors="pt")["input_ids"]
+    reply = tokenizer(found.details["replies"][0])["input_ids"]
+    with torch.inference_mode():
+        whole = torch.cat([first, torch.tensor([reply])], dim=1)
+        predicted = model(whole, use_cache=False).logits[0, first.shape[1] - 1 :].argmax(-1)
+    assert predicted.tolist() == [*reply, tokenizer.eos_token_id]
 
 
 def test_half_the_weights_go_and_the_model_still_speaks(smollm2):

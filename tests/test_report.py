@@ -259,7 +259,7 @@ class TestTables:
         results = Results.model_validate(value)
         table = results_table({"dense": results}, "t")
         assert [str(column.header) for column in table.columns][3:] == [
-            "mrpc\ngenerated accuracy ↑"
+            "mrpc\ngeneration\naccuracy ↑"
         ]
         line = "3 of 80 answers on mrpc could not be read, and count as wrong."
         assert list(caveat_lines({"dense": results})).count(line) == 1

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from layerif.errors import LayerifError as LayerifError
     from layerif.evaluation import compare as compare
     from layerif.evaluation import evaluate as evaluate
+    from layerif.evaluation import harness_results as harness_results
+    from layerif.evaluation import load_harness as load_harness
     from layerif.influence import score as score
     from layerif.model import open_model as open_model
     from layerif.pruning import prune as prune
@@ -41,7 +43,9 @@ _HOMES = {
     "allocate_sparsity": "allocate",
     "compare": "evaluation",
     "evaluate": "evaluation",
+    "harness_results": "evaluation",
     "load_corpus": "tasks",
+    "load_harness": "evaluation",
     "load_task": "tasks",
     "open_model": "model",
     "prune": "pruning",

@@ -17,7 +17,7 @@ BlockGranularity = Literal["matrix", "projection", "layer"]
 Keep = Literal["auto", "memory", "disk", "passes"]
 SubspaceName = Literal["fresh_lora", "two_sided", "full", "adapter"]
 PaddingSide = Literal["left", "right"]
-PromptStyle = Literal["alpaca", "chat", "plain"]
+PromptStyle = Literal["alpaca", "chat", "harness", "plain"]
 TaskScoring = Literal["likelihood", "generation"]
 
 

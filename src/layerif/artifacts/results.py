@@ -97,3 +97,12 @@ class Results(JsonArtifact):
     how: dict[str, Any] = Field(default_factory=dict)
     setting: Setting
     fingerprint: Fingerprint | None = None
+
+    def joined(self, other: Results) -> Results:
+        """These figures and then `other`'s, of the same model."""
+        return self.model_copy(
+            update={
+                "measurements": [*self.measurements, *other.measurements],
+                "how": {**self.how, **other.how},
+            }
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +20,23 @@ def evaluate(
     context: typer.Context,
     model: options.Model,
     tasks: Annotated[
-        str,
+        str | None,
         typer.Option("--tasks", help="Tasks and corpora, separated by commas.", show_default=False),
-    ],
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            "--harness",
+            help="Tasks of lm-evaluation-harness, separated by commas.",
+            show_default=False,
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            "--shots", help="Solved rows before a question.", show_default="the task's, mostly 0"
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="JSON file to write the results to.", show_default=False),
@@ -60,28 +73,34 @@ def evaluate(
 ) -> None:
     """Measure accuracy on tasks' test splits, and perplexity on corpora.
 
-    With --against, say how each figure differs from another model's, and whether that is more than
-    noise.
+    With --harness, beside --tasks or alone, lm-evaluation-harness measures the model on tasks of
+    its own, with its own prompts. With --against, say how each figure differs from another model's,
+    and whether that is more than noise.
     """
     from layerif.checkpoint import check_out
     from layerif.tasks import Task, load_sources
 
+    _refuse_nothing(tasks, harness, shots)
     if out is not None:
         check_out(out, out, overwrite=overwrite)
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    names = [name.strip() for name in tasks.split(",")]
-    sources = load_sources(names, data_dir=data_dir, style=style, tokenizer=tokenizer)
-    reference = (
-        None
-        if against is None
-        else _reference(
-            against, {(s.name, scoring if isinstance(s, Task) else "likelihood") for s in sources}
+    sources = load_sources(_names(tasks), data_dir=data_dir, style=style, tokenizer=tokenizer)
+    wanted: set[tuple[str, str]] = {
+        (s.name, scoring if isinstance(s, Task) else "likelihood") for s in sources
+    }
+    loaded = None
+    if harness is not None:
+        from layerif.evaluation import load_harness
+
+        loaded = load_harness(
+            _names(harness), shots=shots, samples=samples, seed=seed, data_dir=data_dir
         )
-    )
+        wanted |= {(name, "harness") for name in loaded.tasks}
+    reference = None if against is None else _reference(against, wanted)
 
     from layerif.evaluation import compare
     from layerif.model import open_model
-    from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
     from layerif.studies.stages import evaluate_into
 
     opened, tokenizer = open_model(
@@ -101,6 +120,7 @@ def evaluate(
             "batch_tokens": batch_tokens,
             "scoring": scoring,
         },
+        harness=loaded,
         cache=options.likelihood_cache(no_cache=no_cache),
         overwrite=overwrite,
     )
@@ -111,31 +131,50 @@ def evaluate(
     table = results_table(own, "Evaluation")
     if reference is None or not as_json:
         emit(table, value, as_json=as_json)
-    for line in caveat_lines(own):
+    for line in [*reported_lines(results), *caveat_lines(own)]:
         say(line, as_json=as_json)
     if out is not None:
         say(f"wrote {out}", as_json=as_json)
     if reference is not None:
         # Last, so that figures which turn out to be of other rows are kept and shown all the same.
-        found = compare({**own, str(against): reference}, str(against))
-        for line in comparison_lines(found):
+        compared = compare({**own, str(against): reference}, str(against))
+        for line in comparison_lines(compared):
             say(line, as_json=as_json)
         if as_json:
-            comparisons = [comparison.model_dump(mode="json") for comparison in found]
+            comparisons = [comparison.model_dump(mode="json") for comparison in compared]
             emit(table, {"results": value, "comparisons": comparisons}, as_json=True)
 
 
+def _refuse_nothing(tasks: str | None, harness: str | None, shots: int | None) -> None:
+    """Refuse a command that measures nothing, or that has shots for nothing."""
+    if tasks is None and harness is None:
+        raise InputError(
+            "say what to measure: --tasks TASKS, --harness TASKS of lm-evaluation-harness, or both"
+        )
+    if shots is not None and harness is None:
+        raise InputError("--shots counts for tasks of lm-evaluation-harness, and needs --harness")
+
+
+def _names(listed: str | None) -> list[str]:
+    return [] if listed is None else [name.strip() for name in listed.split(",")]
+
+
 def _reference(path: Path, wanted: set[tuple[str, str]]) -> Results:
-    """Results to compare with, refused before the evaluation where they cannot serve."""
+    """Results to compare with, refused before the evaluation where they cannot serve.
+
+    `wanted` has the name and the scoring of what is to be measured.
+    """
     from layerif.artifacts import Results
+    from layerif.report import titled
 
     reference = Results.load(path)
     shared = [m for m in reference.measurements if (m.name, m.scoring) in wanted]
     if not shared:
-        has = [(m.name, m.scoring) for m in reference.measurements]
+        has = ", ".join(titled(m.name, m.scoring) for m in reference.measurements) or "nothing"
+        names = ", ".join(titled(*pair) for pair in sorted(wanted))
         raise InputError(
-            f"{path} has results on {_listed(has)}, and {_listed(sorted(wanted))} is to be "
-            "measured: there is nothing to compare"
+            f"{path} has results on {has}, and {names} is to be measured: there is nothing to "
+            "compare"
         )
     if any(m.outcomes is None for m in shared):
         raise InputError(
@@ -143,8 +182,3 @@ def _reference(path: Path, wanted: set[tuple[str, str]]) -> Results:
             "that model again"
         )
     return reference
-
-
-def _listed(measured: Sequence[tuple[str, str]]) -> str:
-    named = (n if scoring == "likelihood" else f"{n} by {scoring}" for n, scoring in measured)
-    return ", ".join(named) or "nothing"

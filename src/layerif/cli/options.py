@@ -28,7 +28,11 @@ DataDir = Annotated[
 ]
 Style = Annotated[
     PromptStyle,
-    typer.Option("--style", help="Form of prompts; chat is the model's own chat template."),
+    typer.Option(
+        "--style",
+        help="Form of prompts; chat is the model's own chat template, harness has the words of "
+        "lm-evaluation-harness.",
+    ),
 ]
 Scoring = Annotated[
     TaskScoring,

@@ -48,8 +48,9 @@ def task_measurement(
 
     The answer is the candidate with the greatest sum of log-probabilities of its completion given
     its prompt (the first of equals); `details` has the accuracy by log-probability per byte of the
-    completion too, and the mean loss of the right completion, nats per token, which still tells
-    models apart where accuracy does not. Where all rows have the same two candidates, it has
+    completion and per character (of what comes after a leading blank: `acc_norm` of
+    lm-evaluation-harness), and the mean loss of the right completion, nats per token, which still
+    tells models apart where accuracy does not. Where all rows have the same two candidates, it has
     Matthews' correlation (`mcc`), and `f1` of the second candidate, which `positive` names.
 
     Raises:
@@ -102,11 +103,13 @@ def task_measurement(
             outcomes=outcomes_of(rows, nats, counts),
         )
     per_byte = sums / np.array([len(completion.encode()) for _, (_, completion) in texts])
+    per_character = sums / np.array([len(text.removeprefix(" ")) or 1 for _, (_, text) in texts])
     answers = np.array([examples[row].answer for row in used])
     chosen = np.array([np.argmax(sums[groups[row]]) for row in used])
-    chosen_per_byte = np.array([np.argmax(per_byte[groups[row]]) for row in used])
     correct = chosen == answers
-    details["accuracy_per_byte"] = float((chosen_per_byte == answers).mean())
+    for unit, scaled in (("byte", per_byte), ("character", per_character)):
+        chosen_by = np.array([np.argmax(scaled[groups[row]]) for row in used])
+        details[f"accuracy_per_{unit}"] = float((chosen_by == answers).mean())
     details["chance"] = float(np.mean([1 / len(groups[row]) for row in used]))
     details |= two_classes([examples[row] for row in used], chosen)
     low, high = wilson_interval(int(correct.sum()), len(used))

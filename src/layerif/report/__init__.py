@@ -6,8 +6,10 @@ from layerif.report.tables import (
     allocation_table,
     caveat_lines,
     manifest_table,
+    reported_lines,
     results_table,
     scores_table,
+    titled,
 )
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "manifest_table",
     "plot_allocation",
     "plot_scores",
+    "reported_lines",
     "results_table",
     "scores_table",
+    "titled",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from layerif.artifacts import Comparison
+from layerif.report.tables import titled
 
 _WORDS = {"accuracy": "accuracy", "perplexity": "perplexity", "completion_loss": "answer loss"}
 
@@ -35,9 +36,9 @@ def _line(found: Comparison) -> str:
     if found.low is not None and found.high is not None:
         interval = f" [{form.format(scale * found.low)}, {form.format(scale * found.high)}]"
     p = "p < 0.001" if found.p_holm < 0.001 else f"p = {found.p_holm:.2g}"
-    what = ("generated " if found.scoring == "generation" else "") + _WORDS[found.metric]
+    figure = f"{titled(found.name, found.scoring)} {_WORDS[found.metric]}"
     return (
-        f"{found.name} {what}: {found.model} {first} against {found.baseline} "
+        f"{figure}: {found.model} {first} against {found.baseline} "
         f"{second}: {form.format(scale * found.difference)}{unit}{interval}, {p}: {_verdict(found)}"
     )
 

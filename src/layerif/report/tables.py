@@ -12,6 +12,7 @@ from layerif.artifacts import Allocation, LayerScores, Manifest, Measurement, Re
 from layerif.choices import Aggregation
 
 BAR = 24
+SIDE_BY_SIDE = 4  # measurements that fit beside each other into an ordinary terminal
 
 
 def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Table:
@@ -62,15 +63,22 @@ def manifest_table(manifest: Manifest) -> Table:
 
 
 def results_table(results: Mapping[str, Results], title: str) -> Table:
-    """Models side by side, one row each, one column a measurement."""
+    """Models side by side, one row each, one column a measurement.
+
+    Many measurements of a single model have a row each instead.
+    """
+    if len(results) == 1:
+        ((name, result),) = results.items()
+        if len(result.measurements) > SIDE_BY_SIDE:
+            return _one_below_the_other(name, result, title)
     table = _table(title)
     table.add_column("")
     table.add_column("sparsity", justify="right")
     first = next(iter(results.values()))
     for measurement in first.measurements:
-        unit = "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
-        if measurement.scoring == "generation":
-            unit = f"generated {unit}"
+        unit = _unit(measurement)
+        if measurement.scoring != "likelihood":
+            unit = f"{measurement.scoring}\n{unit}"
         name = escape(measurement.name)
         table.add_column(f"{name}\n{unit}", justify="right")
         if _answer_loss(measurement) is not None:
@@ -81,11 +89,34 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
     return table
 
 
+def _one_below_the_other(name: str, result: Results, title: str) -> Table:
+    table = _table(f"{title}: {name}, {result.sparsity:.2%} zeros")
+    table.add_column("")
+    table.add_column("")
+    table.add_column("", justify="right")
+    if any(_answer_loss(m) is not None for m in result.measurements):
+        table.add_column("answer loss ↓", justify="right")
+    for m in result.measurements:
+        figure, *loss = _figures(m)
+        table.add_row(escape(titled(m.name, m.scoring)), _unit(m), figure, *loss)
+    return table
+
+
+def reported_lines(results: Results) -> list[str]:
+    """What lm-evaluation-harness reports beside measurements: of groups, and of other metrics."""
+    reported = results.how.get("harness", {}).get("reported", {})
+    shown = {
+        name: [f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, float)]
+        for name, metrics in reported.items()
+    }
+    return [f"{titled(name, 'harness')}: {', '.join(all_)}" for name, all_ in shown.items() if all_]
+
+
 def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
     """What a reader must know beside the figures."""
     first = next(iter(results.values()))
     lines = [
-        f"Measured on {m.name}: {m.count:,} {_counted(m)}."
+        f"Measured on {titled(m.name, m.scoring)}: {m.count:,} {_counted(m)}."
         + (f" Chance is {m.details['chance']:.0%}." if "chance" in m.details else "")
         for m in first.measurements
     ]
@@ -102,8 +133,18 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
     return lines
 
 
+def titled(name: str, scoring: str) -> str:
+    """A measurement's name, and what it was read off where that is not likelihoods of our own."""
+    return name if scoring == "likelihood" else f"{name} ({scoring})"
+
+
+def _unit(measurement: Measurement) -> str:
+    return "perplexity ↓" if measurement.metric == "perplexity" else "accuracy ↑"
+
+
 def _counted(measurement: Measurement) -> str:
-    counted = "rows" if measurement.metric == "accuracy" else "tokens"
+    accuracy = measurement.metric == "accuracy"
+    counted = "rows" if accuracy else measurement.details.get("unit", "tokens")
     return counted if measurement.low is None else f"{counted}, ± half a 95 % interval"
 
 

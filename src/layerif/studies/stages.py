@@ -24,7 +24,7 @@ from layerif.artifacts import (
 from layerif.artifacts.scores import SCORES_FILE
 from layerif.checkpoint import resumable
 from layerif.errors import InputError
-from layerif.evaluation import evaluate
+from layerif.evaluation import HarnessTasks, evaluate, harness_results
 from layerif.influence import score
 from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.progress import note
@@ -113,6 +113,7 @@ def evaluate_into(
     on: Sequence[Task | Corpus],
     *,
     options: dict[str, Any],
+    harness: HarnessTasks | None = None,
     cache: Path | None = None,
     overwrite: bool = False,
 ) -> Results:
@@ -120,19 +121,37 @@ def evaluate_into(
 
     Without a path the results are only returned.
 
+    Args:
+        on: what layerif measures itself, with `options`; may be empty beside `harness`.
+        harness: tasks of lm-evaluation-harness, whose figures come last.
+
     Raises:
         InputError: as `evaluate`; or the file holds results of other work.
         NumericalError: as `evaluate`.
     """
+
+    def measured() -> Results:
+        results = evaluate(model, tokenizer, on, cache=cache, **options) if on else None
+        if harness is None:
+            assert results is not None
+            return results
+        rows = max(1, options["batch_tokens"] // options["max_length"])
+        found = harness_results(model, tokenizer, harness, batch_size=rows)
+        return results.joined(found) if results else found
+
     if path is None:
-        return evaluate(model, tokenizer, on, cache=cache, **options)
-    data = hash_texts([_content(source, options) for source in on])
-    wanted = _fingerprint(model, data, options)
+        return measured()
+    texts = [_content(source, options) for source in on]
+    asked: dict[str, Any] = {}
+    if harness is not None:
+        texts += [[name, *map(str, task.eval_docs)] for name, task in harness.tasks.items()]
+        asked = {"harness": harness.origin, "rows": harness.rows}
+    data = hash_texts(texts)
+    wanted = _fingerprint(model, data, {**options, **asked})
     if done := _done(Results, path, "", wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
-        results = evaluate(model, tokenizer, on, cache=cache, **options)
-        results = results.model_copy(update={"fingerprint": wanted})
+        results = measured().model_copy(update={"fingerprint": wanted})
         results.save(path)
     return results
 

@@ -104,12 +104,14 @@ def load_task(
         InputError: the name is unknown, the data cannot be read as a task, or the task cannot be
             had in that style.
     """
+    if name not in task_names() and not _is_path(name):
+        raise _unknown("task", str(name), task_names(), "a .jsonl, .parquet or .csv file")
+    if style == "harness":
+        _require_harness(str(name))
     if name in GENERATED:
         return GENERATED[str(name)][0](seed, style, tokenizer)
     if name in CATALOGUE:
         return load_declared(CATALOGUE[str(name)], data_dir, seed, style, tokenizer)
-    if not _is_path(name):
-        raise _unknown("task", str(name), task_names(), "a .jsonl, .parquet or .csv file")
     return load_own(Path(name), seed, style, tokenizer)
 
 
@@ -160,6 +162,16 @@ def load_sources(
                 load_task(name, data_dir=data_dir, seed=seed, style=style, tokenizer=tokenizer)
             )
     return sources
+
+
+def _require_harness(name: str) -> None:
+    """Refuse the style `harness` for a task that has no such form."""
+    having = sorted(spec.name for spec in CATALOGUE.values() if spec.harness is not None)
+    if name not in having:
+        raise InputError(
+            f"task {name} cannot be asked in the style harness, in the words of "
+            f"lm-evaluation-harness; those that can are {', '.join(having)}"
+        )
 
 
 def _is_task(path: Path) -> bool:

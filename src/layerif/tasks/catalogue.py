@@ -3,6 +3,8 @@
 A task is an entry in `CATALOGUE`; nothing else has to change for a new one. Where the hub's test
 split has no labels, or there is none, the validation split is what we test on, and validation is
 set apart from train.
+
+What stands under `harness` asks as lm-evaluation-harness (0.4) does without solved examples.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from layerif.tasks.declared import ANSWER_BY_TEXT, Layout, TaskSpec
 from layerif.tasks.sources import Row
@@ -51,9 +54,40 @@ def _without_marks(row: Row) -> Row:
     return {**row, "query": _prose(query), "endings": [_prose(text) for text in row["endings"]]}
 
 
+def _capitalised(row: Row) -> Row:
+    """HellaSwag as lm-evaluation-harness has it, which takes the marks out in its own way."""
+    context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
+    query = _without_brackets(f"{row['activity_label']}: {context}")
+    return {**row, "query": query, "endings": [_without_brackets(e) for e in row["endings"]]}
+
+
+def _capitalised_again(row: Row) -> Row:
+    """The same from a folder, where both parts of the context are one text.
+
+    The second is the beginning of a sentence, so where the text does not end with a full stop it is
+    what comes after the last one.
+    """
+    query: str = row["query"]
+    if not query.endswith("."):
+        before, stop, after = query.rpartition(". ")
+        query = before + stop + after.capitalize()
+    endings = [_without_brackets(text) for text in row["endings"]]
+    return {**row, "query": _without_brackets(query), "endings": endings}
+
+
+def _without_brackets(text: str) -> str:
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
 def _prose(text: str) -> str:
     text = re.sub(r"\[(header|title|step|substeps)\]", "", text.replace(" [title]", ". "))
     return text.replace("  ", " ").strip()
+
+
+def _asked(prompt: str, **more: Any) -> dict[str, Any]:
+    """The form of lm-evaluation-harness: a text, and after it a blank and the candidate."""
+    return {"instruction": "", "prompt": prompt, "candidate": " {text}", **more}
 
 
 def _arc(name: str, config: str, asks: str) -> TaskSpec:
@@ -66,6 +100,7 @@ def _arc(name: str, config: str, asks: str) -> TaskSpec:
         options="choices",
         count="3-5",
         label="answerKey",
+        harness=_asked("Question: {question}\nAnswer:"),
         folder=Layout(validation="train", renamed={"answerKey": "label"}),
     )
 
@@ -115,6 +150,9 @@ _SPECS = (
         label="label",
         answers=("entailment", "not entailment"),
         candidate=ANSWER_BY_TEXT,
+        harness=_asked(
+            "{sentence1}\nQuestion: {sentence2} True or False?\nAnswer:", answers=("True", "False")
+        ),
         hub=_TESTED_ON_VALIDATION,
         folder=_TESTED_ON_VALIDATION,
     ),
@@ -142,6 +180,7 @@ _SPECS = (
         options="choices",
         count="4",
         label="answerKey",
+        harness=_asked("{question_stem}"),
     ),
     TaskSpec(
         name="scienceqa_text",
@@ -173,6 +212,14 @@ _SPECS = (
         label="answer",
         answers=("no", "yes"),
         candidate=ANSWER_BY_TEXT,
+        # The passages of SuperGLUE begin with their title.
+        harness=_asked(
+            "{passage}\nQuestion: {question}?\nAnswer:",
+            repo="aps/super_glue",
+            config="boolq",
+            label="label",
+            folder=_VALIDATION_ALONE,
+        ),
         hub=_TESTED_ON_VALIDATION,
         folder=replace(_VALIDATION_ALONE, renamed={"answer": "label"}),
     ),
@@ -192,6 +239,16 @@ _SPECS = (
             row=_without_marks,
         ),
         folder=_VALIDATION_ALONE,
+        harness={
+            "hub": replace(
+                _TESTED_ON_VALIDATION,
+                columns=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+                row=_capitalised,
+            ),
+            "folder": replace(
+                _VALIDATION_ALONE, columns=("query", "endings", "label"), row=_capitalised_again
+            ),
+        },
     ),
     TaskSpec(
         name="winogrande",
@@ -209,6 +266,7 @@ _SPECS = (
             row=_in_context,
         ),
         folder=_VALIDATION_ALONE,
+        harness={},  # as it is
     ),
 )
 CATALOGUE: Mapping[str, TaskSpec] = {spec.name: spec for spec in _SPECS}

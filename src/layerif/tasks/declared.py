@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter, ascii_uppercase
 from typing import Any
@@ -77,6 +77,8 @@ class TaskSpec:
         contexts: the column of a list of prompts, of which the right one is to be found.
         continuation: the column of the text that follows each of them.
         hub, folder: how the data set lies on the hub and in a data directory.
+        harness: the fields that have other values in the style `harness`, which asks as
+            lm-evaluation-harness does (its version 0.4); None where the task has no such form.
     """
 
     name: str
@@ -94,6 +96,7 @@ class TaskSpec:
     continuation: str = ""
     hub: Layout = field(default_factory=Layout)
     folder: Layout = field(default_factory=Layout)
+    harness: Mapping[str, Any] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -161,7 +164,12 @@ def load_declared(
             had in that style.
     """
     origin: dict[str, Any]
-    if spec.instruction:
+    render: Render
+    styled: dict[str, Any]
+    if style == "harness" and spec.harness is not None:
+        spec = replace(spec, **spec.harness)
+        render, styled = str, {"style": style}
+    elif spec.instruction:
         render, styled = renderer(style, tokenizer), {"style": style}
     else:
         refuse_chat(style, spec.name)
@@ -179,7 +187,8 @@ def load_declared(
                 return from_hub(spec.repo, spec.config, source, columns, empty=layout.empty)
             return from_folder(data_dir, spec.name, source, columns)
 
-        return _examples(spec, source, layout.read(spec.columns, rows), render)
+        examples = _examples(spec, source, layout.read(spec.columns, rows), render)
+        return [_blank_scored(e) for e in examples] if style == "harness" else examples
 
     splits, made = _divide(layout, fetch, seed)
     splits, dropped = disjoint(splits)
@@ -191,6 +200,16 @@ def load_declared(
         {**origin, **styled, "splits": made, "dropped": dropped, **count_and_hash(splits)},
         continues=not spec.instruction,
     )
+
+
+def _blank_scored(example: Example) -> Example:
+    """Blanks at the end of the prompt go to the completions, as lm-evaluation-harness has it."""
+    prompt = example.prompt.rstrip()
+    blanks = example.prompt[len(prompt) :]
+    if not blanks or example.contexts:
+        return example
+    choices = tuple(blanks + choice for choice in example.choices)
+    return replace(example, prompt=prompt, completion=blanks + example.completion, choices=choices)
 
 
 def _divide(

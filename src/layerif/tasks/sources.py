@@ -65,6 +65,16 @@ def from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -
     Raises:
         InputError: the folder, the file or a column does not exist, or the file is not parquet.
     """
+    rows: list[Row] = table_from_folder(data_dir, name, split, columns).to_pylist()
+    return rows
+
+
+def table_from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -> Any:
+    """The same as a pyarrow table.
+
+    Raises:
+        InputError: as `from_folder`.
+    """
     folder = data_dir / name
     if not data_dir.is_dir():
         raise InputError(f"--data-dir {data_dir} is not a folder")
@@ -77,8 +87,7 @@ def from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -
         raise InputError(f"no {split}.parquet in {folder}, which holds {listing(there)}")
     table = read_parquet(path)
     _require(columns, table.column_names, str(path))
-    rows: list[Row] = table.select(list(columns)).to_pylist()
-    return rows
+    return table.select(list(columns))
 
 
 def read_parquet(path: Path) -> Any:

@@ -28,12 +28,19 @@ def renderer(style: PromptStyle, tokenizer: Any = None) -> Render:
     Args:
         style: `alpaca`, the template of the paper; `plain`, the instruction on lines of its own;
             `chat`, a user's message in the model's chat template, up to where its reply begins.
+            `harness` is no way to put an instruction: tasks that have it say so themselves.
         tokenizer: the model's, whose template `chat` takes; the other styles need none.
 
     Raises:
-        InputError: no such style; or `chat` with no tokenizer, or one without a usable template.
+        InputError: no such style, or `harness`; or `chat` with no tokenizer, or one without a
+            usable template.
     """
     check_choice(style, PromptStyle, "prompt style")
+    if style == "harness":
+        raise InputError(
+            "the prompt style harness asks in the words of lm-evaluation-harness, which are not "
+            "there for every task; choose alpaca, chat or plain"
+        )
     if style != "chat":
         template = ALPACA if style == "alpaca" else PLAIN
         return lambda instruction: template.format(instruction=instruction)

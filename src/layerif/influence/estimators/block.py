@@ -159,7 +159,7 @@ class Block:
 
     def mean_square(self) -> float:
         """mean_i |g_i|^2; one read."""
-        total = sum(rows.square().sum().item() for _, rows in self.rows())
+        total = sum(torch.linalg.vector_norm(rows).item() ** 2 for _, rows in self.rows())
         return total / self.samples
 
     def products(self, x: torch.Tensor) -> torch.Tensor:

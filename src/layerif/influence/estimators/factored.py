@@ -130,7 +130,9 @@ def formed(rows: Gradients) -> torch.Tensor:
 
 def norms(rows: Gradients) -> torch.Tensor:
     """(b,) |g_i|^2."""
-    return rows.norms() if isinstance(rows, FactoredRows) else torch.linalg.vecdot(rows, rows)
+    if isinstance(rows, FactoredRows):
+        return rows.norms()
+    return torch.linalg.vector_norm(rows, dim=1).square()
 
 
 def times(rows: Gradients, x: torch.Tensor) -> torch.Tensor:

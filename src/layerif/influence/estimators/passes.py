@@ -86,7 +86,7 @@ class Passes(ABC):
         Raises:
             InputError: shapes that do not belong to the block, or every pass is done.
         """
-        index = torch.arange(self.samples)[rows]
+        index = torch.arange(self.samples)[rows.cpu() if isinstance(rows, torch.Tensor) else rows]
         if self.done or gradients.shape != (len(index), self.size):
             raise InputError(
                 f"block {self.name} has had all of its {self.needed} passes"

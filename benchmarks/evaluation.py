@@ -1,0 +1,112 @@
+"""Evaluation against its floor: bare forward passes over the same tokens.
+
+The floor has the texts as tokens, sorted by length and padded into batches of the same budget before
+the clock starts; it runs the decoder without cache, and the language-model head where a token is
+scored, and keeps nothing. Evaluation is all that `layerif evaluate` does with an open model and
+a loaded task or text: it tokenises, packs, sums losses, and makes the measurement with its interval
+and outcomes. Both are timed in turn, in one process, after one uncounted run of each.
+
+    python benchmarks/evaluation.py --task hellaswag --data-dir DIR
+    python benchmarks/evaluation.py --corpus python-docs --max-tokens 10240
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from layerif.artifacts import Measurement
+from layerif.batching import Batch, Encoded, collate, encode, pack
+from layerif.evaluation import perplexity, task_measurement
+from layerif.evaluation.perplexity import evaluation_chunks
+from layerif.model import open_model
+from layerif.tasks import load_corpus, load_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--task", default="facts")
+    parser.add_argument("--corpus", help="measure perplexity on it, instead of a task")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--max-tokens", type=int, default=10_240)
+    parser.add_argument("--context-length", type=int, default=512)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+
+    model, tokenizer = open_model(options.model, dtype=options.dtype)
+    device = next(model.parameters()).device
+    items: list[Encoded]
+    if options.corpus:
+        text = load_corpus(options.corpus, data_dir=options.data_dir).text("evaluation")
+        items = evaluation_chunks(tokenizer, text, options.context_length, options.max_tokens)
+        name = f"{options.corpus}, {len(items)} chunks"
+    else:
+        examples = load_task(options.task, data_dir=options.data_dir).sample(
+            "test", options.samples, seed=0
+        )
+        texts = [pair for example in examples for pair in example.candidates()]
+        items, _ = encode(tokenizer, texts, 512)
+        name = f"{options.task}, {len(examples)} rows, {len(items)} candidates"
+    batches = [collate(group, device=device) for group in pack(items, options.batch_tokens)]
+
+    def evaluate() -> Measurement:
+        if options.corpus:
+            return perplexity(
+                model,
+                tokenizer,
+                text,
+                context_length=options.context_length,
+                max_tokens=options.max_tokens,
+                batch_tokens=options.batch_tokens,
+            )
+        return task_measurement(model, tokenizer, examples, batch_tokens=options.batch_tokens)
+
+    tokens = sum(batch.tokens for batch in batches)
+    places = sum(batch.predicts.numel() for batch in batches)
+    scored = sum(len(batch.targets) for batch in batches)
+    print(
+        f"{options.model}, {name}, {tokens:,} tokens ({scored:,} scored, padding "
+        f"{places / tokens - 1:.1%}), {options.dtype}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {platform.machine()}"
+    )
+    run_bare(model, batches)
+    evaluate()
+    floors, evaluations = [], []
+    for _ in range(options.pairs):
+        floors.append(seconds(lambda: run_bare(model, batches)))
+        evaluations.append(seconds(evaluate))
+    ratios = [ours / bare for ours, bare in zip(evaluations, floors, strict=True)]
+    print(f"floor       min {min(floors):7.2f} s   {tokens / min(floors):6.0f} tokens/s")
+    print(f"evaluation  min {min(evaluations):7.2f} s   {tokens / min(evaluations):6.0f} tokens/s")
+    print(
+        f"ratio of the minima {min(evaluations) / min(floors):.2f}; pair by pair "
+        f"{min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}"
+    )
+
+
+@torch.inference_mode()
+def run_bare(model: torch.nn.Module, batches: list[Batch]) -> None:
+    """Decoder and head, with logits at the scored positions alone."""
+    for batch in batches:
+        hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state
+        model.lm_head(hidden[batch.predicts])
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
