@@ -53,7 +53,7 @@ def main() -> None:
         f"{options.model}, {options.samples} items a task, {options.dtype}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
     )
-    heads = ("acc", "lm-eval", "by char", "acc_norm", "CPU s", "lm-eval")
+    heads = ("acc", "lm-eval", "by char", "lm-eval", "CPU s", "lm-eval")
     print(COLUMNS.format("task", "items", "candidates", "largest diff", "chosen", *heads))
     for number, name in enumerate(options.tasks.split(",")):
         examples = load_task(name, data_dir=options.data_dir, style="harness").sample(
