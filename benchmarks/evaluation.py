@@ -1,6 +1,6 @@
 """Evaluation against its floor: bare forward passes over the same tokens.
 
-The floor has the texts as tokens, sorted by length and padded into batches of the same budget before
+The floor has the texts as tokens, sorted by length and padded to batches of the same budget before
 the clock starts; it runs the decoder without cache, and the language-model head where a token is
 scored, and keeps nothing. Evaluation is all that `layerif evaluate` does with an open model and
 a loaded task or text: it tokenises, packs, sums losses, and makes the measurement with its interval
