@@ -261,10 +261,14 @@ class TestTables:
         assert [str(column.header) for column in table.columns][3:] == [
             "mrpc\ngeneration\naccuracy ↑"
         ]
-        line = "3 of 80 answers on mrpc could not be read, and count as wrong."
+        line = (
+            "3 of 80 answers on mrpc could not be read, and count as wrong; "
+            "of the others 65.0% are right."
+        )
         assert list(caveat_lines({"dense": results})).count(line) == 1
         # Of several models, each with its own.
         details["parse_failures"] = 0
+        results.measurements[1].details["accuracy_of_parsed"] = None
         lines = caveat_lines({"dense": Results.model_validate(value), "pruned": results})
         assert [line for line in lines if "could not" in line] == [
             "3 of 80 answers of pruned on mrpc could not be read, and count as wrong."

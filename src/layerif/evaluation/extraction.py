@@ -6,8 +6,8 @@ before it and a full stop after it, so "B" of "Answer: The answer is B.". The ru
 1. A reply that is a candidate to the character, but for blanks around it, answers with it.
 2. Otherwise gists are looked for at the beginning of the reply and after each lead-in ("Answer:",
    "the answer is", "the correct option is" and the like), wherever it stands. The first of these
-   places that has a gist counts, and there the longest gist: "not equivalent" before "not".
-   Case, quotes, brackets and asterisks do not matter, nor how many blanks there are.
+   places that has a gist counts, and there the longest: "New York City" before "New York". Case
+   does not matter, nor do quotes, brackets and asterisks around a gist, nor the number of blanks.
 3. A gist ends where a word or number does: "3" is not in "3.5", nor "well" in "well-known". After a
    single letter the reply, the line or the clause has to end: "B", "(B)" and "B. A dog" are B, and
    "A dog" is not A.

@@ -124,7 +124,7 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
         of_model = f" of {name}" if len(results) > 1 else ""
         lines += [
             f"{m.details['parse_failures']} of {m.count:,} answers{of_model} on {m.name} could not "
-            "be read, and count as wrong."
+            f"be read, and count as wrong{_of_the_others(m)}."
             for m in result.measurements
             if m.details.get("parse_failures")
         ]
@@ -162,6 +162,12 @@ def _answer_loss(measurement: Measurement) -> float | None:
     """Mean loss of the right answer, where answers were chosen by likelihood."""
     loss: float | None = measurement.details.get("completion_loss")
     return loss if measurement.metric == "accuracy" else None
+
+
+def _of_the_others(measurement: Measurement) -> str:
+    """How many of the answers that could be read are right."""
+    share = measurement.details.get("accuracy_of_parsed")
+    return "" if share is None else f"; of the others {share:.1%} are right"
 
 
 def _bar(value: float, highest: float) -> str:
