@@ -140,13 +140,14 @@ class Block:
         device = self.gradients[0].device
         # One buffer for all pieces: fresh memory for each costs more than what is done with it.
         buffer = torch.empty(step, self.size, dtype=torch.float64, device=device)
-        columns = columns_of(self.parts)
-        for first in range(0, self.samples, step):
-            rows = slice(first, min(first + step, self.samples))
-            piece = buffer[: rows.stop - first]
-            for own, gradients in zip(columns, self.gradients, strict=True):
-                piece[:, own].copy_(gradients[rows])
-            yield rows, piece
+        places = [buffer[:, own] for own in columns_of(self.parts)]
+        first = 0
+        for pieces in zip(*(gradients.split(step) for gradients in self.gradients), strict=True):
+            count = len(pieces[0])
+            for place, piece in zip(places, pieces, strict=True):
+                place[:count].copy_(piece)
+            yield slice(first, first + count), buffer[:count]
+            first += count
 
     def columns(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Columns of G in float64, (n, b) at a time."""

@@ -46,9 +46,8 @@ class DataInfPasses(Passes):
         self._x = new(self.size, len(dampings))  # n w, then x
         self._products = new(len(parts), samples, len(dampings))
         self._given = all(damping.value is not None for damping in dampings)
-        self._ridges = new(len(dampings))
-        if self._given:
-            self._set_ridges(1.0)
+        self._ridges = self._ridges_for(1.0) if self._given else new(len(dampings))
+        self._weights = new(samples, len(dampings))  # c / (lambda + r)
 
     def _plan(self) -> Sequence[Pass]:
         last = Pass(self._project)
@@ -61,24 +60,27 @@ class DataInfPasses(Passes):
         self._dots[rows] = times(gradients, self.validation)
 
     def _weigh(self, rows: Rows, gradients: Gradients) -> None:
-        dots, norms = self._dots[rows, None], self._norms[rows, None]
-        weights = dots / (self._ridges + norms)  # (b, dampings)
-        add_weighted(self._x, gradients, weights)
+        add_weighted(self._x, gradients, self._weights[rows])
 
     def _measure_and_weigh(self, rows: Rows, gradients: Gradients) -> None:
         self._measure(rows, gradients)
+        self._weights[rows] = self._weights_for(self._dots[rows], self._norms[rows])
         self._weigh(rows, gradients)
 
     def _project(self, rows: Rows, gradients: Gradients) -> None:
         self._products[:, rows] = split_times(gradients, self._x, self.columns)
 
     def _measured(self) -> None:
-        self._set_ridges(self._norms.mean().item())
+        self._ridges = self._ridges_for(self._norms.mean().item())
+        self._weights = self._weights_for(self._dots, self._norms)
 
-    def _set_ridges(self, mean_square: float) -> None:
+    def _ridges_for(self, mean_square: float) -> torch.Tensor:
         ridges = [damping.of(mean_square, self.size) for damping in self.dampings]
         # A silent block has lambda 0; 1 in its place keeps 0/0 out, and its gradients make 0.
-        self._ridges = self.validation.new_tensor([ridge or 1.0 for ridge in ridges])
+        return self.validation.new_tensor([ridge or 1.0 for ridge in ridges])
+
+    def _weights_for(self, dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        return dots[:, None] / (self._ridges + norms[:, None])
 
     def _solve(self) -> None:
         self._x = (self.validation[:, None] - self._x / self.samples) / self._ridges

@@ -155,4 +155,6 @@ def split_times(rows: Gradients, x: torch.Tensor, columns: Sequence[slice]) -> t
     if isinstance(rows, FactoredRows):
         shares = rows.split_times(x if x.ndim == 2 else x[:, None])
         return shares if x.ndim == 2 else shares[..., 0]
+    if len(columns) == 1:
+        return (rows @ x)[None]
     return torch.stack([rows[:, own] @ x[own] for own in columns])

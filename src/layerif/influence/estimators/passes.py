@@ -95,13 +95,14 @@ class Passes(ABC):
                 f"belong to block {self.name}; right would be ({len(index)}, {self.size})"
             )
         self._seen.index_add_(0, index, torch.ones_like(index))
+        device = self.validation.device
+        take = self._plan()[self._finished].take
         if isinstance(gradients, FactoredRows):
-            self._take(index.to(self.validation.device), gradients)
+            take(index.to(device), gradients)
             return
         step = max(1, CHUNK // self.size)
-        device = self.validation.device
         for own, piece in zip(index.split(step), gradients.split(step), strict=True):
-            self._take(own.to(device), piece.to(device).double())
+            take(own.to(device), piece.to(device).double())
 
     def end_pass(self) -> None:
         """Every sample has been observed once.
@@ -117,7 +118,8 @@ class Passes(ABC):
                 f"{self._finished + 1} over block {self.name}; each pass takes every sample once"
             )
         self._seen.zero_()
-        self._end()
+        self._plan()[self._finished].finish()
+        self._finished += 1
 
     def solutions(self) -> list[Solution]:
         """One for each damping.
@@ -134,18 +136,11 @@ class Passes(ABC):
 
     def read(self, block: Block) -> list[Solution]:
         """Solutions for a block whose gradients are kept: one read of them for each pass."""
-        while not self.done:
+        for take, finish in self._plan():
             for rows, gradients in block.rows():
-                self._take(rows, gradients)
-            self._end()
+                take(rows, gradients)
+            finish()
         return self._solutions()
-
-    def _take(self, rows: Rows, gradients: Gradients) -> None:
-        self._plan()[self._finished].take(rows, gradients)
-
-    def _end(self) -> None:
-        self._plan()[self._finished].finish()
-        self._finished += 1
 
     @abstractmethod
     def _solutions(self) -> list[Solution]:
