@@ -7,7 +7,7 @@ write a matrix.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,16 @@ class FileRows:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def split(self, step: int) -> Iterator[torch.Tensor]:
+        """(step, d) rows at a time, read one after another; the last may be fewer."""
+        samples, size = self.shape
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for first in range(0, samples, step):
+                rows = min(step, samples - first)
+                read = np.fromfile(file, self._dtype, rows * size)
+                yield torch.from_numpy(read.reshape(rows, size))
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         mapped = np.memmap(self._path, self._dtype, "r", self._offset, tuple(self.shape))

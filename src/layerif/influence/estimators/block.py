@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -30,6 +30,8 @@ class Rows(Protocol):
     def device(self) -> torch.device: ...
 
     def __len__(self) -> int: ...
+
+    def split(self, step: int, /) -> Iterable[torch.Tensor]: ...
 
     def __getitem__(self, index: Any, /) -> torch.Tensor: ...
 

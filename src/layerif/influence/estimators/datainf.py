@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block, Part
 from layerif.influence.estimators.factored import Gradients, add_weighted, norms, split_times, times
