@@ -11,7 +11,7 @@ import torch
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, encode
 from layerif.checkpoint import NO_STEPS, Steps
-from layerif.choices import BlockGranularity, Keep, PaddingSide, SubspaceName, check_choice
+from layerif.choices import BlockGranularity, Keep, PaddingSide, SubspaceName
 from layerif.chunks import usable_length
 from layerif.errors import InputError
 from layerif.influence import blocks as blockwise
@@ -23,15 +23,15 @@ from layerif.influence.memory import choose
 from layerif.influence.passes import Measured, Runner, Samples
 from layerif.influence.store import DiskStore, GradientStore, MemoryStore
 from layerif.influence.streaming import passes_needed, stream
-from layerif.influence.subspaces import (
-    AdapterSubspace,
-    FreshLora,
-    FullWeights,
-    Matrix,
-    Subspace,
-    TwoSided,
+from layerif.influence.subspaces import FullWeights, Matrix, Subspace, subspace_of
+from layerif.model import (
+    Projection,
+    Tokenizer,
+    describe,
+    find_decoder_layers,
+    setting,
+    unwrapped,
 )
-from layerif.model import Projection, Tokenizer, describe, find_decoder_layers, setting
 from layerif.progress import note, progress
 from layerif.tasks.base import Example
 
@@ -55,6 +55,7 @@ def score(
     batch_tokens: int = 1024,
     subspace: SubspaceName | Subspace = "fresh_lora",
     size: int = 16,
+    adapter: str = "default",
     keep: Keep = "auto",
     memory: float | None = None,
     padding_side: PaddingSide = "right",
@@ -84,6 +85,7 @@ def score(
             `size`), `full` (the weights), `adapter` (the active LoRA of a PEFT model), or one of
             your own.
         size: of the two-sided projections.
+        adapter: name of the LoRA that the subspace `adapter` takes.
         keep: where training gradients are kept: in `memory`, on `disk` beside the steps, or nowhere
             (`passes`: computed anew, memory independent of the samples); `auto` chooses.
         memory: GB that gradients and the estimator may take; None for nine tenths of what is free.
@@ -113,9 +115,12 @@ def score(
         seed=seed,
     )
     chosen = find(estimator)
+    model = unwrapped(model)
     layers = find_decoder_layers(model)
     max_length = usable_length(model, max_length)
-    compared = _subspace(subspace, model, rank=rank, alpha=alpha, size=size, seed=seed)
+    compared = subspace_of(
+        subspace, model, rank=rank, alpha=alpha, size=size, seed=seed, adapter=adapter
+    )
     matrices = compared.matrices(layers.projections)
     groups = blockwise.group(matrices, layers.projections, block)
     train_items, dropped_train = check_samples(tokenizer, train, max_length, "training")
@@ -240,25 +245,6 @@ def _measured(
             steps=steps if chosen == "disk" else NO_STEPS,
         )
     return found, train.order
-
-
-def _subspace(
-    subspace: SubspaceName | Subspace,
-    model: Any,
-    *,
-    rank: int,
-    alpha: float,
-    size: int,
-    seed: int,
-) -> Subspace:
-    if not isinstance(subspace, str):
-        return subspace
-    check_choice(subspace, SubspaceName, "subspace")
-    if subspace == "fresh_lora":
-        return FreshLora(rank, alpha, seed)
-    if subspace == "two_sided":
-        return TwoSided(size, seed)
-    return FullWeights() if subspace == "full" else AdapterSubspace(model)
 
 
 def _dtype_of(model: Any) -> torch.dtype:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from layerif.artifacts import ModelInfo, Setting, versions
 from layerif.errors import InputError
 from layerif.model import gguf
-from layerif.model.layers import find_decoder_layers
+from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.quiet import quiet_transformers
 
 DTYPES = {
@@ -97,6 +97,7 @@ def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
 
 def describe(model: PreTrainedModel) -> ModelInfo:
     """What an artifact records of a model, so that a reader can tell which one it was."""
+    model = unwrapped(model)
     layers = find_decoder_layers(model)
     origin = getattr(model.config, "gguf_origin", None)
     return ModelInfo(
