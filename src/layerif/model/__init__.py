@@ -1,5 +1,6 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
+from layerif.model.adapters import with_adapter
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import (
@@ -27,4 +28,5 @@ __all__ = [
     "quiet_transformers",
     "setting",
     "unwrapped",
+    "with_adapter",
 ]

@@ -52,7 +52,9 @@ def score_into(
         NumericalError: as `score`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    wanted = _fingerprint(model, data, options)
+    # Where gradients are kept changes nothing of the result.
+    asked = {name: value for name, value in options.items() if name not in ("keep", "memory")}
+    wanted = _fingerprint(model, data, asked)
     if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite) as steps:

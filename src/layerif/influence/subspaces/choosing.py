@@ -73,9 +73,10 @@ def check_combination(
             "the subspace adapter needs an adapter: give its folder (--adapter DIR), or have a "
             "fresh one fine-tuned first (--warmup-steps N), and not both"
         )
-    if subspace != "adapter" and warmup_steps:
+    if subspace != "adapter" and (warmup_steps or adapter is not None):
         raise InputError(
-            f"a warm-up fine-tunes the adapter of the subspace adapter; the subspace is {subspace}"
+            "an adapter, given or warmed up, is for the subspace adapter, and the subspace is "
+            f"{subspace}; choose --subspace adapter, or leave the adapter out"
         )
     kept = find(estimator).passes is None
     if subspace == "full" and (kept or keep in ("memory", "disk")):
