@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from layerif.artifacts import Allocation, LayerScores, Manifest, Results
 from test_artifacts import make_results
+from test_subspaces import adapted
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 
 
@@ -32,6 +33,65 @@ def test_another_estimator_with_its_options(layerif, model, tmp_path):
     assert {(b.damping, b.iterations, b.converged) for b in record.blocks.values()} == {
         (1e-4, 2, False)
     }
+
+
+def test_subspaces_and_where_gradients_are_kept(layerif, model, tmp_path):
+    few = ["--warmup-steps", 3]
+    for number, (options, subspace) in enumerate(
+        [
+            (["--subspace", "two_sided", "--size", 4, "--block", "projection"], "two_sided"),
+            (["--subspace", "full", "--block", "layer"], "full"),
+            (["--subspace", "adapter", *few, "--keep", "passes"], "adapter"),
+            (["--memory", 2, "--keep", "memory"], "fresh_lora"),
+        ]
+    ):
+        run = tmp_path / f"run{number}"
+        status, _, err = layerif(*score_options(model, run), *options)
+        assert status == 0, err
+        scores = LayerScores.load(run)
+        assert scores.record.subspace == subspace
+        assert np.isfinite(scores.influence).all()
+    # Where gradients are kept is no part of what a result depends on.
+    status, _, err = layerif(*score_options(model, run), "--keep", "disk")
+    assert status == 0
+    assert "nothing is done again" in err
+
+
+def test_an_adapter_of_a_folder_is_scored(layerif, model, tmp_path):
+    wrapped = adapted()
+    for parameter in wrapped.parameters():
+        parameter.data = parameter.data.float()
+    wrapped.save_pretrained(tmp_path / "lora")
+    base = [*score_options(model, tmp_path / "run"), "--subspace", "adapter"]
+    status, out, err = layerif(*base, "--adapter", tmp_path / "lora")
+    assert status == 0, err
+    assert out.count("positive") == 2
+    scores = LayerScores.load(tmp_path / "run")
+    assert scores.record.subspace_options["rank"] == 3
+    assert scores.model.architecture == "LlamaForCausalLM"
+    # Another adapter is another model.
+    wrapped.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight.data += 1
+    wrapped.save_pretrained(tmp_path / "lora")
+    status, _, err = layerif(*base, "--adapter", tmp_path / "lora")
+    assert status == 2
+    assert "the model was another then" in err
+
+
+def test_what_is_given_wins_over_the_preset(layerif, model, tmp_path):
+    few = ["--train-samples", 6, "--validation-samples", 3, "--warmup-steps", 2]
+    command = ["score", "--model", model, "--task", "agreement", "--preset", "paper"]
+    status, _, err = layerif(*command, *few, "--out", tmp_path / "run")
+    assert status == 0, err
+    record = LayerScores.load(tmp_path / "run").record
+    assert (record.train_samples, record.validation_samples) == (6, 3)
+    assert (record.subspace, record.max_length) == ("adapter", 128)  # all the positions there are
+    options = record.subspace_options
+    assert (options["rank"], options["alpha"], options["warmup"]["steps"]) == (8, 16, 2)
+    # The recipe says every option, and replays it.
+    status, _, err = layerif("run", tmp_path / "run" / "recipe.yaml", "--out", tmp_path / "again")
+    assert status == 0, err
+    again = LayerScores.load(tmp_path / "again")
+    assert np.array_equal(again.influence, LayerScores.load(tmp_path / "run").influence)
 
 
 def test_the_whole_way(layerif, model, text, tmp_path):
@@ -186,6 +246,23 @@ def refusals(model, text, folder):
     )
     yield ["score", "--task", "agreement", "--damping-value", 0, *base], "damping value must be"
     yield ["score", "--task", "agreement", "--block", "model", *base], "'layer'"
+    for options, message in {
+        ("--subspace", "lora"): "'two_sided'",
+        ("--subspace", "two_sided", "--size", 0): "size of at least 1, not 0",
+        ("--subspace", "adapter"): "give its folder (--adapter DIR), or have a fresh one",
+        ("--preset", "paper", "--adapter", full, "--warmup-steps", 3): "and not both",
+        ("--warmup-steps", 3): "the subspace is fresh_lora",
+        ("--warmup-steps", -1): "at least 0 steps",
+        ("--adapter", full): "the subspace is fresh_lora",
+        ("--subspace", "adapter", "--adapter", full): "no adapter 'default' in",
+        ("--memory", 0): "positive number of GB",
+        ("--keep", "ram"): "'passes'",
+        ("--keep", "passes", "--estimator", "cg"): "more often than passes",
+        ("--subspace", "full", "--keep", "disk"): "never formed",
+        ("--subspace", "full", "--estimator", "exact"): "the estimator exact has them kept",
+        ("--preset", "papers"): "'papers'",
+    }.items():
+        yield ["score", "--task", "agreement", *base, *options], message
     yield ["allocate", "experts", vector, "--total", 2], "total of 2 is too few for 3 layers"
     yield ["allocate", "sparsity", constant, "--sparsity", 0.5], "do not tell the layers apart"
     yield ["allocate", "sparsity", vector, "--sparsity", 1.5], "sparsity is 1.5"

@@ -12,6 +12,7 @@ from layerif.checkpoint import alone
 from layerif.runs import cache_folder
 from layerif.studies import folder as run_folder
 from layerif.studies import pipeline
+from layerif.studies.recipe import ScoreStage
 from tiny import LAYERS
 
 
@@ -149,6 +150,10 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, te
         "sparsity.target: Input should be less than or equal to 1": {"sparsity": {"target": 2}},
         "sparsety: Extra inputs are not permitted": {"sparsety": {}},
         "fewer than the 1000000": {"score": {"task": "agreement", "train_samples": 10**6}},
+        "give its folder": {"score": {"task": "agreement", "subspace": "adapter"}},
+        "no adapter 'default'": {
+            "score": {"task": "agreement", "subspace": "adapter", "adapter": str(tmp_path)}
+        },
         "no task or corpus is called 'nothing'": {"evaluate": {"tasks": ["nothing"]}},
     }
     for message, changes in wrong.items():
@@ -156,6 +161,19 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, te
         assert status == 2
         assert message in err
         assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_in_a_recipe_is_under_what_the_recipe_says():
+    stage = ScoreStage(task="agreement", preset="paper", train_samples=7)
+    assert (stage.train_samples, stage.validation_samples) == (7, 96)
+    assert (stage.subspace, stage.warmup_steps, stage.max_length) == ("adapter", 84, 256)
+    stage.check_combination()
+    assert ScoreStage.model_validate(stage.model_dump()) == stage
+    with_own = ScoreStage(task="agreement", preset="paper", adapter="runs/lora")
+    assert (with_own.subspace, with_own.warmup_steps) == ("adapter", 0)
+    with_own.check_combination()
+    with pytest.raises(ValueError, match="preset"):
+        ScoreStage(task="agreement", preset="papers")
 
 
 def test_a_recipe_error_points_at_the_line(layerif, tmp_path):

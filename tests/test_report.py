@@ -165,19 +165,22 @@ class TestTables:
         table = scores_table(scores, aggregate)
         title, head = render(table)[:2]
         assert "tiny/llama, mrpc" in title
-        assert head.split()[:2] == ["layer", aggregate]
+        names = list(dict.fromkeys(["all", "positive", "top", aggregate]))
+        assert head.split() == ["layer", *names, "helpful", "samples", aggregate]
         shown = rows(table)
         assert [int(row[0]) for row in shown] == [0, 1, 2, 3, 4]
+        for column, name in enumerate(names, start=1):
+            found = [float(row[column]) for row in shown]
+            np.testing.assert_allclose(found, scores.aggregate(name), rtol=1e-3)
         values = scores.aggregate(aggregate)
-        np.testing.assert_allclose([float(row[1]) for row in shown], values, rtol=1e-3)
         helpful = [sum(v > 0 for v in row) / 12 for row in scores.influence]
-        assert [row[2] for row in shown] == [f"{share:.0%}" for share in helpful]
+        assert [row[len(names) + 1] for row in shown] == [f"{share:.0%}" for share in helpful]
         longest = max(shown, key=lambda row: len(row[-1]))
         assert int(longest[0]) == values.argmax()
 
     def test_scores_that_are_all_zero(self) -> None:
         shown = rows(scores_table(make_scores(np.ones((5, 12))), "negative"))
-        assert shown == [[str(layer), "0", "100%"] for layer in range(5)]
+        assert shown == [[str(layer), "12", "12", "3", "0", "100%"] for layer in range(5)]
 
     def test_sparsity_plan(self) -> None:
         plan = make_plan()

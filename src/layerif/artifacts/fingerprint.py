@@ -74,7 +74,10 @@ def hash_texts(texts: Sequence[Any]) -> str:
 
 
 def hash_model(model: Any) -> str:
-    """SHA-256 of a model's class, configuration and weights: name, dtype, shape and bytes."""
+    """SHA-256 of a model's class, configuration and weights: name, dtype, shape and bytes.
+
+    Where PEFT has put adapters in it, also which of them are at work, and at what scale.
+    """
     import torch
 
     digest = hashlib.sha256(type(model).__name__.encode())
@@ -85,4 +88,9 @@ def hash_model(model: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
         digest.update(flat.numpy().data)
+    for name, module in model.named_modules():
+        if hasattr(module, "get_base_layer"):
+            scaling = dict(getattr(module, "scaling", {}))
+            at_work = [list(module.active_adapters), module.disable_adapters]
+            digest.update(json.dumps([name, at_work, module.merged_adapters, scaling]).encode())
     return digest.hexdigest()

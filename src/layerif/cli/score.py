@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import BlockGranularity
+from layerif.choices import BlockGranularity, Keep, Preset, SubspaceName
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+
+SOLVER = ("damping", "damping_value", "tolerance", "max_iterations")
+COMBINED = ("subspace", "rank", "alpha", "size", "estimator", "keep", "memory", "warmup_steps")
 
 
 def score(
@@ -31,8 +34,43 @@ def score(
     validation_samples: Annotated[
         int, typer.Option("--validation-samples", help="Samples whose mean loss is moved.")
     ] = 50,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            "--preset",
+            help="paper: LayerIF's own setting in place of the defaults; what is given wins.",
+            show_default=False,
+        ),
+    ] = None,
+    subspace: Annotated[
+        SubspaceName,
+        typer.Option(
+            "--subspace",
+            help="Whose gradients are compared: a fresh LoRA, random projections, all weights, or "
+            "an adapter.",
+        ),
+    ] = "fresh_lora",
     rank: Annotated[int, typer.Option("--rank", help="Rank of the LoRA subspace.")] = 8,
     alpha: Annotated[float, typer.Option("--alpha", help="Alpha of the LoRA subspace.")] = 16.0,
+    size: Annotated[int, typer.Option("--size", help="Size of the two-sided projections.")] = 16,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            help="Folder of a LoRA that PEFT has written, for --subspace adapter.",
+            show_default=False,
+        ),
+    ] = None,
+    adapter_name: Annotated[
+        str, typer.Option("--adapter-name", help="Which one, where the folder holds several.")
+    ] = "default",
+    warmup_steps: Annotated[
+        int,
+        typer.Option(
+            "--warmup-steps",
+            help="Fine-tune a fresh LoRA so many steps, for --subspace adapter.",
+        ),
+    ] = 0,
     estimator: Annotated[
         str,
         typer.Option("--estimator", help="datainf, grad_dot, cosine, exact, cg, lissa or ekfac."),
@@ -46,7 +84,7 @@ def score(
     ] = None,
     block: Annotated[
         BlockGranularity,
-        typer.Option("--block", help="What one inverse Hessian covers: a matrix, or a layer."),
+        typer.Option("--block", help="What one inverse Hessian covers."),
     ] = "matrix",
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Relative residual at which cg and lissa stop.")
@@ -54,6 +92,18 @@ def score(
     max_iterations: Annotated[
         int, typer.Option("--max-iterations", help="Where cg and lissa stop at the latest.")
     ] = 1000,
+    keep: Annotated[
+        Keep,
+        typer.Option("--keep", help="Where gradients are kept; passes compute them anew instead."),
+    ] = "auto",
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory",
+            help="GB that gradients and estimator may take.",
+            show_default="nine tenths of what is free",
+        ),
+    ] = None,
     style: options.Style = "alpaca",
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 1024,
@@ -72,28 +122,32 @@ def score(
     """
     from layerif.artifacts.scores import SCORES_FILE
     from layerif.checkpoint import check_out
+    from layerif.influence import check_combination
     from layerif.influence.estimators import checked_options
     from layerif.tasks import load_task
 
-    solver: dict[str, Any] = {
-        "damping": damping,
-        "damping_value": damping_value,
-        "tolerance": tolerance,
-        "max_iterations": max_iterations,
-    }
-    checked_options(estimator, **solver)
+    asked = _asked(context, preset)
+    solver = {name: asked[name] for name in SOLVER}
+    checked_options(asked["estimator"], **solver)
+    check_combination(**{name: asked[name] for name in (*COMBINED, "adapter")})
     check_out(out, out / SCORES_FILE, overwrite=overwrite)
+    style = asked["style"]
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
-    train = data.sample("train", train_samples, seed)
-    validation = data.sample("validation", validation_samples, seed)
+    train = data.sample("train", asked["train_samples"], seed)
+    validation = data.sample("validation", asked["validation_samples"], seed)
 
     from layerif.model import open_model
     from layerif.report import scores_table
     from layerif.studies.stages import score_into
 
     opened, tokenizer = open_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        model,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        adapter=adapter,
+        adapter_name=adapter_name,
     )
     scores = score_into(
         out,
@@ -103,13 +157,9 @@ def score(
         train=train,
         validation=validation,
         options={
-            "rank": rank,
-            "alpha": alpha,
-            "estimator": estimator,
-            **solver,
-            "block": block,
+            **{name: asked[name] for name in (*COMBINED, *SOLVER, "block", "max_length")},
+            "adapter": adapter_name,
             "seed": seed,
-            "max_length": max_length,
             "batch_tokens": batch_tokens,
         },
         overwrite=overwrite,
@@ -117,3 +167,16 @@ def score(
     write_recipe(context, out)
     emit(scores_table(scores), scores.summary(), as_json=as_json)
     say(f"wrote {out}", as_json=as_json)
+
+
+def _asked(context: typer.Context, preset: Preset | None) -> dict[str, Any]:
+    """Every option with those of the preset in it, which the recipe then says too."""
+    from layerif.studies.presets import preset_options
+
+    given = {
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
+    }
+    context.params.update(preset_options(preset, given))
+    return context.params

@@ -14,7 +14,14 @@ from layerif.evaluation.accuracy import have_candidates, task_measurement
 from layerif.evaluation.generation import check_generation, generated_accuracy
 from layerif.evaluation.perplexity import evaluation_chunks, perplexity
 from layerif.evaluation.summed import Cache
-from layerif.model import Tokenizer, describe, evaluation_mode, find_decoder_layers, setting
+from layerif.model import (
+    Tokenizer,
+    describe,
+    evaluation_mode,
+    find_decoder_layers,
+    setting,
+    unwrapped,
+)
 from layerif.tasks import Corpus, Task
 
 
@@ -50,6 +57,7 @@ def evaluate(
             zeros are counted beside the figures, cannot be read (fused experts, tied weights).
         NumericalError: a likelihood is not finite.
     """
+    model = unwrapped(model)
     check_sources(
         model,
         tokenizer,
@@ -146,7 +154,11 @@ def _refuse_continuations(task: Task) -> None:
 
 
 def sparsity_of(model: Any) -> float:
-    """Fraction of zeros in the projections of the decoder layers, counted on the weights."""
+    """Fraction of zeros in the projections of the decoder layers, counted on the weights.
+
+    Those of an adapter are not counted, and a quantised weight counts as dense: what it stores does
+    not show its zeros.
+    """
     projections = find_decoder_layers(model).projections
-    kept = sum(int(projection.weight.count_nonzero()) for projection in projections)
+    kept = sum(p.numel if p.packed else int(p.weight.count_nonzero()) for p in projections)
     return 1 - kept / sum(projection.numel for projection in projections)

@@ -2,6 +2,6 @@
 
 from layerif.influence.estimators import register as register_estimator
 from layerif.influence.scoring import check_samples, score
-from layerif.influence.subspaces import FreshLora
+from layerif.influence.subspaces import FreshLora, check_combination
 
-__all__ = ["FreshLora", "check_samples", "register_estimator", "score"]
+__all__ = ["FreshLora", "check_combination", "check_samples", "register_estimator", "score"]

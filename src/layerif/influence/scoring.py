@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, encode
 from layerif.checkpoint import NO_STEPS, Steps
-from layerif.choices import BlockGranularity, Keep, PaddingSide, SubspaceName, check_choice
+from layerif.choices import BlockGranularity, Keep, PaddingSide, SubspaceName
 from layerif.chunks import usable_length
 from layerif.errors import InputError
 from layerif.influence import blocks as blockwise
@@ -23,15 +24,16 @@ from layerif.influence.memory import choose
 from layerif.influence.passes import Measured, Runner, Samples
 from layerif.influence.store import DiskStore, GradientStore, MemoryStore
 from layerif.influence.streaming import passes_needed, stream
-from layerif.influence.subspaces import (
-    AdapterSubspace,
-    FreshLora,
-    FullWeights,
-    Matrix,
-    Subspace,
-    TwoSided,
+from layerif.influence.subspaces import FreshLora, FullWeights, Matrix, Subspace, subspace_of
+from layerif.influence.warmup import warmed_up
+from layerif.model import (
+    Projection,
+    Tokenizer,
+    describe,
+    find_decoder_layers,
+    setting,
+    unwrapped,
 )
-from layerif.model import Projection, Tokenizer, describe, find_decoder_layers, setting
 from layerif.progress import note, progress
 from layerif.tasks.base import Example
 
@@ -55,6 +57,8 @@ def score(
     batch_tokens: int = 1024,
     subspace: SubspaceName | Subspace = "fresh_lora",
     size: int = 16,
+    adapter: str = "default",
+    warmup_steps: int = 0,
     keep: Keep = "auto",
     memory: float | None = None,
     padding_side: PaddingSide = "right",
@@ -84,6 +88,9 @@ def score(
             `size`), `full` (the weights), `adapter` (the active LoRA of a PEFT model), or one of
             your own.
         size: of the two-sided projections.
+        adapter: name of the LoRA that the subspace `adapter` takes.
+        warmup_steps: in its place a fresh LoRA of `rank` and `alpha` on every projection, which is
+            fine-tuned on the training samples for so many steps, and taken out afterwards.
         keep: where training gradients are kept: in `memory`, on `disk` beside the steps, or nowhere
             (`passes`: computed anew, memory independent of the samples); `auto` chooses.
         memory: GB that gradients and the estimator may take; None for nine tenths of what is free.
@@ -113,29 +120,48 @@ def score(
         seed=seed,
     )
     chosen = find(estimator)
+    model = unwrapped(model)
     layers = find_decoder_layers(model)
     max_length = usable_length(model, max_length)
-    compared = _subspace(subspace, model, rank=rank, alpha=alpha, size=size, seed=seed)
-    matrices = compared.matrices(layers.projections)
-    groups = blockwise.group(matrices, layers.projections, block)
+    compared = subspace_of(
+        subspace, model, rank=rank, alpha=alpha, size=size, seed=seed, adapter=adapter
+    )
+    if warmup_steps and subspace != "adapter":
+        raise InputError("a warm-up fine-tunes the adapter of the subspace adapter; choose that")
     train_items, dropped_train = check_samples(tokenizer, train, max_length, "training")
     validation_items, dropped_validation = check_samples(
         tokenizer, validation, max_length, "validation"
     )
-    found, order = _measured(
-        model,
-        layers.projections,
-        compared,
-        matrices,
-        groups,
-        (train_items, validation_items),
-        options,
-        batch_tokens=batch_tokens,
-        padding_side=padding_side,
-        keep=keep,
-        memory=memory,
-        steps=steps or NO_STEPS,
-    )
+    with ExitStack() as stack:
+        if warmup_steps:
+            warm = warmed_up(
+                model,
+                layers,
+                train_items,
+                FreshLora(rank, alpha, seed),
+                steps=warmup_steps,
+                batch_tokens=batch_tokens,
+                padding_side=padding_side,
+                kept=steps or NO_STEPS,
+            )
+            compared = stack.enter_context(warm)
+        matrices = compared.matrices(layers.projections)
+        groups = blockwise.group(matrices, layers.projections, block)
+        subspace_options = compared.record
+        found, order = _measured(
+            model,
+            layers.projections,
+            compared,
+            matrices,
+            groups,
+            (train_items, validation_items),
+            options,
+            batch_tokens=batch_tokens,
+            padding_side=padding_side,
+            keep=keep,
+            memory=memory,
+            steps=steps or NO_STEPS,
+        )
     solutions = found.solutions
     blockwise.note_unconverged(solutions, options)
 
@@ -160,7 +186,7 @@ def score(
         record=ScoringRecord(
             estimator=estimator,
             subspace=compared.name,
-            subspace_options=compared.record,
+            subspace_options=subspace_options,
             block=block,
             damping=damping if chosen.damped and damping_value is None else None,
             damping_value=damping_value if chosen.damped else None,
@@ -240,25 +266,6 @@ def _measured(
             steps=steps if chosen == "disk" else NO_STEPS,
         )
     return found, train.order
-
-
-def _subspace(
-    subspace: SubspaceName | Subspace,
-    model: Any,
-    *,
-    rank: int,
-    alpha: float,
-    size: int,
-    seed: int,
-) -> Subspace:
-    if not isinstance(subspace, str):
-        return subspace
-    check_choice(subspace, SubspaceName, "subspace")
-    if subspace == "fresh_lora":
-        return FreshLora(rank, alpha, seed)
-    if subspace == "two_sided":
-        return TwoSided(size, seed)
-    return FullWeights() if subspace == "full" else AdapterSubspace(model)
 
 
 def _dtype_of(model: Any) -> torch.dtype:

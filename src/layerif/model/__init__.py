@@ -1,6 +1,7 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
-from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
+from layerif.model.adapters import with_adapter
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import (
     Tokenizer,
@@ -26,4 +27,6 @@ __all__ = [
     "parse_device",
     "quiet_transformers",
     "setting",
+    "unwrapped",
+    "with_adapter",
 ]

@@ -5,13 +5,17 @@ model's configuration has hidden layers, each holding linear maps; where a visio
 those that lie nearest to the token embeddings. The projections of a layer are its `nn.Linear`
 modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map. Embeddings, the
 language-model head and norms lie outside or are no linear maps, so they are never touched.
+
+Where PEFT has put an adapter around a linear map, the projection is the map inside, by the name it
+has without the adapter; the adapter's own matrices are no projections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +48,22 @@ class Projection:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight as (out_features, in_features); a view, so that writing to it prunes it."""
+        """The weight as (out_features, in_features); a view, so that writing to it prunes it.
+
+        Where it is `packed`, what is stored, in whatever form that is.
+        """
         weight = self.module.weight
         assert isinstance(weight, torch.Tensor)
         return weight.data.T if isinstance(self.module, Conv1D) else weight.data
+
+    @property
+    def packed(self) -> bool:
+        """Whether what is stored is no matrix of floating numbers, as in a quantised map."""
+        weight = self.weight
+        return not weight.is_floating_point() or weight.shape != (
+            self.out_features,
+            self.in_features,
+        )
 
     @property
     def out_features(self) -> int:
@@ -94,14 +110,33 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def unwrapped(model: Any) -> Any:
+    """The model of transformers inside a PEFT model, with its adapters at work in it.
+
+    Raises:
+        InputError: the PEFT model is more than that: it puts learnt tokens before each text.
+    """
+    inner = getattr(model, "get_base_model", None)
+    if inner is None:
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise InputError(
+            f"the adapter {model.active_adapter!r} is of the kind "
+            f"{model.active_peft_config.peft_type.value}, which puts learnt tokens before each "
+            "text; only adapters that stand at projections, such as LoRA, are supported"
+        )
+    return inner()
+
+
 def find_decoder_layers(model: nn.Module) -> DecoderLayers:
-    """Find the decoder layers of any causal LM of transformers.
+    """Find the decoder layers of any causal LM of transformers, with PEFT's adapters or without.
 
     Raises:
         InputError: there is no such list of layers (saying what was looked for and what there is),
             the layers hold weights that are no linear map (fused expert weights), or a projection's
             weight serves in another place too (tied or shared); names the weights.
     """
+    model = unwrapped(model)
     expected = _configured_layers(model)
     lists = {
         path: module
@@ -136,12 +171,29 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     projections = [
         Projection(index, name, module)
         for index, layer in enumerate(layers)
-        for name, module in layer.named_modules()
+        for name, module in _without_adapters(layer)
         if is_linear(module)
     ]
     _refuse_fused_weights(layers, path, projections)
     refuse_shared_weights(model, layers, path, [p.module for p in projections])
     return DecoderLayers(path, layers, projections)
+
+
+def _without_adapters(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `named_modules`, each of PEFT's wrappers replaced by the module that it wraps."""
+    seen: set[nn.Module] = set()
+
+    def walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+        inner = getattr(module, "get_base_layer", None)
+        module = module if inner is None else inner()
+        if module in seen:
+            return
+        seen.add(module)
+        yield path, module
+        for name, child in module.named_children():
+            yield from walk(child, f"{path}.{name}" if path else name)
+
+    yield from walk(layer, "")
 
 
 def _configured_layers(model: nn.Module) -> int | None:
@@ -175,7 +227,12 @@ def _refuse_fused_weights(
     known = {id(projection.module.weight) for projection in projections}
     for index, layer in enumerate(layers):
         largest = max(p.numel for p in projections if p.layer == index)
-        for name, parameter in layer.named_parameters():
+        parameters = (
+            (f"{path_in_layer}.{own}".strip("."), parameter)
+            for path_in_layer, module in _without_adapters(layer)
+            for own, parameter in module.named_parameters(recurse=False)
+        )
+        for name, parameter in parameters:
             stacked = parameter.ndim == 2 and parameter.numel() >= largest
             if id(parameter) not in known and (parameter.ndim > 2 or stacked):
                 raise InputError(

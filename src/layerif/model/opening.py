@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from layerif.artifacts import ModelInfo, Setting, versions
 from layerif.errors import InputError
 from layerif.model import gguf
-from layerif.model.layers import find_decoder_layers
+from layerif.model.adapters import DEFAULT, adapter_folder, with_adapter
+from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.quiet import quiet_transformers
 
 DTYPES = {
@@ -32,6 +33,8 @@ def open_model(
     dtype: str = "float32",
     device: str = "auto",
     trust_remote_code: bool = False,
+    adapter: str | Path | None = None,
+    adapter_name: str = DEFAULT,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Open a causal LM and its tokenizer, ready for inference.
 
@@ -43,15 +46,25 @@ def open_model(
         dtype: float32, bfloat16, float16 or float64.
         device: a torch device, or `auto`: the first CUDA device where there is one, else the CPU.
         trust_remote_code: run code that comes with the model; off unless asked for.
+        adapter: folder of a LoRA that PEFT has written, to open the model with: it comes as a
+            PEFT model, with that adapter at work.
+        adapter_name: of the adapter, where the folder holds several.
 
     Raises:
-        InputError: no such model, or the dtype or device is unknown; or as `find_decoder_layers`.
+        InputError: no such model, or the dtype or device is unknown; or as `find_decoder_layers`
+            and `with_adapter`.
         MissingDependencyError: the alias's package is not installed.
     """
     name = str(name_or_path)
     torch_dtype = _parse_dtype(dtype)
     torch_device = parse_device(device)
-    find_decoder_layers(open_skeleton(name, trust_remote_code=trust_remote_code))
+    folder = None if adapter is None else Path(adapter)
+    if folder is not None:
+        adapter_folder(folder, adapter_name)
+    skeleton = open_skeleton(name, trust_remote_code=trust_remote_code)
+    find_decoder_layers(skeleton)
+    if folder is not None:
+        with_adapter(skeleton, folder, adapter_name)
     source = _locate(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _reading(name):
@@ -68,7 +81,7 @@ def open_model(
     model.name_or_path = name
     model.to(torch_device).eval()
     _require_causal(model)
-    return model, tokenizer
+    return (model if folder is None else with_adapter(model, folder, adapter_name)), tokenizer
 
 
 @torch.no_grad()
@@ -97,6 +110,7 @@ def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
 
 def describe(model: PreTrainedModel) -> ModelInfo:
     """What an artifact records of a model, so that a reader can tell which one it was."""
+    model = unwrapped(model)
     layers = find_decoder_layers(model)
     origin = getattr(model.config, "gguf_origin", None)
     return ModelInfo(

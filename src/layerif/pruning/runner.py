@@ -23,6 +23,7 @@ from layerif.model import (
     find_decoder_layers,
     quiet_transformers,
     setting,
+    unwrapped,
 )
 from layerif.progress import note, progress
 from layerif.pruning.wanda import wanda_mask
@@ -49,7 +50,8 @@ def prune(
     zeros are unstructured: no dense kernel runs faster for them.
 
     Args:
-        model: a causal LM of transformers, changed in place.
+        model: a causal LM of transformers, changed in place. Where PEFT has put adapters in it, the
+            weights under them are pruned, with the adapters at work, and these stay as they are.
         plan: sparsity of each decoder layer, or one number for all of them.
         tokenizer: the model's tokenizer.
         calibration: a corpus, whose calibration part is used, or text.
@@ -63,12 +65,15 @@ def prune(
         The manifest, with the zeros of each projection counted after the fact.
 
     Raises:
-        InputError: the plan belongs to another model, or the calibration text is too short.
+        InputError: the plan belongs to another model, the calibration text is too short, or a
+            projection's weight is quantised; names it.
         NumericalError: activations are not finite.
     """
     began = time.perf_counter()
     check_choice(method, PruningMethod, "pruning method")
+    model = unwrapped(model)
     layers = find_decoder_layers(model)
+    refuse_packed(layers.projections)
     info = describe(model)
     plan = _as_plan(plan, layers)
     plan.check_fits(info, "sparsity")
@@ -111,11 +116,44 @@ def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: st
 
     Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
     is whole or absent.
+
+    Raises:
+        InputError: the model has adapters, which alone would be written.
     """
+    refuse_adapters(model)
     with quiet_transformers(), new_folder(Path(folder)) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         manifest.save(part / MANIFEST_FILE)
+
+
+def refuse_packed(projections: Sequence[Projection]) -> None:
+    """No weight can be set to zero where it is stored in a packed form.
+
+    Raises:
+        InputError: one is; names its projection.
+    """
+    for projection in projections:
+        if projection.packed:
+            raise InputError(
+                f"the weight of {projection.key} is quantised (stored as "
+                f"{str(projection.weight.dtype).removeprefix('torch.')} of shape "
+                f"{tuple(projection.weight.shape)}), so nothing in it can be set to zero; prune "
+                "the model as it was before quantisation"
+            )
+
+
+def refuse_adapters(model: Any) -> None:
+    """A model with adapters is not saved as a whole by transformers, nor by PEFT.
+
+    Raises:
+        InputError: it has some.
+    """
+    if any(hasattr(module, "get_base_layer") for module in model.modules()):
+        raise InputError(
+            "the model has adapters in it, and only these would be written; take them out "
+            "(`unload()`) or into the weights (`merge_and_unload()`) before"
+        )
 
 
 def _prune_layer(

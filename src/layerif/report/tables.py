@@ -16,20 +16,26 @@ SIDE_BY_SIDE = 4  # measurements that fit beside each other into an ordinary ter
 
 
 def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Table:
-    """One row a layer: its score, and a bar from the lowest to the highest."""
-    values = scores.aggregate(aggregate)
+    """One row a layer: the paper's three scores, and a bar of one of them up to the highest.
+
+    Args:
+        scores: the scores.
+        aggregate: what the bar is of; `negative` has a column beside the three.
+    """
+    shown = dict.fromkeys(("all", "positive", "top", aggregate))
+    columns = {how: scores.aggregate(how) for how in shown}
+    values = columns[aggregate]
     helpful = (scores.influence > 0).mean(1)
     table = _table(
         f"Influence per decoder layer: {scores.model.name}, "
         f"{(scores.record.task or {}).get('name', 'examples in memory')}"
     )
-    for column in ("layer", aggregate, "helpful samples"):
+    for column in ("layer", *columns, "helpful samples"):
         table.add_column(column, justify="right")
-    table.add_column("")
+    table.add_column(aggregate)
     for layer, value in enumerate(values):
-        table.add_row(
-            str(layer), f"{value:.4g}", f"{helpful[layer]:.0%}", _bar(value, values.max())
-        )
+        figures = [f"{column[layer]:.4g}" for column in columns.values()]
+        table.add_row(str(layer), *figures, f"{helpful[layer]:.0%}", _bar(value, values.max()))
     return table
 
 

@@ -18,7 +18,14 @@ from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, compare
 from layerif.influence import check_samples
-from layerif.model import describe, open_model, open_skeleton, open_tokenizer, parse_device
+from layerif.model import (
+    describe,
+    open_model,
+    open_skeleton,
+    open_tokenizer,
+    parse_device,
+    with_adapter,
+)
 from layerif.progress import note
 from layerif.report import plot_allocation, plot_scores
 from layerif.studies.folder import RunFolder
@@ -100,6 +107,7 @@ def _load(recipe: Recipe) -> _Data:
 def _check(recipe: Recipe, data: _Data) -> None:
     """Everything that can be found out before the first stage, with no weights."""
     parse_device(recipe.device)
+    recipe.score.check_combination()
     skeleton, tokenizer = open_skeleton(recipe.model), open_tokenizer(recipe.model)
     layers = describe(skeleton).layers
     if recipe.experts is not None and recipe.experts.total < layers:
@@ -113,6 +121,10 @@ def _check(recipe: Recipe, data: _Data) -> None:
     check_context_length(skeleton, recipe.prune.context_length)
     text = data.calibration.text("calibration")
     draw(cut(tokenizer, text, recipe.prune.context_length), recipe.prune.samples, recipe.seed)
+    if recipe.score.adapter is not None:
+        with_adapter(
+            open_skeleton(recipe.model), Path(recipe.score.adapter), recipe.score.adapter_name
+        )
     check_sources(
         skeleton,
         tokenizer,
@@ -129,7 +141,13 @@ def _check(recipe: Recipe, data: _Data) -> None:
 def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
     stage = recipe.score
     note(f"scores: {len(data.train)} + {len(data.validation)} samples of {data.task.name}")
-    model, tokenizer = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    model, tokenizer = open_model(
+        recipe.model,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        adapter=stage.adapter,
+        adapter_name=stage.adapter_name,
+    )
     return score_into(
         folder,
         model,
@@ -138,8 +156,12 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
         train=data.train,
         validation=data.validation,
         options={
+            "subspace": stage.subspace,
             "rank": stage.rank,
             "alpha": stage.alpha,
+            "size": stage.size,
+            "adapter": stage.adapter_name,
+            "warmup_steps": stage.warmup_steps,
             "estimator": stage.estimator,
             "damping": stage.damping,
             "damping_value": stage.damping_value,
@@ -147,6 +169,8 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
             "tolerance": stage.tolerance,
             "max_iterations": stage.max_iterations,
             "seed": recipe.seed,
+            "keep": stage.keep,
+            "memory": stage.memory,
             "max_length": stage.max_length,
             "batch_tokens": stage.batch_tokens,
         },

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from layerif.artifacts import Record
 from layerif.choices import (
     Aggregation,
     BlockGranularity,
     Dtype,
+    Keep,
     Orientation,
+    Preset,
     PromptStyle,
     PruningMethod,
+    SubspaceName,
     TaskScoring,
 )
 from layerif.errors import InputError
 from layerif.studies.document import Document
+from layerif.studies.presets import PRESETS, preset_options
 
 
 class ScoreStage(Record):
@@ -27,18 +31,34 @@ class ScoreStage(Record):
 
     task: str
     style: PromptStyle = "alpaca"
+    preset: Preset | None = None
     train_samples: int = Field(200, ge=1)
     validation_samples: int = Field(50, ge=1)
+    subspace: SubspaceName = "fresh_lora"
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
+    size: int = Field(16, ge=1)
+    adapter: str | None = None
+    adapter_name: str = "default"
+    warmup_steps: int = Field(0, ge=0)
     estimator: str = "datainf"
     damping: float = Field(0.1, gt=0)
     damping_value: float | None = Field(None, gt=0)
     block: BlockGranularity = "matrix"
     tolerance: float = Field(1e-8, gt=0, lt=1)
     max_iterations: int = Field(1000, ge=1)
+    keep: Keep = "auto"
+    memory: float | None = Field(None, gt=0)
     max_length: int = Field(512, ge=2)
     batch_tokens: int = Field(1024, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, value: Any) -> Any:
+        """What a preset says, under what the recipe itself says."""
+        if not isinstance(value, dict) or value.get("preset") not in PRESETS:
+            return value
+        return {**preset_options(value["preset"], value), **value}
 
     @field_validator("estimator")
     @classmethod
@@ -50,6 +70,26 @@ class ScoreStage(Record):
         except InputError as error:
             raise ValueError(str(error)) from None
         return name
+
+    def check_combination(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            InputError: as `layerif.influence.check_combination`.
+        """
+        from layerif.influence import check_combination
+
+        check_combination(
+            self.subspace,
+            rank=self.rank,
+            alpha=self.alpha,
+            size=self.size,
+            estimator=self.estimator,
+            keep=self.keep,
+            memory=self.memory,
+            adapter=self.adapter,
+            warmup_steps=self.warmup_steps,
+        )
 
 
 class SparsityStage(Record):

@@ -28,7 +28,7 @@ from layerif.evaluation import HarnessTasks, evaluate, harness_results
 from layerif.influence import score
 from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.progress import note
-from layerif.pruning import prune, save_pruned
+from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned
 from layerif.tasks import Corpus, Example, Task
 
 T = TypeVar("T", LayerScores, Manifest, Results)
@@ -52,7 +52,9 @@ def score_into(
         NumericalError: as `score`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    wanted = _fingerprint(model, data, options)
+    # Where gradients are kept changes nothing of the result.
+    asked = {name: value for name, value in options.items() if name not in ("keep", "memory")}
+    wanted = _fingerprint(model, data, asked)
     if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite) as steps:
@@ -89,6 +91,8 @@ def prune_into(
         InputError: as `prune` and `resumable`; or the folder holds a model pruned otherwise.
         NumericalError: as `prune`.
     """
+    refuse_adapters(model)
+    refuse_packed(find_decoder_layers(model).projections)
     asked = plan.allocation if isinstance(plan, Allocation) else plan
     data = hash_texts([calibration.text("calibration")])
     wanted = _fingerprint(model, data, {"plan": asked, **options})

@@ -9,8 +9,8 @@ A and B are taken as they are now, at the model that they adapt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -27,17 +27,25 @@ class AdapterSubspace:
     Attributes:
         model: the PEFT model, or a transformers model with an adapter added.
         adapter: which of its adapters, which has to be the active one.
+        origin: where it comes from, for the record.
     """
 
     model: nn.Module
     adapter: str = "default"
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     name = "adapter"
 
     @property
     def record(self) -> dict[str, Any]:
         config = getattr(self.model, "peft_config", {})[self.adapter]
-        return {"adapter": self.adapter, "rank": config.r, "alpha": config.lora_alpha}
+        return {
+            "adapter": self.adapter,
+            "rank": config.r,
+            "alpha": config.lora_alpha,
+            "rslora": config.use_rslora,
+            **self.origin,
+        }
 
     def matrices(self, projections: Sequence[Projection]) -> list[Matrix]:
         """B and A of every projection that the adapter targets.
@@ -57,7 +65,7 @@ class AdapterSubspace:
         if self.adapter not in adapters:
             raise InputError(
                 f"the model has no LoRA adapter {self.adapter!r}; it has "
-                f"{', '.join(adapters) or 'none'}"
+                f"{', '.join(adapters) or 'none'}. Open it with one, or let one be warmed up"
             )
         found: list[Matrix] = []
         for row, projection in enumerate(projections):
@@ -82,14 +90,16 @@ class AdapterSubspace:
 
     def _check(self, layer: Any, projection: Projection) -> None:
         active = list(layer.active_adapters)
-        if active != [self.adapter] or layer.merged or layer.disable_adapters:
+        state = "merged" if layer.merged else "disabled" if layer.disable_adapters else ""
+        if active != [self.adapter] or state:
             raise InputError(
-                f"at {projection.key} the adapter {self.adapter!r} is not the one that is active "
-                f"(active: {', '.join(active) or 'none'}{', merged' if layer.merged else ''}); "
-                f"call set_adapter({self.adapter!r}) first, and unmerge"
+                f"at {projection.key} the adapter {self.adapter!r} is not at work by itself "
+                f"(active: {', '.join(active) or 'none'}{state and ', and ' + state}); "
+                f"call set_adapter({self.adapter!r}) first, and unmerge or enable it"
             )
-        if layer.use_dora.get(self.adapter):
+        if variant := layer.lora_variant.get(self.adapter):
+            kind = type(variant).__name__.removesuffix("Variant").removesuffix("Linear")
             raise InputError(
-                f"the adapter {self.adapter!r} at {projection.key} uses DoRA, whose gradient is "
-                "not that of a plain LoRA; use an adapter without it"
+                f"the adapter {self.adapter!r} at {projection.key} is of the kind {kind}, whose "
+                "gradient is not that of a plain LoRA; use an adapter without it"
             )
