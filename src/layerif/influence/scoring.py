@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from layerif import processes
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, encode
 from layerif.checkpoint import NO_STEPS, Steps
@@ -67,6 +68,10 @@ def score(
     backward pass over each sample, in batches, for all layers at once. The loss of a sample is the
     mean cross-entropy of its completion tokens. The result does not depend on batch size, order of
     samples or padding side.
+
+    Of several processes (`torchrun`) each calls it with the same, and has the whole result: each
+    runs its share of the batches, and they share what comes of them through the folder of `steps`,
+    or add it up where gradients are not kept.
 
     Args:
         model: a causal LM of transformers.
@@ -202,16 +207,19 @@ def _measured(
     train, validation = (Samples.of(items, batch_tokens) for items in samples)
     dtype = torch.promote_types(_dtype_of(model), torch.float32)
     formed = not isinstance(subspace, FullWeights)
-    chosen = choose(
-        keep,
-        matrices,
-        len(train.items),
-        dtype,
-        options=options,
-        workspace=blockwise.workspace(groups, matrices, len(train.items), options),
-        folder=steps.folder,
-        memory=None if memory is None else memory * 1e9,
-        formed=formed,
+    # Once for all processes, since each sees other memory free.
+    chosen = processes.agreed(
+        lambda: choose(
+            keep,
+            matrices,
+            len(train.items),
+            dtype,
+            options=options,
+            workspace=blockwise.workspace(groups, matrices, len(train.items), options),
+            folder=steps.folder,
+            memory=None if memory is None else memory * 1e9,
+            formed=formed,
+        )
     )
     rounds = passes_needed(options) if chosen == "passes" else 1
     total = validation.tokens + rounds * train.tokens
