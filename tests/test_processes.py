@@ -24,12 +24,14 @@ MEMBER = """
 import os, signal, sys
 from pathlib import Path
 from layerif.artifacts import Fingerprint
-from layerif.checkpoint import NO_STEPS, resumable
+from layerif.checkpoint import resumable
+from layerif.influence import keeping
 from test_influence import measure
 from tiny import tiny_model
 import torch
 
 torch.set_num_threads(1)
+keeping.INTERVAL = keeping.WORK_TO_WRITING = 0
 folder, keep, estimator, subspace, tokens, dtype, dies = sys.argv[1:]
 rank = os.environ.get("RANK", "0")
 model = tiny_model(dtype=getattr(torch, dtype))
@@ -186,5 +188,7 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match=r"speaks of 2 processes .WORLD_SIZE., and RANK is not set"):
+    with pytest.raises(
+        InputError, match=r"speaks of 2 processes .WORLD_SIZE., and RANK is not set"
+    ):
         measure(tiny_model())

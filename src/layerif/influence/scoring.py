@@ -231,7 +231,9 @@ def _measured(
         device = model.get_input_embeddings().weight.device
         runner = Runner(per_sample, device, padding_side, total, advance)
         if chosen == "passes":
-            found = stream(runner, matrices, groups, train, validation, options, formed=formed)
+            found = stream(
+                runner, matrices, groups, train, validation, options, formed=formed, steps=steps
+            )
             return found, train.order
         store: GradientStore = MemoryStore(matrices, len(train.items), dtype)
         if chosen == "disk" and steps.folder is not None:
