@@ -9,6 +9,7 @@ import torch
 from layerif.artifacts import Fingerprint
 from layerif.checkpoint import resumable, steps_folder
 from layerif.errors import InputError
+from layerif.influence import keeping
 from layerif.influence.store import DiskStore, MemoryStore
 from layerif.influence.subspaces import FullWeights, Matrix
 from test_influence import TRAIN, measure
@@ -81,6 +82,36 @@ def test_a_run_goes_on_with_the_gradients_on_disk(tmp_path):
     assert np.array_equal(resumed.influence, reference.influence)
     assert len(calls) < 2 * 14, "finished batches were not run again"
     assert not steps_folder(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stops_at", [0.25, 0.4, 0.6, 1.0])
+@pytest.mark.parametrize("estimator", ["datainf", "ekfac"])
+def test_passes_go_on_where_they_were(estimator, stops_at, tmp_path, monkeypatch):
+    for name in ("INTERVAL", "WORK_TO_WRITING"):
+        monkeypatch.setattr(keeping, name, 0)  # so that every batch is kept
+    model = tiny_model(dtype=torch.float64)
+    options = {"keep": "passes", "estimator": estimator, "batch_tokens": 80}
+    forward, calls, last = model.forward, [], None
+
+    def stop_later(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == last:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    model.forward = stop_later
+    reference = measure(model, **options)
+    whole = len(calls)
+    calls.clear()
+    last = round(stops_at * whole)
+    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "run", WANTED) as steps:
+        measure(model, steps=steps, **options)
+    with resumable(tmp_path / "run", WANTED) as steps:
+        resumed = measure(model, steps=steps, **options)
+    assert np.array_equal(resumed.projection_influence, reference.projection_influence)
+    assert np.array_equal(resumed.train_losses, reference.train_losses)
+    assert resumed.record.validation_loss == reference.record.validation_loss
+    assert len(calls) == whole + 1, "the batch that was cut short, and no other, was run twice"
 
 
 def literal_full_gradients(model, samples):

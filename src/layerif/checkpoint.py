@@ -9,11 +9,13 @@ folder goes when the result stands.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from layerif import processes
 from layerif.artifacts import Fingerprint
 from layerif.errors import InputError, NumericalError
 from layerif.progress import note
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 FINGERPRINT_FILE = "fingerprint.json"
 LOCK_FILE = "lock"
+# Seconds until a file shows on every machine: network disks remember for up to a minute that it
+# was not there.
+VISIBLE_WITHIN = 90.0
 
 
 class Steps(Protocol):
@@ -36,8 +41,11 @@ class Steps(Protocol):
     def load(self, step: str) -> dict[str, torch.Tensor] | None:
         """The tensors of a finished step; None where it is still to do."""
 
+    def await_step(self, step: str) -> None:
+        """Wait until a step that another process has finished shows here."""
+
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Keep a finished step."""
+        """Keep a finished step; one that stands is replaced."""
 
     def reserve(self, size: int) -> None:
         """Refuse beforehand to write `size` bytes of steps where there is no room for them."""
@@ -50,6 +58,9 @@ class NoSteps:
 
     def load(self, step: str) -> None:
         return None
+
+    def await_step(self, step: str) -> None:
+        pass
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
         pass
@@ -73,6 +84,9 @@ class DiskSteps:
 
         path = self._path(step)
         return load_file(path) if path.is_file() else None
+
+    def await_step(self, step: str) -> None:
+        awaited(self._path(step))
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
         from safetensors.torch import save_file
@@ -132,7 +146,12 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def resumable(
-    out: Path, fingerprint: Fingerprint, *, restart: bool = False, wait: bool = False
+    out: Path,
+    fingerprint: Fingerprint,
+    *,
+    restart: bool = False,
+    wait: bool = False,
+    together: bool = False,
 ) -> Iterator[DiskSteps]:
     """Keep the steps of the stage that writes `out`; they go when the block ends without an error.
 
@@ -141,12 +160,18 @@ def resumable(
         fingerprint: what the result depends on.
         restart: throw away steps of another fingerprint instead of refusing.
         wait: wait for a process that is at it, instead of refusing.
+        together: every process that was started with this one comes here, for the same work; the
+            first holds the lock for all.
 
     Raises:
         InputError: another process is at it, or the steps that stand there are of other work,
             saying which part differs.
     """
     folder = steps_folder(out)
+    if together and processes.count() > 1:
+        with _together(out, fingerprint, restart=restart, wait=wait):
+            yield DiskSteps(folder)
+        return
     with alone(folder / LOCK_FILE, out, wait=wait):
         try:
             _match(folder, out, fingerprint, restart=restart)
@@ -160,6 +185,37 @@ def resumable(
                 shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _together(out: Path, fingerprint: Fingerprint, *, restart: bool, wait: bool) -> Iterator[None]:
+    """`resumable` in the first of several processes; the others begin and end with it."""
+    folder = steps_folder(out)
+    with ExitStack() as held:
+        if processes.is_first():
+            kept = resumable(out, fingerprint, restart=restart, wait=wait)
+            processes.agreed(lambda: held.enter_context(kept) and None)
+        else:
+            processes.agreed(lambda: None)
+            awaited(folder / FINGERPRINT_FILE)
+        yield
+        processes.barrier()
+
+
+def awaited(path: Path) -> None:
+    """Wait for a file that another process has written: a network disk shows it a little later.
+
+    Raises:
+        InputError: it does not come; so the folder is not one that all processes see.
+    """
+    end = time.monotonic() + VISIBLE_WITHIN
+    while not path.is_file():
+        if time.monotonic() > end:
+            raise InputError(
+                f"process {processes.rank()} does not see {path}, which another process has "
+                "written; the run folder (--out) has to lie on a disk that all machines share"
+            )
+        time.sleep(0.1)
 
 
 def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
@@ -177,7 +233,8 @@ def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
         InputError: `out` holds something else.
     """
     if finished.is_file():
-        remove_leftover(out)
+        if processes.is_first():
+            remove_leftover(out)
     elif not steps_folder(out).is_dir():
         refuse_existing(out, overwrite=overwrite)
 

@@ -15,6 +15,10 @@ class InputError(LayerifError):
     exit_code = 2
 
 
+class ProcessError(LayerifError):
+    """One of several processes that work together has ended before the work was done."""
+
+
 class NumericalError(LayerifError):
     """A computation produced a value that is not finite, and was stopped there."""
 

@@ -1,4 +1,7 @@
-"""Progress and notes for a person, on standard error; bars are drawn on a terminal alone."""
+"""Progress and notes for a person, on standard error; bars are drawn on a terminal alone.
+
+Of several processes the first one speaks.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from layerif import processes
 
 console = Console(stderr=True, highlight=False)
 
@@ -37,7 +42,10 @@ def progress(description: str, total: float) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns,
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal and processes.is_first()),
     ) as bar:
         task = bar.add_task(description, total=total)
 
@@ -49,4 +57,5 @@ def progress(description: str, total: float) -> Iterator[Advance]:
 
 def note(message: str) -> None:
     """One dim line beside the progress bars; for facts worth knowing, not for results."""
-    console.print(message, style="dim", markup=False, soft_wrap=True)
+    if processes.is_first():
+        console.print(message, style="dim", markup=False, soft_wrap=True)

@@ -10,8 +10,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from layerif import processes
 from layerif.cli import allocate, evaluate, init, prune, run, score, tasks
-from layerif.errors import LayerifError
+from layerif.errors import InputError, LayerifError
 
 app = typer.Typer(
     name="layerif",
@@ -43,6 +44,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option(
@@ -51,6 +53,12 @@ def options(
     ] = False,
 ) -> None:
     """Options of layerif itself."""
+    command = context.invoked_subcommand
+    if processes.count() > 1 and command != "score":
+        raise InputError(
+            f"`layerif {command}` works in one process, and {processes.count()} were started; "
+            "start it without torchrun or accelerate launch, which share out `layerif score` alone"
+        )
 
 
 def main() -> None:
@@ -67,6 +75,7 @@ def main() -> None:
 def _fail(message: str, status: int) -> NoReturn:
     from layerif.progress import console
 
-    console.print("error:", style="bold red", end=" ")
+    who = f" in process {processes.rank()}" if processes.count() > 1 else ""
+    console.print(f"error{who}:", style="bold red", end=" ")
     console.print(message, markup=False, soft_wrap=True)
     sys.exit(status)

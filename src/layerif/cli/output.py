@@ -1,4 +1,7 @@
-"""What commands print: a table for people, or JSON for machines, on standard output."""
+"""What commands print: a table for people, or JSON for machines, on standard output.
+
+Of several processes the first one prints.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from layerif.processes import is_first
 from layerif.runs import json_text
 
 console = Console(highlight=False)
@@ -14,6 +18,8 @@ console = Console(highlight=False)
 
 def emit(table: Table, value: Any, *, as_json: bool) -> None:
     """Print the table, or with `as_json` the plain value."""
+    if not is_first():
+        return
     if as_json:
         print(json_text(value))
     else:
@@ -22,5 +28,5 @@ def emit(table: Table, value: Any, *, as_json: bool) -> None:
 
 def say(message: str, *, as_json: bool) -> None:
     """A line beside a table; left out of JSON output."""
-    if not as_json:
+    if not as_json and is_first():
         console.print(message, soft_wrap=True, markup=False)

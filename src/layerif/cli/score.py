@@ -118,12 +118,14 @@ def score(
     """Measure the influence of training samples through each decoder layer.
 
     Writes scores.json and influence.safetensors to the run folder, and recipe.yaml, which replays
-    it. Cut short, the same command goes on where it was.
+    it. Cut short, the same command goes on where it was. `torchrun -m layerif score ...` shares the
+    work out over processes, which all have to see the run folder.
     """
     from layerif.artifacts.scores import SCORES_FILE
     from layerif.checkpoint import check_out
     from layerif.influence import check_combination
     from layerif.influence.estimators import checked_options
+    from layerif.processes import is_first
     from layerif.tasks import load_task
 
     asked = _asked(context, preset)
@@ -164,7 +166,8 @@ def score(
         },
         overwrite=overwrite,
     )
-    write_recipe(context, out)
+    if is_first():
+        write_recipe(context, out)
     emit(scores_table(scores), scores.summary(), as_json=as_json)
     say(f"wrote {out}", as_json=as_json)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from layerif.artifacts import BlockRecord
+from layerif.checkpoint import Steps
 from layerif.choices import BlockGranularity, check_choice
 from layerif.errors import InputError
 from layerif.influence.estimators import Block, EstimatorOptions, Part, Solution, find
+from layerif.influence.passes import Step, finished
 from layerif.influence.store import GradientStore
 from layerif.influence.subspaces import Matrix
 from layerif.model.layers import Projection
@@ -40,44 +42,46 @@ def group(
     return groups
 
 
-def blocks(
+def solve(
     groups: Groups,
     matrices: Sequence[Matrix],
     store: GradientStore,
     means: Sequence[torch.Tensor],
-) -> Iterator[Block]:
-    """The blocks of `groups`, made when they are asked for.
+    options: EstimatorOptions,
+    steps: Steps,
+) -> dict[str, Solution]:
+    """The solution of every block by its name, each a step.
 
     Args:
         groups: as `group` gives them.
         matrices: of the subspace.
         store: the training gradients.
         means: for each matrix (d,), the mean validation gradient.
-    """
-    for name, rows in groups.items():
-        parts = tuple(Part(matrices[row].key, means[row], matrices[row].shape) for row in rows)
-        yield Block(name, parts, tuple(store.of(row) for row in rows))
-
-
-def solve(blocks: Iterable[Block], count: int, options: EstimatorOptions) -> dict[str, Solution]:
-    """The solution of every block by its name.
+        steps: keeps the solutions, and shares them between processes.
 
     Raises:
         InputError: an estimator of the user's own gives a solution of another shape.
     """
     estimator = find(options.name)
+
+    def one(_number: int, name: str) -> Step:
+        rows = groups[name]
+        parts = tuple(Part(matrices[row].key, means[row], matrices[row].shape) for row in rows)
+        block = Block(name, parts, tuple(store.of(row) for row in rows))
+        solution = estimator.solve(block, options)
+        wanted = (len(block.parts), block.samples)
+        if solution.by_part.shape != wanted or solution.influence.shape != wanted[1:]:
+            raise InputError(
+                f"the estimator {options.name} gives block {name} influence of shape "
+                f"{tuple(solution.influence.shape)} and {tuple(solution.by_part.shape)} by "
+                f"part; right would be {wanted[1:]} and {wanted}"
+            )
+        return solution.tensors()
+
     solutions = {}
-    with progress("influence", count) as advance:
-        for block in blocks:
-            solution = estimator.solve(block, options)
-            wanted = (len(block.parts), block.samples)
-            if solution.by_part.shape != wanted or solution.influence.shape != wanted[1:]:
-                raise InputError(
-                    f"the estimator {options.name} gives block {block.name} influence of shape "
-                    f"{tuple(solution.influence.shape)} and {tuple(solution.by_part.shape)} by "
-                    f"part; right would be {wanted[1:]} and {wanted}"
-                )
-            solutions[block.name] = solution
+    with progress("influence", len(groups)) as advance:
+        for name, kept, _ in finished(list(groups), "influence", steps, one):
+            solutions[name] = Solution.of_tensors(kept)
             advance()
     return solutions
 

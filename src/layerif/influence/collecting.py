@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from layerif.batching import Encoded
 from layerif.checkpoint import Steps
-from layerif.influence.blocks import Groups, blocks, solve
+from layerif.influence.blocks import Groups, solve
 from layerif.influence.estimators import EstimatorOptions
-from layerif.influence.passes import Measured, Runner, Samples
+from layerif.influence.passes import Measured, Runner, Samples, Step, finished
 from layerif.influence.store import GradientStore
 from layerif.influence.subspaces import Matrix
 
@@ -35,19 +36,20 @@ def collect(
     """
     means, validation_loss = validation_means(runner, matrices, validation, steps)
     losses = torch.empty(len(train.items), dtype=torch.float64)
-    for number, (items, start) in enumerate(zip(train.batches, train.starts, strict=True)):
-        step = f"training-{number:05d}"
-        kept = steps.load(step)
-        if kept is None:
-            found, gradients = runner.gradients(items, "training sample")
-            # The gradients first: the step says that they are there.
-            store.put(start, gradients)
-            kept = {"losses": found.double().cpu()}
-            steps.save(step, kept)
-        else:
-            runner.skip(items)
+    starts = train.starts
+
+    def run(number: int, items: Sequence[Encoded]) -> Step:
+        found, gradients = runner.gradients(items, "training sample")
+        # The gradients first: the step says that they are there.
+        store.put(starts[number], gradients)
+        return {"losses": found.double().cpu()}
+
+    batches = finished(train.batches, "training", steps, run)
+    for start, (items, kept, read) in zip(starts, batches, strict=True):
         losses[start : start + len(items)] = kept["losses"]
-    solutions = solve(blocks(groups, matrices, store, means), len(groups), options)
+        if read:
+            runner.skip(items)
+    solutions = solve(groups, matrices, store, means, options, steps)
     return Measured(solutions, losses, validation_loss)
 
 
@@ -58,17 +60,16 @@ def validation_means(
     sizes = [matrix.size for matrix in matrices]
     total = torch.zeros(sum(sizes), dtype=torch.float64)
     loss = 0.0
-    for number, items in enumerate(validation.batches):
-        step = f"validation-{number:05d}"
-        kept = steps.load(step)
-        if kept is None:
-            losses, gradients = runner.gradients(items, "validation sample")
-            summed = [gradient.double().sum(0).cpu() for gradient in gradients]
-            kept = {"sum": torch.cat(summed), "loss": losses.double().sum().cpu()[None]}
-            steps.save(step, kept)
-        else:
-            runner.skip(items)
+
+    def run(_number: int, items: Sequence[Encoded]) -> Step:
+        losses, gradients = runner.gradients(items, "validation sample")
+        summed = [gradient.double().sum(0).cpu() for gradient in gradients]
+        return {"sum": torch.cat(summed), "loss": losses.double().sum().cpu()[None]}
+
+    for items, kept, read in finished(validation.batches, "validation", steps, run):
         total += kept["sum"]
         loss += kept["loss"].item()
+        if read:
+            runner.skip(items)
     count = len(validation.items)
     return list((total / count).split(sizes)), loss / count

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from layerif import processes
 from layerif.choices import Keep, check_choice
 from layerif.errors import InputError
 from layerif.influence.estimators import EstimatorOptions, find
@@ -99,6 +100,12 @@ def choose(
             f"for which there is no room ({need.free / 1e9:.1f} GB of memory may be used); use "
             "datainf, grad_dot or cosine, fewer samples, or a smaller subspace"
         )
+    if chosen == "memory" and processes.count() > 1:
+        raise InputError(
+            f"{processes.count()} processes share gradients through a run folder that all of them "
+            f"see, and cannot keep them in memory; run `layerif score`, give a run folder, or use "
+            "keep='passes' with datainf, grad_dot, cosine or ekfac"
+        )
     _say(chosen, need, numbers, samples)
     return chosen
 
@@ -108,7 +115,8 @@ def _automatic(need: Need, folder: Path | None, *, formed: bool) -> Keep:
         return "passes"
     if folder is not None and has_room(folder, need.gradients):
         return "disk"
-    return "memory" if need.gradients + need.workspace <= need.free else "passes"
+    fits = need.gradients + need.workspace <= need.free
+    return "memory" if fits and processes.count() == 1 else "passes"
 
 
 def _say(chosen: Keep, need: Need, numbers: int, samples: int) -> None:

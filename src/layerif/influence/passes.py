@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from layerif import processes
 from layerif.batching import Batch, Encoded, collate, pack
+from layerif.checkpoint import Steps
 from layerif.choices import PaddingSide
 from layerif.influence.estimators import Solution
 from layerif.influence.gradients import PerSampleGradients
 from layerif.progress import Advance, note
+
+T = TypeVar("T")
+Step = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -107,6 +112,43 @@ class Runner:
         if not self._timed:
             self._timed = True
             seconds = (time.perf_counter() - began) / batch.tokens * self.total_tokens
+            seconds /= processes.count()
             note(f"{self.total_tokens:,} tokens, forward and backward: about {seconds:.0f} s")
         self.skip(items)
         return found
+
+
+def finished(
+    work: Sequence[T], kind: str, steps: Steps, do: Callable[[int, T], Step]
+) -> Iterator[tuple[T, Step, bool]]:
+    """What each piece of work leaves, in order; pieces with a step are not done again.
+
+    Of several processes each does its share of those that are to do, and reads the steps of all.
+    What the pieces leave does not depend on who did them, so neither does the result.
+
+    Args:
+        work: the pieces, the same in every process.
+        kind: of the pieces, for the names of their steps.
+        steps: where they are kept; with several processes, in a folder that all of them see.
+        do: does one piece, and returns what its step keeps.
+
+    Yields:
+        The piece, what it left, and whether that was read and not done here.
+    """
+    names = [f"{kind}-{number:05d}" for number in range(len(work))]
+    done = set()
+    if processes.count() > 1:
+        missing = [n for n, name in enumerate(names) if steps.load(name) is None]
+        for number in processes.share(processes.agreed(lambda: missing)):
+            steps.save(names[number], do(number, work[number]))
+            done.add(number)
+        processes.barrier()
+        for name in names:
+            steps.await_step(name)
+    for number, name in enumerate(names):
+        kept = steps.load(name)
+        if kept is None:
+            kept = do(number, work[number])
+            steps.save(name, kept)
+            done.add(number)
+        yield work[number], kept, number not in done

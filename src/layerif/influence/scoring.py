@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from layerif import processes
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, encode
 from layerif.checkpoint import NO_STEPS, Steps
@@ -71,6 +72,10 @@ def score(
     backward pass over each sample, in batches, for all layers at once. The loss of a sample is the
     mean cross-entropy of its completion tokens. The result does not depend on batch size, order of
     samples or padding side.
+
+    Of several processes (`torchrun`) each calls it with the same, and has the whole result: each
+    runs its share of the batches, and they share what comes of them through the folder of `steps`,
+    or add it up where gradients are not kept.
 
     Args:
         model: a causal LM of transformers.
@@ -228,16 +233,19 @@ def _measured(
     train, validation = (Samples.of(items, batch_tokens) for items in samples)
     dtype = torch.promote_types(_dtype_of(model), torch.float32)
     formed = not isinstance(subspace, FullWeights)
-    chosen = choose(
-        keep,
-        matrices,
-        len(train.items),
-        dtype,
-        options=options,
-        workspace=blockwise.workspace(groups, matrices, len(train.items), options),
-        folder=steps.folder,
-        memory=None if memory is None else memory * 1e9,
-        formed=formed,
+    # Once for all processes, since each sees other memory free.
+    chosen = processes.agreed(
+        lambda: choose(
+            keep,
+            matrices,
+            len(train.items),
+            dtype,
+            options=options,
+            workspace=blockwise.workspace(groups, matrices, len(train.items), options),
+            folder=steps.folder,
+            memory=None if memory is None else memory * 1e9,
+            formed=formed,
+        )
     )
     rounds = passes_needed(options) if chosen == "passes" else 1
     total = validation.tokens + rounds * train.tokens
@@ -249,7 +257,9 @@ def _measured(
         device = model.get_input_embeddings().weight.device
         runner = Runner(per_sample, device, padding_side, total, advance)
         if chosen == "passes":
-            found = stream(runner, matrices, groups, train, validation, options, formed=formed)
+            found = stream(
+                runner, matrices, groups, train, validation, options, formed=formed, steps=steps
+            )
             return found, train.order
         store: GradientStore = MemoryStore(matrices, len(train.items), dtype)
         if chosen == "disk" and steps.folder is not None:

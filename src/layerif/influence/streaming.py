@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
+from layerif import processes
 from layerif.batching import Encoded
+from layerif.checkpoint import Steps
 from layerif.errors import InputError
 from layerif.influence.blocks import Groups
 from layerif.influence.estimators import EstimatorOptions, Part, find
 from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
 from layerif.influence.estimators.passes import Passes
+from layerif.influence.keeping import Keeping
 from layerif.influence.passes import Measured, Runner, Samples
 from layerif.influence.subspaces import Matrix
 
@@ -30,6 +33,7 @@ def stream(
     options: EstimatorOptions,
     *,
     formed: bool,
+    steps: Steps,
 ) -> Measured:
     """Run the validation samples once and the training samples as often as the estimator asks.
 
@@ -39,40 +43,79 @@ def stream(
         groups: the blocks they make.
         options: the estimator, which has a form in passes, and its damping.
         formed: form the gradients of a batch (small subspaces), or leave them in factors.
+        steps: keeps the state of the passes at least every minute, to go on from.
     """
     open_passes = find(options.name).passes
     assert open_passes is not None
-    walk = _Walk(runner, matrices, groups, formed)
-    means = [torch.zeros(matrix.size, dtype=torch.float64) for matrix in matrices]
-    loss = 0.0
-
-    def add(row: int, gradients: FactoredGradients) -> None:
-        ones = torch.ones(len(gradients.errors), device=gradients.errors.device)
-        means[row] += gradients.weighted(ones).to(means[row])
-
-    for items in validation.batches:
-        loss += runner.factors(items, "validation sample", add).double().sum().item()
-    count = len(validation.items)
+    means, validation_loss = _validation(runner, matrices, validation, steps)
     opened = {
         name: open_passes(
             name,
-            [Part(matrices[row].key, means[row] / count, matrices[row].shape) for row in rows],
+            [Part(matrices[row].key, means[row], matrices[row].shape) for row in rows],
             len(train.items),
             [options.damping],
         )
         for name, rows in groups.items()
     }
     means.clear()
+    walk = _Walk(runner, matrices, groups, formed)
+    losses = torch.zeros(len(train.items), dtype=torch.float64)
+    keeping = Keeping(opened, losses, steps)
+    keeping.resume()
     needed = max(passes.needed for passes in opened.values())
-    losses = torch.empty(len(train.items), dtype=torch.float64)
-    for _ in range(needed):
-        for items, start in zip(train.batches, train.starts, strict=True):
+    starts = train.starts
+    for _ in range(keeping.finished):
+        for items in train.batches:
+            runner.skip(items)
+    while keeping.finished < needed:
+        own = set(processes.share(processes.agreed(lambda: keeping.to_do(starts))))
+        for number, (items, start) in enumerate(zip(train.batches, starts, strict=True)):
+            if number not in own:
+                runner.skip(items)
+                continue
             place = slice(start, start + len(items))
-            losses[place] = walk.over(items, opened, place).double().cpu()
-        for passes in opened.values():
-            passes.end_pass()
+            found = walk.over(items, opened, place).double().cpu()
+            if keeping.finished == 0:
+                losses[place] = found
+            keeping.after_batch()
+        keeping.end_pass()
     solutions = {name: passes.solutions()[0] for name, passes in opened.items()}
-    return Measured(solutions, losses, loss / count)
+    return Measured(solutions, losses, validation_loss)
+
+
+def _validation(
+    runner: Runner, matrices: Sequence[Matrix], validation: Samples, steps: Steps
+) -> tuple[list[torch.Tensor], float]:
+    """For each matrix (d,) float64 the mean gradient of the validation samples; their mean loss."""
+    step = "validation"
+    means = [torch.zeros(matrix.size, dtype=torch.float64) for matrix in matrices]
+    loss = torch.zeros((), dtype=torch.float64)
+
+    def add(row: int, gradients: FactoredGradients) -> None:
+        ones = torch.ones(len(gradients.errors), device=gradients.errors.device)
+        means[row] += gradients.weighted(ones).to(means[row])
+
+    if processes.agreed(lambda: steps.load(step) is None):
+        own = {id(items) for items in processes.share(validation.batches)}
+        for items in validation.batches:
+            if id(items) in own:
+                loss += runner.factors(items, "validation sample", add).double().sum().cpu()
+            else:
+                runner.skip(items)
+        processes.add([loss, *means])
+        for mean in means:
+            mean.div_(len(validation.items))
+        loss /= len(validation.items)
+        if processes.is_first():
+            steps.save(step, {"loss": loss} | {f"{row}": mean for row, mean in enumerate(means)})
+    else:
+        steps.await_step(step)
+        kept = steps.load(step)
+        assert kept is not None
+        means, loss = [kept[f"{row}"] for row in range(len(matrices))], kept["loss"]
+        for items in validation.batches:
+            runner.skip(items)
+    return means, loss.item()
 
 
 def passes_needed(options: EstimatorOptions) -> int:

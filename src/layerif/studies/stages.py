@@ -27,6 +27,7 @@ from layerif.errors import InputError
 from layerif.evaluation import HarnessTasks, evaluate, harness_results
 from layerif.influence import score
 from layerif.model import Tokenizer, find_decoder_layers, setting
+from layerif.processes import is_first
 from layerif.progress import note
 from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned
 from layerif.tasks import Corpus, Example, Task
@@ -47,6 +48,8 @@ def score_into(
 ) -> LayerScores:
     """`score` with `options`, saved to a run folder; finished batches survive an interruption.
 
+    Of several processes each comes here with the same, and runs its share of the batches.
+
     Raises:
         InputError: as `score` and `resumable`; or the folder holds scores of other work.
         NumericalError: as `score`.
@@ -57,7 +60,7 @@ def score_into(
     wanted = _fingerprint(model, data, asked)
     if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
         return done
-    with resumable(folder, wanted, restart=overwrite) as steps:
+    with resumable(folder, wanted, restart=overwrite, together=True) as steps:
         scores = score(
             model,
             tokenizer,
@@ -69,7 +72,8 @@ def score_into(
         )
         record = scores.record.model_copy(update={"fingerprint": wanted})
         scores = replace(scores, record=record)
-        scores.save(folder)
+        if is_first():
+            scores.save(folder)
     return scores
 
 

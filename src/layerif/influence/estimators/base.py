@@ -96,6 +96,31 @@ class Solution:
         """The solution whose influence is the sum of its parts."""
         return cls(by_part, by_part.sum(0), damping, **more)  # type: ignore[arg-type]
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it as tensors; what is None is left out."""
+        numbers = {
+            "damping": self.damping,
+            "iterations": self.iterations,
+            "residual": self.residual,
+        }
+        return {
+            "by_part": self.by_part.cpu(),
+            "influence": self.influence.cpu().clone(),
+            "silent": torch.tensor(self.silent),
+            "converged": torch.tensor(self.converged),
+        } | {
+            name: torch.tensor(number, dtype=torch.float64 if name != "iterations" else torch.int64)
+            for name, number in numbers.items()
+            if number is not None
+        }
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, torch.Tensor]) -> Solution:
+        """The solution of which `tensors` gave these."""
+        vectors = {"by_part", "influence"}
+        numbers = {name: t.item() for name, t in tensors.items() if name not in vectors}
+        return cls(tensors["by_part"], tensors["influence"], **{"damping": None, **numbers})  # type: ignore[arg-type]
+
     @classmethod
     def of_silence(cls, parts: int, samples: int, damping: float | None = 0.0) -> Solution:
         """The solution of a block in which every gradient is zero: no influence, and no 0/0."""

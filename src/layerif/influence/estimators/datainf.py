@@ -52,10 +52,12 @@ class DataInfPasses(Passes):
         self._weights = new(samples, len(dampings))  # c / (lambda + r)
 
     def _plan(self) -> Sequence[Pass]:
-        last = Pass(self._project)
+        last = Pass(self._project, ["_products"])
         if self._given:
-            return Pass(self._measure_and_weigh, self._solve), last
-        return Pass(self._measure, self._measured), Pass(self._weigh, self._solve), last
+            both = Pass(self._measure_and_weigh, ["_norms", "_dots", "_x"], self._solve)
+            return both, last
+        first = Pass(self._measure, ["_norms", "_dots"], self._measured)
+        return first, Pass(self._weigh, ["_x"], self._solve), last
 
     def _measure(self, rows: Rows, gradients: Gradients) -> None:
         self._norms[rows] = norms(gradients)

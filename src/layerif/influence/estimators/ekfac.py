@@ -68,8 +68,12 @@ class EkfacPasses(Passes):
             self._diagonalise()
 
     def _plan(self) -> Sequence[Pass]:
-        later = Pass(self._gather_eigenvalues, self._solve), Pass(self._project)
-        return later if self._given else (Pass(self._gather_factors, self._diagonalise), *later)
+        later = (
+            Pass(self._gather_eigenvalues, ["_eigenvalues"], self._solve),
+            Pass(self._project, ["_products"]),
+        )
+        first = Pass(self._gather_factors, ["_factors"], self._diagonalise)
+        return later if self._given else (first, *later)
 
     def _gather_factors(self, _index: Rows, rows: Gradients) -> None:
         gradients = formed(rows)
@@ -95,8 +99,8 @@ class EkfacPasses(Passes):
 
     def _diagonalise(self) -> None:
         self._bases = [
-            Factors(torch.linalg.eigh(factors.inputs)[1], torch.linalg.eigh(factors.outputs)[1])
-            for factors in self._factors
+            Factors(*(torch.linalg.eigh(side)[1].contiguous() for side in (f.inputs, f.outputs)))
+            for f in self._factors
         ]
         self._factors = []
 

@@ -30,7 +30,7 @@ class DotPasses(Passes):
         self._products = self.validation.new_zeros(len(parts), samples)  # c, by part
 
     def _plan(self) -> Sequence[Pass]:
-        return (Pass(self._measure),)
+        return (Pass(self._measure, ["_norms", "_products"]),)
 
     def _measure(self, rows: Rows, gradients: Gradients) -> None:
         self._norms[rows] = norms(gradients)

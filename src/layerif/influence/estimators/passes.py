@@ -14,14 +14,14 @@ gradients that are kept: `read` sends a block's rows by as often as they are wan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, Solution
-from layerif.influence.estimators.block import CHUNK, Block, Part, columns_of
+from layerif.influence.estimators.block import CHUNK, Block, Factors, Part, columns_of
 from layerif.influence.estimators.factored import FactoredRows, Gradients
 
 Rows = slice | torch.Tensor
@@ -32,10 +32,13 @@ class Pass(NamedTuple):
 
     Attributes:
         take: what it does with rows (b,) and their gradients (b, d) float64.
+        gathers: names of the attributes that `take` adds to. They are 0 before the pass, so what
+            several processes gathered of some rows each adds up to what one gathers of all.
         finish: what is worked out when every row has come by.
     """
 
     take: Callable[[Rows, Gradients], None]
+    gathers: Sequence[str]
     finish: Callable[[], None] = lambda: None
 
 
@@ -104,6 +107,40 @@ class Passes(ABC):
         for own, piece in zip(index.split(step), gradients.split(step), strict=True):
             take(own.to(device), piece.to(device).double())
 
+    @property
+    def finished(self) -> int:
+        """Passes that have ended."""
+        return self._finished
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """(n,) how often each sample was observed in this pass."""
+        return self._seen
+
+    def gathered(self) -> dict[str, torch.Tensor]:
+        """What this pass has added up so far, by name: the tensors themselves."""
+        return self._named(["_seen", *self._plan()[self._finished].gathers])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that is remembered between batches, by name: the tensors themselves."""
+        own = [name for name, value in vars(self).items() if name[0] == "_" and _tensors(value)]
+        return {"finished": torch.tensor(self._finished), **self._named(own)}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from the `state` of passes that were opened with the same.
+
+        Its tensors are copied: those read from a file may begin anywhere in memory, and products
+        round by that.
+        """
+        self._finished = int(state["finished"])
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor) and name in state:
+                setattr(self, name, state[name].to(value.device, copy=True))
+            elif isinstance(value, list) and name[0] == "_":
+                keys = _keys(name, state)
+                own = [state[key].to(self.validation, copy=True) for key in keys]
+                setattr(self, name, [Factors(*p) for p in zip(own[::2], own[1::2], strict=True)])
+
     def end_pass(self) -> None:
         """Every sample has been observed once.
 
@@ -136,11 +173,21 @@ class Passes(ABC):
 
     def read(self, block: Block) -> list[Solution]:
         """Solutions for a block whose gradients are kept: one read of them for each pass."""
-        for take, finish in self._plan():
+        for step in self._plan():
             for rows, gradients in block.rows():
-                take(rows, gradients)
-            finish()
+                step.take(rows, gradients)
+            step.finish()
         return self._solutions()
+
+    def _named(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        found = {}
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, torch.Tensor):
+                found[name] = value
+            else:
+                found |= {f"{name}.{k}": tensor for k, tensor in enumerate(_tensors(value))}
+        return found
 
     @abstractmethod
     def _solutions(self) -> list[Solution]:
@@ -149,3 +196,18 @@ class Passes(ABC):
     @abstractmethod
     def _plan(self) -> Sequence[Pass]:
         """The passes in order."""
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors of an attribute: one, or those of a list of factors."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if not isinstance(value, list):
+        return []
+    return [tensor for factors in value for tensor in (factors.inputs, factors.outputs)]
+
+
+def _keys(name: str, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Where a list's tensors stand in a state, in order."""
+    count = sum(key.startswith(f"{name}.") for key in state)
+    return [f"{name}.{k}" for k in range(count)]

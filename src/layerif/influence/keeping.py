@@ -1,0 +1,157 @@
+"""The state of passes on their way: kept as steps now and then, and summed over processes.
+
+The step `passes` is what the first process has; what each of the others has gathered beside it is a
+step of its own. A generation, counted up whenever the first one takes in what the others have, says
+which of those still belong to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from layerif import processes
+from layerif.checkpoint import VISIBLE_WITHIN, Steps
+from layerif.errors import InputError
+from layerif.influence.estimators.passes import Passes
+
+# Seconds of work that an interruption costs at most; more where the state is so large that writing
+# it so often would take more than a twentieth of the time.
+INTERVAL = 60.0
+WORK_TO_WRITING = 20.0
+STEP = "passes"
+
+
+class Keeping:
+    """Keeps the passes of all blocks, and the losses that come with the first of them.
+
+    Args:
+        opened: of each block by its name.
+        losses: (n,) float64, filled in place.
+        steps: where the state goes.
+    """
+
+    def __init__(self, opened: Mapping[str, Passes], losses: torch.Tensor, steps: Steps) -> None:
+        self._opened = opened
+        self._losses = losses
+        self._steps = steps
+        self._generation = 0
+        self._due = time.monotonic() + INTERVAL
+
+    @property
+    def finished(self) -> int:
+        """Passes that have ended."""
+        return self._any.finished
+
+    def to_do(self, starts: Sequence[int]) -> list[int]:
+        """The batches that this pass has not taken in; the first process knows of those of all.
+
+        Args:
+            starts: the first sample of each batch.
+        """
+        return [number for number, first in enumerate(starts) if not self._any.seen[first]]
+
+    def resume(self) -> None:
+        """Go on from what was kept: the first process with all of it, the others beside that."""
+        self._generation = processes.agreed(self._take_in)
+        if self._generation and not processes.is_first():
+            self._restore(self._awaited())
+            if self.finished < self._any.needed:
+                for tensor in self._gathered().values():
+                    tensor.zero_()
+
+    def after_batch(self) -> None:
+        """Keep the state where that was not done for long."""
+        began = time.monotonic()
+        if began >= self._due:
+            self._save()
+            ended = time.monotonic()
+            self._due = ended + max(INTERVAL, WORK_TO_WRITING * (ended - began))
+
+    def end_pass(self) -> None:
+        """End the pass of every block, with what all processes have gathered."""
+        processes.add(list(self._gathered().values()))
+        for passes in self._opened.values():
+            passes.end_pass()
+        # What is worked out in between (eigenvectors) may differ by machine.
+        for passes in self._opened.values():
+            processes.spread(list(passes.state().values()))
+        self._generation += 1
+        if processes.is_first():
+            self._save()
+        processes.barrier()
+
+    @property
+    def _any(self) -> Passes:
+        return next(iter(self._opened.values()))
+
+    def _take_in(self) -> int:
+        """In the first process: what was kept by all, kept anew as its own; 0 where nothing was."""
+        base = self._steps.load(STEP)
+        if base is None:
+            return 0
+        self._restore(base)
+        if self.finished < self._any.needed:
+            for other in range(1, int(base["processes"])):
+                part = self._steps.load(_part(other))
+                if part is not None and part["generation"] == base["generation"]:
+                    for name, tensor in self._gathered().items():
+                        tensor.add_(part[name].to(tensor.device))
+        self._generation = int(base["generation"]) + 1
+        self._save()
+        return self._generation
+
+    def _awaited(self) -> dict[str, torch.Tensor]:
+        """The step that the first process has just written."""
+        end = time.monotonic() + VISIBLE_WITHIN
+        while time.monotonic() < end:
+            base = self._steps.load(STEP)
+            if base is not None and int(base["generation"]) == self._generation:
+                return base
+            time.sleep(0.1)
+        raise InputError(
+            f"process {processes.rank()} does not see what the first process has written to "
+            f"{self._steps.folder}; the run folder (--out) has to lie on a disk that all machines "
+            "share"
+        )
+
+    def _gathered(self) -> dict[str, torch.Tensor]:
+        found = {
+            f"{name}/{key}": tensor
+            for name, passes in self._opened.items()
+            for key, tensor in passes.gathered().items()
+        }
+        return found | ({"losses": self._losses} if self.finished == 0 else {})
+
+    def _save(self) -> None:
+        if self._steps.folder is None:
+            return
+        marks = {
+            "generation": torch.tensor(self._generation),
+            "processes": torch.tensor(processes.count()),
+        }
+        if not processes.is_first():
+            self._steps.save(_part(processes.rank()), self._gathered() | marks)
+            return
+        state = {
+            f"{name}/{key}": tensor
+            for name, passes in self._opened.items()
+            for key, tensor in passes.state().items()
+        }
+        self._steps.save(STEP, state | marks | {"losses": self._losses})
+
+    def _restore(self, base: dict[str, torch.Tensor]) -> None:
+        states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._opened}
+        for key, tensor in base.items():
+            block, _, name = key.rpartition("/")
+            if block:
+                states[block][name] = tensor
+        for name, passes in self._opened.items():
+            passes.restore(states[name])
+        self._losses.copy_(base["losses"])
+
+
+def _part(rank: int) -> str:
+    return f"{STEP}-of-{rank:04d}"

@@ -1,0 +1,167 @@
+"""The processes that work together, as `torchrun` and `accelerate launch` start them.
+
+Each has its rank and their count in its environment. They agree on small values and add up vectors
+over a gloo group, on GPUs too: what goes from one to another lies in main memory. With one process
+everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from layerif.errors import InputError, LayerifError, ProcessError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# A process that dies closes its connections, and the others hear of it at once; this is for a
+# machine that falls silent, and longer than one process ever waits for the last batch of another.
+TIMEOUT = timedelta(hours=2)
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _number("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return _number("RANK", 0) if count() > 1 else 0
+
+
+def local_rank() -> int:
+    """Which of those on this machine."""
+    return _number("LOCAL_RANK", 0) if count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes for all."""
+    return rank() == 0
+
+
+def share(work: Sequence[T]) -> Sequence[T]:
+    """This process's share of a list that is the same in all."""
+    return work[rank() :: count()]
+
+
+def barrier() -> None:
+    """Wait for every process to come here.
+
+    Raises:
+        ProcessError: one of them has ended.
+    """
+    if count() > 1:
+        with _talking() as group:
+            _distributed().all_reduce(_tensor([0]), group=group)
+
+
+def agreed(call: Callable[[], T]) -> T:
+    """What `call` returns in the first process, for all; an error it raises there is raised by all.
+
+    Args:
+        call: returns plain JSON values.
+    """
+    if count() == 1:
+        return call()
+    if not is_first():
+        answer = _from_first(b"")
+    else:
+        try:
+            answer = {"value": call()}
+        except LayerifError as error:
+            _from_first(json.dumps({"error": str(error), "kind": type(error).__name__}).encode())
+            raise
+        _from_first(json.dumps(answer).encode())
+    if "error" in answer:
+        kinds = {kind.__name__: kind for kind in LayerifError.__subclasses__()}
+        raise kinds.get(answer["kind"], LayerifError)(answer["error"])
+    value: T = answer["value"]
+    return value
+
+
+def add(tensors: Sequence[torch.Tensor]) -> None:
+    """Put the sum over the processes in place of each tensor, the same bits in every process."""
+    if count() > 1:
+        with _talking() as group:
+            for tensor in tensors:
+                own = tensor.cpu().contiguous()
+                _distributed().all_reduce(own, group=group)
+                tensor.copy_(own)
+
+
+def spread(tensors: Sequence[torch.Tensor]) -> None:
+    """Put the first process's tensors in place of every other's."""
+    if count() > 1:
+        with _talking() as group:
+            for tensor in tensors:
+                own = tensor.cpu().contiguous()
+                _distributed().broadcast(own, 0, group=group)
+                tensor.copy_(own)
+
+
+def _from_first(text: bytes) -> Any:
+    """The first process's JSON text, read."""
+    size = _tensor([len(text)])
+    with _talking() as group:
+        _distributed().broadcast(size, 0, group=group)
+        letters = _tensor(list(text) if is_first() else [0] * int(size))
+        _distributed().broadcast(letters, 0, group=group)
+    return json.loads(bytes(letters.tolist()))
+
+
+@contextmanager
+def _talking() -> Iterator[Any]:
+    """The group, made when it is first wanted; a connection that breaks is an error of ours."""
+    try:
+        yield _group()
+    except RuntimeError as error:
+        raise ProcessError(
+            f"process {rank()} of {count()} has lost the others: one of them ended, and says why "
+            "itself, or its machine cannot be reached; what is finished stands, and the same "
+            f"command goes on from there, with any number of processes ({_first_line(error)})"
+        ) from error
+
+
+@cache
+def _group() -> Any:
+    distributed = _distributed()
+    if distributed.is_initialized():
+        # A script's own group may be NCCL's, which takes nothing that lies in main memory.
+        return distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"the environment speaks of {count()} processes (WORLD_SIZE), and {missing[0]} is not "
+            "set; start them by torchrun or accelerate launch, or unset WORLD_SIZE to work alone"
+        )
+    distributed.init_process_group("gloo", timeout=TIMEOUT)
+    return distributed.group.WORLD
+
+
+def _distributed() -> Any:
+    import torch.distributed
+
+    return torch.distributed
+
+
+def _tensor(values: list[int]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def _number(name: str, otherwise: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else otherwise
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
