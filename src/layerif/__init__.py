@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from layerif.artifacts import Results as Results
     from layerif.errors import LayerifError as LayerifError
     from layerif.evaluation import compare as compare
-    from layerif.evaluation import evaluate as evaluate
+    from layerif.evaluation.evaluate import evaluate as evaluate
     from layerif.evaluation import harness_results as harness_results
     from layerif.evaluation import load_harness as load_harness
     from layerif.influence import score as score

@@ -261,9 +261,11 @@ def _measured(
                 runner, matrices, groups, train, validation, options, formed=formed, steps=steps
             )
             return found, train.order
-        store: GradientStore = MemoryStore(matrices, len(train.items), dtype)
+        store: GradientStore
         if chosen == "disk" and steps.folder is not None:
             store = DiskStore(steps.folder, matrices, len(train.items), dtype)
+        else:
+            store = MemoryStore(matrices, len(train.items), dtype)
         found = collect(
             runner,
             matrices,
