@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from layerif.artifacts import Results as Results
     from layerif.errors import LayerifError as LayerifError
     from layerif.evaluation import compare as compare
-    from layerif.evaluation.evaluate import evaluate as evaluate
     from layerif.evaluation import harness_results as harness_results
     from layerif.evaluation import load_harness as load_harness
+    from layerif.evaluation.evaluate import evaluate as evaluate
     from layerif.influence import score as score
     from layerif.model import open_model as open_model
     from layerif.pruning import prune as prune
