@@ -33,9 +33,11 @@ from layerif.model import (
 )
 from layerif.tasks.base import Example
 
-# Relative distance of two ways to one gradient. float64 allows for attention that takes its
-# softmax in float32; the half precisions for rounding that adds up over the layers.
-TOLERANCES = {"float64": 1e-5, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.3}
+# Relative distance of two ways to one gradient of one run. float64 allows for attention that takes
+# its softmax in float32. SmolLM2 has 1e-4 in float32 and 0.005 in bfloat16.
+TOLERANCES = {"float64": 1e-5, "float32": 5e-3, "float16": 0.03, "bfloat16": 0.1}
+# Of a gradient in a batch and alone, whose forward passes round otherwise: there 1e-4 and 0.08.
+BATCH_TOLERANCES = {"float64": 1e-5, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.3}
 # Of outputs in a batch and alone, which no backward pass has gone through.
 FORWARD_TOLERANCES = {"float64": 1e-5, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 # Gradients of weights that are held at once.
@@ -240,7 +242,7 @@ def _against_the_batch(
     leak = _first_that_differs(model, layers, few, FORWARD_TOLERANCES[dtype])
     if leak is not None:
         return Check(QUESTIONS[3], False, f"outputs differ from {leak} on: samples meet there")
-    tolerance = TOLERANCES[dtype]
+    tolerance = BATCH_TOLERANCES[dtype]
     worst = [
         max(_distance(batched[i], single[row][0]) for i, single in enumerate(alone))
         for row, batched in enumerate(together)
