@@ -19,7 +19,7 @@ from layerif.influence.warmup import RATE, warmed_up
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import find_decoder_layers, open_model
 from test_influence import TRAIN, measure
-from test_subspaces import adapted, fill
+from test_subspaces import adapted, fill, packed_and_dense
 from tiny import tiny_model, tiny_tokenizer
 
 ITEMS, _ = encode(tiny_tokenizer(), [(e.prompt, e.completion) for e in TRAIN], 128)
@@ -119,6 +119,13 @@ def test_the_lora_is_float32_whatever_the_model():
         kinds = {p.dtype for name, p in model.named_parameters() if "lora_" in name}
         assert kinds == {torch.float32}
     assert np.isfinite(measure(model, subspace="adapter", warmup_steps=2).influence).all()
+
+
+def test_quantised_projections_are_warmed_up_as_what_they_compute():
+    found = [
+        measure(model, subspace="adapter", warmup_steps=3).influence for model in packed_and_dense()
+    ]
+    assert np.abs(found[0] - found[1]).max() <= 1e-4 * np.abs(found[1]).max()
 
 
 def test_a_run_cut_short_does_not_train_again(tmp_path, monkeypatch):

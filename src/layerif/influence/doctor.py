@@ -1,0 +1,328 @@
+"""Does scoring work on this model? A few samples by every way there is, before a long run.
+
+What the hooks give is held against autograd of the weights themselves, one sample at a time and
+with none of the code that scoring shares; a batch is held against its samples one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from layerif.batching import Encoded, accepted, collate
+from layerif.chunks import usable_length
+from layerif.errors import NumericalError
+from layerif.influence.estimating import Estimate, estimate
+from layerif.influence.gradients import PerSampleGradients, frozen
+from layerif.influence.scoring import check_samples
+from layerif.influence.subspaces import FreshLora, Matrix
+from layerif.model import (
+    DecoderLayers,
+    Projection,
+    Tokenizer,
+    evaluation_mode,
+    find_decoder_layers,
+    unwrapped,
+)
+from layerif.tasks.base import Example
+
+# Relative distance of two ways to one gradient of one run. float64 allows for attention that takes
+# its softmax in float32. SmolLM2 has 1e-4 in float32 and 0.005 in bfloat16.
+TOLERANCES = {"float64": 1e-5, "float32": 5e-3, "float16": 0.03, "bfloat16": 0.1}
+# Of a gradient in a batch and alone, whose forward passes round otherwise: there 1e-4 and 0.08.
+BATCH_TOLERANCES = {"float64": 1e-5, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.3}
+# Of outputs in a batch and alone, which no backward pass has gone through.
+FORWARD_TOLERANCES = {"float64": 1e-5, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+# Gradients of weights that are held at once.
+GROUP_BYTES = 1_000_000_000
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about the model.
+
+    Attributes:
+        name: the question.
+        ok: the answer; None where an earlier failure leaves nothing to ask.
+        detail: the figure behind it, or what fails and where.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks, and what a full run would take."""
+
+    checks: tuple[Check, ...]
+    estimate: Estimate | None
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+
+QUESTIONS = (
+    "losses and gradients are finite",
+    "every projection is reached",
+    "hooks give what autograd gives",
+    "a batch gives what its samples give alone",
+)
+
+
+def examine(
+    model: Any,
+    tokenizer: Tokenizer,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    seed: int = 0,
+    max_length: int = 512,
+    batch_tokens: int = 1024,
+) -> Diagnosis:
+    """Check the gradients that scoring would take, on three of the training samples.
+
+    Args:
+        model, tokenizer: to score with; the model is left as it was found.
+        train, validation: the samples of the run that is planned.
+        rank, alpha, seed: of the fresh LoRA.
+        max_length, batch_tokens: as `score` takes them.
+
+    Raises:
+        InputError: the model or the samples cannot be scored at all.
+    """
+    model = unwrapped(model)
+    layers = find_decoder_layers(model)
+    length = usable_length(model, max_length)
+    items, _ = check_samples(tokenizer, train, length, "training")
+    others, _ = check_samples(tokenizer, validation, length, "validation")
+    by_length = sorted(items, key=lambda item: len(item.input_ids))
+    few = [by_length[i] for i in sorted({0, len(items) // 2, len(items) - 1})][:SAMPLES]
+    matrices = FreshLora(rank, alpha, seed).matrices(layers.projections)
+    dtype = str(_floating(model)).removeprefix("torch.")
+    with frozen(model), PerSampleGradients(model, layers.projections, matrices) as per_sample:
+        try:
+            together = per_sample(_batch(model, few))[1]
+            alone = [per_sample(_batch(model, [item]))[1] for item in few]
+            reached = _reached(matrices, together)
+            found = estimate(model, per_sample, matrices, items, others, batch_tokens)
+        except NumericalError as error:
+            missed = [m.key for m, uses in zip(matrices, per_sample.uses, strict=True) if not uses]
+            return _stopped(error, missed, len(matrices))
+    checks = (
+        Check(QUESTIONS[0], True, f"{len(few)} samples, {len(matrices)} projections"),
+        reached,
+        _against_autograd(model, layers.projections, matrices, few, alone, TOLERANCES[dtype]),
+        _against_the_batch(model, layers, few, matrices, together, alone, dtype),
+    )
+    return Diagnosis(checks, found)
+
+
+def _stopped(error: NumericalError, missed: Sequence[str], matrices: int) -> Diagnosis:
+    """What is known where a pass did not come to its end."""
+    if 0 < len(missed) < matrices:
+        reached = f"no gradient reaches {_listed(missed)}"
+        answers: tuple[tuple[bool | None, str], ...] = ((None, "not asked"), (False, reached))
+    else:
+        answers = ((False, str(error)), (None, "not asked"))
+    answers += ((None, "not asked"), (None, "not asked"))
+    return Diagnosis(
+        tuple(Check(q, *answer) for q, answer in zip(QUESTIONS, answers, strict=True)), None
+    )
+
+
+def _reached(matrices: Sequence[Matrix], gradients: Sequence[torch.Tensor]) -> Check:
+    silent = [m.key for m, g in zip(matrices, gradients, strict=True) if not g.any()]
+    if silent:
+        return Check(QUESTIONS[1], False, f"the gradient is zero at {_listed(silent)}")
+    return Check(QUESTIONS[1], True, "no gradient is zero throughout")
+
+
+def _against_autograd(
+    model: Any,
+    projections: Sequence[Projection],
+    matrices: Sequence[Matrix],
+    few: Sequence[Encoded],
+    alone: Sequence[Sequence[torch.Tensor]],
+    tolerance: float,
+) -> Check:
+    worst: dict[str, float] = {}
+    for item, hooked in zip(few, alone, strict=True):
+        for row, gradient in literal_gradients(model, projections, item):
+            matrix = matrices[row]
+            assert matrix.right is not None
+            expected = matrix.scale * (gradient @ matrix.right.to(gradient).T)
+            error = _distance(hooked[row][0], expected)
+            worst[matrix.key] = max(error, worst.get(matrix.key, 0.0))
+    if not worst:
+        return Check(QUESTIONS[2], True, "every weight is quantised: there is nothing to compare")
+    failing = [key for key, error in worst.items() if not error <= tolerance]
+    key = max(worst, key=worst.__getitem__)
+    figure = f"largest difference {worst[key]:.1g} of the gradient, at {key}, allowed {tolerance:g}"
+    if failing:
+        return Check(QUESTIONS[2], False, f"they differ at {_listed(failing)}; {figure}")
+    left_out = len(matrices) - len(worst)
+    return Check(
+        QUESTIONS[2], True, figure + (f"; {left_out} quantised left out" if left_out else "")
+    )
+
+
+def literal_gradients(
+    model: Any, projections: Sequence[Projection], item: Encoded
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(out, in) the gradient of every weight that can have one, of one sample run by itself.
+
+    By autograd, from the whole of the logits; a group of projections at a time, so that memory
+    holds the gradients of some of the weights alone.
+
+    Yields:
+        The row of a projection, and its gradient in float32 at least.
+    """
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ids = torch.tensor([item.input_ids], device=model.get_input_embeddings().weight.device)
+    model.requires_grad_(False)
+    try:
+        with evaluation_mode(model), torch.enable_grad():
+            for group in _groups(projections):
+                weights: list[Any] = [projections[row].module.weight for row in group]
+                for weight in weights:
+                    weight.requires_grad_(True)
+                logits = model(input_ids=ids, use_cache=False).logits[0, item.start - 1 : -1]
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                loss = functional.cross_entropy(logits, ids[0, item.start :])
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+                for row, weight, gradient in zip(group, weights, gradients, strict=True):
+                    weight.requires_grad_(False)
+                    stored = torch.zeros_like(weight) if gradient is None else gradient
+                    stored = stored.to(torch.promote_types(stored.dtype, torch.float32))
+                    transposed = isinstance(projections[row].module, Conv1D)
+                    yield row, stored.T if transposed else stored
+    finally:
+        model.requires_grad_(False)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def _groups(projections: Sequence[Projection]) -> Iterator[list[int]]:
+    group: list[int] = []
+    size = 0
+    for row, projection in enumerate(projections):
+        if projection.packed:
+            continue
+        if group and size + projection.weight.nbytes > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += projection.weight.nbytes
+    if group:
+        yield group
+
+
+def _against_the_batch(
+    model: Any,
+    layers: DecoderLayers,
+    few: Sequence[Encoded],
+    matrices: Sequence[Matrix],
+    together: Sequence[torch.Tensor],
+    alone: Sequence[Sequence[torch.Tensor]],
+    dtype: str,
+) -> Check:
+    leak = _first_that_differs(model, layers, few, FORWARD_TOLERANCES[dtype])
+    if leak is not None:
+        return Check(QUESTIONS[3], False, f"outputs differ from {leak} on: samples meet there")
+    tolerance = BATCH_TOLERANCES[dtype]
+    worst = [
+        max(_distance(batched[i], single[row][0]) for i, single in enumerate(alone))
+        for row, batched in enumerate(together)
+    ]
+    failing = [m.key for m, error in zip(matrices, worst, strict=True) if not error <= tolerance]
+    row = max(range(len(worst)), key=worst.__getitem__)
+    figure = f"largest difference {worst[row]:.1g} of the gradient, at {matrices[row].key}"
+    if failing:
+        # Backward passes go down, so the cause lies at the uppermost.
+        return Check(QUESTIONS[3], False, f"gradients differ from {failing[-1]} down; {figure}")
+    return Check(QUESTIONS[3], True, f"{figure}, allowed {tolerance:g}")
+
+
+def _first_that_differs(
+    model: Any, layers: DecoderLayers, few: Sequence[Encoded], tolerance: float
+) -> str | None:
+    """The module whose output is the first to depend on the batch; the innermost, as it ends first.
+
+    Of each output its norm and its sum at every position are compared.
+    """
+    batched = _outputs(model, layers, few)
+    for row, item in enumerate(few):
+        single = _outputs(model, layers, [item])
+        length = len(item.input_ids)
+        for name, (norms, sums, width) in batched.items():
+            if name not in single or len(single[name][0]) != 1:
+                continue
+            norm, total, _ = single[name]
+            scale = norm[0].clamp(min=1e-30)
+            gap = ((norms[row, :length] - norm[0]) / scale).abs().max()
+            # A sum of `width` numbers is at most sqrt(width) norms.
+            drift = ((sums[row, :length] - total[0]) / (scale * width**0.5)).abs().max()
+            if not max(gap, drift) <= tolerance:
+                return name
+    return None
+
+
+def _outputs(
+    model: Any, layers: DecoderLayers, items: Sequence[Encoded]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, int]]:
+    """For each module of the decoder layers (B, T) norms and sums of its outputs, as they end."""
+    found: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
+    batch = _batch(model, items)
+    shape = batch.predicts.shape
+
+    def watch(name: str) -> Callable[..., None]:
+        def observe(_module: nn.Module, _args: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, torch.Tensor) and first.shape[:2] == shape and first.ndim > 2:
+                flat = first.detach().flatten(2).double()
+                found.setdefault(name, (flat.norm(dim=2), flat.sum(2), flat.shape[2]))
+
+        return observe
+
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers.modules):
+            for name, module in layer.named_modules():
+                path = f"layers.{index}.{name}".rstrip(".")
+                stack.callback(module.register_forward_hook(watch(path)).remove)
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.no_grad())
+        model(**accepted(model.forward, batch.inputs), use_cache=False)
+    return found
+
+
+def _batch(model: Any, items: Sequence[Encoded]) -> Any:
+    return collate(items, device=model.get_input_embeddings().weight.device)
+
+
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative, in the Frobenius norm; 0 where both are zero."""
+    found, expected = found.double().cpu(), expected.double().cpu()
+    scale = max(found.norm().item(), expected.norm().item())
+    return (found - expected).norm().item() / scale if scale else 0.0
+
+
+def _floating(model: Any) -> torch.dtype:
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def _listed(keys: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
