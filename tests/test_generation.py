@@ -285,6 +285,8 @@ def test_what_has_no_answer_to_read_is_refused_before_anything_runs(learnt):
             evaluate(model, tokenizer, [source], scoring="generation")
     with pytest.raises(InputError, match="there is no scoring 'guess'"):
         evaluate(model, tokenizer, [task()], scoring="guess")
+    with pytest.raises(InputError, match="t has no examples to measure"):
+        evaluate(model, tokenizer, [task(rows=[])], scoring="generation")
     with pytest.raises(InputError, match="21 tokens leave no room for a prompt of t beside the 20"):
         check_generation(model, tokenizer, ROWS, name="t", max_length=21)
 

@@ -50,9 +50,11 @@ def check_generation(
         The most tokens that are generated after a prompt.
 
     Raises:
-        InputError: examples without candidate completions, a model that cannot generate, or no
-            room for a prompt beside its answer.
+        InputError: no examples, or some without candidate completions, a model that cannot
+            generate, or no room for a prompt beside its answer.
     """
+    if not examples:
+        raise InputError(f"{name} has no examples to measure; give at least one")
     without = sum(not example.choices for example in examples)
     if without:
         raise InputError(
@@ -90,8 +92,8 @@ def generated_accuracy(
 
     What a reply answers is read by `extract_answer`. A reply that cannot be read is not right;
     `details` counts these apart (`parse_failures`, and `parse_failure_rows`), with the accuracy of
-    the other rows (`accuracy_of_parsed`, None without any) and the first replies. Where all rows
-    have the same two candidates, it has `mcc` and `f1`, of the rows that could be read alone.
+    the other rows (`accuracy_of_parsed`, None without any) and the first replies. Where those rows
+    all have the same two candidates, it has their `mcc` and `f1`.
 
     Args:
         max_length: tokens of a prompt and its reply together; too long a prompt loses its left end.
