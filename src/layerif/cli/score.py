@@ -59,6 +59,7 @@ def score(
     batch_tokens: options.BatchTokens = 1024,
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     data_dir: options.DataDir = None,
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -95,7 +96,11 @@ def score(
     from layerif.studies.stages import score_into
 
     opened, tokenizer = open_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
     )
     scores = score_into(
         out,

@@ -32,7 +32,14 @@ from layerif.influence.subspaces import (
     Subspace,
     TwoSided,
 )
-from layerif.model import Projection, Tokenizer, describe, find_decoder_layers, setting
+from layerif.model import (
+    Projection,
+    Tokenizer,
+    describe,
+    find_decoder_layers,
+    input_device,
+    setting,
+)
 from layerif.progress import note, progress
 from layerif.tasks.base import Example
 
@@ -228,7 +235,7 @@ def _measured(
         PerSampleGradients(model, projections, matrices) as per_sample,
         progress("per-sample gradients", total) as advance,
     ):
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         runner = Runner(per_sample, device, padding_side, total, advance)
         if chosen == "passes":
             found = stream(
