@@ -79,8 +79,8 @@ def measured(options: argparse.Namespace, count: int, keep: Keep) -> str:
     seconds = time.perf_counter() - began
     return (
         f"{keep:7} n = {count:5}: peak {peak_gigabytes():.2f} GB, the model {before:.2f} GB, "
-        f"beside it {peak_gigabytes() - before:.2f} GB ({private.most:.2f} GB without mapped files); "
-        f"{seconds:.0f} s"
+        f"beside it {peak_gigabytes() - before:.2f} GB ({private.most:.2f} GB without mapped "
+        f"files); {seconds:.0f} s"
     )
 
 

@@ -50,7 +50,8 @@ def open_model(
         trust_remote_code: run code that comes with the model; off unless asked for.
 
     Raises:
-        InputError: no such model, it does not fit on the devices that it is spread over, or the dtype or device is unknown; or as `find_decoder_layers`.
+        InputError: no such model, it does not fit on the devices that it is spread over, or the
+            dtype or device is unknown; or as `find_decoder_layers`.
         MissingDependencyError: the alias's package is not installed.
     """
     name = str(name_or_path)
