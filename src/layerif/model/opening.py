@@ -57,14 +57,12 @@ def open_model(
     name = str(name_or_path)
     torch_dtype = _parse_dtype(dtype)
     if device_map is not None and (device != "auto" or processes.count() > 1):
+        other = f"device {device!r} names one"
+        if device == "auto":
+            other = "several processes share them out"
         raise InputError(
-            f"device_map {device_map!r} spreads one model over all devices, and "
-            + (
-                f"device {device!r} names one"
-                if device != "auto"
-                else "several processes share them"
-            )
-            + "; give one of the two"
+            f"device_map {device_map!r} spreads one model over all devices, and {other}; give one "
+            "of the two"
         )
     torch_device = parse_device(device)
     find_decoder_layers(open_skeleton(name, trust_remote_code=trust_remote_code))
