@@ -77,11 +77,19 @@ def start(folder, count, *arguments):
     ]
 
 
+def ended(members):
+    """What each said on its standard error; none is left running."""
+    try:
+        return [member.communicate(timeout=120)[1] for member in members]
+    finally:
+        for member in members:
+            member.kill()
+
+
 def together(folder, count, keep, estimator, subspace, tokens, dtype="float64"):
     """What `count` processes find; each has all of it."""
     members = start(folder, count, keep, estimator, subspace, tokens, dtype, "none")
-    for member in members:
-        _, said = member.communicate(timeout=120)
+    for member, said in zip(members, ended(members), strict=True):
         assert member.returncode == 0, said
     assert not steps_folder(folder / "run").exists()
     found = [LayerScores.load(folder / f"scores-{rank}") for rank in range(count)]
@@ -97,8 +105,11 @@ def alone(keep, estimator, subspace, tokens, dtype="float64"):
     return measure(model, keep="passes" if keep == "passes" else "memory", **options)
 
 
-# 14 batches of one sample or two, an uneven share each; or one batch, and a process without any.
-@pytest.mark.parametrize(("count", "tokens"), [(2, 80), (2, 5000), (3, 200)])
+# Batches that come to uneven shares; or one batch, and a process without any.
+SPLITS = [(2, 80), pytest.param(2, 5000, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("count", "tokens"), SPLITS)
 def test_kept_on_disk_they_are_the_same_to_the_bit(count, tokens, tmp_path):
     found = together(tmp_path, count, "disk", "datainf", "fresh_lora", tokens)
     expected = alone("disk", "datainf", "fresh_lora", tokens)
@@ -107,6 +118,7 @@ def test_kept_on_disk_they_are_the_same_to_the_bit(count, tokens, tmp_path):
     assert found.record.validation_loss == expected.record.validation_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["exact", "ekfac"])
 def test_so_they_are_for_other_estimators(estimator, tmp_path):
     found = together(tmp_path, 2, "disk", estimator, "fresh_lora", 80)
@@ -119,9 +131,9 @@ def test_so_they_are_for_other_estimators(estimator, tmp_path):
     ("count", "estimator", "subspace", "tokens", "dtype", "tolerance"),
     [
         (2, "datainf", "fresh_lora", 80, "float64", 1e-10),
-        (2, "datainf", "full", 5000, "float64", 1e-10),
-        (3, "ekfac", "fresh_lora", 200, "float64", 1e-10),
-        (2, "cosine", "two_sided", 80, "float32", 1e-4),
+        pytest.param(2, "datainf", "full", 5000, "float64", 1e-10, marks=pytest.mark.slow),
+        pytest.param(3, "ekfac", "fresh_lora", 200, "float64", 1e-10, marks=pytest.mark.slow),
+        pytest.param(2, "cosine", "two_sided", 80, "float32", 1e-4, marks=pytest.mark.slow),
     ],
 )
 def test_in_passes_they_are_the_same_but_for_rounding(
@@ -134,13 +146,13 @@ def test_in_passes_they_are_the_same_but_for_rounding(
         assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("dies", [0, 1])
-@pytest.mark.parametrize("keep", ["disk", "passes"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("keep", "dies"), [("disk", 0), ("disk", 1), ("passes", 0), ("passes", 1)])
 def test_when_one_dies_the_other_ends_and_one_process_goes_on(keep, dies, tmp_path):
     began = time.monotonic()
     members = start(tmp_path, 2, keep, "datainf", "fresh_lora", 80, "float64", dies)
-    said = [member.communicate(timeout=100)[1] for member in members]
-    assert time.monotonic() - began < 100
+    said = ended(members)
+    assert time.monotonic() - began < 120, "long before the group's own timeout"
     assert members[dies].returncode == -signal.SIGKILL
     assert members[1 - dies].returncode == 1
     assert "has lost the others: one of them ended" in said[1 - dies]
@@ -158,6 +170,7 @@ def launch(*arguments, processes=2):
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_under_torchrun(model, layerif, tmp_path):
     asked = ["score", "--model", model, "--task", "agreement", "--train-samples", "9"]
     asked += ["--validation-samples", "4", "--batch-tokens", "600"]

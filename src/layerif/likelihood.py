@@ -26,16 +26,18 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     inputs = accepted(model.forward, batch.inputs)
     with _head_sees_only(model, batch.predicts) as selected:
         logits = model(**inputs, use_cache=False).logits
-    logits = logits[0] if selected else logits[batch.predicts]  # (N, vocabulary)
+    logits = logits[0] if selected else logits[batch.predicts.to(logits.device)]  # (N, vocabulary)
     if logits.dtype != torch.float64:
         logits = logits.float()
-    return functional.cross_entropy(logits, batch.targets, reduction="none")
+    # Where a model is spread over devices, its logits may come from another one than its inputs.
+    targets = batch.targets.to(logits.device)
+    return functional.cross_entropy(logits, targets, reduction="none")
 
 
 def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(B,) sums over the scored tokens of each row of `values` (N,)."""
     sums = torch.zeros(len(batch.items), dtype=values.dtype, device=values.device)
-    return sums.index_add(0, batch.owners, values)
+    return sums.index_add(0, batch.owners.to(values.device), values)
 
 
 @contextmanager
@@ -52,7 +54,7 @@ def _head_sees_only(model: Any, positions: torch.Tensor) -> Iterator[bool]:
         return
 
     def select(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0][positions].unsqueeze(0), *args[1:])
+        return (args[0][positions.to(args[0].device)].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:

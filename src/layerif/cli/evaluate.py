@@ -64,6 +64,7 @@ def evaluate(
     batch_tokens: options.BatchTokens = 2048,
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     data_dir: options.DataDir = None,
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -104,7 +105,11 @@ def evaluate(
     from layerif.studies.stages import evaluate_into
 
     opened, tokenizer = open_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
     )
     results = evaluate_into(
         out,

@@ -19,6 +19,13 @@ Model = Annotated[
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision the model runs in.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ..., or auto.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="auto spreads a model larger than one GPU over all of them; in place of --device.",
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]

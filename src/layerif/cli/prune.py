@@ -38,6 +38,7 @@ def prune(
     batch_tokens: options.BatchTokens = 2048,
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     data_dir: options.DataDir = None,
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -65,7 +66,11 @@ def prune(
     from layerif.studies.stages import prune_into
 
     opened, tokenizer = open_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
     )
     manifest = prune_into(
         out,

@@ -28,7 +28,7 @@ from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.extraction import extract_answer, is_settled
 from layerif.evaluation.statistics import wilson_interval
 from layerif.evaluation.summed import NO_CACHE, Cache
-from layerif.model import Tokenizer
+from layerif.model import Tokenizer, input_device
 from layerif.progress import progress
 from layerif.tasks.base import Example
 
@@ -191,7 +191,7 @@ def greedy_replies(
     room = usable_length(model, max_length) - max_new_tokens
     items = encode_prompts(tokenizer, prompts, room)
     ends = _end_tokens(model, tokenizer)
-    device = next(model.parameters()).device
+    device = input_device(model)
     replies: list[list[int]] = [[] for _ in prompts]
     with (
         progress(f"answers on {name}", len(items)) as advance,

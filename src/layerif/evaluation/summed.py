@@ -15,7 +15,7 @@ from layerif.batching import Encoded, collate, pack
 from layerif.checkpoint import NoSteps, Steps, remembered
 from layerif.errors import NumericalError
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import setting
+from layerif.model import input_device, setting
 from layerif.progress import progress
 
 
@@ -83,7 +83,7 @@ def summed_nats(
 
     @torch.inference_mode()
     def compute(steps: Steps) -> dict[str, torch.Tensor]:
-        device = next(model.parameters()).device
+        device = input_device(model)
         numbered = [Encoded(row, item.input_ids, item.start) for row, item in enumerate(items)]
         nats = torch.empty(len(items), dtype=torch.float64)
         with progress(doing, sum(len(item.input_ids) for item in items)) as advance:

@@ -102,7 +102,8 @@ class PerSampleGradients:
         self._take = take
         self._reached = [0] * len(self._matrices)
         self._rows, self._positions = batch.predicts.shape
-        losses = row_sums(token_losses(self._model, batch), batch) / batch.counts
+        losses = row_sums(token_losses(self._model, batch), batch)
+        losses = losses / batch.counts.to(losses.device)
         _require_finite(losses, f"loss of {kind}", batch)
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
         # gradient of every sample, row by row.
@@ -125,7 +126,7 @@ class PerSampleGradients:
         def observe(_module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
             if not output.requires_grad:
                 return  # the first pass under gradient checkpointing; the second one counts
-            inputs = args[0].detach()
+            inputs = args[0].detach().to(output.device)
             if any(side is not None and _elsewhere(side, inputs) for pair in maps for side in pair):
                 # Brought once to where the projection computes, and in its precision.
                 maps[:] = [

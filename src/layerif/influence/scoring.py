@@ -32,6 +32,7 @@ from layerif.model import (
     Tokenizer,
     describe,
     find_decoder_layers,
+    input_device,
     setting,
     unwrapped,
 )
@@ -254,7 +255,7 @@ def _measured(
         PerSampleGradients(model, projections, matrices) as per_sample,
         progress("per-sample gradients", total) as advance,
     ):
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         runner = Runner(per_sample, device, padding_side, total, advance)
         if chosen == "passes":
             found = stream(

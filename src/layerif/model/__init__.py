@@ -6,6 +6,7 @@ from layerif.model.modes import evaluation_mode
 from layerif.model.opening import (
     Tokenizer,
     describe,
+    input_device,
     open_model,
     open_skeleton,
     open_tokenizer,
@@ -21,6 +22,7 @@ __all__ = [
     "describe",
     "evaluation_mode",
     "find_decoder_layers",
+    "input_device",
     "open_model",
     "open_skeleton",
     "open_tokenizer",

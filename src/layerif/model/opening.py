@@ -33,6 +33,7 @@ def open_model(
     *,
     dtype: str = "float32",
     device: str = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     adapter: str | Path | None = None,
     adapter_name: str = DEFAULT,
@@ -47,18 +48,28 @@ def open_model(
         dtype: float32, bfloat16, float16 or float64.
         device: a torch device, or `auto`: the first CUDA device where there is one, else the CPU.
             Of several processes on a machine each takes the next CUDA device.
+        device_map: for a model larger than one device: `auto`, or another of transformers' words
+            (`balanced`, `sequential`), spreads its layers over the GPUs; in place of `device`.
         trust_remote_code: run code that comes with the model; off unless asked for.
         adapter: folder of a LoRA that PEFT has written, to open the model with: it comes as a
             PEFT model, with that adapter at work.
         adapter_name: of the adapter, where the folder holds several.
 
     Raises:
-        InputError: no such model, or the dtype or device is unknown; or as `find_decoder_layers`
-            and `with_adapter`.
+        InputError: no such model, it does not fit on the devices that it is spread over, or the
+            dtype or device is unknown; or as `find_decoder_layers` and `with_adapter`.
         MissingDependencyError: the alias's package is not installed.
     """
     name = str(name_or_path)
     torch_dtype = _parse_dtype(dtype)
+    if device_map is not None and (device != "auto" or processes.count() > 1):
+        other = f"device {device!r} names one"
+        if device == "auto":
+            other = "several processes share them out"
+        raise InputError(
+            f"device_map {device_map!r} spreads one model over all devices, and {other}; give one "
+            "of the two"
+        )
     torch_device = parse_device(device)
     folder = None if adapter is None else Path(adapter)
     if folder is not None:
@@ -69,10 +80,11 @@ def open_model(
         with_adapter(skeleton, folder, adapter_name)
     source = _locate(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    spread = {} if device_map is None else {"device_map": device_map}
     with _reading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, output_loading_info=True, **options
+            source, dtype=torch_dtype, output_loading_info=True, **spread, **options
         )
     if missing := sorted(found["missing_keys"]):
         raise InputError(
@@ -81,7 +93,15 @@ def open_model(
         )
     model.config.name_or_path = name
     model.name_or_path = name
-    model.to(torch_device).eval()
+    if device_map is None:
+        model.to(torch_device)
+    elif offloaded := [name for name, weight in model.named_parameters() if weight.is_meta]:
+        raise InputError(
+            f"{name!r} does not fit on the devices here: {len(offloaded)} of its weights, "
+            f"{offloaded[0]} among them, would be brought in anew for every batch; use more GPUs, "
+            "or --dtype bfloat16"
+        )
+    model.eval()
     _require_causal(model)
     return (model if folder is None else with_adapter(model, folder, adapter_name)), tokenizer
 
@@ -89,7 +109,7 @@ def open_model(
 @torch.no_grad()
 def _require_causal(model: PreTrainedModel) -> None:
     """Refuse a model whose first prediction changes with the token after it (BERT and its kin)."""
-    pairs = torch.tensor([[1, 2], [1, 3]], device=model.device)
+    pairs = torch.tensor([[1, 2], [1, 3]], device=input_device(model))
     first = model(input_ids=pairs, use_cache=False).logits[:, 0].float()
     if not torch.allclose(first[0], first[1], rtol=1e-2, atol=1e-2, equal_nan=True):
         raise InputError(
@@ -129,9 +149,19 @@ def setting(model: PreTrainedModel) -> Setting:
     parameter = next(model.parameters())
     return Setting(
         dtype=str(parameter.dtype).removeprefix("torch."),
-        device=parameter.device.type,
+        device=input_device(model).type,
         versions=versions(),
     )
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its tokens: at its embeddings, wherever its other layers lie."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type == "meta" and hasattr(embeddings, "_hf_hook"):
+        # Its weights are elsewhere until it is called.
+        return torch.device(embeddings._hf_hook.execution_device)
+    return device
 
 
 def open_skeleton(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from layerif.model import (
     describe,
     evaluation_mode,
     find_decoder_layers,
+    input_device,
     quiet_transformers,
     setting,
     unwrapped,
@@ -80,7 +81,7 @@ def prune(
     check_context_length(model, context_length)
     text, origin = _calibration_text(calibration)
     chunks = draw(cut(tokenizer, text, context_length), samples, seed)
-    device = next(model.parameters()).device
+    device = input_device(model)
     batches = [collate(items, device=device).inputs for items in pack(chunks, batch_tokens)]
 
     hidden_size = model.config.get_text_config(decoder=True).hidden_size

@@ -86,7 +86,11 @@ class FactoredGradients:
 
 @dataclass(frozen=True, eq=False)
 class FactoredRows:
-    """Rows (b, d) of a block's gradients, each part in factors."""
+    """Rows (b, d) of a block's gradients, each part in factors.
+
+    The factors may lie on any device; what is made of them here is on the CPU, where the vectors
+    between passes are.
+    """
 
     parts: Sequence[FactoredGradients]
 
@@ -96,20 +100,20 @@ class FactoredRows:
 
     def formed(self) -> torch.Tensor:
         """(b, d) float64 the rows themselves."""
-        return torch.cat([part.formed().flatten(1).double() for part in self.parts], 1)
+        return torch.cat([part.formed().flatten(1).double().cpu() for part in self.parts], 1)
 
     def _columns(self) -> list[slice]:
         ends = torch.tensor([part.size for part in self.parts]).cumsum(0).tolist()
         return [slice(end - p.size, end) for end, p in zip(ends, self.parts, strict=True)]
 
     def norms(self) -> torch.Tensor:
-        return torch.stack([part.norms() for part in self.parts]).sum(0)
+        return torch.stack([part.norms().cpu() for part in self.parts]).sum(0)
 
     def split_times(self, x: torch.Tensor) -> torch.Tensor:
         """(parts, b, k) share of each part in rows times x (d, k)."""
         return torch.stack(
             [
-                torch.stack([part.times(column) for column in x[own].T], -1)
+                torch.stack([part.times(column) for column in x[own].T], -1).cpu()
                 for part, own in zip(self.parts, self._columns(), strict=True)
             ]
         )
