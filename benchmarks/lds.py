@@ -310,15 +310,20 @@ def scoring(
 def report(scored: dict[Variant, Outcome], subsets: NDArray[np.intp], losses: FloatArray) -> None:
     """Print a Markdown table with a row for each variant; seconds are with the gradients'."""
     halves = [f"{half}: {how}" for half in ("training", "validation") for how in AGGREGATIONS]
-    print(f"\n| subspace | estimator | LDS | 95 % | s | {' | '.join(halves)} |")
+    print(f"\n| subspace | estimator | LDS | less the first | s | {' | '.join(halves)} |")
     print("| --- " * (5 + len(halves)) + "|")
-    first = next(iter(scored.values()))
-    row("", "training loss alone", first["whole.train_losses"].numpy(), subsets, losses)
+    outcomes = list(scored.values())
+    first = outcomes[0]["whole.influence"].numpy().sum(0)
     gradients = {
         variant.subspace: outcome["whole.seconds"].item()
         for variant, outcome in scored.items()
         if variant.estimator == "grad_dot"
     }
+
+    def row(subspace: str, label: str, values: FloatArray, cells: Sequence[str] = ()) -> None:
+        figures = [str(lds(values, subsets, losses)), str(lds(values, subsets, losses, first))]
+        print(f"| {' | '.join([subspace, label, *figures, *cells])} |")
+
     for variant, outcome in scored.items():
         whole = outcome["whole.influence"].numpy()
         seconds = outcome["whole.seconds"].item()
@@ -329,31 +334,42 @@ def report(scored: dict[Variant, Outcome], subsets: NDArray[np.intp], losses: Fl
             parts = [outcome[f"{part}.influence"].numpy() for part in ("first", "second")]
             found += [float(spearman(*(aggregate(p, how) for p in parts))) for how in AGGREGATIONS]
         cells = [f"{seconds:.0f}", *(f"{value:.2f}" for value in found)]
-        row(variant.subspace, variant.label, whole.sum(0), subsets, losses, cells)
+        row(variant.subspace, variant.label, whole.sum(0), cells)
+    row("none", "training loss", outcomes[0]["whole.train_losses"].numpy())
 
 
-def row(
-    subspace: str,
-    label: str,
-    values: FloatArray,
-    subsets: NDArray[np.intp],
-    losses: FloatArray,
-    cells: Sequence[str] = (),
-) -> None:
-    value, low, high = lds(values, subsets, losses)
-    cells = [subspace, label, f"{value:.2f}", f"{low:.2f} to {high:.2f}", *cells]
-    print(f"| {' | '.join(cells)} |")
+class Interval(NamedTuple):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
 def lds(
-    values: FloatArray, subsets: NDArray[np.intp], losses: FloatArray
-) -> tuple[float, float, float]:
-    """The score of (samples,) values, and its 95 % percentile bootstrap interval over subsets."""
-    predicted = values[subsets].sum(1)
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(len(losses), size=(RESAMPLES, len(losses)))
-    low, high = np.nanquantile(spearman(predicted[drawn], -losses[drawn]), (0.025, 0.975))
-    return float(spearman(predicted, -losses)), float(low), float(high)
+    values: FloatArray,
+    subsets: NDArray[np.intp],
+    losses: FloatArray,
+    reference: FloatArray | None = None,
+) -> Interval:
+    """The score of (samples,) values, less that of a reference on the same subsets.
+
+    The interval is the percentile bootstrap's, over subsets.
+    """
+    drawn = np.random.default_rng(0).integers(len(losses), size=(RESAMPLES, len(losses)))
+
+    def both(of: FloatArray) -> tuple[FloatArray, FloatArray]:
+        predicted = of[subsets].sum(1)
+        return spearman(predicted, -losses), spearman(predicted[drawn], -losses[drawn])
+
+    value, resampled = both(values)
+    if reference is not None:
+        less, other = both(reference)
+        value, resampled = value - less, resampled - other
+    return Interval(float(value), *map(float, np.nanquantile(resampled, (0.025, 0.975))))
 
 
 def spearman(first: FloatArray, second: FloatArray) -> Any:

@@ -45,6 +45,11 @@ def test_the_score_is_of_sums_over_the_subset_and_lies_in_its_interval(lds):
     sums = [sum(values[i] for i in subset) for subset in subsets]
     assert value == pytest.approx(-spearmanr(sums, losses).statistic)
     assert low < value < high
+    other = rng.normal(size=20)
+    assert lds.lds(values, subsets, losses, values) == (0, 0, 0)
+    difference = lds.lds(values, subsets, losses, other)
+    assert difference.value == pytest.approx(value - lds.lds(other, subsets, losses).value)
+    assert difference.low < difference.value < difference.high
     # That of 40 independent pairs, 1.96 / sqrt(39), about.
     assert high - low == pytest.approx(2 * 0.31, rel=0.3)
 
