@@ -240,3 +240,7 @@ def test_scienceqa_on_the_hub_leaves_out_pictures(from_hub_layout: Any) -> None:
     assert "Question: What about 29?\nContext: Think.\nA. this\nB. that\n" in first.prompt
     assert "?\nA. this" in last.prompt
     assert first.completion == "Answer: The answer is B."
+
+
+def test_a_data_directory_may_be_a_plain_string(data_dir: Path) -> None:
+    assert load_task("openbookqa", data_dir=str(data_dir)) == loaded("openbookqa", data_dir)

@@ -85,7 +85,7 @@ def corpus_names() -> list[str]:
 def load_task(
     name: str | Path,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     seed: int = 0,
     style: PromptStyle = "alpaca",
     tokenizer: Any = None,
@@ -111,11 +111,12 @@ def load_task(
     if name in GENERATED:
         return GENERATED[str(name)][0](seed, style, tokenizer)
     if name in CATALOGUE:
-        return load_declared(CATALOGUE[str(name)], data_dir, seed, style, tokenizer)
+        folder = None if data_dir is None else Path(data_dir)
+        return load_declared(CATALOGUE[str(name)], folder, seed, style, tokenizer)
     return load_own(Path(name), seed, style, tokenizer)
 
 
-def load_corpus(name: str | Path, data_dir: Path | None = None, seed: int = 0) -> Corpus:
+def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int = 0) -> Corpus:
     """The corpus of a name, or of a user's text file.
 
     Args:
@@ -127,7 +128,7 @@ def load_corpus(name: str | Path, data_dir: Path | None = None, seed: int = 0) -
         InputError: the name is unknown, or the text cannot be read or divided.
     """
     if name in CORPORA:
-        return CORPORA[str(name)](data_dir, seed)
+        return CORPORA[str(name)](None if data_dir is None else Path(data_dir), seed)
     if not _is_path(name):
         raise _unknown("corpus", str(name), corpus_names(), "a UTF-8 text file")
     return text_file(Path(name), seed)
@@ -136,7 +137,7 @@ def load_corpus(name: str | Path, data_dir: Path | None = None, seed: int = 0) -
 def load_sources(
     names: Sequence[str | Path],
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     seed: int = 0,
     style: PromptStyle = "alpaca",
     tokenizer: Any = None,
