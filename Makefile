@@ -39,6 +39,7 @@ format: install
 
 benchmark: install
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/published_datainf.py
 
 install: $(INSTALLED)
 

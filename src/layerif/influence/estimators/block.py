@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol, Self
 
 import torch
@@ -11,9 +12,9 @@ import torch
 from layerif.errors import InputError
 from layerif.influence.estimators.factored import split_times
 
-# Numbers brought to float64 at a time, 1 MiB: measured fastest, as a piece stays in a core's cache
-# between its conversion and its use. More than one row only where several fit.
-CHUNK = 2**17
+# Numbers brought to float64 at a time, 1.25 MiB: measured fastest. A piece stays in a core's cache
+# between its conversion and its use, and memory of that size is reused without page faults.
+CHUNK = 160 * 1024
 
 # Columns taken at a time where whole columns are wanted: a page of a memory-mapped float32 file
 # holds so many, and is then read once.
@@ -176,5 +177,5 @@ class Block:
 
 def columns_of(parts: Sequence[Part]) -> list[slice]:
     """Which columns of a block belong to each of its parts."""
-    ends = torch.tensor([part.size for part in parts]).cumsum(0).tolist()
+    ends = accumulate(part.size for part in parts)
     return [slice(end - part.size, end) for end, part in zip(ends, parts, strict=True)]

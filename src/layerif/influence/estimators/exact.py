@@ -5,8 +5,9 @@
 
 Both are (M + lambda I) y = b with the same eigenvalues other than 0. One damping takes a Cholesky
 factorisation, several share one eigendecomposition; each solution is refined by its own residual.
-At DataInf's lambda and n < d the sum of I over the samples tends to n in every block, which tells
-layers apart no more: compare at a larger lambda, too.
+At DataInf's lambda and n < d it saturates: where v is near the mean training gradient, the sum of I
+over the samples is near n in every block, which tells layers apart no more. Compare at a larger
+lambda, too.
 """
 
 from __future__ import annotations
