@@ -58,7 +58,7 @@ def test_the_count_is_exact_and_rows_differ_by_at_most_one(rows, columns, share)
     weight = torch.randn(rows, columns, generator=generator)
     mask = wanda_mask(weight, torch.ones(columns), share)
     counts = mask.sum(1)
-    assert counts.sum() == round(share * rows * columns)
+    assert counts.sum() == round(share * (rows * columns))
     assert counts.max() - counts.min() <= 1
 
 
