@@ -13,7 +13,7 @@ from layerif.pruning import wanda_mask
 def brute_force(weight, norms, sparsity):
     """Row by row, one weight at a time, the least saliency first; then the cheapest extra ones."""
     rows, columns = weight.shape
-    each, extra = divmod(round(sparsity * rows * columns), rows)
+    each, extra = divmod(round(sparsity * (rows * columns)), rows)
     saliency = [
         [
             abs(weight[i, j].item()) * norms[j].item() if weight[i, j] else -1.0
@@ -65,7 +65,7 @@ def test_the_count_is_exact_and_rows_differ_by_at_most_one(rows, columns, share)
 def test_odd_ratios_do_not_lose_the_remainder():
     # Each of 576 rows rounded down alike would fall 268 weights short at this sparsity.
     weight = torch.randn(576, 576, generator=torch.Generator().manual_seed(0))
-    assert wanda_mask(weight, torch.ones(576), 0.4713).sum() == round(0.4713 * 576 * 576)
+    assert wanda_mask(weight, torch.ones(576), 0.4713).sum() == round(0.4713 * (576 * 576))
 
 
 def test_weights_already_zero_go_first_and_count():
