@@ -54,4 +54,4 @@ def run(
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
     for line in [*comparison_lines(found.comparisons), *caveat_lines(results)]:
         say(line, as_json=as_json)
-    say(f"Scores, plans, pictures and the pruned model are in {followed.out}", as_json=as_json)
+    say(f"Scores, plans, pictures and the pruned models are in {followed.out}", as_json=as_json)
