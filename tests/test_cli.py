@@ -35,6 +35,17 @@ def test_another_estimator_with_its_options(layerif, model, tmp_path):
     }
 
 
+def test_a_sweep_over_dampings_is_reported_and_replayed(layerif, model, tmp_path):
+    run = tmp_path / "run"
+    status, out, err = layerif(*score_options(model, run), "--damping-sweep", "0.01,1,100")
+    assert status == 0, err
+    assert "At dampings 0.01, 0.1, 1, 100, the rankings of layers correlate at least so" in out
+    assert LayerScores.load(run).damping_sweep.dampings == [0.01, 0.1, 1.0, 100.0]
+    status, _, err = layerif("run", run / "recipe.yaml")
+    assert status == 0
+    assert "nothing is done again" in err
+
+
 def test_subspaces_and_where_gradients_are_kept(layerif, model, tmp_path):
     few = ["--warmup-steps", 3]
     for number, (options, subspace) in enumerate(
@@ -42,7 +53,7 @@ def test_subspaces_and_where_gradients_are_kept(layerif, model, tmp_path):
             (["--subspace", "two_sided", "--size", 4, "--block", "projection"], "two_sided"),
             (["--subspace", "full", "--block", "layer"], "full"),
             (["--subspace", "adapter", *few, "--keep", "passes"], "adapter"),
-            (["--memory", 2, "--keep", "memory"], "fresh_lora"),
+            (["--memory", 2, "--keep", "memory", "--gradient-checkpointing"], "fresh_lora"),
         ]
     ):
         run = tmp_path / f"run{number}"
@@ -261,6 +272,9 @@ def refusals(model, text, folder):
         ("--subspace", "full", "--keep", "disk"): "never formed",
         ("--subspace", "full", "--estimator", "exact"): "the estimator exact has them kept",
         ("--preset", "papers"): "'papers'",
+        ("--damping-sweep", "0.1;1"): "takes numbers with commas between them",
+        ("--damping-sweep", "0.1,0"): "damping must be positive and finite, not 0",
+        ("--damping-sweep", "1", "--estimator", "cosine"): "cosine has no damping to sweep over",
     }.items():
         yield ["score", "--task", "agreement", *base, *options], message
     yield ["allocate", "experts", vector, "--total", 2], "total of 2 is too few for 3 layers"

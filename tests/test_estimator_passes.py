@@ -117,7 +117,7 @@ def test_a_sweep_gives_what_single_solutions_give(name, samples):
     made = Block.of("b", torch.from_numpy(gradients), torch.from_numpy(v), shape=(OUT, IN))
     factors = [0.01, 0.1, 10.0]
     options = EstimatorOptions(name, tolerance=1e-11, max_iterations=20_000)
-    solutions = sweep(made, factors, options)
+    solutions = sweep(made, [Damping(factor) for factor in factors], options)
     for factor, found in zip(factors, solutions, strict=True):
         alone = solve(
             name,
@@ -137,7 +137,7 @@ def test_a_sweep_gives_what_single_solutions_give(name, samples):
 @pytest.mark.parametrize("name", names())
 def test_a_sweep_over_a_silent_block_is_silent(name):
     made = Block.of("b", torch.zeros(4, 12), torch.ones(12), shape=(OUT, IN))
-    solutions = sweep(made, [0.1, 1.0], EstimatorOptions(name))
+    solutions = sweep(made, [Damping(0.1), Damping(1.0)], EstimatorOptions(name))
     assert [found.silent for found in solutions] == [True, True]
 
 
@@ -149,7 +149,7 @@ def test_a_sweep_reads_the_gradients_no_more_often_than_one_solution(name, most,
         monkeypatch.setattr(Block, method, lambda self, f=original: counted.append(f) or f(self))
     gradients, v = draw(7, 12)
     made = Block.of("b", torch.from_numpy(gradients), torch.from_numpy(v), shape=(OUT, IN))
-    sweep(made, [0.01, 0.1, 1.0, 10.0], EstimatorOptions(name))
+    sweep(made, [Damping(factor) for factor in (0.01, 0.1, 1.0, 10.0)], EstimatorOptions(name))
     assert len(counted) == most
 
 

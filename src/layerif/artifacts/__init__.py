@@ -6,7 +6,13 @@ from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.results import Measurement, Outcomes, Results
-from layerif.artifacts.scores import BlockRecord, LayerScores, ProjectionInfo, ScoringRecord
+from layerif.artifacts.scores import (
+    BlockRecord,
+    DampingSweep,
+    LayerScores,
+    ProjectionInfo,
+    ScoringRecord,
+)
 
 __all__ = [
     "MANIFEST_FILE",
@@ -14,6 +20,7 @@ __all__ = [
     "BlockRecord",
     "Comparison",
     "Comparisons",
+    "DampingSweep",
     "Fingerprint",
     "LayerScores",
     "Manifest",

@@ -97,6 +97,25 @@ class ScoringRecord(Record):
     fingerprint: Fingerprint | None = None
 
 
+class DampingSweep(Record):
+    """The same gradients solved at several dampings: what of the ranking of layers depends on it.
+
+    Attributes:
+        dampings: factors of the damping rule, ascending.
+        scores: for each aggregation (dampings, layers).
+        spearman: for each aggregation (dampings, dampings) rank correlation of the layers' scores;
+            None where one of the two does not tell the layers apart.
+        least: the smallest of those between different dampings.
+        residuals: the largest of all blocks at each damping, None where no system is solved.
+    """
+
+    dampings: list[float]
+    scores: dict[Aggregation, list[list[float]]]
+    spearman: dict[Aggregation, list[list[float | None]]]
+    least: dict[Aggregation, float | None]
+    residuals: list[float | None]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerScores:
     """Influence of every training sample through every layer and projection of a model.
@@ -110,6 +129,7 @@ class LayerScores:
         train_losses: (samples,) mean completion loss of each training sample, nats per token.
         projections: what each row of `projection_influence` is.
         model, record: which model, and how the scores were made.
+        damping_sweep: the scores at other dampings, where those were asked for.
     """
 
     influence: NDArray[np.float64]
@@ -118,6 +138,7 @@ class LayerScores:
     projections: tuple[ProjectionInfo, ...]
     model: ModelInfo
     record: ScoringRecord
+    damping_sweep: DampingSweep | None = None
 
     def __post_init__(self) -> None:
         for name, values in self._arrays().items():
@@ -154,8 +175,8 @@ class LayerScores:
             return NotImplemented
         mine, theirs = self._arrays(), other._arrays()
         return (
-            (self.projections, self.model, self.record)
-            == (other.projections, other.model, other.record)
+            (self.projections, self.model, self.record, self.damping_sweep)
+            == (other.projections, other.model, other.record, other.damping_sweep)
         ) and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     __hash__ = None  # type: ignore[assignment]
@@ -169,13 +190,16 @@ class LayerScores:
 
     def summary(self) -> dict[str, Any]:
         """What `scores.json` holds: the record and the aggregated scores, without the matrices."""
-        return {
+        found = {
             "format": FORMAT,
             "model": self.model.model_dump(mode="json"),
             "record": self.record.model_dump(mode="json"),
             "scores": {how: self.aggregate(how).tolist() for how in get_args(Aggregation)},
             "projections": [[p.layer, p.name, p.numel] for p in self.projections],
         }
+        if self.damping_sweep is not None:
+            found["damping_sweep"] = self.damping_sweep.model_dump(mode="json")
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Write `influence.safetensors`, then `scores.json`, whose presence says all is there."""
@@ -222,6 +246,9 @@ class LayerScores:
                 ),
                 model=ModelInfo.parse(header["model"], f"model in {path}"),
                 record=ScoringRecord.parse(header["record"], f"record in {path}"),
+                damping_sweep=None
+                if header.get("damping_sweep") is None
+                else DampingSweep.parse(header["damping_sweep"], f"damping sweep in {path}"),
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the scores in {folder} are incomplete or damaged: {error}") from None

@@ -92,6 +92,22 @@ def tokenizer_for(style: PromptStyle, model: str | None, *, trust_remote_code: b
     return open_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
+def numbers(text: str | None, option: str) -> list[float]:
+    """The numbers of an option that takes several, with commas between them.
+
+    Raises:
+        InputError: one is no number.
+    """
+    from layerif.errors import InputError
+
+    try:
+        return [float(word) for word in (text or "").split(",") if word.strip()]
+    except ValueError:
+        raise InputError(
+            f"{option} takes numbers with commas between them, such as 0.01,1, and not {text!r}"
+        ) from None
+
+
 def likelihood_cache(*, no_cache: bool) -> Path | None:
     """Where the command line keeps likelihoods, by model and texts."""
     from layerif.runs import cache_folder

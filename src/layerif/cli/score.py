@@ -82,6 +82,14 @@ def score(
         float | None,
         typer.Option("--damping-value", help="lambda itself, in place of the rule of --damping."),
     ] = None,
+    damping_sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--damping-sweep",
+            help="More factors, as in 0.01,1,100: how far the ranking of layers depends on them.",
+            show_default=False,
+        ),
+    ] = None,
     block: Annotated[
         BlockGranularity,
         typer.Option("--block", help="What one inverse Hessian covers."),
@@ -104,6 +112,13 @@ def score(
             show_default="nine tenths of what is free",
         ),
     ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Run layers again in the backward pass: less memory, a third more time.",
+        ),
+    ] = False,
     style: options.Style = "alpaca",
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 1024,
@@ -131,7 +146,8 @@ def score(
 
     asked = _asked(context, preset)
     solver = {name: asked[name] for name in SOLVER}
-    checked_options(asked["estimator"], **solver)
+    factors = options.numbers(asked["damping_sweep"], "--damping-sweep")
+    checked_options(asked["estimator"], **solver, sweep=factors)
     check_combination(**{name: asked[name] for name in (*COMBINED, "adapter")})
     check_out(out, out / SCORES_FILE, overwrite=overwrite)
     style = asked["style"]
@@ -141,7 +157,7 @@ def score(
     validation = data.sample("validation", asked["validation_samples"], seed)
 
     from layerif.model import open_model
-    from layerif.report import scores_table
+    from layerif.report import scores_table, sweep_lines
     from layerif.studies.stages import score_into
 
     opened, tokenizer = open_model(
@@ -165,12 +181,16 @@ def score(
             "adapter": adapter_name,
             "seed": seed,
             "batch_tokens": batch_tokens,
+            "damping_sweep": factors,
+            "gradient_checkpointing": gradient_checkpointing,
         },
         overwrite=overwrite,
     )
     if is_first():
         write_recipe(context, out)
     emit(scores_table(scores), scores.summary(), as_json=as_json)
+    for line in sweep_lines(scores):
+        say(line, as_json=as_json)
     say(f"wrote {out}", as_json=as_json)
 
 

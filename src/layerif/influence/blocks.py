@@ -10,7 +10,7 @@ from layerif.artifacts import BlockRecord
 from layerif.checkpoint import Steps
 from layerif.choices import BlockGranularity, check_choice
 from layerif.errors import InputError
-from layerif.influence.estimators import Block, EstimatorOptions, Part, Solution, find
+from layerif.influence.estimators import Block, EstimatorOptions, Part, Solution, find, sweep
 from layerif.influence.passes import Step, finished
 from layerif.influence.store import GradientStore
 from layerif.influence.subspaces import Matrix
@@ -49,8 +49,8 @@ def solve(
     means: Sequence[torch.Tensor],
     options: EstimatorOptions,
     steps: Steps,
-) -> dict[str, Solution]:
-    """The solution of every block by its name, each a step.
+) -> dict[str, list[Solution]]:
+    """The solutions of every block by its name, one a damping; each block is a step.
 
     Args:
         groups: as `group` gives them.
@@ -62,28 +62,40 @@ def solve(
     Raises:
         InputError: an estimator of the user's own gives a solution of another shape.
     """
-    estimator = find(options.name)
 
     def one(_number: int, name: str) -> Step:
         rows = groups[name]
         parts = tuple(Part(matrices[row].key, means[row], matrices[row].shape) for row in rows)
         block = Block(name, parts, tuple(store.of(row) for row in rows))
-        solution = estimator.solve(block, options)
-        wanted = (len(block.parts), block.samples)
-        if solution.by_part.shape != wanted or solution.influence.shape != wanted[1:]:
-            raise InputError(
-                f"the estimator {options.name} gives block {name} influence of shape "
-                f"{tuple(solution.influence.shape)} and {tuple(solution.by_part.shape)} by "
-                f"part; right would be {wanted[1:]} and {wanted}"
-            )
-        return solution.tensors()
+        found: Step = {}
+        for number, solution in enumerate(sweep(block, options.dampings, options)):
+            _check_shape(solution, block, options.name)
+            found |= {f"{number}/{key}": tensor for key, tensor in solution.tensors().items()}
+        return found
 
     solutions = {}
     with progress("influence", len(groups)) as advance:
         for name, kept, _ in finished(list(groups), "influence", steps, one):
-            solutions[name] = Solution.of_tensors(kept)
+            solutions[name] = [
+                Solution.of_tensors(_under(f"{number}/", kept))
+                for number in range(len(options.dampings))
+            ]
             advance()
     return solutions
+
+
+def _check_shape(solution: Solution, block: Block, estimator: str) -> None:
+    wanted = (len(block.parts), block.samples)
+    if solution.by_part.shape != wanted or solution.influence.shape != wanted[1:]:
+        raise InputError(
+            f"the estimator {estimator} gives block {block.name} influence of shape "
+            f"{tuple(solution.influence.shape)} and {tuple(solution.by_part.shape)} by part; right "
+            f"would be {wanted[1:]} and {wanted}"
+        )
+
+
+def _under(prefix: str, step: Step) -> Step:
+    return {key.removeprefix(prefix): t for key, t in step.items() if key.startswith(prefix)}
 
 
 def workspace(

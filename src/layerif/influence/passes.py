@@ -60,12 +60,13 @@ class Measured:
     """What the passes come to.
 
     Attributes:
-        solutions: of each block by its name, for the samples batch by batch.
+        solutions: of each block by its name, for the samples batch by batch: one for each of the
+            options' dampings.
         losses: (n,) float64 of the training samples, batch by batch.
         validation_loss: mean over the validation samples.
     """
 
-    solutions: dict[str, Solution]
+    solutions: dict[str, list[Solution]]
     losses: torch.Tensor
     validation_loss: float
 

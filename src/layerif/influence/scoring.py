@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from layerif import processes
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
@@ -26,10 +28,12 @@ from layerif.influence.passes import Measured, Runner, Samples
 from layerif.influence.store import DiskStore, GradientStore, MemoryStore
 from layerif.influence.streaming import passes_needed, stream
 from layerif.influence.subspaces import FreshLora, FullWeights, Matrix, Subspace, subspace_of
+from layerif.influence.sweeping import swept
 from layerif.influence.warmup import warmed_up
 from layerif.model import (
-    Projection,
+    DecoderLayers,
     Tokenizer,
+    checkpointed,
     describe,
     find_decoder_layers,
     input_device,
@@ -51,6 +55,7 @@ def score(
     estimator: str = "datainf",
     damping: float = 0.1,
     damping_value: float | None = None,
+    damping_sweep: Sequence[float] = (),
     block: BlockGranularity = "matrix",
     tolerance: float = 1e-8,
     max_iterations: int = 1000,
@@ -63,6 +68,7 @@ def score(
     warmup_steps: int = 0,
     keep: Keep = "auto",
     memory: float | None = None,
+    gradient_checkpointing: bool = False,
     padding_side: PaddingSide = "right",
     task: dict[str, Any] | None = None,
     steps: Steps | None = None,
@@ -88,6 +94,8 @@ def score(
             registered.
         damping: lambda = damping * mean(|g|^2) / d in each block.
         damping_value: lambda itself in every block, in place of that rule.
+        damping_sweep: further factors of the rule; the layer scores at each, and how far the
+            ranking of the layers depends on it, come from the same gradients.
         block: what one inverse Hessian covers: each trainable matrix by itself, or all those of a
             projection or a layer together.
         subspace: whose gradients are compared: `fresh_lora`, `two_sided` (random projections of
@@ -100,6 +108,8 @@ def score(
         keep: where training gradients are kept: in `memory`, on `disk` beside the steps, or nowhere
             (`passes`: computed anew, memory independent of the samples); `auto` chooses.
         memory: GB that gradients and the estimator may take; None for nine tenths of what is free.
+        gradient_checkpointing: run each layer again in the backward pass and keep no activations of
+            it: less memory, a third more time. So too where the model has it switched on.
         tolerance: relative residual at which an iterative estimator stops.
         max_iterations: where it stops at the latest; what has not converged is noted and recorded.
         seed: of the LoRA's A matrices, and of an estimator's random numbers.
@@ -124,6 +134,7 @@ def score(
         tolerance=tolerance,
         max_iterations=max_iterations,
         seed=seed,
+        sweep=damping_sweep,
     )
     chosen = find(estimator)
     model = unwrapped(model)
@@ -156,7 +167,7 @@ def score(
         subspace_options = compared.record
         found, order = _measured(
             model,
-            layers.projections,
+            layers,
             compared,
             matrices,
             groups,
@@ -166,23 +177,29 @@ def score(
             padding_side=padding_side,
             keep=keep,
             memory=memory,
+            recomputed=gradient_checkpointing
+            or getattr(model, "is_activation_checkpointing", False),
             steps=steps or NO_STEPS,
         )
-    solutions = found.solutions
+    solutions = {name: at_each[0] for name, at_each in found.solutions.items()}
     blockwise.note_unconverged(solutions, options)
+
+    def by_layer(number: int) -> NDArray[np.float64]:
+        total = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
+        for name, rows in groups.items():
+            layer = layers.projections[matrices[rows[0]].projection].layer
+            total[layer, order] += found.solutions[name][number].influence.cpu()
+        return total.numpy()
 
     # Solutions are batch by batch; results are in the order of the samples.
     by_projection = torch.zeros(len(layers.projections), len(train_items), dtype=torch.float64)
-    by_layer = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
     for name, rows in groups.items():
-        influence = solutions[name].influence.cpu()
-        by_layer[layers.projections[matrices[rows[0]].projection].layer, order] += influence
         for row, part in zip(rows, solutions[name].by_part.cpu(), strict=True):
             by_projection[matrices[row].projection, order] += part
     losses = torch.empty_like(found.losses)
     losses[order] = found.losses
     return LayerScores(
-        influence=by_layer.numpy(),
+        influence=by_layer(0),
         projection_influence=by_projection.numpy(),
         train_losses=losses.numpy(),
         projections=tuple(
@@ -212,12 +229,13 @@ def score(
             seconds=round(time.perf_counter() - began, 3),
             setting=setting(model),
         ),
+        damping_sweep=swept(options, found.solutions, by_layer) if damping_sweep else None,
     )
 
 
 def _measured(
     model: Any,
-    projections: Sequence[Projection],
+    layers: DecoderLayers,
     subspace: Subspace,
     matrices: Sequence[Matrix],
     groups: Groups,
@@ -228,6 +246,7 @@ def _measured(
     padding_side: PaddingSide,
     keep: Keep,
     memory: float | None,
+    recomputed: bool,
     steps: Steps,
 ) -> tuple[Measured, torch.Tensor]:
     """The solution of every block, and which sample each of its numbers is of."""
@@ -252,7 +271,8 @@ def _measured(
     total = validation.tokens + rounds * train.tokens
     with (
         frozen(model),
-        PerSampleGradients(model, projections, matrices) as per_sample,
+        checkpointed(layers.modules) if recomputed else nullcontext(),
+        PerSampleGradients(model, layers.projections, matrices) as per_sample,
         progress("per-sample gradients", total) as advance,
     ):
         device = input_device(model)

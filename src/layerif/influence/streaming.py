@@ -53,7 +53,7 @@ def stream(
             name,
             [Part(matrices[row].key, means[row], matrices[row].shape) for row in rows],
             len(train.items),
-            [options.damping],
+            options.dampings,
         )
         for name, rows in groups.items()
     }
@@ -79,7 +79,7 @@ def stream(
                 losses[place] = found
             keeping.after_batch()
         keeping.end_pass()
-    solutions = {name: passes.solutions()[0] for name, passes in opened.items()}
+    solutions = {name: passes.solutions() for name, passes in opened.items()}
     return Measured(solutions, losses, validation_loss)
 
 
@@ -123,7 +123,7 @@ def passes_needed(options: EstimatorOptions) -> int:
     open_passes = find(options.name).passes
     assert open_passes is not None
     any_part = Part("any", torch.zeros(1), (1, 1))
-    return open_passes("any", [any_part], 1, [options.damping]).needed
+    return open_passes("any", [any_part], 1, options.dampings).needed
 
 
 @dataclass

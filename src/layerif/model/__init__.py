@@ -1,6 +1,7 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
 from layerif.model.adapters import with_adapter
+from layerif.model.checkpointing import checkpointed
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import (
@@ -19,6 +20,7 @@ __all__ = [
     "DecoderLayers",
     "Projection",
     "Tokenizer",
+    "checkpointed",
     "describe",
     "evaluation_mode",
     "find_decoder_layers",

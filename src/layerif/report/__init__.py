@@ -9,6 +9,7 @@ from layerif.report.tables import (
     reported_lines,
     results_table,
     scores_table,
+    sweep_lines,
     titled,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "reported_lines",
     "results_table",
     "scores_table",
+    "sweep_lines",
     "titled",
 ]

@@ -39,6 +39,20 @@ def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Ta
     return table
 
 
+def sweep_lines(scores: LayerScores) -> list[str]:
+    """How far the ranking of layers depends on the damping, where a sweep says so."""
+    sweep = scores.damping_sweep
+    if sweep is None:
+        return []
+    dampings = ", ".join(f"{factor:g}" for factor in sweep.dampings)
+    least = {how: value for how, value in sweep.least.items() if value is not None}
+    figures = ", ".join(f"{how} {value:.2f}" for how, value in least.items())
+    return [
+        f"At dampings {dampings}, the rankings of layers correlate at least so (Spearman): "
+        f"{figures or 'nowhere, the layers all score alike'}."
+    ]
+
+
 def allocation_table(plan: Allocation) -> Table:
     """One row a layer: its share of the budget."""
     experts = plan.kind == "experts"

@@ -44,11 +44,13 @@ class ScoreStage(Record):
     estimator: str = "datainf"
     damping: float = Field(0.1, gt=0)
     damping_value: float | None = Field(None, gt=0)
+    damping_sweep: list[float] = Field(default_factory=list)
     block: BlockGranularity = "matrix"
     tolerance: float = Field(1e-8, gt=0, lt=1)
     max_iterations: int = Field(1000, ge=1)
     keep: Keep = "auto"
     memory: float | None = Field(None, gt=0)
+    gradient_checkpointing: bool = False
     max_length: int = Field(512, ge=2)
     batch_tokens: int = Field(1024, ge=1)
 
@@ -75,9 +77,19 @@ class ScoreStage(Record):
         """Refuse what does not go together.
 
         Raises:
-            InputError: as `layerif.influence.check_combination`.
+            InputError: as `layerif.influence.check_combination` and `checked_options`.
         """
         from layerif.influence import check_combination
+        from layerif.influence.estimators import checked_options
+
+        checked_options(
+            self.estimator,
+            damping=self.damping,
+            damping_value=self.damping_value,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            sweep=self.damping_sweep,
+        )
 
         check_combination(
             self.subspace,

@@ -32,6 +32,9 @@ from layerif.progress import note
 from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned
 from layerif.tasks import Corpus, Example, Task
 
+# Where gradients are kept, and what is run twice for want of room, changes nothing of the result.
+MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing")
+
 T = TypeVar("T", LayerScores, Manifest, Results)
 
 
@@ -55,8 +58,7 @@ def score_into(
         NumericalError: as `score`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    # Where gradients are kept changes nothing of the result.
-    asked = {name: value for name, value in options.items() if name not in ("keep", "memory")}
+    asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
     wanted = _fingerprint(model, data, asked)
     if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
         return done

@@ -52,6 +52,8 @@ class EstimatorOptions:
             above which a solution counts as not converged.
         max_iterations: where it stops at the latest; each takes one read of the gradients.
         seed: of its random numbers, which are drawn for each block by its name.
+        sweep: factors of the damping rule at which every block is solved besides, in the same
+            reads of the gradients.
     """
 
     name: str = "datainf"
@@ -59,12 +61,20 @@ class EstimatorOptions:
     tolerance: float = 1e-8
     max_iterations: int = 1000
     seed: int = 0
+    sweep: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise InputError(f"tolerance must lie between 0 and 1, not {self.tolerance}")
         if self.max_iterations < 1:
             raise InputError(f"max_iterations must be at least 1, not {self.max_iterations}")
+        for factor in self.sweep:
+            Damping(factor)  # checks it
+
+    @property
+    def dampings(self) -> tuple[Damping, ...]:
+        """The damping, and those of the sweep."""
+        return (self.damping, *map(Damping, self.sweep))
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,11 +95,20 @@ def checked_options(
     tolerance: float,
     max_iterations: int,
     seed: int = 0,
+    sweep: Sequence[float] = (),
 ) -> EstimatorOptions:
     """Options from plain values, as commands and recipes have them; see `EstimatorOptions`.
 
     Raises:
-        InputError: no such estimator, or a number out of its range.
+        InputError: no such estimator, a number out of its range, or a sweep over a damping that the
+            estimator has not.
     """
+    if sweep and not find(name).damped:
+        raise InputError(
+            f"the estimator {name} has no damping to sweep over; leave out --damping-sweep, or "
+            "choose datainf, exact or ekfac"
+        )
     find(name)
-    return EstimatorOptions(name, Damping(damping, damping_value), tolerance, max_iterations, seed)
+    return EstimatorOptions(
+        name, Damping(damping, damping_value), tolerance, max_iterations, seed, tuple(sweep)
+    )

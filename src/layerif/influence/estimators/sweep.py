@@ -16,16 +16,15 @@ from layerif.influence.estimators.block import Block
 from layerif.influence.estimators.registry import find
 
 
-def sweep(block: Block, factors: Sequence[float], options: EstimatorOptions) -> list[Solution]:
-    """The block's solution at each damping factor, with what they share worked out once.
+def sweep(block: Block, dampings: Sequence[Damping], options: EstimatorOptions) -> list[Solution]:
+    """The block's solution at each damping, with what they share worked out once.
 
     Args:
         block: its gradients and parts.
-        factors: of the rule lambda = factor * mean(|g|^2) / d, in place of the options' damping.
+        dampings: in place of the options' damping.
         options: which estimator, and its other options.
     """
     estimator = find(options.name)
-    dampings = [Damping(factor) for factor in factors]
     if not estimator.damped:
         return [estimator.solve(block, options)] * len(dampings)
     if estimator.sweep is not None:
