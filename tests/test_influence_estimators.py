@@ -163,3 +163,15 @@ def test_matrices_that_do_not_fit_are_refused_before_any_pass(monkeypatch):
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         measure(tiny_model(), **options)
+
+
+def test_influence_per_parameter_is_divided_by_the_size_of_its_block():
+    plain, divided = scored("datainf"), scored("datainf", normalise="per_parameter")
+    sizes = [len(v) for v in gradients()[1]]
+    expected = plain.projection_influence / np.array(sizes)[:, None]
+    np.testing.assert_allclose(divided.projection_influence, expected, rtol=1e-12)
+    by_layer = np.add.reduceat(expected, np.arange(0, len(sizes), len(sizes) // LAYERS))
+    np.testing.assert_allclose(divided.influence, by_layer, rtol=1e-9, atol=1e-15)
+    assert divided.record.normalise == "per_parameter"
+    with pytest.raises(InputError, match="no normalisation 'size'"):
+        scored("datainf", normalise="size")

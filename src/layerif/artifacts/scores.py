@@ -16,7 +16,7 @@ from pydantic import Field
 from layerif.artifacts.base import ModelInfo, Record, Setting
 from layerif.artifacts.fingerprint import Fingerprint
 from layerif.budgets.scores import aggregate
-from layerif.choices import Aggregation, BlockGranularity
+from layerif.choices import Aggregation, BlockGranularity, Normalise
 from layerif.errors import InputError
 from layerif.runs import new_file, read_json, write_json
 
@@ -56,6 +56,7 @@ class ScoringRecord(Record):
         subspace, subspace_options: whose gradients it saw.
         block: what one inverse Hessian covers: each trainable `matrix` by itself, or all those of a
             `projection` or a `layer` together.
+        normalise: `per_parameter` where influence through a block was divided by its d.
         damping: factor of the rule lambda = damping * mean(|g|^2) / d in each block; None where the
             estimator has no damping, or lambda is given.
         damping_value: lambda where it is given, the same in every block.
@@ -77,6 +78,7 @@ class ScoringRecord(Record):
     subspace: str
     subspace_options: dict[str, Any] = Field(default_factory=dict)
     block: BlockGranularity
+    normalise: Normalise = "none"
     damping: float | None
     damping_value: float | None = None
     tolerance: float | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import BlockGranularity, Keep, Preset, SubspaceName
+from layerif.choices import BlockGranularity, Keep, Normalise, Preset, SubspaceName
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
@@ -94,6 +94,12 @@ def score(
         BlockGranularity,
         typer.Option("--block", help="What one inverse Hessian covers."),
     ] = "matrix",
+    normalise: Annotated[
+        Normalise,
+        typer.Option(
+            "--normalise", help="per_parameter divides the influence of a block by its parameters."
+        ),
+    ] = "none",
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Relative residual at which cg and lissa stop.")
     ] = 1e-8,
@@ -177,7 +183,10 @@ def score(
         train=train,
         validation=validation,
         options={
-            **{name: asked[name] for name in (*COMBINED, *SOLVER, "block", "max_length")},
+            **{
+                name: asked[name]
+                for name in (*COMBINED, *SOLVER, "block", "normalise", "max_length")
+            },
             "adapter": adapter_name,
             "seed": seed,
             "batch_tokens": batch_tokens,

@@ -15,7 +15,14 @@ from layerif import processes
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
 from layerif.batching import Encoded, encode
 from layerif.checkpoint import NO_STEPS, Steps
-from layerif.choices import BlockGranularity, Keep, PaddingSide, SubspaceName
+from layerif.choices import (
+    BlockGranularity,
+    Keep,
+    Normalise,
+    PaddingSide,
+    SubspaceName,
+    check_choice,
+)
 from layerif.chunks import usable_length
 from layerif.errors import InputError
 from layerif.influence import blocks as blockwise
@@ -57,6 +64,7 @@ def score(
     damping_value: float | None = None,
     damping_sweep: Sequence[float] = (),
     block: BlockGranularity = "matrix",
+    normalise: Normalise = "none",
     tolerance: float = 1e-8,
     max_iterations: int = 1000,
     seed: int = 0,
@@ -98,6 +106,8 @@ def score(
             ranking of the layers depends on it, come from the same gradients.
         block: what one inverse Hessian covers: each trainable matrix by itself, or all those of a
             projection or a layer together.
+        normalise: `per_parameter` divides the influence through a block by its number of parameters
+            d, with which DataInf's grows; `none` is LayerIF's way.
         subspace: whose gradients are compared: `fresh_lora`, `two_sided` (random projections of
             `size`), `full` (the weights), `adapter` (the active LoRA of a PEFT model), or one of
             your own.
@@ -137,6 +147,7 @@ def score(
         sweep=damping_sweep,
     )
     chosen = find(estimator)
+    check_choice(normalise, Normalise, "normalisation")
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     max_length = usable_length(model, max_length)
@@ -184,18 +195,24 @@ def score(
     solutions = {name: at_each[0] for name, at_each in found.solutions.items()}
     blockwise.note_unconverged(solutions, options)
 
+    shares = {
+        name: 1.0 if normalise == "none" else 1 / sum(matrices[row].size for row in rows)
+        for name, rows in groups.items()
+    }
+
     def by_layer(number: int) -> NDArray[np.float64]:
         total = torch.zeros(len(layers), len(train_items), dtype=torch.float64)
         for name, rows in groups.items():
             layer = layers.projections[matrices[rows[0]].projection].layer
-            total[layer, order] += found.solutions[name][number].influence.cpu()
+            influence = found.solutions[name][number].influence.cpu()
+            total[layer, order] += shares[name] * influence
         return total.numpy()
 
     # Solutions are batch by batch; results are in the order of the samples.
     by_projection = torch.zeros(len(layers.projections), len(train_items), dtype=torch.float64)
     for name, rows in groups.items():
         for row, part in zip(rows, solutions[name].by_part.cpu(), strict=True):
-            by_projection[matrices[row].projection, order] += part
+            by_projection[matrices[row].projection, order] += shares[name] * part
     losses = torch.empty_like(found.losses)
     losses[order] = found.losses
     return LayerScores(
@@ -211,6 +228,7 @@ def score(
             subspace=compared.name,
             subspace_options=subspace_options,
             block=block,
+            normalise=normalise,
             damping=damping if chosen.damped and damping_value is None else None,
             damping_value=damping_value if chosen.damped else None,
             tolerance=tolerance if chosen.iterative else None,

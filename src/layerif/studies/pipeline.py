@@ -167,6 +167,7 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
             "damping_value": stage.damping_value,
             "damping_sweep": stage.damping_sweep,
             "block": stage.block,
+            "normalise": stage.normalise,
             "tolerance": stage.tolerance,
             "max_iterations": stage.max_iterations,
             "seed": recipe.seed,

@@ -14,6 +14,7 @@ from layerif.choices import (
     BlockGranularity,
     Dtype,
     Keep,
+    Normalise,
     Orientation,
     Preset,
     PromptStyle,
@@ -46,6 +47,7 @@ class ScoreStage(Record):
     damping_value: float | None = Field(None, gt=0)
     damping_sweep: list[float] = Field(default_factory=list)
     block: BlockGranularity = "matrix"
+    normalise: Normalise = "none"
     tolerance: float = Field(1e-8, gt=0, lt=1)
     max_iterations: int = Field(1000, ge=1)
     keep: Keep = "auto"
