@@ -11,8 +11,9 @@ import torch
 
 from layerif.artifacts import LayerScores
 from layerif.errors import InputError
-from layerif.influence import register_estimator
+from layerif.influence import FreshLora, register_estimator
 from layerif.influence.estimators import Solution, registry
+from layerif.model import find_decoder_layers
 from test_estimators import (
     DENSE,
     close,
@@ -21,7 +22,16 @@ from test_estimators import (
     dense_ekfac,
     rule,
 )
-from test_influence import DAMPING, RANK, TRAIN, VALIDATION, autograd_gradients, measure
+from test_influence import (
+    ALPHA,
+    DAMPING,
+    RANK,
+    SEED,
+    TRAIN,
+    VALIDATION,
+    autograd_gradients,
+    measure,
+)
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 
 
@@ -33,6 +43,35 @@ def gradients():
     return autograd_gradients(model, tokenizer, TRAIN), [rows.mean(0) for rows in checks]
 
 
+@functools.cache
+def position_factors():
+    """For each projection E[u u^T] and E[e e^T], u = A a, sample by sample without padding."""
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    projections = find_decoder_layers(model).projections
+    lora = FreshLora(RANK, ALPHA, SEED)
+    seen = [[] for _ in projections]
+    for row, projection in enumerate(projections):
+        down = lora.down(projection).double()
+
+        def keep(_module, args, output, row=row, down=down):
+            output.retain_grad()
+            seen[row].append(((args[0] @ down.T)[0].detach(), output))
+
+        projection.module.register_forward_hook(keep)
+    for sample in TRAIN:
+        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
+        start = len(tokenizer(sample.prompt)["input_ids"])
+        logits = model(input_ids=ids).logits[0, start - 1 : -1]
+        torch.nn.functional.cross_entropy(logits, ids[0, start:]).backward()
+    factors = []
+    for pairs in seen:
+        errors = torch.cat([output.grad[0] for _, output in pairs])
+        reached = errors.abs().sum(1) > 0
+        inputs = torch.cat([inputs for inputs, _ in pairs])[reached]
+        factors.append(((inputs.T @ inputs).numpy(), (errors.T @ errors).numpy()))
+    return factors
+
+
 def scored(estimator, **options):
     return measure(tiny_model(dtype=torch.float64), estimator=estimator, **options)
 
@@ -42,10 +81,12 @@ def test_a_models_influence_equals_the_dense_form(estimator):
     # EK-FAC and the exact inverse at a lambda where an explicit inverse keeps its digits.
     factor = 100.0 if estimator == "ekfac" else DAMPING
     scores = scored(estimator, damping=factor, tolerance=1e-12)
-    for found, train, v in zip(scores.projection_influence, *gradients(), strict=True):
+    found_and_expected = zip(scores.projection_influence, *gradients(), strict=True)
+    for row, (found, train, v) in enumerate(found_and_expected):
         ridge = rule(train, factor)
         if estimator == "ekfac":
-            expected = dense_ekfac(train, v, ridge, (len(v) // RANK, RANK))
+            factors = position_factors()[row]
+            expected = dense_ekfac(train, v, ridge, (len(v) // RANK, RANK), factors)
         else:
             expected = DENSE[estimator](train, v, ridge).astype(np.float64)
         close(found, expected)

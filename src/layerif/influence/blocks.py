@@ -10,7 +10,15 @@ from layerif.artifacts import BlockRecord
 from layerif.checkpoint import Steps
 from layerif.choices import BlockGranularity, check_choice
 from layerif.errors import InputError
-from layerif.influence.estimators import Block, EstimatorOptions, Part, Solution, find, sweep
+from layerif.influence.estimators import (
+    Block,
+    EstimatorOptions,
+    Factors,
+    Part,
+    Solution,
+    find,
+    sweep,
+)
 from layerif.influence.passes import Step, finished
 from layerif.influence.store import GradientStore
 from layerif.influence.subspaces import Matrix
@@ -49,6 +57,7 @@ def solve(
     means: Sequence[torch.Tensor],
     options: EstimatorOptions,
     steps: Steps,
+    factors: Mapping[str, Sequence[Factors]],
 ) -> dict[str, list[Solution]]:
     """The solutions of every block by its name, one a damping; each block is a step.
 
@@ -58,6 +67,7 @@ def solve(
         store: the training gradients.
         means: for each matrix (d,), the mean validation gradient.
         steps: keeps the solutions, and shares them between processes.
+        factors: of each block's matrices, where they were collected.
 
     Raises:
         InputError: an estimator of the user's own gives a solution of another shape.
@@ -65,7 +75,11 @@ def solve(
 
     def one(_number: int, name: str) -> Step:
         rows = groups[name]
-        parts = tuple(Part(matrices[row].key, means[row], matrices[row].shape) for row in rows)
+        own = factors.get(name, [None] * len(rows))
+        parts = tuple(
+            Part(matrices[row].key, means[row], matrices[row].shape, given)
+            for row, given in zip(rows, own, strict=True)
+        )
         block = Block(name, parts, tuple(store.of(row) for row in rows))
         found: Step = {}
         for number, solution in enumerate(sweep(block, options.dampings, options)):
@@ -101,11 +115,18 @@ def _under(prefix: str, step: Step) -> Step:
 def workspace(
     groups: Groups, matrices: Sequence[Matrix], samples: int, options: EstimatorOptions
 ) -> int:
-    """Bytes that the estimator takes beside the gradients, in the block where it takes most."""
-    needed = find(options.name).workspace
-    if needed is None:
+    """Bytes that the estimator takes beside the gradients: in the block where it takes most, and
+    for what it keeps of all.
+    """
+    estimator = find(options.name)
+    if estimator.workspace is None:
         return 0
-    return max(needed([matrices[row].shape for row in rows], samples) for rows in groups.values())
+    needed = estimator.workspace
+    # Factors by position are gathered for all blocks at once, in float64.
+    factors = sum(8 * (m.shape[0] ** 2 + m.shape[1] ** 2) for m in matrices)
+    return (factors if estimator.by_position else 0) + max(
+        needed([matrices[row].shape for row in rows], samples) for rows in groups.values()
+    )
 
 
 def record(solution: Solution) -> BlockRecord:

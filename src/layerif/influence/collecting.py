@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from layerif.batching import Encoded
 from layerif.checkpoint import Steps
 from layerif.influence.blocks import Groups, solve
-from layerif.influence.estimators import EstimatorOptions
+from layerif.influence.estimators import EstimatorOptions, Factors
 from layerif.influence.passes import Measured, Runner, Samples, Step, finished
 from layerif.influence.store import GradientStore
 from layerif.influence.subspaces import Matrix
@@ -24,6 +24,7 @@ def collect(
     options: EstimatorOptions,
     *,
     store: GradientStore,
+    factors: Mapping[str, Sequence[Factors]],
     steps: Steps,
 ) -> Measured:
     """Run every sample forward and back once, and solve block by block.
@@ -32,6 +33,7 @@ def collect(
         runner: of the batches.
         matrices, groups: of the subspace, and the blocks they make.
         store: where the training gradients go.
+        factors: of each block's matrices, for an estimator that goes by positions; else empty.
         steps: keeps what each batch leaves beside them; a batch with a step is not run again.
     """
     means, validation_loss = validation_means(runner, matrices, validation, steps)
@@ -49,7 +51,7 @@ def collect(
         losses[start : start + len(items)] = kept["losses"]
         if read:
             runner.skip(items)
-    solutions = solve(groups, matrices, store, means, options, steps)
+    solutions = solve(groups, matrices, store, means, options, steps, factors)
     return Measured(solutions, losses, validation_loss)
 
 

@@ -33,7 +33,7 @@ from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.memory import choose
 from layerif.influence.passes import Measured, Runner, Samples
 from layerif.influence.store import DiskStore, GradientStore, MemoryStore
-from layerif.influence.streaming import passes_needed, stream
+from layerif.influence.streaming import factors_by_position, passes_needed, stream
 from layerif.influence.subspaces import FreshLora, FullWeights, Matrix, Subspace, subspace_of
 from layerif.influence.sweeping import swept
 from layerif.influence.warmup import warmed_up
@@ -285,7 +285,8 @@ def _measured(
             formed=formed,
         )
     )
-    rounds = passes_needed(options) if chosen == "passes" else 1
+    by_position = find(options.name).by_position
+    rounds = passes_needed(options) if chosen == "passes" else 1 + by_position
     total = validation.tokens + rounds * train.tokens
     with (
         frozen(model),
@@ -305,6 +306,11 @@ def _measured(
             store = DiskStore(steps.folder, matrices, len(train.items), dtype)
         else:
             store = MemoryStore(matrices, len(train.items), dtype)
+        # Without the gradients that stay in memory, what a batch left is of no use.
+        kept = steps if chosen == "disk" else NO_STEPS
+        factors = {}
+        if by_position:
+            factors = factors_by_position(runner, matrices, groups, train, kept)
         found = collect(
             runner,
             matrices,
@@ -313,8 +319,8 @@ def _measured(
             validation,
             options,
             store=store,
-            # Without the gradients that stay in memory, what a batch left is of no use.
-            steps=steps if chosen == "disk" else NO_STEPS,
+            factors=factors,
+            steps=kept,
         )
     return found, train.order
 

@@ -16,7 +16,7 @@ from layerif.batching import Encoded
 from layerif.checkpoint import Steps
 from layerif.errors import InputError
 from layerif.influence.blocks import Groups
-from layerif.influence.estimators import EstimatorOptions, Part, find
+from layerif.influence.estimators import EstimatorOptions, FactorPasses, Factors, Part, find
 from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
 from layerif.influence.estimators.passes import Passes
 from layerif.influence.keeping import Keeping
@@ -42,10 +42,12 @@ def stream(
         matrices: of the subspace.
         groups: the blocks they make.
         options: the estimator, which has a form in passes, and its damping.
-        formed: form the gradients of a batch (small subspaces), or leave them in factors.
+        formed: form the gradients of a batch (small subspaces), or leave them in factors, which an
+            estimator that goes by positions has in any case.
         steps: keeps the state of the passes at least every minute, to go on from.
     """
-    open_passes = find(options.name).passes
+    estimator = find(options.name)
+    open_passes = estimator.passes
     assert open_passes is not None
     means, validation_loss = _validation(runner, matrices, validation, steps)
     opened = {
@@ -58,7 +60,31 @@ def stream(
         for name, rows in groups.items()
     }
     means.clear()
-    walk = _Walk(runner, matrices, groups, formed)
+    walk = _Walk(runner, matrices, groups, formed and not estimator.by_position)
+    losses = _run(walk, opened, train, steps)
+    solutions = {name: passes.solutions() for name, passes in opened.items()}
+    return Measured(solutions, losses, validation_loss)
+
+
+def factors_by_position(
+    runner: Runner, matrices: Sequence[Matrix], groups: Groups, train: Samples, steps: Steps
+) -> dict[str, list[Factors]]:
+    """The Kronecker factors of every block's matrices, in one pass over the training samples."""
+    opened = {
+        name: FactorPasses(
+            name,
+            [Part(matrices[r].key, torch.zeros(matrices[r].size), matrices[r].shape) for r in rows],
+            len(train.items),
+        )
+        for name, rows in groups.items()
+    }
+    _run(_Walk(runner, matrices, groups, formed=False), opened, train, steps)
+    return {name: passes.factors for name, passes in opened.items()}
+
+
+def _run(walk: _Walk, opened: Mapping[str, Passes], train: Samples, steps: Steps) -> torch.Tensor:
+    """Every pass of every block; (n,) float64 losses of the training samples, batch by batch."""
+    runner = walk.runner
     losses = torch.zeros(len(train.items), dtype=torch.float64)
     keeping = Keeping(opened, losses, steps)
     keeping.resume()
@@ -79,8 +105,7 @@ def stream(
                 losses[place] = found
             keeping.after_batch()
         keeping.end_pass()
-    solutions = {name: passes.solutions() for name, passes in opened.items()}
-    return Measured(solutions, losses, validation_loss)
+    return losses
 
 
 def _validation(

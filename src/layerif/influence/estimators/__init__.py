@@ -2,6 +2,7 @@
 
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block, Factors, Part
+from layerif.influence.estimators.ekfac import FactorPasses
 from layerif.influence.estimators.passes import Passes
 from layerif.influence.estimators.registry import Estimator, checked_options, find, names, register
 from layerif.influence.estimators.sweep import rank_stability, sweep
@@ -11,6 +12,7 @@ __all__ = [
     "Damping",
     "Estimator",
     "EstimatorOptions",
+    "FactorPasses",
     "Factors",
     "Part",
     "Passes",

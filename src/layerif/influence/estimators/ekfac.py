@@ -7,9 +7,10 @@ gradients G_i (out x in) themselves:
     Lambda = E_i[(U_S^T G_i U_A)^2]
     x = U_S ( U_S^T V U_A / (Lambda + lambda) ) U_A^T,   I_i = <G_i, x>
 
-Only eigenvectors of A and S are used, so their scale does not matter. Where no factors are given
-they are formed over samples and not over tokens: A = E[G_i^T G_i], S = E[G_i G_i^T], what a matrix
-normal distribution of the per-sample gradients would have.
+Only eigenvectors of A and S are used, so their scale does not matter. The expectations are over
+the positions that the loss reaches, where gradients come in factors. A block of gradients alone
+knows of no positions: unless its factors are given they are formed over samples, A = E[G_i^T G_i]
+and S = E[G_i G_i^T], what a matrix normal distribution of the gradients would have.
 
 mean(Lambda) = mean |g|^2 / d, as a rotation keeps lengths: the rule lambda = factor * mean(Lambda)
 is that of every other estimator. In a block of several matrices H is block-diagonal by matrix, with
@@ -25,7 +26,7 @@ import torch
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block, Factors, Part
-from layerif.influence.estimators.factored import Gradients, formed, split_times
+from layerif.influence.estimators.factored import FactoredRows, Gradients, formed, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
 
@@ -76,7 +77,10 @@ class EkfacPasses(Passes):
         return later if self._given else (first, *later)
 
     def _gather_factors(self, _index: Rows, rows: Gradients) -> None:
-        gradients = formed(rows)
+        if isinstance(rows, FactoredRows):
+            self._gather_positions(rows)
+            return
+        gradients = rows
         for part, own, factors in zip(self.parts, self.columns, self._factors, strict=True):
             if part.factors is None:
                 matrices = gradients[:, own].unflatten(1, _shape(part))  # (b, out, in)
@@ -84,6 +88,15 @@ class EkfacPasses(Passes):
                 by_output = matrices.transpose(0, 1).flatten(1)
                 factors.inputs.addmm_(by_input.T, by_input)
                 factors.outputs.addmm_(by_output, by_output.T)
+
+    def _gather_positions(self, rows: FactoredRows) -> None:
+        for part, factors, own in zip(self.parts, self._factors, rows.parts, strict=True):
+            if part.factors is None:
+                errors, inputs = own.errors.flatten(0, 1), own.inputs.flatten(0, 1)
+                # Padding, which the loss does not reach, has inputs too.
+                inputs = inputs * errors.any(1)[:, None]
+                factors.inputs.add_((inputs.T @ inputs).to(factors.inputs))
+                factors.outputs.add_((errors.T @ errors).to(factors.outputs))
 
     def _gather_eigenvalues(self, _index: Rows, rows: Gradients) -> None:
         gradients = formed(rows)
@@ -141,6 +154,21 @@ class EkfacPasses(Passes):
                 f"{(out, out)}"
             )
         return Factors(inputs.to(self.validation), outputs.to(self.validation))
+
+
+class FactorPasses(EkfacPasses):
+    """The factors alone, for gradients that are kept: one pass of what comes in factors."""
+
+    def __init__(self, name: str, parts: Sequence[Part], samples: int) -> None:
+        super().__init__(name, parts, samples, ())
+
+    @property
+    def factors(self) -> list[Factors]:
+        """Those of each part."""
+        return self._factors
+
+    def _plan(self) -> Sequence[Pass]:
+        return (Pass(self._gather_factors, ["_factors"]),)
 
 
 def _shape(part: Part) -> tuple[int, int]:

@@ -33,6 +33,8 @@ class Estimator:
         iterative: whether it depends on the tolerance and on the most iterations.
         sweep: for several dampings, with what does not depend on them worked out once.
         passes: opens the form for gradients that are not kept (block name, parts, n, dampings).
+        by_position: it uses the factors of the gradients position by position, for which the
+            training samples are run once more where gradients are kept.
         workspace: bytes it takes beside the gradients of a block, from the (out, in) of its
             matrices and n; left out where that is little.
     """
@@ -42,6 +44,7 @@ class Estimator:
     iterative: bool = False
     sweep: Sweep | None = None
     passes: OpenPasses | None = None
+    by_position: bool = False
     workspace: Workspace | None = None
 
 
@@ -52,7 +55,13 @@ _ESTIMATORS = {
     "exact": Estimator(exact, sweep=exact_sweep, workspace=exact_workspace),
     "cg": Estimator(cg, iterative=True),
     "lissa": Estimator(lissa, iterative=True, sweep=lissa_sweep),
-    "ekfac": Estimator(ekfac, sweep=ekfac_sweep, passes=EkfacPasses, workspace=ekfac_workspace),
+    "ekfac": Estimator(
+        ekfac,
+        sweep=ekfac_sweep,
+        passes=EkfacPasses,
+        by_position=True,
+        workspace=ekfac_workspace,
+    ),
 }
 
 
