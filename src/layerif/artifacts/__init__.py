@@ -1,6 +1,6 @@
 """What flows between the stages: small, typed, saved as JSON and safetensors, never as pickle."""
 
-from layerif.artifacts.allocation import Allocation
+from layerif.artifacts.allocation import Allocation, ModuleSparsity
 from layerif.artifacts.base import ModelInfo, Record, Setting, versions
 from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
@@ -26,6 +26,7 @@ __all__ = [
     "Manifest",
     "Measurement",
     "ModelInfo",
+    "ModuleSparsity",
     "Outcomes",
     "ProjectionInfo",
     "PrunedModule",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from layerif.artifacts.base import JsonArtifact, ModelInfo
+from layerif.artifacts.base import JsonArtifact, ModelInfo, Record
 from layerif.errors import InputError
 
 Kind = Literal["sparsity", "experts"]
@@ -15,15 +17,30 @@ Kind = Literal["sparsity", "experts"]
 TOTAL_TOLERANCE = 1e-4
 
 
+class ModuleSparsity(Record):
+    """The sparsity of one projection, by its canonical name (`layers.7.mlp.up_proj`)."""
+
+    module: str
+    sparsity: float = Field(ge=0, le=1)
+    numel: int = Field(ge=1)
+
+    @property
+    def layer(self) -> int:
+        """Index of its decoder layer."""
+        return int(self.module.split(".")[1])
+
+
 class Allocation(JsonArtifact):
-    """A plan: one number per decoder layer.
+    """A plan: one number per decoder layer, or for sparsity one per projection.
 
     A hand-written plan needs `kind` and `allocation` alone. Where `total` is given, the numbers
     must add up to it, so that two plans of the same total can be compared.
 
     Attributes:
         kind: `sparsity` (fraction of zeros in the layer's projections) or `experts` (LoRA experts).
-        allocation: one number per decoder layer.
+        allocation: one number per decoder layer; where projections differ within a layer, their
+            mean weighted by size.
+        modules: for sparsity that of every projection; None where those of a layer are alike.
         total: for sparsity the mean weighted by `layer_sizes`, for experts the sum.
         layer_sizes: parameters of each layer, where no model gives them; without either all layers
             count as equally large.
@@ -36,6 +53,7 @@ class Allocation(JsonArtifact):
     allocation: list[StrictInt | StrictFloat] = Field(min_length=1)
     total: int | float | None = None
     layer_sizes: list[int] | None = None
+    modules: list[ModuleSparsity] | None = None
     model: ModelInfo | None = None
     how: dict[str, Any] = Field(default_factory=dict)
 
@@ -57,6 +75,8 @@ class Allocation(JsonArtifact):
                 )
             if min(self.sizes) < 1:
                 raise ValueError("every layer size must be at least 1")
+        if self.modules is not None:
+            self._check_modules(self.modules)
         if self.total is not None and abs(self.realised_total - self.total) > TOTAL_TOLERANCE:
             what = "weighted mean" if self.kind == "sparsity" else "sum"
             raise ValueError(
@@ -64,6 +84,64 @@ class Allocation(JsonArtifact):
                 f"{self.total:.8g}; change a layer, or total, or leave total out"
             )
         return self
+
+    def _check_modules(self, modules: list[ModuleSparsity]) -> None:
+        if self.kind != "sparsity":
+            raise ValueError("only a plan of sparsity has modules")
+        names = [module.module for module in modules]
+        if not all(re.fullmatch(r"layers\.\d+\..+", name) for name in names):
+            raise ValueError("modules are named like layers.7.mlp.up_proj")
+        if len(set(names)) != len(names):
+            raise ValueError("a module is named twice")
+        for layer, value in enumerate(self.allocation):
+            own = [module for module in modules if module.layer == layer]
+            size = sum(module.numel for module in own)
+            if not own or (self.sizes is not None and size != self.sizes[layer]):
+                raise ValueError(
+                    f"the modules of layer {layer} have {size} parameters in all; right would be "
+                    f"{self.sizes[layer] if self.sizes else 'at least one module'}"
+                )
+            mean = math.fsum(module.sparsity * module.numel for module in own) / size
+            if abs(mean - value) > TOTAL_TOLERANCE:
+                raise ValueError(
+                    f"layer {layer} has sparsity {value:.8g}, but its modules come to {mean:.8g}"
+                )
+
+    def sparsity_of(self, module: str) -> float:
+        """The sparsity of one projection, by its canonical name.
+
+        Raises:
+            InputError: the plan goes by projections, and this is none of them.
+        """
+        if self.modules is None:
+            return float(self.allocation[int(module.split(".")[1])])
+        for own in self.modules:
+            if own.module == module:
+                return own.sparsity
+        raise InputError(f"the plan has no sparsity for {module}; make a plan for this model")
+
+    @classmethod
+    def of_modules(cls, modules: Sequence[ModuleSparsity], **fields: Any) -> Self:
+        """A plan of sparsity by projections, with the layers' means worked out.
+
+        Args:
+            modules: of every decoder layer at least one.
+            fields: `total`, `model` and `how`.
+        """
+        layers = range(max(module.layer for module in modules) + 1)
+        sizes = [sum(m.numel for m in modules if m.layer == layer) for layer in layers]
+        means = [
+            math.fsum(m.sparsity * m.numel for m in modules if m.layer == layer) / size
+            for layer, size in zip(layers, sizes, strict=True)
+        ]
+        given = None if fields.get("model") else sizes
+        return cls(
+            kind="sparsity",
+            allocation=[min(mean, 1.0) for mean in means],
+            layer_sizes=given,
+            modules=list(modules),
+            **fields,
+        )
 
     @property
     def sizes(self) -> list[int] | None:

@@ -161,7 +161,6 @@ def _prune_layer(
     visit: Visit, projections: Sequence[Projection], plan: Allocation, steps: Steps
 ) -> list[PrunedModule]:
     """Prune the projections of one layer, or take them as an interrupted run left them."""
-    sparsity = plan.allocation[visit.index]
     step = f"layer-{visit.index:04d}"
     kept = steps.load(step)
     if kept is None:
@@ -172,7 +171,7 @@ def _prune_layer(
         for projection in projections:
             weight = projection.weight
             norms = statistics.norms(projection).to(weight.device)
-            weight.masked_fill_(wanda_mask(weight, norms, sparsity), 0)
+            weight.masked_fill_(wanda_mask(weight, norms, plan.sparsity_of(projection.key)), 0)
         steps.save(step, {p.key: p.weight for p in projections})
     else:
         for projection in projections:
@@ -180,7 +179,7 @@ def _prune_layer(
     return [
         PrunedModule(
             module=p.key,
-            asked=round(sparsity * p.numel),
+            asked=round(plan.sparsity_of(p.key) * p.numel),
             zeros=p.numel - int(p.weight.count_nonzero()),
             numel=p.numel,
         )

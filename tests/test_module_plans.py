@@ -1,0 +1,56 @@
+"""Plans of sparsity by projections: what they must add up to, and that they are followed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from layerif.artifacts import Allocation, ModuleSparsity
+from layerif.errors import InputError
+from layerif.model import describe, find_decoder_layers
+from layerif.pruning import prune
+from tiny import tiny_model, tiny_tokenizer
+
+
+def plan_for(model, **fields):
+    projections = find_decoder_layers(model).projections
+    modules = [
+        ModuleSparsity(module=p.key, sparsity=(row % 7) / 8, numel=p.numel)
+        for row, p in enumerate(projections)
+    ]
+    return Allocation.of_modules(modules, model=describe(model), **fields)
+
+
+def test_each_projection_is_pruned_by_its_own_number(tmp_path):
+    model = tiny_model()
+    plan = plan_for(model, how={"map": "by hand"})
+    plan.save(tmp_path / "plan.json")
+    plan = Allocation.load(tmp_path / "plan.json")
+    text = "every word of it counts, and some count twice. " * 60
+    manifest = prune(
+        model, plan, tokenizer=tiny_tokenizer(), calibration=text, samples=4, context_length=32
+    )
+    for module, p in zip(manifest.modules, find_decoder_layers(model).projections, strict=True):
+        assert module.asked == round(plan.sparsity_of(p.key) * p.numel)
+        assert module.zeros == module.asked
+    assert manifest.sparsity == pytest.approx(plan.realised_total, abs=1e-3)
+    assert torch.equal(model.model.layers[0].self_attn.q_proj.weight == 0, torch.zeros(32, 32) > 0)
+
+
+def test_what_does_not_add_up_is_refused():
+    plan = plan_for(tiny_model())
+    value = plan.model_dump(mode="json")
+    changed = value | {"allocation": [0.9, *value["allocation"][1:]]}
+    with pytest.raises(InputError, match=r"layer 0 has sparsity 0\.9, but its modules come to"):
+        Allocation.parse(changed, "plan")
+    missing = value | {"modules": value["modules"][1:]}
+    with pytest.raises(InputError, match="the modules of layer 0 have"):
+        Allocation.parse(missing, "plan")
+    twice = value | {"modules": [*value["modules"], value["modules"][0]]}
+    with pytest.raises(InputError, match="named twice"):
+        Allocation.parse(twice, "plan")
+    named = [{"module": "up", "sparsity": 0.5, "numel": 3}]
+    with pytest.raises(InputError, match="named like"):
+        Allocation.parse({"kind": "sparsity", "allocation": [0.5], "modules": named}, "plan")
+    with pytest.raises(InputError, match=r"no sparsity for layers\.0\.mlp\.other"):
+        plan.sparsity_of("layers.0.mlp.other")
