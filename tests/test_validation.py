@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import spearmanr
 
 from layerif.artifacts import Fingerprint
@@ -17,6 +19,7 @@ from layerif.chunks import cut
 from layerif.errors import InputError
 from layerif.model import describe, evaluation_mode, find_decoder_layers, setting
 from layerif.pruning import prune, wanda_mask
+from layerif.report import agreement_table, plot_agreement
 from layerif.validation import GroundTruth, agreements, isolated, operating_point
 from layerif.validation.agreement import advice
 from layerif.validation.partial import PartialForward
@@ -203,3 +206,18 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
     assert "No better than uniform" in advice([by_name["constant"]])
     with pytest.raises(InputError, match="short has 3 scores, and the ground truth 12 layers"):
         agreements({"short": [1, 2, 3]}, truth_of(costs))
+
+
+def test_the_table_and_the_picture_are_of_the_same(tmp_path):
+    costs = np.arange(6.0)[:, None] + np.zeros((6, 3))
+    truth = truth_of(costs)
+    scores = {"rising": np.arange(6.0), "flat [x]": np.ones(6)}
+    found = agreements(scores, truth)
+    console = Console(width=120, file=io.StringIO())
+    console.print(agreement_table({"isolated": found}))
+    text = console.file.getvalue()
+    assert "+1.00 [+1.00, +1.00]" in text
+    assert "flat [x]" in text
+    written = plot_agreement(scores, found, truth, tmp_path / "scatter")
+    assert [path.name for path in written] == ["scatter.png", "scatter.svg"]
+    assert "rising: +1.00" in (tmp_path / "scatter.svg").read_text()

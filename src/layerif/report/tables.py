@@ -26,7 +26,7 @@ def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Ta
     columns = {how: scores.aggregate(how) for how in shown}
     values = columns[aggregate]
     helpful = (scores.influence > 0).mean(1)
-    table = _table(
+    table = plain_table(
         f"Influence per decoder layer: {scores.model.name}, "
         f"{(scores.record.task or {}).get('name', 'examples in memory')}"
     )
@@ -57,7 +57,7 @@ def allocation_table(plan: Allocation) -> Table:
     """One row a layer: its share of the budget."""
     experts = plan.kind == "experts"
     total = f"{plan.realised_total:.0f} in all" if experts else f"{plan.realised_total:.2%} overall"
-    table = _table(f"{'LoRA experts' if experts else 'Sparsity'} per decoder layer: {total}")
+    table = plain_table(f"{'LoRA experts' if experts else 'Sparsity'} per decoder layer: {total}")
     table.add_column("layer", justify="right")
     table.add_column(plan.kind, justify="right")
     table.add_column("")
@@ -69,7 +69,7 @@ def allocation_table(plan: Allocation) -> Table:
 
 def manifest_table(manifest: Manifest) -> Table:
     """One row a layer: sparsity asked for, and zeros counted."""
-    table = _table(
+    table = plain_table(
         f"{manifest.model.name} pruned by {manifest.method}: {manifest.sparsity:.2%} zeros"
     )
     for column in ("layer", "asked", "zeros"):
@@ -91,7 +91,7 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
         ((name, result),) = results.items()
         if len(result.measurements) > SIDE_BY_SIDE:
             return _one_below_the_other(name, result, title)
-    table = _table(title)
+    table = plain_table(title)
     table.add_column("")
     table.add_column("sparsity", justify="right")
     first = next(iter(results.values()))
@@ -110,7 +110,7 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
 
 
 def _one_below_the_other(name: str, result: Results, title: str) -> Table:
-    table = _table(f"{title}: {name}, {result.sparsity:.2%} zeros")
+    table = plain_table(f"{title}: {name}, {result.sparsity:.2%} zeros")
     table.add_column("")
     table.add_column("")
     table.add_column("", justify="right")
@@ -195,6 +195,7 @@ def _bar(value: float, highest: float) -> str:
     return "█" * round(BAR * max(share, 0.0))
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table in the style of all of them."""
     # Names may hold brackets, which rich would read as its markup.
     return Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, title_style="bold")
