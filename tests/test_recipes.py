@@ -249,6 +249,13 @@ def commands(model, text, run):
         run / "recipe.yaml",
     )
     yield (
+        [
+            *["metric", "shuffled", "--of", "dlp", "--model", model, "--calibration", text, *short],
+            *["--calibration-samples", 3, "--out", run / "metric.json"],
+        ],
+        run / "metric.recipe.yaml",
+    )
+    yield (
         ["allocate", "sparsity", run, "--sparsity", 0.5, "--no-smooth", "--out", plan],
         run / "plan.recipe.yaml",
     )
@@ -279,6 +286,8 @@ def contents(path):
         return scores.influence.tobytes(), scores.record.fingerprint
     if path.is_dir():
         return (path / "model.safetensors").read_bytes()
+    if path.name == "metric.json":
+        return MetricScores.load(path).model_copy(update={"seconds": 0.0})
     kind = Results if path.name == "results.json" else Allocation
     return kind.load(path)
 

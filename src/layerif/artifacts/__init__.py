@@ -5,6 +5,7 @@ from layerif.artifacts.base import ModelInfo, Record, Setting, versions
 from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
+from layerif.artifacts.metric import METRIC_FORMAT, MetricScores, ProjectionScore
 from layerif.artifacts.results import Measurement, Outcomes, Results
 from layerif.artifacts.scores import (
     BlockRecord,
@@ -16,6 +17,7 @@ from layerif.artifacts.scores import (
 
 __all__ = [
     "MANIFEST_FILE",
+    "METRIC_FORMAT",
     "Allocation",
     "BlockRecord",
     "Comparison",
@@ -25,10 +27,12 @@ __all__ = [
     "LayerScores",
     "Manifest",
     "Measurement",
+    "MetricScores",
     "ModelInfo",
     "ModuleSparsity",
     "Outcomes",
     "ProjectionInfo",
+    "ProjectionScore",
     "PrunedModule",
     "Record",
     "Results",

@@ -45,6 +45,11 @@ class Visit:
     _hidden: list[torch.Tensor]
     _calls: list[_Call]
 
+    @property
+    def inputs(self) -> Sequence[torch.Tensor]:
+        """The hidden states that the layer is given, one tensor a batch, as `run` goes by them."""
+        return self._hidden
+
     @torch.no_grad()
     def run(self) -> Iterator[torch.Tensor]:
         """The layer's output for each batch, from the layer as it is now."""

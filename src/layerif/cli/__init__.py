@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from layerif import processes
-from layerif.cli import allocate, doctor, evaluate, init, prune, run, score, tasks
+from layerif.cli import allocate, doctor, evaluate, init, metric, prune, run, score, tasks
 from layerif.errors import InputError, LayerifError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.add_typer(tasks.app, name="tasks")
 app.command("score")(score.score)
 app.command("doctor")(doctor.doctor)
+app.command("metric")(metric.metric)
 app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)

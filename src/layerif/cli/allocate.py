@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerif.choices import ExpertsMap, SparsityMap
+from layerif.choices import ExpertsMap, Granularity, Orientation, SparsityMap
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
@@ -21,7 +21,8 @@ app = typer.Typer(no_args_is_help=True, help="Turn layer scores into a plan.")
 Scores = Annotated[
     Path,
     typer.Argument(
-        help="Run folder of `layerif score`, or a .json, .csv or .npy file of one number a layer.",
+        help="Run folder of `layerif score`, file of `layerif metric`, or a .json, .csv or .npy "
+        "file of one number a layer.",
         show_default=False,
     ),
 ]
@@ -49,35 +50,65 @@ def sparsity(
     map: Annotated[SparsityMap, typer.Option("--map", help="How scores become sparsities.")] = (
         "layerif"
     ),
+    granularity: Annotated[
+        Granularity, typer.Option("--granularity", help="What gets a sparsity of its own.")
+    ] = "layer",
     aggregate: options.Aggregate = "positive",
     epsilon: Annotated[
-        float, typer.Option("--epsilon", help="Half the relative spread of sparsities.")
+        float,
+        typer.Option("--epsilon", help="Map layerif: half the relative spread of sparsities."),
     ] = 0.1,
+    lam: Annotated[
+        float | None,
+        typer.Option(
+            "--lam",
+            help="Maps owl and dlp: half the width of the band of sparsities.",
+            show_default="0.08 for owl, 0.15 for dlp",
+        ),
+    ] = None,
     smooth: Annotated[
-        bool, typer.Option("--smooth/--no-smooth", help="Smooth scores over neighbouring layers.")
+        bool,
+        typer.Option(
+            "--smooth/--no-smooth", help="Map layerif: smooth scores over neighbouring layers."
+        ),
     ] = True,
-    orientation: options.OrientationOption = "direct",
-    s_max: Annotated[float, typer.Option("--s-max", help="No layer gets more than this.")] = 1.0,
+    orientation: Annotated[
+        Orientation | None,
+        typer.Option(
+            "--orientation",
+            help="direct: high scores are pruned more; inverse: less.",
+            show_default="direct for layerif, inverse for owl and dlp",
+        ),
+    ] = None,
+    s_max: Annotated[
+        float, typer.Option("--s-max", help="No layer or projection gets more than this.")
+    ] = 1.0,
     on_constant: options.ConstantOption = "error",
     model: ModelOfScores = None,
     out: PlanOut = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Allocate a sparsity to each layer; weighted by size, their mean is --sparsity exactly."""
+    """Allocate a sparsity to each layer; weighted by size, their mean is --sparsity exactly.
+
+    With --granularity projection, to each projection of each layer.
+    """
     from layerif.allocate import allocate_sparsity, read_scores
 
+    found = read_scores(scores)
     plan = allocate_sparsity(
-        read_scores(scores),
+        found,
         target,
         map=map,
+        granularity=granularity,
         aggregate=aggregate,
         epsilon=epsilon,
+        lam=lam,
         smooth=smooth,
         orientation=orientation,
         s_max=s_max,
         on_constant=on_constant,
-        model=_describe(model, scores),
+        model=_describe(model, scores, found),
     )
     _deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
 
@@ -105,8 +136,9 @@ def experts(
     """Allocate a number of LoRA experts to each layer, at least one each, --total in all."""
     from layerif.allocate import allocate_experts, read_scores
 
+    found = read_scores(scores)
     plan = allocate_experts(
-        read_scores(scores),
+        found,
         total,
         map=map,
         aggregate=aggregate,
@@ -114,17 +146,18 @@ def experts(
         orientation=orientation,
         shape=_parse_shape(shape),
         on_constant=on_constant,
-        model=_describe(model, scores),
+        model=_describe(model, scores, found),
     )
     _deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
 
 
-def _describe(name: str | None, scores: Path) -> ModelInfo | None:
-    """The shape of the model named, for plain scores; a run folder knows its own model."""
+def _describe(name: str | None, scores: Path, found: Any) -> ModelInfo | None:
+    """The shape of the model named, for plain scores; other scores know their own model."""
     if name is None:
         return None
-    if scores.is_dir():
-        raise InputError(f"{scores} is a run folder, which knows its model; leave out --model")
+    if hasattr(found, "model"):
+        what = "a run folder" if scores.is_dir() else "a file of `layerif metric`"
+        raise InputError(f"{scores} is {what}, which knows its model; leave out --model")
     from layerif.model import describe, open_skeleton
 
     return describe(open_skeleton(name))

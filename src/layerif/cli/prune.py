@@ -28,12 +28,8 @@ def prune(
     method: Annotated[PruningMethod, typer.Option("--method", help="How weights are chosen.")] = (
         "wanda"
     ),
-    calibration: Annotated[
-        str, typer.Option("--calibration", help="python-docs, wikitext2, or a text file.")
-    ] = "python-docs",
-    samples: Annotated[
-        int, typer.Option("--calibration-samples", help="Chunks of calibration text.")
-    ] = 32,
+    calibration: options.Calibration = "python-docs",
+    samples: options.CalibrationSamples = 32,
     context_length: options.ContextLength = 512,
     batch_tokens: options.BatchTokens = 2048,
     dtype: options.DtypeOption = "float32",

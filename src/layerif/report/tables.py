@@ -8,7 +8,14 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from layerif.artifacts import Allocation, LayerScores, Manifest, Measurement, Results
+from layerif.artifacts import (
+    Allocation,
+    LayerScores,
+    Manifest,
+    Measurement,
+    MetricScores,
+    Results,
+)
 from layerif.choices import Aggregation
 
 BAR = 24
@@ -51,6 +58,24 @@ def sweep_lines(scores: LayerScores) -> list[str]:
         f"At dampings {dampings}, the rankings of layers correlate at least so (Spearman): "
         f"{figures or 'nowhere, the layers all score alike'}."
     ]
+
+
+def metric_table(scores: MetricScores) -> Table:
+    """One row a layer: its score, the range of its projections' and a bar up to the highest."""
+    table = plain_table(f"{scores.metric} per decoder layer: {scores.model.name}")
+    table.add_column("layer", justify="right")
+    table.add_column("score", justify="right")
+    projections = scores.projections or []
+    if projections:
+        table.add_column("projections", justify="right")
+    table.add_column("")
+    for layer, value in enumerate(scores.scores):
+        row = [str(layer), f"{value:.4g}"]
+        if projections:
+            own = [p.score for p in projections if p.layer == layer]
+            row.append(f"{min(own):.4g} to {max(own):.4g}")
+        table.add_row(*row, _bar(value, max(scores.scores)))
+    return table
 
 
 def allocation_table(plan: Allocation) -> Table:

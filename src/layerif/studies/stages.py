@@ -17,6 +17,7 @@ from layerif.artifacts import (
     Fingerprint,
     LayerScores,
     Manifest,
+    MetricScores,
     Results,
     hash_model,
     hash_texts,
@@ -26,6 +27,7 @@ from layerif.checkpoint import resumable
 from layerif.errors import InputError
 from layerif.evaluation import HarnessTasks, evaluate, harness_results
 from layerif.influence import score
+from layerif.metrics import complete_options, is_seeded, metric_scores, reads_text
 from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.processes import is_first
 from layerif.progress import note
@@ -35,7 +37,7 @@ from layerif.tasks import Corpus, Example, Task
 # Where gradients are kept, and what is run twice for want of room, changes nothing of the result.
 MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing")
 
-T = TypeVar("T", LayerScores, Manifest, Results)
+T = TypeVar("T", LayerScores, Manifest, MetricScores, Results)
 
 
 def score_into(
@@ -76,6 +78,56 @@ def score_into(
         scores = replace(scores, record=record)
         if is_first():
             scores.save(folder)
+    return scores
+
+
+def measure_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    metric: str,
+    *,
+    calibration: Corpus | None,
+    seed: int,
+    text_options: dict[str, Any],
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> MetricScores:
+    """`metric_scores` with `options`, saved as JSON.
+
+    Args:
+        calibration: text for a metric that reads some; else unused.
+        seed: of what is drawn.
+        text_options: samples, context_length and batch_tokens.
+        options: of the metric.
+
+    Raises:
+        InputError: as `metric_scores`; or the file holds scores of other work.
+        NumericalError: as `metric_scores`.
+    """
+    options = complete_options(metric, options)
+    asked: dict[str, Any] = {"metric": metric, **options}
+    texts = []
+    if is_seeded(metric, options):
+        asked["seed"] = seed
+    if reads_text(metric, options) and calibration is not None:
+        asked |= {**text_options, "seed": seed}
+        texts = [calibration.text("calibration")]
+    wanted = _fingerprint(model, hash_texts(texts), asked)
+    if done := _done(MetricScores, path, "", wanted, overwrite=overwrite):
+        return done
+    with resumable(path, wanted, restart=overwrite):
+        scores = metric_scores(
+            model,
+            metric,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            seed=seed,
+            **text_options,
+            **options,
+        )
+        scores = scores.model_copy(update={"fingerprint": wanted})
+        scores.save(path)
     return scores
 
 
