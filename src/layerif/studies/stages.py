@@ -6,7 +6,7 @@ does nothing; a stage of other work is refused, or with `overwrite` takes its pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from layerif.tasks import Corpus, Example, Task
 MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing")
 
 T = TypeVar("T", LayerScores, Manifest, MetricScores, Results)
+R = TypeVar("R")
 
 
 def score_into(
@@ -61,7 +62,7 @@ def score_into(
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
-    wanted = _fingerprint(model, data, asked)
+    wanted = fingerprint_of(model, data, asked)
     if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite, together=True) as steps:
@@ -113,7 +114,7 @@ def measure_into(
     if reads_text(metric, options) and calibration is not None:
         asked |= {**text_options, "seed": seed}
         texts = [calibration.text("calibration")]
-    wanted = _fingerprint(model, hash_texts(texts), asked)
+    wanted = fingerprint_of(model, hash_texts(texts), asked)
     if done := _done(MetricScores, path, "", wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
@@ -153,7 +154,7 @@ def prune_into(
     refuse_packed(find_decoder_layers(model).projections)
     asked = plan.allocation if isinstance(plan, Allocation) else plan
     data = hash_texts([calibration.text("calibration")])
-    wanted = _fingerprint(model, data, {"plan": asked, **options})
+    wanted = fingerprint_of(model, data, {"plan": asked, **options})
     if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite) as steps:
@@ -209,7 +210,7 @@ def evaluate_into(
         texts += [[name, *map(str, task.eval_docs)] for name, task in harness.tasks.items()]
         asked = {"harness": harness.origin, "rows": harness.rows}
     data = hash_texts(texts)
-    wanted = _fingerprint(model, data, {**options, **asked})
+    wanted = fingerprint_of(model, data, {**options, **asked})
     if done := _done(Results, path, "", wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
@@ -231,14 +232,39 @@ def _done(kind: type[T], out: Path, file: str, wanted: Fingerprint, *, overwrite
     """
     if not (out / file).is_file():
         return None
-    try:
+
+    def load() -> tuple[T, Fingerprint | None]:
         found = kind.load(out if kind is LayerScores else out / file)
-        if found.fingerprint == wanted:
+        return found, found.fingerprint
+
+    return standing(load, out, wanted, overwrite=overwrite)
+
+
+def standing(
+    load: Callable[[], tuple[R, Fingerprint | None]],
+    out: Path,
+    wanted: Fingerprint,
+    *,
+    overwrite: bool,
+) -> R | None:
+    """The finished result at `out`, where it is of the very work that is wanted.
+
+    Args:
+        load: reads it, and the fingerprint that it carries.
+        out: where it stands.
+        overwrite: whether a result of other work may be replaced.
+
+    Raises:
+        InputError: it is of other work, and may not be replaced; says which part differs.
+    """
+    try:
+        found, fingerprint = load()
+        if fingerprint == wanted:
             note(f"{out} holds the result of this very work: nothing is done again")
             return found
         why = "it does not say what it was made from"
-        if found.fingerprint is not None:
-            why = wanted.differences(found.fingerprint)
+        if fingerprint is not None:
+            why = wanted.differences(fingerprint)
     except InputError as error:
         why = str(error)
     if not overwrite:
@@ -258,6 +284,7 @@ def _content(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
     return [source.name, *map(astuple, rows)]
 
 
-def _fingerprint(model: Any, data: str, options: dict[str, Any]) -> Fingerprint:
+def fingerprint_of(model: Any, data: str, options: dict[str, Any]) -> Fingerprint:
+    """What a stage's result depends on: the model, the hash of its texts, and its options."""
     made_with = setting(model).model_dump()
     return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})
