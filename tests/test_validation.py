@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 
 import numpy as np
 import pytest
@@ -221,3 +222,39 @@ def test_the_table_and_the_picture_are_of_the_same(tmp_path):
     written = plot_agreement(scores, found, truth, tmp_path / "scatter")
     assert [path.name for path in written] == ["scatter.png", "scatter.svg"]
     assert "rising: +1.00" in (tmp_path / "scatter.svg").read_text()
+
+
+def test_the_command_measures_both_truths_once(layerif, model, text, tmp_path):
+    few = ["--train-samples", 6, "--validation-samples", 3, "--rank", 2]
+    run, out = tmp_path / "run", tmp_path / "checked"
+    layerif("score", "--model", model, "--task", "agreement", *few, "--out", run)
+    (tmp_path / "depth.json").write_text(json.dumps(list(range(LAYERS))))
+    asked = ["validate", "--model", model, "--scores", f"{run},{tmp_path / 'depth.json'}"]
+    asked += ["--calibration", text, "--calibration-samples", 3, "--context-length", 32]
+    status, printed, err = layerif(*asked, "--out", out)
+    assert status == 0, err
+    assert "run positive" in printed
+    assert "operating_point: " in printed
+    verdict = json.loads((out / "validation.json").read_text())
+    assert {each["name"] for each in verdict["isolated"]["scores"]} == {
+        *(f"run {how}" for how in ("all", "positive", "top", "negative")),
+        "depth",
+    }
+    truth = GroundTruth.load(out / "operating_point.json")
+    assert (truth.delta, truth.matrix.shape) == (0.05, (LAYERS, 3))
+    assert (out / "isolated-scatter.png").stat().st_size > 1000
+    status, _, err = layerif("run", out / "recipe.yaml")
+    assert status == 0, err
+    assert err.count("nothing is done again") == 2
+    status, _, err = layerif(*asked, "--sparsity", 0.6, "--out", out)
+    assert status == 2
+    assert "already holds another result" in err
+
+
+def test_scores_of_another_model_are_refused(layerif, model, text, tmp_path):
+    (tmp_path / "two.json").write_text("[1, 2]")
+    asked = ["validate", "--model", model, "--scores", tmp_path / "two.json"]
+    status, _, err = layerif(*asked, "--calibration", text, "--out", tmp_path / "out")
+    assert status == 2
+    assert "two has 2 scores" in err
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from rich.markup import escape
 from rich.table import Table
 
+from layerif.choices import TruthKind
 from layerif.report.plots import ACCENT, INK, save_figure
 from layerif.report.tables import plain_table
 
@@ -21,7 +22,7 @@ PANELS = 6
 TITLES = {"isolated": "pruned alone", "operating_point": "at the operating point"}
 
 
-def agreement_table(found: Mapping[str, Sequence[Agreement]]) -> Table:
+def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
     """One row a score, one pair of columns a ground truth.
 
     Args:
