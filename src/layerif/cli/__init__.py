@@ -11,7 +11,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from layerif import processes
-from layerif.cli import allocate, doctor, evaluate, init, metric, prune, run, score, tasks, validate
+from layerif.cli import (
+    allocate,
+    compare,
+    doctor,
+    evaluate,
+    init,
+    metric,
+    prune,
+    run,
+    score,
+    tasks,
+    validate,
+)
 from layerif.errors import InputError, LayerifError
 
 app = typer.Typer(
@@ -32,6 +44,7 @@ app.command("metric")(metric.metric)
 app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)
 app.command("validate")(validate.validate)
+app.add_typer(compare.app, name="compare")
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("init")(init.init)
