@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from layerif.artifacts import Fingerprint
+from layerif.artifacts import Fingerprint, GroundTruth
 from layerif.batching import collate
 from layerif.calibration import InputNorms
 from layerif.checkpoint import resumable
@@ -21,8 +21,7 @@ from layerif.errors import InputError
 from layerif.model import describe, evaluation_mode, find_decoder_layers, setting
 from layerif.pruning import prune, wanda_mask
 from layerif.report import agreement_table, plot_agreement
-from layerif.validation import GroundTruth, agreements, isolated, operating_point
-from layerif.validation.agreement import advice
+from layerif.validation import advice, agreements, isolated, operating_point
 from layerif.validation.partial import PartialForward
 from tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, tiny_tokenizer
 

@@ -66,8 +66,7 @@ def validate(
     from layerif.model import describe, open_model
     from layerif.report import agreement_table
     from layerif.studies.validation import check_layers
-    from layerif.validation import agreements
-    from layerif.validation.agreement import advice
+    from layerif.validation import advice, agreements
 
     opened, tokenizer = open_model(
         model,

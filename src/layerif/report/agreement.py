@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.markup import escape
 from rich.table import Table
 
+from layerif.artifacts import Agreement, GroundTruth
 from layerif.choices import TruthKind
 from layerif.report.plots import ACCENT, INK, save_figure
 from layerif.report.tables import plain_table
-
-if TYPE_CHECKING:
-    from layerif.validation import Agreement, GroundTruth
 
 PANELS = 6
 TITLES = {"isolated": "pruned alone", "operating_point": "at the operating point"}

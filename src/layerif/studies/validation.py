@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.allocate import read_scores
-from layerif.artifacts import Fingerprint, LayerScores, MetricScores, ModelInfo, hash_texts
+from layerif.artifacts import (
+    Agreement,
+    Fingerprint,
+    GroundTruth,
+    LayerScores,
+    MetricScores,
+    ModelInfo,
+    hash_texts,
+)
 from layerif.checkpoint import resumable
 from layerif.choices import Aggregation, TruthKind
 from layerif.chunks import check_context_length, cut, draw
@@ -21,8 +28,7 @@ from layerif.report import plot_agreement
 from layerif.runs import write_json
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Corpus
-from layerif.validation import Agreement, GroundTruth, isolated, operating_point
-from layerif.validation.agreement import advice
+from layerif.validation import advice, isolated, operating_point
 
 FloatArray = NDArray[np.float64]
 
@@ -130,7 +136,7 @@ def write_verdict(
     verdict: dict[str, Any] = {
         kind: {
             "advice": advice(rows),
-            "scores": [{**asdict(each), "orientation": each.orientation} for each in rows],
+            "scores": [{**each.model_dump(), "orientation": each.orientation} for each in rows],
         }
         for kind, rows in found.items()
     }

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata, spearmanr
 
+from layerif.artifacts import Agreement, GroundTruth
 from layerif.budgets.scores import check_scores
 from layerif.errors import InputError
-from layerif.validation.ground_truth import GroundTruth
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """One score beside one ground truth.
-
-    A budget prunes layers of high score more under `direct`, and less under `inverse`: it is right
-    where a high score goes with a low cost, so its merit under `direct` is minus the correlation.
-
-    Attributes:
-        name: of the score.
-        spearman: correlation of score and cost over layers, None where the score is constant.
-        low, high: its 95 % interval, a bootstrap over the chunks of text that the cost is of.
-    """
-
-    name: str
-    spearman: float | None
-    low: float | None
-    high: float | None
-
-    @property
-    def orientation(self) -> str | None:
-        """The orientation that the ground truth speaks for, None where the interval holds 0."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return None
-        return "direct" if self.high < 0 else "inverse"
 
 
 def agreements(
@@ -69,11 +42,11 @@ def agreements(
                 "would be one score a layer of the same model"
             )
         if np.ptp(vector) == 0:
-            found.append(Agreement(name, None, None, None))
+            found.append(Agreement(name=name, spearman=None, low=None, high=None))
             continue
         value = float(spearmanr(vector, costs.mean(1))[0])
         low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975])
-        found.append(Agreement(name, value, float(low), float(high)))
+        found.append(Agreement(name=name, spearman=value, low=float(low), high=float(high)))
     return sorted(found, key=lambda a: -abs(a.spearman or 0.0))
 
 

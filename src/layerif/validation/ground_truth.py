@@ -14,14 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import model_validator
 
-from layerif.artifacts import ModelInfo, Setting
-from layerif.artifacts.base import JsonArtifact
-from layerif.artifacts.fingerprint import Fingerprint
+from layerif.artifacts import GroundTruth
 from layerif.batching import Batch, Encoded, collate, pack
 from layerif.calibration import InputNorms, walk
 from layerif.checkpoint import NO_STEPS, Steps
@@ -38,51 +33,6 @@ from layerif.model import (
 from layerif.progress import progress
 from layerif.pruning import wanda_mask
 from layerif.validation.partial import PartialForward
-
-FORMAT: Literal["layerif.ground_truth/1"] = "layerif.ground_truth/1"
-FloatArray = NDArray[np.float64]
-
-
-class GroundTruth(JsonArtifact):
-    """The cost of pruning each layer, chunk by chunk of text.
-
-    Attributes:
-        kind: `isolated` or `operating_point`.
-        sparsity: S.
-        delta: by how much a layer was moved at the operating point; None where it was pruned alone.
-        costs: (layers, chunks) nats a token; for the operating point per unit of sparsity. The mean
-            over chunks is the layer's cost.
-        base_loss: mean nats a token without the change.
-        model, setting, text: what it was measured on.
-        fingerprint: what all of it depends on.
-    """
-
-    format: Literal["layerif.ground_truth/1"] = FORMAT
-    kind: Literal["isolated", "operating_point"]
-    sparsity: float
-    delta: float | None
-    costs: list[list[float]]
-    base_loss: float
-    model: ModelInfo
-    text: dict[str, Any]
-    setting: Setting
-    fingerprint: Fingerprint | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> GroundTruth:
-        if len(self.costs) != self.model.layers or len({len(row) for row in self.costs}) != 1:
-            raise ValueError(f"costs must have {self.model.layers} rows of one length")
-        return self
-
-    @property
-    def matrix(self) -> FloatArray:
-        """(layers, chunks) costs."""
-        return np.array(self.costs)
-
-    @property
-    def values(self) -> FloatArray:
-        """(layers,) mean cost of each layer."""
-        return np.asarray(self.matrix.mean(1))
 
 
 def isolated(
