@@ -137,6 +137,10 @@ def test_the_whole_way(layerif, model, text, tmp_path):
     assert "outlier_ratio per decoder layer" in printed
     scores = MetricScores.load(out)
     assert scores == read_scores(out)
+    for layer, value in enumerate(scores.scores):
+        own = [p.score for p in scores.projections if p.layer == layer]
+        (row,) = (line for line in printed.splitlines() if line.split()[:1] == [str(layer)])
+        assert row.split()[1:5] == [f"{value:.4g}", f"{min(own):.4g}", "to", f"{max(own):.4g}"]
     assert scores.options == {"multiple": 3.0}
     assert scores.calibration["samples"] == 4
     assert scores.fingerprint.options["context_length"] == 32

@@ -7,7 +7,14 @@ import json
 import pytest
 import yaml
 
-from layerif.artifacts import Allocation, Comparisons, LayerScores, Manifest, MetricScores, Results
+from layerif.artifacts import (
+    Allocation,
+    Comparisons,
+    LayerScores,
+    Manifest,
+    MetricScores,
+    Results,
+)
 from layerif.checkpoint import alone
 from layerif.runs import cache_folder
 from layerif.studies import folder as run_folder

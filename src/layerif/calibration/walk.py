@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from layerif.batching import accepted
+from layerif.errors import InputError
 from layerif.model import DecoderLayers
 
 
@@ -44,23 +45,56 @@ class Visit:
     module: nn.Module
     _hidden: list[torch.Tensor]
     _calls: list[_Call]
+    _once: bool = False
+    _handed_on: int = 0
 
     @property
     def inputs(self) -> Sequence[torch.Tensor]:
-        """The hidden states that the layer is given, one tensor a batch, as `run` goes by them."""
+        """The hidden states that the layer is given, a tensor a batch.
+
+        In a walk through unchanged layers `run` puts an output in the place of each once it has
+        gone by: take both together.
+        """
         return self._hidden
 
     @torch.no_grad()
     def run(self) -> Iterator[torch.Tensor]:
-        """The layer's output for each batch, from the layer as it is now."""
-        for hidden, call in zip(self._hidden, self._calls, strict=True):
-            output = self.module(hidden, *call.args, **call.kwargs)
-            yield output[0] if isinstance(output, tuple) else output
+        """The layer's output for each batch, from the layer as it is now.
+
+        Raises:
+            InputError: the walk is through unchanged layers, and this one was run already.
+        """
+        if self._handed_on:
+            raise InputError(
+                f"layer {self.index} was run already; in a walk through unchanged layers each is "
+                "run once, so observe all that is needed at the same time"
+            )
+        for batch in range(len(self._hidden)):
+            output = self._output(batch)
+            yield output
+            if self._once:
+                self._hidden[batch] = output
+                self._handed_on = batch + 1
+
+    @torch.no_grad()
+    def _output(self, batch: int) -> torch.Tensor:
+        call = self._calls[batch]
+        output = self.module(self._hidden[batch], *call.args, **call.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _hand_on(self) -> None:
+        """Make the next layer's inputs of what is not yet handed on."""
+        for batch in range(self._handed_on, len(self._hidden)):
+            self._hidden[batch] = self._output(batch)
 
 
 @torch.no_grad()
 def walk(
-    model: Any, layers: DecoderLayers, batches: Sequence[dict[str, torch.Tensor]]
+    model: Any,
+    layers: DecoderLayers,
+    batches: Sequence[dict[str, torch.Tensor]],
+    *,
+    unchanged: bool = False,
 ) -> Iterator[Visit]:
     """Visit the decoder layers from the bottom up.
 
@@ -70,15 +104,16 @@ def walk(
     Args:
         batches: input_ids, attention_mask and position_ids of each batch. The hidden states of all
             of them are kept: tokens x hidden size x bytes a number.
+        unchanged: the layers stay as they are, so that what the caller's run of a layer gives is
+            handed on, and no layer runs twice.
     """
     hidden, calls = _capture(model, layers, batches)
     last = len(layers) - 1
     for index, module in enumerate(layers.modules):
-        visit = Visit(index, module, hidden, [call[index] for call in calls])
+        visit = Visit(index, module, hidden, [call[index] for call in calls], unchanged)
         yield visit
         if index != last:
-            for batch, output in enumerate(visit.run()):
-                hidden[batch] = output
+            visit._hand_on()
 
 
 def _capture(

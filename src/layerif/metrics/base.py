@@ -49,6 +49,8 @@ class Subject:
     def visits(self) -> Iterator[Visit]:
         """The decoder layers from the bottom up, each with the calibration text's hidden states.
 
+        Each may be run once, and must stay as it is.
+
         Raises:
             InputError: there is no text; a metric that reads some has to be registered so.
         """
@@ -58,7 +60,7 @@ class Subject:
                 "register it with reads_text=True"
             )
         with progress("running the layers", len(self.layers)) as advance:
-            for visit in walk(self._model, self.layers, self._batches):
+            for visit in walk(self._model, self.layers, self._batches, unchanged=True):
                 yield visit
                 advance()
 
