@@ -13,7 +13,7 @@ from layerif.artifacts import Allocation
 from layerif.errors import InputError
 from layerif.evaluation import perplexity
 from layerif.marginal import allocate_marginal, evolve
-from layerif.marginal.evolution import initial_counts, mutated
+from layerif.marginal.moves import initial_counts, mutated
 from layerif.marginal.planning import Units
 from layerif.marginal.rounds import move
 from layerif.model import find_decoder_layers

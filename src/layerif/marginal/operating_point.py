@@ -91,7 +91,6 @@ class OperatingPoint:
         """
         self.restore()
         counts = [round(s * n) for s, n in zip(sparsities, self.sizes, strict=True)]
-        norms: torch.Tensor | None = None
         if self._method == "magnitude":
             for row in range(len(self.originals)):
                 self._prune(row, counts[row], None, see)

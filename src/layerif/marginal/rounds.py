@@ -16,7 +16,7 @@ from layerif.checkpoint import NoSteps, Steps
 from layerif.choices import check_choice
 from layerif.errors import InputError
 from layerif.marginal.operating_point import OperatingPoint
-from layerif.marginal.order import SaliencyMethod
+from layerif.marginal.order import RemovalOrder, SaliencyMethod
 from layerif.marginal.planning import Granularity, Units, calibration_batches, plan_of
 from layerif.marginal.sensitivity import mean_loss, sensitivities
 from layerif.marginal.texts import Texts, texts_for, tokens_of
@@ -250,12 +250,12 @@ class _Runner:
         spread = self.units.spread(sparsities)
         bands: dict[int, torch.Tensor] = {}
         more = number < len(self.gradient_texts)
-        self.point.prune(
-            spread,
-            lambda row, order: (
-                bands.update({row: order.band(spread[row], self.delta)}) if more else None
-            ),
-        )
+
+        def see(row: int, order: RemovalOrder) -> None:
+            if more:
+                bands[row] = order.band(spread[row], self.delta)
+
+        self.point.prune(spread, see)
         loss = mean_loss(self.point, self.texts.held_out, batch_tokens=self.batch_tokens)
         gradient = None
         if more and (bar is None or loss < bar):

@@ -152,7 +152,11 @@ def prune_into(
     """
     refuse_adapters(model)
     refuse_packed(find_decoder_layers(model).projections)
-    asked = plan.allocation if isinstance(plan, Allocation) else plan
+    asked: Any = plan
+    if isinstance(plan, Allocation):
+        asked = plan.allocation
+        if plan.modules is not None:  # layers' means do not tell such plans apart
+            asked = {module.module: module.sparsity for module in plan.modules}
     data = hash_texts([calibration.text("calibration")])
     wanted = fingerprint_of(model, data, {"plan": asked, **options})
     if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
