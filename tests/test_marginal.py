@@ -331,3 +331,29 @@ def test_the_command_makes_the_plan_from_plain_values(model, text, tmp_path):
     assert unsaved.modules == plan.modules
     with pytest.raises(InputError, match="no task or corpus is called 'nothing'"):
         marginal_plan(str(model), 0.5, calibration=str(text), target="nothing", **values)
+
+
+def test_the_command_makes_the_plan_once_and_prune_follows_it(layerif, model, text, tmp_path):
+    plan = tmp_path / "plan.json"
+    short = ["--calibration", text, "--calibration-samples", 3, "--context-length", 32]
+    asked = ["allocate", "sparsity", "--sparsity", 0.5, "--map", "marginal", "--model", model]
+    asked += [*short, "--rounds", 2, "--tokens", 96, "--held-out-tokens", 64]
+    status, printed, err = layerif(*asked, "--out", plan)
+    assert status == 0, err
+    assert "50.00% overall" in printed
+    made = Allocation.load(plan)
+    assert made.how["map"] == "marginal"
+    assert len({module.sparsity for module in made.modules}) > 1
+    status, _, err = layerif("run", tmp_path / "plan.recipe.yaml")
+    assert status == 0, err
+    assert "nothing is done again" in err
+    pruned = tmp_path / "pruned"
+    status, _, err = layerif("prune", "--model", model, "--plan", plan, *short, "--out", pruned)
+    assert status == 0, err
+    for refused, message in (
+        ([plan], "measures a model and takes no scores"),
+        (["--map", "owl"], "the map owl spends scores"),
+    ):
+        status, _, err = layerif(*asked, *refused)
+        assert status == 2
+        assert message in err

@@ -20,11 +20,11 @@ import numpy as np
 
 from layerif.artifacts import Allocation
 from layerif.batching import Encoded
-from layerif.choices import check_choice
+from layerif.choices import SaliencyMethod, check_choice
 from layerif.errors import InputError
 from layerif.marginal.moves import Counts, initial_counts, mutated
 from layerif.marginal.operating_point import OperatingPoint
-from layerif.marginal.order import RemovalOrder, SaliencyMethod
+from layerif.marginal.order import RemovalOrder
 from layerif.marginal.planning import Units, calibration_batches, plan_of
 from layerif.marginal.sensitivity import mean_loss
 from layerif.marginal.texts import texts_for, tokens_of

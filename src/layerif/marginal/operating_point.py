@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 
 from layerif.calibration import InputNorms, walk
-from layerif.marginal.order import RemovalOrder, SaliencyMethod
+from layerif.choices import SaliencyMethod
+from layerif.marginal.order import RemovalOrder
 from layerif.model import DecoderLayers, evaluation_mode
 
 # Takes the row of a projection, and the order in which its weights go.

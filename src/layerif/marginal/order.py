@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
-from layerif.choices import check_choice
-
-SaliencyMethod = Literal["wanda", "magnitude"]
+from layerif.choices import SaliencyMethod, check_choice
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from layerif.artifacts import Allocation, ModuleSparsity
 from layerif.batching import collate, pack
 from layerif.budgets.sparsity import project_to_total
-from layerif.choices import check_choice
+from layerif.choices import Granularity, check_choice
 from layerif.errors import InputError
 from layerif.marginal.texts import Texts
 from layerif.model import DecoderLayers, describe, input_device
-
-Granularity = Literal["projection", "layer"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from layerif.artifacts import Allocation
 from layerif.batching import Encoded
 from layerif.checkpoint import NoSteps, Steps
-from layerif.choices import check_choice
+from layerif.choices import Granularity, SaliencyMethod, check_choice
 from layerif.errors import InputError
 from layerif.marginal.operating_point import OperatingPoint
-from layerif.marginal.order import RemovalOrder, SaliencyMethod
-from layerif.marginal.planning import Granularity, Units, calibration_batches, plan_of
+from layerif.marginal.order import RemovalOrder
+from layerif.marginal.planning import Units, calibration_batches, plan_of
 from layerif.marginal.sensitivity import mean_loss, sensitivities
 from layerif.marginal.texts import Texts, texts_for, tokens_of
 from layerif.model import Tokenizer, find_decoder_layers, unwrapped
