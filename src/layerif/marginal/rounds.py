@@ -85,7 +85,7 @@ def allocate_marginal(
     samples: int = 32,
     context_length: int = 512,
     seed: int = 0,
-    batch_tokens: int = 2048,
+    batch_tokens: int = 1024,
     steps: Steps | None = None,
 ) -> Allocation:
     """Sparsities by the influence of weights at the operating point.
@@ -113,7 +113,7 @@ def allocate_marginal(
         below, above: no unit goes further from S than this.
         samples, context_length: chunks of calibration text and their length, as in `prune`.
         seed: of the draws of text.
-        batch_tokens: tokens run at once.
+        batch_tokens: tokens run at once; what a backward pass keeps of them is most of the memory.
         steps: keeps finished rounds, so that a run cut short can go on; None keeps nothing.
 
     Returns:
