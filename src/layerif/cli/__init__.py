@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from layerif import processes
-from layerif.cli import allocate, doctor, evaluate, init, prune, run, score, tasks
+from layerif.cli import allocate, doctor, evaluate, init, merge, prune, run, score, tasks, verify
 from layerif.errors import InputError, LayerifError
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ app.command("score")(score.score)
 app.command("doctor")(doctor.doctor)
 app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)
+app.command("verify")(verify.verify)
+app.command("merge")(merge.merge)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("init")(init.init)

@@ -5,6 +5,7 @@ from layerif.report.plots import plot_allocation, plot_scores
 from layerif.report.tables import (
     allocation_table,
     caveat_lines,
+    manifest_lines,
     manifest_table,
     reported_lines,
     results_table,
@@ -17,6 +18,7 @@ __all__ = [
     "allocation_table",
     "caveat_lines",
     "comparison_lines",
+    "manifest_lines",
     "manifest_table",
     "plot_allocation",
     "plot_scores",
