@@ -42,13 +42,11 @@ class Figures:
 
 
 class Pruner(Protocol):
-    """A way to choose the weights that go.
+    """A way to choose the weights that go."""
 
-    Attributes:
-        statistics: makes the statistics of a layer's inputs; None where the method needs none.
-    """
-
-    statistics: Callable[[Sequence[Projection]], Statistics] | None
+    @property
+    def statistics(self) -> Callable[[Sequence[Projection]], Statistics] | None:
+        """Makes the statistics of a layer's inputs; None where the method needs none."""
 
     def prune(self, projection: Projection, statistics: Any, target: Target) -> Figures:
         """Set weights of one projection to zero, in place.

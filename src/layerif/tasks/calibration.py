@@ -30,5 +30,5 @@ def training_text(task: Task) -> Corpus:
     if not rows:
         raise InputError(f"task {task.name} has no training rows to calibrate on; name a corpus")
     texts = [row.prompt + row.completion for row in rows]
-    origin = {"task": task.name, "split": "train", "rows": len(rows), **task.origin}
+    origin = {"task": task.name, "split": "train", "rows": len(rows), "origin": task.origin}
     return corpus_of(task.name, texts, [], "\n\n", origin)
