@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,22 +148,21 @@ def kernels() -> None:
     for rows, columns in SHAPES:
         values = torch.randn(rows, columns, generator=generator).abs()
         half = values.numel() // 2
-        pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "all": (lambda: smallest(values, half), lambda: sorted_mask(values.view(1, -1), half)),
-            "by row": (lambda: smallest_by_row(values, half), lambda: sorted_mask(values, half)),
-            "2:4": (
-                lambda: smallest_of_groups(values, 2, 4),
-                lambda: sorted_mask(values.view(-1, 4), half),
-            ),
-        }
-        for name, (own, by_sort) in pairs.items():
-            assert torch.equal(own().view(-1), by_sort().view(-1))
-            ours = 1e3 * min(seconds(own) for _ in range(10))
-            theirs = 1e3 * min(seconds(by_sort) for _ in range(5))
-            print(
-                f"{rows:5} x {columns:5}  {name:7} {ours:8.2f} ms {theirs:8.2f} ms "
-                f"{theirs / ours:6.1f}"
-            )
+        compared("all", values, partial(smallest, values, half), values.view(1, -1))
+        compared("by row", values, partial(smallest_by_row, values, half), values)
+        compared("2:4", values, partial(smallest_of_groups, values, 2, 4), values.view(-1, 4))
+
+
+def compared(
+    name: str, values: torch.Tensor, kernel: Callable[[], torch.Tensor], rows: torch.Tensor
+) -> None:
+    """One line: a kernel against the sort of `rows` that gives the same mask."""
+    by_sort = partial(sorted_mask, rows, values.numel() // 2)
+    assert torch.equal(kernel().view(-1), by_sort().view(-1))
+    ours = 1e3 * min(seconds(kernel) for _ in range(10))
+    theirs = 1e3 * min(seconds(by_sort) for _ in range(5))
+    shape = f"{values.shape[0]:5} x {values.shape[1]:5}"
+    print(f"{shape}  {name:7} {ours:8.2f} ms {theirs:8.2f} ms {theirs / ours:6.1f}")
 
 
 def sorted_mask(values: torch.Tensor, count: int) -> torch.Tensor:

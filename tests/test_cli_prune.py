@@ -93,7 +93,7 @@ def test_plans_by_projection_are_told_apart(layerif, model, text, tmp_path):
 def test_bad_input_is_refused(layerif, model, text, tmp_path):
     base = ["prune", "--model", model, "--calibration", text, "--out", tmp_path / "out", *SHORT]
     for message, arguments in {
-        "give --plan FILE, --sparsity NUMBER or --nm N:M": [],
+        "give either --plan FILE or --sparsity NUMBER, or --nm N:M": [],
         "no N:M pattern": ["--nm", "two of four"],
         "which are no whole number of groups of 5": ["--nm", "3:5"],
         "a sparsity of 0.4 was asked for": ["--nm", "2:4", "--sparsity", 0.4],

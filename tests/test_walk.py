@@ -107,6 +107,32 @@ def test_arguments_that_depend_on_the_tokens_are_captured_for_every_batch():
         torch.testing.assert_close(output, hidden[1])
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "falcon"])
+def test_to_see_how_layers_are_called_two_batches_pass_through_the_first_alone(architecture):
+    """Would see: whole forward passes beside the one or two that each layer is run for."""
+    model = tiny_model(architecture)
+    layers = find_decoder_layers(model)
+    forwards = [module.__dict__.get("forward") for module in layers.modules]
+    runs = [0] * len(layers)
+
+    def counter(index):
+        def count(_module, args, kwargs, output):
+            runs[index] += 1
+
+        return count
+
+    # The last layer's last operation: skipped layers do not come to it.
+    for index in range(len(layers)):
+        projection = layers.of(index)[-1].module
+        projection.register_forward_hook(counter(index), with_kwargs=True)
+    alike = batches(count=6)[:5]
+    for _visit in walk(model, layers, alike):
+        pass
+    # Two batches to see the calls; each batch once to hand on, but for the last layer.
+    assert runs == [2 + 5, 5, 0]
+    assert [module.__dict__.get("forward") for module in layers.modules] == forwards
+
+
 @pytest.mark.parametrize("architecture", ["llama", "llama twice", "gemma3", "gpt2", "opt"])
 def test_input_norms_are_those_of_all_tokens_together(architecture):
     """And, where a projection is used twice in its layer, of both uses."""

@@ -79,7 +79,7 @@ def prune(
     if plan is not None and sparsity is not None:
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
     if plan is None and sparsity is None and nm is None:
-        raise InputError("give --plan FILE, --sparsity NUMBER or --nm N:M")
+        raise InputError("give either --plan FILE or --sparsity NUMBER, or --nm N:M")
     wanted = Allocation.load(plan) if plan is not None else sparsity
     reads = method != "magnitude"
     source = load_calibration(calibration, data_dir=data_dir) if reads else None
