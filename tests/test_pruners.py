@@ -202,6 +202,14 @@ def test_inputs_that_are_changed_in_place_are_refused():
         prune_tiny(model, 0.5, method="sparsegpt")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_have_no_rank_stop_the_run_by_name(method):
+    model = tiny_model()
+    model.model.layers[2].mlp.down_proj.weight.data[3, 4] = torch.nan
+    with pytest.raises(NumericalError, match=r"weight of layers\.2\.mlp\.down_proj holds NaN"):
+        prune_tiny(model, 0.5, method=method)
+
+
 def mixed_plan(model):
     projections = find_decoder_layers(model).projections
     return Allocation.of_modules(

@@ -16,7 +16,7 @@ from layerif.calibration import Visit, hidden_states, sampled_chunks, walk
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.choices import HiddenStatesPlace, PruningMethod
 from layerif.chunks import check_context_length, cut, draw
-from layerif.errors import InputError
+from layerif.errors import InputError, NumericalError
 from layerif.model import (
     DecoderLayers,
     Projection,
@@ -87,7 +87,7 @@ def prune(
         InputError: the plan belongs to another model or contradicts the pattern, which may not fit
             a projection, the calibration text is missing or too short, or a projection's weight is
             quantised; names it.
-        NumericalError: activations are not finite, or a Hessian cannot be factorised.
+        NumericalError: weights or activations are not finite, or a Hessian cannot be factorised.
     """
     began = time.perf_counter()
     pruner = find_pruner(method)
@@ -168,7 +168,14 @@ def _prune_layer(
             together.setdefault(sharing, []).append(projection)
         for projection in (p for alike in together.values() for p in alike):
             began = time.perf_counter()
+            if bool(projection.weight.isnan().any()):
+                raise NumericalError(f"the weight of {projection.key} holds NaN, which has no rank")
             figures = pruner.prune(projection, statistics, asked[projection.key])
+            if figures.error is not None and not math.isfinite(figures.error):
+                raise NumericalError(
+                    f"the output of {projection.key} on the calibration text is not finite; try "
+                    "--dtype float32"
+                )
             found[projection.key] = figures, time.perf_counter() - began
         table = _as_table([found[p.key] for p in projections])
         steps.save(step, {FIGURES: table, **{p.key: p.weight for p in projections}})
