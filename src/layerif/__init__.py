@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from layerif.pruning import save_pruned as save_pruned
     from layerif.tasks import Example as Example
     from layerif.tasks import Task as Task
+    from layerif.tasks import load_calibration as load_calibration
     from layerif.tasks import load_corpus as load_corpus
     from layerif.tasks import load_task as load_task
 
@@ -48,6 +49,7 @@ _HOMES = {
     "compare": "evaluation",
     "evaluate": "evaluation",
     "harness_results": "evaluation",
+    "load_calibration": "tasks",
     "load_corpus": "tasks",
     "load_harness": "evaluation",
     "load_task": "tasks",

@@ -17,12 +17,14 @@ from layerif.cli import (
     doctor,
     evaluate,
     init,
+    merge,
     metric,
     prune,
     run,
     score,
     tasks,
     validate,
+    verify,
 )
 from layerif.errors import InputError, LayerifError
 
@@ -45,6 +47,8 @@ app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)
 app.command("validate")(validate.validate)
 app.add_typer(compare.app, name="compare")
+app.command("verify")(verify.verify)
+app.command("merge")(merge.merge)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("init")(init.init)

@@ -25,7 +25,7 @@ def block_influence(subject: Subject) -> MetricValues:
     values = []
     for visit in subject.visits():
         total, tokens = 0.0, 0
-        for before, after in zip(visit.inputs, visit.run(), strict=True):
+        for before, after in zip(visit.inputs(), visit.run(), strict=True):
             x, y = before.double(), after.to(before.device).double()
             product = x.norm(dim=-1) * y.norm(dim=-1)
             cosine = (x * y).sum(-1) / product.where(product > 0, 1)

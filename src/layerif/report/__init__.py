@@ -6,6 +6,7 @@ from layerif.report.plots import plot_allocation, plot_scores
 from layerif.report.tables import (
     allocation_table,
     caveat_lines,
+    manifest_lines,
     manifest_table,
     metric_table,
     reported_lines,
@@ -20,6 +21,7 @@ __all__ = [
     "allocation_table",
     "caveat_lines",
     "comparison_lines",
+    "manifest_lines",
     "manifest_table",
     "metric_table",
     "plot_agreement",

@@ -19,6 +19,7 @@ from layerif.artifacts import (
 from layerif.choices import Aggregation
 
 BAR = 24
+SAME_TOTAL = 5e-7
 SIDE_BY_SIDE = 4  # measurements that fit beside each other into an ordinary terminal
 
 
@@ -93,18 +94,50 @@ def allocation_table(plan: Allocation) -> Table:
 
 
 def manifest_table(manifest: Manifest) -> Table:
-    """One row a layer: sparsity asked for, and zeros counted."""
+    """One row a layer: sparsity asked for, zeros counted, and where it is known the output error.
+
+    The error shown is the largest of the layer's projections.
+    """
+    pattern = f" {manifest.nm}" if manifest.nm else ""
     table = plain_table(
-        f"{manifest.model.name} pruned by {manifest.method}: {manifest.sparsity:.2%} zeros"
+        f"{manifest.model.name} pruned by {manifest.method}{pattern}: {manifest.sparsity:.2%} zeros"
     )
-    for column in ("layer", "asked", "zeros"):
+    erring = any(m.error is not None for m in manifest.modules)
+    shown = ["layer", "asked", "zeros", *(["patterns"] if pattern else [])]
+    for column in (*shown, *(["error"] if erring else [])):
         table.add_column(column, justify="right")
     table.add_column("")
     for layer, asked in enumerate(manifest.plan.allocation):
         modules = [m for m in manifest.modules if m.module.startswith(f"layers.{layer}.")]
         share = sum(m.zeros for m in modules) / sum(m.numel for m in modules)
-        table.add_row(str(layer), f"{asked:.2%}", f"{share:.2%}", _bar(share, 1))
+        row = [str(layer), f"{asked:.2%}", f"{share:.2%}"]
+        if pattern:
+            row.append(" ".join(sorted({m.pattern for m in modules if m.pattern})))
+        if erring:
+            row.append(f"{max((m.error or 0.0 for m in modules), default=0.0):.2%}")
+        table.add_row(*row, _bar(share, 1))
     return table
+
+
+def manifest_lines(manifest: Manifest) -> list[str]:
+    """What a reader must know beside the table: other totals than asked for, other damping."""
+    lines = []
+    asked = manifest.planned_sparsity
+    if manifest.nm and abs(manifest.asked_sparsity - asked) > SAME_TOTAL:
+        lines.append(
+            f"The plan asks for {asked:.4%} zeros; {manifest.asked_sparsity:.4%} is the nearest "
+            f"that {manifest.nm} with its N by projection can be."
+        )
+    damped = [m for m in manifest.modules if m.damping is not None]
+    least = min((m.damping for m in damped if m.damping is not None), default=None)
+    more = [m for m in damped if m.damping != least]
+    if more:
+        lines.append(
+            f"{len(more)} Hessians needed more damping than {least:g}: "
+            + ", ".join(f"{m.module} ({m.damping:g})" for m in more[:SIDE_BY_SIDE])
+            + ("" if len(more) <= SIDE_BY_SIDE else " and others")
+        )
+    return lines
 
 
 def results_table(results: Mapping[str, Results], title: str) -> Table:

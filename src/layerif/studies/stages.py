@@ -32,10 +32,11 @@ from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.processes import is_first
 from layerif.progress import note
 from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned
-from layerif.tasks import Corpus, Example, Task
+from layerif.tasks import Corpus, Example, SelfText, Task
 
-# Where gradients are kept, and what is run twice for want of room, changes nothing of the result.
-MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing")
+# Where gradients or hidden states are kept, and what is run twice for want of room, changes nothing
+# of the result.
+MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing", "hidden")
 
 T = TypeVar("T", LayerScores, Manifest, MetricScores, Results)
 R = TypeVar("R")
@@ -136,9 +137,9 @@ def prune_into(
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
-    plan: Allocation | float,
+    plan: Allocation | float | None,
     *,
-    calibration: Corpus,
+    calibration: Corpus | SelfText | None,
     options: dict[str, Any],
     overwrite: bool = False,
 ) -> Manifest:
@@ -152,13 +153,7 @@ def prune_into(
     """
     refuse_adapters(model)
     refuse_packed(find_decoder_layers(model).projections)
-    asked: Any = plan
-    if isinstance(plan, Allocation):
-        asked = plan.allocation
-        if plan.modules is not None:  # layers' means do not tell such plans apart
-            asked = {module.module: module.sparsity for module in plan.modules}
-    data = hash_texts([calibration.text("calibration")])
-    wanted = fingerprint_of(model, data, {"plan": asked, **options})
+    wanted = _pruning_fingerprint(model, plan, calibration, options)
     if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite) as steps:
@@ -171,6 +166,26 @@ def prune_into(
         manifest = manifest.model_copy(update={"fingerprint": wanted})
         save_pruned(model, tokenizer, manifest, folder)
     return manifest
+
+
+def _pruning_fingerprint(
+    model: Any,
+    plan: Allocation | float | None,
+    calibration: Corpus | SelfText | None,
+    options: dict[str, Any],
+) -> Fingerprint:
+    """What a pruned model depends on; text and its draw only where the method reads any."""
+    asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
+    asked["plan"] = plan.allocation if isinstance(plan, Allocation) else plan
+    if isinstance(plan, Allocation) and plan.modules is not None:
+        asked["modules"] = {module.module: module.sparsity for module in plan.modules}
+    texts: list[str] = []
+    if isinstance(calibration, Corpus):
+        texts = [calibration.text("calibration")]
+    elif calibration is not None:
+        # What the model writes follows from its weights and the seed.
+        texts = [calibration.name]
+    return fingerprint_of(model, hash_texts(texts), asked)
 
 
 def evaluate_into(
