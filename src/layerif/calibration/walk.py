@@ -18,7 +18,7 @@ from torch import nn
 from layerif.batching import accepted
 from layerif.calibration.hidden import HiddenStates, InMemory
 from layerif.errors import InputError
-from layerif.model import DecoderLayers
+from layerif.model import DecoderLayers, replaced_forwards
 
 
 @dataclass
@@ -208,17 +208,11 @@ def _handing_on(layers: DecoderLayers) -> Iterator[None]:
         return hidden if rest[0] is None else (hidden, *rest[0])
 
     handle = layers.modules[0].register_forward_hook(keep)
-    own = [(module, module.__dict__.get("forward")) for module in layers.modules[1:]]
-    for module, _ in own:
-        module.forward = hand_on
     try:
-        yield
+        with replaced_forwards(layers.modules[1:], lambda _place, _forward: hand_on):
+            yield
     finally:
         handle.remove()
-        for module, forward in own:
-            del module.forward
-            if forward is not None:
-                module.forward = forward
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -7,8 +7,8 @@ kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from layerif.batching import Batch
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import DecoderLayers
+from layerif.model import DecoderLayers, replaced_forwards
 
 
 class PartialForward:
@@ -60,19 +60,13 @@ class PartialForward:
             return row_sums(token_losses(self._model, batch).double(), batch)
 
 
-@contextmanager
 def _skipped(
     modules: Sequence[nn.Module], hidden: torch.Tensor, tuples: Sequence[bool]
-) -> Iterator[None]:
-    own = [vars(module).get("forward") for module in modules]
-    for module, as_tuple in zip(modules, tuples, strict=False):
-        output = (hidden, None) if as_tuple else hidden
-        module.forward = lambda *_args, _output=output, **_kwargs: _output
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, own, strict=True):
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward
+) -> AbstractContextManager[None]:
+    """Modules that compute nothing and return `hidden`, in the form in which they return it."""
+    return replaced_forwards(
+        modules,
+        lambda place, _forward: (
+            lambda *_args, **_kwargs: (hidden, None) if tuples[place] else hidden
+        ),
+    )
