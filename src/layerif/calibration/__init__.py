@@ -4,7 +4,7 @@ from layerif.calibration.hessians import Factor, Hessians
 from layerif.calibration.hidden import HiddenStates, hidden_states
 from layerif.calibration.sampling import sampled_chunks
 from layerif.calibration.statistics import InputNorms, Statistics
-from layerif.calibration.text import calibration_batches
+from layerif.calibration.text import calibration_batches, drawn_chunks
 from layerif.calibration.walk import Visit, walk
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Statistics",
     "Visit",
     "calibration_batches",
+    "drawn_chunks",
     "hidden_states",
     "sampled_chunks",
     "walk",

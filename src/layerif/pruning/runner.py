@@ -12,10 +12,10 @@ import torch
 
 from layerif.artifacts import Allocation, Manifest, PrunedModule
 from layerif.batching import Encoded, collate, pack
-from layerif.calibration import Visit, hidden_states, sampled_chunks, walk
+from layerif.calibration import Visit, drawn_chunks, hidden_states, sampled_chunks, walk
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.choices import HiddenStatesPlace, PruningMethod
-from layerif.chunks import check_context_length, cut, draw
+from layerif.chunks import check_context_length
 from layerif.errors import InputError, NumericalError
 from layerif.model import (
     DecoderLayers,
@@ -261,10 +261,4 @@ def _chunks(
         else:
             chunks = [Encoded(i, row, 1) for i, row in enumerate(kept["tokens"].tolist())]
         return chunks, {"name": calibration.name, "source": "sampled from the model"}
-    if isinstance(calibration, Corpus):
-        text = calibration.text("calibration")
-        origin = {"name": calibration.name, **calibration.origin}
-    else:
-        text = calibration if isinstance(calibration, str) else "\n\n".join(calibration)
-        origin = {"name": "text handed over in memory"}
-    return draw(cut(tokenizer, text, context_length), samples, seed), origin
+    return drawn_chunks(tokenizer, calibration, samples, context_length, seed)
