@@ -236,7 +236,7 @@ class TestBoth:
         ALLOCATE[kind](scores, aggregate="positive")
 
     def test_unknown_words_are_answered_with_the_known_ones(self, kind: str) -> None:
-        maps = {"sparsity": "layerif, uniform", "experts": "power, mola, uniform"}[kind]
+        maps = {"sparsity": "layerif, owl, dlp, uniform", "experts": "power, mola, uniform"}[kind]
         with pytest.raises(InputError, match=f"no {kind} map 'cubic'; choose one of {maps}$"):
             ALLOCATE[kind](VECTOR, map="cubic")
         with pytest.raises(InputError, match="no aggregation 'median'"):

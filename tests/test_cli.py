@@ -287,7 +287,10 @@ def refusals(model, text, folder):
         ["prune", "--sparsity", 0.5, "--calibration", text, "--model", model, "--out", full],
         ("already holds"),
     )
-    yield ["prune", "--sparsity", 0.5, "--calibration", "no-corpus", *base], "no corpus is called"
+    yield (
+        ["prune", "--sparsity", 0.5, "--calibration", "no-corpus", *base],
+        "no calibration text is called",
+    )
     yield (
         ["evaluate", "--model", model, "--tasks", "agreement,nothing"],
         "no task or corpus is called",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from layerif.artifacts import Allocation, ModuleSparsity
 from layerif.errors import InputError
@@ -54,3 +55,44 @@ def test_what_does_not_add_up_is_refused():
         Allocation.parse({"kind": "sparsity", "allocation": [0.5], "modules": named}, "plan")
     with pytest.raises(InputError, match=r"no sparsity for layers\.0\.mlp\.other"):
         plan.sparsity_of("layers.0.mlp.other")
+
+
+def test_plans_of_the_same_layer_means_are_not_taken_for_each_other(tmp_path):
+    """In each layer two projections of one size change places."""
+    from layerif.studies.stages import prune_into
+    from layerif.tasks import Corpus
+
+    corpus = Corpus("words", ["every word of it counts, and some count twice. " * 60], ["x"], "")
+    plan = plan_for(tiny_model())
+    named = {module.module: module for module in plan.modules}
+    other = [
+        module.model_copy(update={"sparsity": named[_other(module.module, named)].sparsity})
+        for module in plan.modules
+    ]
+    swapped = Allocation.of_modules(other, model=plan.model)
+    assert swapped.allocation == pytest.approx(plan.allocation)
+
+    tiny_model().save_pretrained(tmp_path / "model")
+
+    def pruned(wanted):
+        return prune_into(
+            tmp_path / "pruned",
+            AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
+            tiny_tokenizer(),
+            wanted,
+            calibration=corpus,
+            options={"samples": 4, "context_length": 32},
+        )
+
+    first = pruned(plan)
+    assert pruned(plan) == first
+    with pytest.raises(InputError, match=r"plan\.layers\.0\.mlp\.gate_proj was"):
+        pruned(swapped)
+
+
+def _other(name, named):
+    for one, two in (("gate_proj", "up_proj"), ("up_proj", "gate_proj")):
+        if name.endswith(one):
+            assert named[name.replace(one, two)].numel == named[name].numel
+            return name.replace(one, two)
+    return name

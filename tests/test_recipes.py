@@ -7,7 +7,14 @@ import json
 import pytest
 import yaml
 
-from layerif.artifacts import Allocation, Comparisons, LayerScores, Manifest, Results
+from layerif.artifacts import (
+    Allocation,
+    Comparisons,
+    LayerScores,
+    Manifest,
+    MetricScores,
+    Results,
+)
 from layerif.checkpoint import alone
 from layerif.runs import cache_folder
 from layerif.studies import folder as run_folder
@@ -249,6 +256,13 @@ def commands(model, text, run):
         run / "recipe.yaml",
     )
     yield (
+        [
+            *["metric", "shuffled", "--of", "dlp", "--model", model, "--calibration", text, *short],
+            *["--calibration-samples", 3, "--out", run / "metric.json"],
+        ],
+        run / "metric.recipe.yaml",
+    )
+    yield (
         ["allocate", "sparsity", run, "--sparsity", 0.5, "--no-smooth", "--out", plan],
         run / "plan.recipe.yaml",
     )
@@ -279,6 +293,8 @@ def contents(path):
         return scores.influence.tobytes(), scores.record.fingerprint
     if path.is_dir():
         return (path / "model.safetensors").read_bytes()
+    if path.name == "metric.json":
+        return MetricScores.load(path).model_copy(update={"seconds": 0.0})
     kind = Results if path.name == "results.json" else Allocation
     return kind.load(path)
 

@@ -7,6 +7,7 @@ import torch
 
 from layerif.batching import Encoded, collate
 from layerif.calibration import InputNorms, walk
+from layerif.errors import InputError
 from layerif.model import find_decoder_layers
 from tiny import ARCHITECTURES, tiny_model, use_mlps_twice
 
@@ -49,6 +50,39 @@ def test_hidden_states_are_those_of_the_forward_pass(architecture):
             torch.testing.assert_close(output, reference)
             assert not output.requires_grad
     assert visited == [0, 1, 2]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unchanged_layers_run_once_and_hand_on_the_same(architecture):
+    model = tiny_model(architecture)
+    layers, inputs = find_decoder_layers(model), batches()
+    expected = {
+        visit.index: ([h.clone() for h in visit.inputs()], list(visit.run()))
+        for visit in walk(model, layers, inputs)
+    }
+    for visit in walk(model, layers, inputs, unchanged=True):
+        calls = []
+        handle = visit.module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        # zip takes a batch's input before its output is put in its place.
+        for batch, (before, after) in enumerate(zip(visit.inputs(), visit.run(), strict=True)):
+            assert torch.equal(before, expected[visit.index][0][batch])
+            assert torch.equal(after, expected[visit.index][1][batch])
+        handle.remove()
+        assert len(calls) == len(inputs)
+        with pytest.raises(InputError, match=f"layer {visit.index} was run already"):
+            list(visit.run())
+
+
+def test_what_is_not_run_to_the_end_is_handed_on_all_the_same():
+    model = tiny_model()
+    layers, inputs = find_decoder_layers(model), batches()
+    expected = [[h.clone() for h in visit.inputs()] for visit in walk(model, layers, inputs)]
+    for visit in walk(model, layers, inputs, unchanged=True):
+        for mine, wanted in zip(visit.inputs(), expected[visit.index], strict=True):
+            assert torch.equal(mine, wanted)
+        if visit.index == 1:
+            outputs = visit.run()
+            next(outputs), next(outputs)
 
 
 def test_a_changed_layer_is_what_the_next_one_sees():
@@ -105,6 +139,32 @@ def test_arguments_that_depend_on_the_tokens_are_captured_for_every_batch():
         module._hand_tokens.remove()  # from here on only captured arguments supply the tokens
     for output, hidden in zip(visit.run(), reference, strict=True):
         torch.testing.assert_close(output, hidden[1])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "falcon"])
+def test_to_see_how_layers_are_called_two_batches_pass_through_the_first_alone(architecture):
+    """Would see: whole forward passes beside the one or two that each layer is run for."""
+    model = tiny_model(architecture)
+    layers = find_decoder_layers(model)
+    forwards = [module.__dict__.get("forward") for module in layers.modules]
+    runs = [0] * len(layers)
+
+    def counter(index):
+        def count(_module, args, kwargs, output):
+            runs[index] += 1
+
+        return count
+
+    # The last layer's last operation: skipped layers do not come to it.
+    for index in range(len(layers)):
+        projection = layers.of(index)[-1].module
+        projection.register_forward_hook(counter(index), with_kwargs=True)
+    alike = batches(count=6)[:5]
+    for _visit in walk(model, layers, alike):
+        pass
+    # Two batches to see the calls; each batch once to hand on, but for the last layer.
+    assert runs == [2 + 5, 5, 0]
+    assert [module.__dict__.get("forward") for module in layers.modules] == forwards
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama twice", "gemma3", "gpt2", "opt"])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from layerif.allocate import read_scores as read_scores
     from layerif.artifacts import Allocation as Allocation
     from layerif.artifacts import LayerScores as LayerScores
+    from layerif.artifacts import MetricScores as MetricScores
     from layerif.artifacts import Results as Results
     from layerif.errors import LayerifError as LayerifError
     from layerif.evaluation import compare as compare
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from layerif.evaluation import load_harness as load_harness
     from layerif.evaluation.evaluate import evaluate as evaluate
     from layerif.influence import score as score
+    from layerif.metrics import metric_scores as metric_scores
+    from layerif.metrics import register_metric as register_metric
     from layerif.model import open_model as open_model
     from layerif.pruning import prune as prune
     from layerif.pruning import save_pruned as save_pruned
     from layerif.tasks import Example as Example
     from layerif.tasks import Task as Task
+    from layerif.tasks import load_calibration as load_calibration
     from layerif.tasks import load_corpus as load_corpus
     from layerif.tasks import load_task as load_task
 
@@ -37,6 +41,7 @@ _HOMES = {
     "Example": "tasks",
     "LayerScores": "artifacts",
     "LayerifError": "errors",
+    "MetricScores": "artifacts",
     "Results": "artifacts",
     "Task": "tasks",
     "allocate_experts": "allocate",
@@ -44,12 +49,15 @@ _HOMES = {
     "compare": "evaluation",
     "evaluate": "evaluation",
     "harness_results": "evaluation",
+    "load_calibration": "tasks",
     "load_corpus": "tasks",
     "load_harness": "evaluation",
     "load_task": "tasks",
+    "metric_scores": "metrics",
     "open_model": "model",
     "prune": "pruning",
     "read_scores": "allocate",
+    "register_metric": "metrics",
     "save_pruned": "pruning",
     "score": "influence",
 }

@@ -10,10 +10,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from layerif import budgets
-from layerif.artifacts import Allocation, LayerScores, ModelInfo
+from layerif.artifacts import (
+    METRIC_FORMAT,
+    Allocation,
+    LayerScores,
+    MetricScores,
+    ModelInfo,
+    ModuleSparsity,
+    ProjectionScore,
+)
 from layerif.choices import (
     Aggregation,
     ExpertsMap,
+    Granularity,
     OnConstant,
     Orientation,
     SparsityMap,
@@ -22,46 +31,76 @@ from layerif.choices import (
 from layerif.errors import InputError
 from layerif.runs import read_json
 
+# The maps that spend a score within a band of sparsities, each with its authors' lam.
+BANDED = {
+    "owl": (budgets.owl_map, budgets.OWL_LAMBDA),
+    "dlp": (budgets.dlp_map, budgets.DLP_LAMBDA),
+}
+
 
 def allocate_sparsity(
-    scores: LayerScores | ArrayLike,
+    scores: LayerScores | MetricScores | ArrayLike,
     sparsity: float,
     *,
     map: SparsityMap = "layerif",
+    granularity: Granularity = "layer",
     aggregate: Aggregation = "positive",
     epsilon: float = 0.1,
+    lam: float | None = None,
     smooth: bool = True,
-    orientation: Orientation = "direct",
+    orientation: Orientation | None = None,
     s_max: float = 1.0,
     on_constant: OnConstant = "error",
     model: ModelInfo | None = None,
 ) -> Allocation:
-    """A sparsity for each decoder layer; weighted by layer size, their mean is `sparsity` exactly.
+    """A sparsity for each decoder layer or projection; by weight their mean is `sparsity` exactly.
 
     Args:
-        scores: what `score` returned, or one number a layer from any other metric.
+        scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         sparsity: fraction of zeros over all projections of the decoder layers, 0 to 1.
-        map: `layerif` (LayerIF's and AlphaPruning's) or `uniform`.
-        aggregate: how a LayerScores becomes one number a layer; unused for plain numbers.
-        epsilon: half the spread of sparsities, relative to `sparsity`.
-        smooth: smooth the scores over neighbouring layers first.
-        orientation: `direct` prunes layers of high score more, `inverse` less.
-        s_max: no layer gets more than this.
+        map: `layerif` (LayerIF's; AlphaPruning's where nothing is smoothed), `owl`, `dlp` or
+            `uniform`.
+        granularity: `projection` allocates by the scores of the projections, from which those of a
+            layer follow.
+        aggregate: how a LayerScores becomes one number a layer; unused for other scores.
+        epsilon: under `layerif` half the spread of sparsities, relative to `sparsity`.
+        lam: under `owl` and `dlp` half the width of the band of sparsities; None takes the authors'
+            0.08 and 0.15.
+        smooth: under `layerif` smooth the scores over neighbouring layers first; projections, which
+            have no such neighbours, are never smoothed.
+        orientation: `direct` prunes high scores more, `inverse` less; None is the map's own:
+            `direct` under `layerif`, `inverse` under `owl` and `dlp`.
+        s_max: no layer, or no projection, gets more than this.
         on_constant: what scores that are all equal give: an error, or the uniform plan.
         model: whose layer sizes count, for plain numbers; None counts layers as equally large.
 
     Raises:
-        InputError: the scores do not tell the layers apart, or a value is out of its range.
+        InputError: the scores do not tell the layers apart, a value is out of its range, there is
+            no score for projections where one is needed, or `lam` is given to a map without one.
     """
-    vector, model, how = _resolve(scores, aggregate, model)
-    sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
     check_choice(map, SparsityMap, "sparsity map")
+    check_choice(granularity, Granularity, "granularity")
+    if lam is not None and map not in BANDED:
+        raise InputError(
+            f"lam counts under the maps owl and dlp; the map {map} takes none of it"
+            + (" (its spread is epsilon)" if map == "layerif" else "")
+        )
+    vector, model, how = _resolve(scores, aggregate, model)
+    modules: Sequence[ProjectionScore] = ()
+    if granularity == "projection":
+        modules = _projections(scores, aggregate)
+        vector = np.array([module.score for module in modules])
+        sizes = np.array([module.numel for module in modules])
+        smooth = False
+    else:
+        sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
     if on_constant == "uniform" and _constant(vector):
         map = "uniform"  # recorded as what was done
     if map == "uniform":
         plan = budgets.uniform_sparsity(sparsity, sizes)
         how = {"map": map}
-    else:
+    elif map == "layerif":
+        orientation = orientation or "direct"
         plan = budgets.layerif_map(
             vector,
             sparsity,
@@ -75,6 +114,26 @@ def allocate_sparsity(
         window = budgets.smoothing_window(len(vector)) if smooth else None
         how |= {"map": map, "epsilon": epsilon, "smoothing_window": window}
         how |= {"orientation": orientation, "s_max": s_max}
+    else:
+        function, usual = BANDED[map]
+        lam, orientation = usual if lam is None else lam, orientation or "inverse"
+        plan = function(
+            vector,
+            sparsity,
+            sizes,
+            lam=lam,
+            orientation=orientation,
+            s_max=s_max,
+            on_constant=on_constant,
+        )
+        how |= {"map": map, "lam": lam, "orientation": orientation, "s_max": s_max}
+    if granularity == "projection":
+        planned = [
+            ModuleSparsity(module=module.module, sparsity=value, numel=module.numel)
+            for module, value in zip(modules, plan.tolist(), strict=True)
+        ]
+        how |= {"granularity": granularity}
+        return Allocation.of_modules(planned, total=sparsity, model=model, how=how)
     return Allocation(
         kind="sparsity",
         allocation=plan.tolist(),
@@ -85,7 +144,7 @@ def allocate_sparsity(
 
 
 def allocate_experts(
-    scores: LayerScores | ArrayLike,
+    scores: LayerScores | MetricScores | ArrayLike,
     total: int,
     *,
     map: ExpertsMap = "power",
@@ -99,10 +158,10 @@ def allocate_experts(
     """A number of LoRA experts for each decoder layer, at least one each, `total` in all.
 
     Args:
-        scores: what `score` returned, or one number a layer from any other metric.
+        scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         total: experts of all layers together.
         map: `power` (LayerIF's), `mola` (groups of layers) or `uniform`.
-        aggregate: how a LayerScores becomes one number a layer; unused for plain numbers.
+        aggregate: how a LayerScores becomes one number a layer; unused for other scores.
         beta: exponent of the power map; the larger, the more unequal.
         orientation: `direct` gives layers of high score more experts, `inverse` fewer.
         shape: experts of each group of layers under `mola`, scaled to the total.
@@ -136,11 +195,11 @@ def allocate_experts(
     )
 
 
-def read_scores(path: str | Path) -> LayerScores | NDArray[np.float64]:
-    """Scores from a run folder, or one number a layer from a plain `.json`, `.csv` or `.npy` file.
+def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.float64]:
+    """Scores from a run folder, or one number a layer from a `.json`, `.csv` or `.npy` file.
 
-    JSON holds a list of numbers; CSV one layer a line, the score in the last column, under a
-    header or not.
+    JSON is what `layerif metric` writes, or holds a list of numbers; CSV one layer a line, the
+    score in the last column, under a header or not.
 
     Raises:
         InputError: no such file, or not of that form.
@@ -155,11 +214,16 @@ def read_scores(path: str | Path) -> LayerScores | NDArray[np.float64]:
         )
     if not path.is_file():
         raise InputError(f"no scores at {path}: the file does not exist")
-    return budgets.check_scores(readers[path.suffix](path), name=f"scores in {path}")
+    found = readers[path.suffix](path)
+    if isinstance(found, MetricScores):
+        return found
+    return budgets.check_scores(found, name=f"scores in {path}")
 
 
 def _read_json(path: Path) -> Any:
     value = read_json(path, "a list of one number a layer")
+    if isinstance(value, dict) and value.get("format") == METRIC_FORMAT:
+        return MetricScores.parse(value, str(path))
     if not isinstance(value, list):
         raise InputError(f"{path} holds no list; expected one number a layer, like [0.1, 0.7]")
     return value
@@ -207,8 +271,31 @@ def _constant(scores: NDArray[np.float64]) -> bool:
     return False
 
 
+def _projections(
+    scores: LayerScores | MetricScores | ArrayLike, aggregate: Aggregation
+) -> list[ProjectionScore]:
+    """The score of each projection.
+
+    Raises:
+        InputError: there are none.
+    """
+    if isinstance(scores, LayerScores):
+        values = scores.aggregate_projections(aggregate).tolist()
+        return [
+            ProjectionScore(module=f"layers.{p.layer}.{p.name}", score=value, numel=p.numel)
+            for p, value in zip(scores.projections, values, strict=True)
+        ]
+    if isinstance(scores, MetricScores) and scores.projections is not None:
+        return scores.projections
+    whose = f"{scores.metric} scores" if isinstance(scores, MetricScores) else "plain numbers score"
+    raise InputError(
+        f"{whose} layers alone, and a plan by projections needs a score for each projection; take "
+        "granularity='layer', or scores of influence, pl_alpha, outlier_ratio or dlp"
+    )
+
+
 def _resolve(
-    scores: LayerScores | ArrayLike, aggregate: Aggregation, model: ModelInfo | None
+    scores: LayerScores | MetricScores | ArrayLike, aggregate: Aggregation, model: ModelInfo | None
 ) -> tuple[NDArray[np.float64], ModelInfo | None, dict[str, Any]]:
     """One number a layer, the model it is of, and how the number came to be."""
     if isinstance(scores, LayerScores):
@@ -219,6 +306,9 @@ def _resolve(
             "task": (scores.record.task or {}).get("name"),
         }
         return scores.aggregate(aggregate), scores.model, how
+    if isinstance(scores, MetricScores):
+        how = {"metric": scores.metric, "options": scores.options}
+        return np.array(scores.scores), scores.model, how
     vector = budgets.check_scores(scores)
     if model is not None and len(vector) != model.layers:
         raise InputError(

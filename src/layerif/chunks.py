@@ -22,7 +22,7 @@ def cut(tokenizer: Any, text: str, context_length: int) -> list[Encoded]:
     if context_length < 2:
         raise InputError(f"the context length must be at least 2 tokens, not {context_length}")
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    begin = _beginning(tokenizer)
+    begin = beginning(tokenizer)
     body = context_length - len(begin)
     chunks = [ids[i : i + body] for i in range(0, len(ids) - body + 1, body)]
     if not chunks:
@@ -77,7 +77,7 @@ def _positions(model: Any) -> int | None:
     return limit
 
 
-def _beginning(tokenizer: Any) -> list[int]:
+def beginning(tokenizer: Any) -> list[int]:
     """[BOS] where the tokenizer puts it before a text, else nothing."""
     bos = tokenizer.bos_token_id
     first = tokenizer("a")["input_ids"][0]

@@ -4,7 +4,9 @@ from layerif.artifacts.allocation import Allocation, ModuleSparsity
 from layerif.artifacts.base import ModelInfo, Record, Setting, versions
 from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
+from layerif.artifacts.ground_truth import Agreement, GroundTruth
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
+from layerif.artifacts.metric import METRIC_FORMAT, MetricScores, ProjectionScore
 from layerif.artifacts.results import Measurement, Outcomes, Results
 from layerif.artifacts.scores import (
     BlockRecord,
@@ -16,19 +18,24 @@ from layerif.artifacts.scores import (
 
 __all__ = [
     "MANIFEST_FILE",
+    "METRIC_FORMAT",
+    "Agreement",
     "Allocation",
     "BlockRecord",
     "Comparison",
     "Comparisons",
     "DampingSweep",
     "Fingerprint",
+    "GroundTruth",
     "LayerScores",
     "Manifest",
     "Measurement",
+    "MetricScores",
     "ModelInfo",
     "ModuleSparsity",
     "Outcomes",
     "ProjectionInfo",
+    "ProjectionScore",
     "PrunedModule",
     "Record",
     "Results",

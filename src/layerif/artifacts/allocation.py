@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from layerif.artifacts.base import JsonArtifact, ModelInfo, Record
+from layerif.artifacts.naming import check_module_names, layer_of
 from layerif.errors import InputError
 
 Kind = Literal["sparsity", "experts"]
@@ -27,7 +27,7 @@ class ModuleSparsity(Record):
     @property
     def layer(self) -> int:
         """Index of its decoder layer."""
-        return int(self.module.split(".")[1])
+        return layer_of(self.module)
 
 
 class Allocation(JsonArtifact):
@@ -88,11 +88,7 @@ class Allocation(JsonArtifact):
     def _check_modules(self, modules: list[ModuleSparsity]) -> None:
         if self.kind != "sparsity":
             raise ValueError("only a plan of sparsity has modules")
-        names = [module.module for module in modules]
-        if not all(re.fullmatch(r"layers\.\d+\..+", name) for name in names):
-            raise ValueError("modules are named like layers.7.mlp.up_proj")
-        if len(set(names)) != len(names):
-            raise ValueError("a module is named twice")
+        check_module_names([module.module for module in modules])
         for layer, value in enumerate(self.allocation):
             own = [module for module in modules if module.layer == layer]
             size = sum(module.numel for module in own)
@@ -114,7 +110,7 @@ class Allocation(JsonArtifact):
             InputError: the plan goes by projections, and this is none of them.
         """
         if self.modules is None:
-            return float(self.allocation[int(module.split(".")[1])])
+            return float(self.allocation[layer_of(module)])
         for own in self.modules:
             if own.module == module:
                 return own.sparsity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from layerif.artifacts.allocation import Allocation
@@ -12,12 +13,24 @@ MANIFEST_FILE = "layerif_manifest.json"
 
 
 class PrunedModule(Record):
-    """One pruned projection: zeros asked for, zeros counted afterwards, and all its weights."""
+    """One pruned projection: zeros asked for, zeros counted afterwards, and all its weights.
+
+    Attributes:
+        pattern: the N:M that its weights keep to; None where zeros lie anywhere.
+        error: |(W - W') X|^2 / |W X|^2 over the calibration tokens; by wanda as if the features of
+            X had no correlation, and None by magnitude, which sees no text.
+        damping: the share of its mean diagonal that was added to the Hessian; None without one.
+        seconds: that choosing and changing its weights took, statistics aside.
+    """
 
     module: str
     asked: int
     zeros: int
     numel: int
+    pattern: str | None = None
+    error: float | None = None
+    damping: float | None = None
+    seconds: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -31,9 +44,11 @@ class Manifest(JsonArtifact):
         model: the dense model.
         plan: the sparsity asked of each layer.
         method: the pruner.
+        nm: the pattern that was asked for; None for zeros anywhere.
         sparsity: fraction of zeros over all projections of the decoder layers, counted.
         modules: the same for each projection.
-        calibration: text, tokens and seed that the statistics come from.
+        calibration: text, tokens and seed that the statistics come from; empty without any.
+        merged: the LoRA that was merged into the weights afterwards; None where none was.
         fingerprint: what all of it depends on; None for a model pruned in memory.
     """
 
@@ -41,9 +56,25 @@ class Manifest(JsonArtifact):
     model: ModelInfo
     plan: Allocation
     method: str
+    nm: str | None = None
     sparsity: float
     modules: list[PrunedModule]
     calibration: dict[str, Any]
     seconds: float
     setting: Setting
+    merged: str | None = None
     fingerprint: Fingerprint | None = None
+
+    @property
+    def planned_sparsity(self) -> float:
+        """Fraction of zeros over all projections by the plan, before any rounding."""
+        asked = (self.plan.sparsity_of(m.module) * m.numel for m in self.modules)
+        return math.fsum(asked) / sum(m.numel for m in self.modules)
+
+    @property
+    def asked_sparsity(self) -> float:
+        """Fraction of zeros asked for over all projections, after rounding to whole weights or N:M.
+
+        With N:M the nearest to the plan that can be had.
+        """
+        return sum(m.asked for m in self.modules) / sum(m.numel for m in self.modules)

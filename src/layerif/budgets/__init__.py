@@ -11,19 +11,30 @@ from layerif.budgets.scores import (
     smooth,
     smoothing_window,
 )
-from layerif.budgets.sparsity import layerif_map, project_to_total
+from layerif.budgets.sparsity import (
+    DLP_LAMBDA,
+    OWL_LAMBDA,
+    dlp_map,
+    layerif_map,
+    owl_map,
+    project_to_total,
+)
 from layerif.budgets.sparsity import uniform_map as uniform_sparsity
 
 __all__ = [
+    "DLP_LAMBDA",
     "MOLA_SHAPE",
+    "OWL_LAMBDA",
     "ConstantScoresError",
     "aggregate",
     "apportion",
     "check_scores",
+    "dlp_map",
     "layerif_map",
     "minmax",
     "mola_map",
     "orient",
+    "owl_map",
     "power_map",
     "project_to_total",
     "smooth",

@@ -25,6 +25,10 @@ from layerif.budgets.scores import (
 from layerif.choices import OnConstant, Orientation, check_choice
 from layerif.errors import InputError
 
+# Half the width of the band of sparsities, as the authors of each set it.
+OWL_LAMBDA = 0.08
+DLP_LAMBDA = 0.15
+
 
 def layerif_map(
     scores: ArrayLike,
@@ -63,17 +67,8 @@ def layerif_map(
         ConstantScoresError: the scores do not tell the layers apart.
         InputError: an argument outside its range, or scores and sizes of different length.
     """
-    vector = check_scores(scores)
-    sizes = _check_sizes(layer_sizes, beside=vector)
-    for name, value in (("sparsity", sparsity), ("epsilon", epsilon), ("s_max", s_max)):
-        _check_fraction(value, name)
-    if sparsity > s_max:
-        raise InputError(
-            f"a sparsity of {sparsity:g} in all cannot be had from layers that stay at or below "
-            f"s_max = {s_max:g}; lower the one or raise the other"
-        )
-    check_choice(on_constant, OnConstant, "on_constant")
-    check_choice(orientation, Orientation, "orientation")
+    vector, sizes = _checked(scores, sparsity, layer_sizes, s_max, orientation, on_constant)
+    _check_range(epsilon, "epsilon")
     try:
         position = minmax(vector)
         if smoothing:
@@ -89,13 +84,83 @@ def layerif_map(
     return project_to_total(q * sparsity / mean_q, sizes, sparsity, high=s_max)
 
 
+def owl_map(
+    scores: ArrayLike,
+    sparsity: float,
+    layer_sizes: ArrayLike,
+    *,
+    lam: float = OWL_LAMBDA,
+    orientation: Orientation = "inverse",
+    s_max: float = 1.0,
+    on_constant: OnConstant = "error",
+) -> FloatArray:
+    """Sparsity per layer within a band of width 2 lam, by weight exactly `sparsity` in all.
+
+    OWL (arXiv 2310.05175): d_l = 2 lam * minmax(score)_l and s_l = S - (d_l - mean d), so the layer
+    with the most outliers is pruned least. The mean over layers is unweighted, as in the authors'
+    code; what the layers' sizes, or bounds that are left, make of the total is then put right by
+    one shift of all layers within the bounds (`project_to_total`).
+
+    Args:
+        scores: shape (layers,), any unit; OWL's own are outlier ratios.
+        sparsity: S in [0, 1], the fraction of zeros over all the layers' weights.
+        layer_sizes: N, shape (layers,), parameters per layer.
+        lam: in [0, 0.5], half the width of the band, in units of sparsity.
+        orientation: `inverse`, OWL's own, prunes high scores less, `direct` more.
+        s_max: in [S, 1], no layer goes above it.
+        on_constant: what to do when all scores are equal: `error` or `uniform`. One layer alone
+            always gets S.
+
+    Returns:
+        Shape (layers,), in [0, s_max].
+
+    Raises:
+        ConstantScoresError: the scores do not tell the layers apart.
+        InputError: an argument outside its range, or scores and sizes of different length.
+    """
+    vector, sizes = _checked(scores, sparsity, layer_sizes, s_max, orientation, on_constant)
+    _check_range(lam, "lam", 0.5)
+    try:
+        d = 2 * lam * orient(minmax(vector), orientation)
+    except ConstantScoresError:
+        if on_constant == "error" and vector.size > 1:
+            raise
+        return uniform_map(sparsity, sizes)
+    return project_to_total(sparsity + (d - fsum(d) / d.size), sizes, sparsity, high=s_max)
+
+
+def dlp_map(
+    scores: ArrayLike,
+    sparsity: float,
+    layer_sizes: ArrayLike,
+    *,
+    lam: float = DLP_LAMBDA,
+    orientation: Orientation = "inverse",
+    s_max: float = 1.0,
+    on_constant: OnConstant = "error",
+) -> FloatArray:
+    """`owl_map` with the wider band of DLP (arXiv 2505.23807), whose scores are r_l.
+
+    Args, returns and errors are those of `owl_map`.
+    """
+    return owl_map(
+        scores,
+        sparsity,
+        layer_sizes,
+        lam=lam,
+        orientation=orientation,
+        s_max=s_max,
+        on_constant=on_constant,
+    )
+
+
 def uniform_map(sparsity: float, layer_sizes: ArrayLike) -> FloatArray:
     """Give every layer the same `sparsity`; shape (layers,).
 
     Raises:
         InputError: the sparsity is outside [0, 1], or a size is not positive.
     """
-    _check_fraction(sparsity, "sparsity")
+    _check_range(sparsity, "sparsity")
     return np.full(_check_sizes(layer_sizes).size, float(sparsity))
 
 
@@ -156,9 +221,32 @@ def project_to_total(
     return result.clip(low, high)
 
 
-def _check_fraction(value: float, name: str) -> None:
-    if not 0 <= value <= 1:
-        raise InputError(f"{name} is {value}; it must lie between 0 and 1")
+def _checked(
+    scores: ArrayLike,
+    sparsity: float,
+    layer_sizes: ArrayLike,
+    s_max: float,
+    orientation: Orientation,
+    on_constant: OnConstant,
+) -> tuple[FloatArray, FloatArray]:
+    """Scores and sizes as vectors, once all that the maps have in common is seen to be right."""
+    vector = check_scores(scores)
+    sizes = _check_sizes(layer_sizes, beside=vector)
+    _check_range(sparsity, "sparsity")
+    _check_range(s_max, "s_max")
+    if sparsity > s_max:
+        raise InputError(
+            f"a sparsity of {sparsity:g} in all cannot be had from layers that stay at or below "
+            f"s_max = {s_max:g}; lower the one or raise the other"
+        )
+    check_choice(on_constant, OnConstant, "on_constant")
+    check_choice(orientation, Orientation, "orientation")
+    return vector, sizes
+
+
+def _check_range(value: float, name: str, highest: float = 1) -> None:
+    if not 0 <= value <= highest:
+        raise InputError(f"{name} is {value}; it must lie between 0 and {highest:g}")
 
 
 def _check_sizes(

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from layerif.errors import NumericalError
 from layerif.model import Projection
+
+
+class Statistics(Protocol):
+    """What is gathered of the inputs of one layer's projections."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Observe the projections' inputs while the layer runs."""
+
+    def sharing(self, projection: Projection) -> tuple[str, ...]:
+        """The projections that always had the same inputs as this one, itself among them.
+
+        Work that depends on the inputs alone is done once for them, if they come one after another.
+        """
 
 
 class InputNorms:
@@ -27,16 +39,13 @@ class InputNorms:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Observe the projections' inputs while the layer runs."""
-        handles = [
-            projection.module.register_forward_pre_hook(self._observer(projection.key))
-            for projection in self._projections
-        ]
-        try:
+        with observed(self._projections, self._observe):
             yield
-        finally:
-            self._last = None
-            for handle in handles:
-                handle.remove()
+        self._last = None
+
+    def sharing(self, projection: Projection) -> tuple[str, ...]:
+        """The projection alone: nothing costly depends on norms."""
+        return (projection.key,)
 
     def norms(self, projection: Projection) -> torch.Tensor:
         """(in_features,) float64 |X_j|_2 over all tokens seen.
@@ -46,24 +55,46 @@ class InputNorms:
         """
         sums = self._sums.get(projection.key)
         if sums is None:
-            raise NumericalError(f"{projection.key} was never run on the calibration text")
+            raise never_run(projection.key)
         if not sums.isfinite().all():
-            raise NumericalError(
-                f"the inputs of {projection.key} on the calibration text are not finite; try "
-                "--dtype float32"
-            )
+            raise not_finite(projection.key)
         return sums.sqrt()
 
-    def _observer(self, key: str) -> Any:
-        def observe(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            inputs = args[0]
-            if self._last is None or self._last[0] is not inputs:
-                exact = torch.promote_types(inputs.dtype, torch.float32)
-                flat = inputs.flatten(0, -2).to(exact)
-                squares = flat.square().sum(0, dtype=torch.float64)
-                self._last = (inputs, squares)
-            squares = self._last[1]
-            kept = self._sums.get(key)
-            self._sums[key] = squares if kept is None else kept + squares
+    def _observe(self, key: str, inputs: torch.Tensor) -> None:
+        if self._last is None or self._last[0] is not inputs:
+            exact = torch.promote_types(inputs.dtype, torch.float32)
+            flat = inputs.flatten(0, -2).to(exact)
+            squares = flat.square().sum(0, dtype=torch.float64)
+            self._last = (inputs, squares)
+        squares = self._last[1]
+        kept = self._sums.get(key)
+        self._sums[key] = squares if kept is None else kept + squares
 
-        return observe
+
+@contextmanager
+def observed(
+    projections: Sequence[Projection], observe: Callable[[str, torch.Tensor], None]
+) -> Iterator[None]:
+    """Hand `observe` each projection's name and input, (..., in), whenever it runs inside."""
+
+    def hook(key: str) -> Any:
+        return lambda _module, args: observe(key, args[0])
+
+    handles = [p.module.register_forward_pre_hook(hook(p.key)) for p in projections]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def never_run(key: str) -> NumericalError:
+    """The error for a projection that no text has reached."""
+    return NumericalError(f"{key} was never run on the calibration text")
+
+
+def not_finite(key: str) -> NumericalError:
+    """The error for a projection whose inputs overflow."""
+    return NumericalError(
+        f"the inputs of {key} on the calibration text are not finite; try --dtype float32"
+    )

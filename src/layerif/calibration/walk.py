@@ -8,14 +8,17 @@ architectures). Then layer after layer runs on the hidden states of all batches,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from layerif.batching import accepted
-from layerif.model import DecoderLayers
+from layerif.calibration.hidden import HiddenStates, InMemory
+from layerif.errors import InputError
+from layerif.model import DecoderLayers, replaced_forwards
 
 
 @dataclass
@@ -26,8 +29,12 @@ class _Call:
     kwargs: dict[str, Any]
 
 
+# How far a forward pass goes to see how layers are called.
+_Extent = Literal["to the first", "through the first", "through all"]
+
+
 class _Stop(Exception):
-    """Ends a forward pass once the first layer's input is known."""
+    """Ends a forward pass once enough is known."""
 
 
 @dataclass
@@ -42,20 +49,59 @@ class Visit:
 
     index: int
     module: nn.Module
-    _hidden: list[torch.Tensor]
+    _hidden: HiddenStates
     _calls: list[_Call]
+    _once: bool = False
+    _handed_on: int = 0
+
+    def inputs(self) -> Iterator[torch.Tensor]:
+        """The hidden states that the layer is given, batch by batch.
+
+        In a walk through unchanged layers `run` puts an output in the place of each once it has
+        gone by: take both together.
+        """
+        for batch in range(len(self._calls)):
+            yield self._hidden[batch]
 
     @torch.no_grad()
     def run(self) -> Iterator[torch.Tensor]:
-        """The layer's output for each batch, from the layer as it is now."""
-        for hidden, call in zip(self._hidden, self._calls, strict=True):
-            output = self.module(hidden, *call.args, **call.kwargs)
-            yield output[0] if isinstance(output, tuple) else output
+        """The layer's output for each batch, from the layer as it is now.
+
+        Raises:
+            InputError: the walk is through unchanged layers, and this one was run already.
+        """
+        if self._handed_on:
+            raise InputError(
+                f"layer {self.index} was run already; in a walk through unchanged layers each is "
+                "run once, so observe all that is needed at the same time"
+            )
+        for batch in range(len(self._calls)):
+            output = self._output(batch)
+            yield output
+            if self._once:
+                self._hidden[batch] = output
+                self._handed_on = batch + 1
+
+    @torch.no_grad()
+    def _output(self, batch: int) -> torch.Tensor:
+        call = self._calls[batch]
+        output = self.module(self._hidden[batch], *call.args, **call.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _hand_on(self) -> None:
+        """Make the next layer's inputs of what is not yet handed on."""
+        for batch in range(self._handed_on, len(self._calls)):
+            self._hidden[batch] = self._output(batch)
 
 
 @torch.no_grad()
 def walk(
-    model: Any, layers: DecoderLayers, batches: Sequence[dict[str, torch.Tensor]]
+    model: Any,
+    layers: DecoderLayers,
+    batches: Sequence[dict[str, torch.Tensor]],
+    hidden: HiddenStates | None = None,
+    *,
+    unchanged: bool = False,
 ) -> Iterator[Visit]:
     """Visit the decoder layers from the bottom up.
 
@@ -65,45 +111,58 @@ def walk(
     Args:
         batches: input_ids, attention_mask and position_ids of each batch. The hidden states of all
             of them are kept: tokens x hidden size x bytes a number.
+        hidden: where they are kept, empty as yet; in memory for None.
+        unchanged: the layers stay as they are, so that what the caller's run of a layer gives is
+            handed on, and no layer runs twice.
     """
-    hidden, calls = _capture(model, layers, batches)
+    hidden = InMemory() if hidden is None else hidden
+    calls = _capture(model, layers, batches, hidden)
     last = len(layers) - 1
     for index, module in enumerate(layers.modules):
-        visit = Visit(index, module, hidden, [call[index] for call in calls])
+        visit = Visit(index, module, hidden, [call[index] for call in calls], unchanged)
         yield visit
         if index != last:
-            for batch, output in enumerate(visit.run()):
-                hidden[batch] = output
+            visit._hand_on()
 
 
 def _capture(
-    model: Any, layers: DecoderLayers, batches: Sequence[dict[str, torch.Tensor]]
-) -> tuple[list[torch.Tensor], list[list[_Call]]]:
-    """Inputs of the first layer, and the calls of all layers, for each batch.
+    model: Any,
+    layers: DecoderLayers,
+    batches: Sequence[dict[str, torch.Tensor]],
+    hidden: HiddenStates,
+) -> list[list[_Call]]:
+    """The calls of all layers for each batch; the first layer's inputs go to `hidden`.
 
-    Calls that come out the same for two batches of one shape do not depend on the tokens, so they
-    hold for every other batch of that shape, whose forward pass then stops at the first layer.
+    What layers are called with rarely depends on what they compute, or on the tokens. So the first
+    two batches of a shape pass through the first layer alone, the others handing on what they get:
+    calls that come out the same for both depend on neither, and hold for every batch of the shape.
+    Otherwise, and where a shape has a single batch, the whole forward pass is made.
     """
-    hidden: list[torch.Tensor] = []
-    calls: list[list[_Call]] = []
-    seen: dict[tuple[int, ...], list[list[_Call]]] = {}
-    for inputs in batches:
-        known = seen.setdefault(tuple(inputs["input_ids"].shape), [])
-        settled = len(known) == 2 and _same(known[0], known[1])
-        first, captured = _observe(model, layers, inputs, first_only=settled)
+    calls: list[list[_Call] | None] = [None] * len(batches)
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for batch, inputs in enumerate(batches):
+        shapes.setdefault(tuple(inputs["input_ids"].shape), []).append(batch)
+    settled: dict[int, list[_Call]] = {}
+    for alike in shapes.values():
+        if len(alike) > 1:
+            one, other = (
+                _observe(model, layers, batches[i], "through the first")[1] for i in alike[:2]
+            )
+            if _same(one, other):
+                settled |= dict.fromkeys(alike, one)
+    for batch, inputs in enumerate(batches):
+        known = settled.get(batch)
+        how: _Extent = "to the first" if known else "through all"
+        first, captured = _observe(model, layers, inputs, how)
         hidden.append(first)
-        if settled:
-            calls.append(known[0])
-        else:
-            calls.append(captured)
-            if len(known) < 2:
-                known.append(captured)
-    return hidden, calls
+        calls[batch] = known or captured
+    return [call for call in calls if call is not None]
 
 
 def _observe(
-    model: Any, layers: DecoderLayers, inputs: dict[str, torch.Tensor], *, first_only: bool
+    model: Any, layers: DecoderLayers, inputs: dict[str, torch.Tensor], extent: _Extent
 ) -> tuple[torch.Tensor, list[_Call]]:
+    """The first layer's input, and the calls of the layers that a forward pass came to."""
     first: list[torch.Tensor] = []
     calls: list[_Call] = []
 
@@ -112,9 +171,11 @@ def _observe(
         hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         if not first:
             first.append(hidden)
-            if first_only:
+            if extent == "to the first":
                 raise _Stop
         calls.append(_Call(rest, kwargs))
+        if len(calls) == len(layers):
+            raise _Stop
 
     handles = [
         module.register_forward_pre_hook(record, with_kwargs=True) for module in layers.modules
@@ -122,13 +183,36 @@ def _observe(
     try:
         # The decoder without its head: no logits are needed here.
         decoder = model.base_model
-        decoder(**accepted(decoder.forward, inputs), use_cache=False)
+        with ExitStack() as passed:
+            if extent == "through the first":
+                passed.enter_context(_handing_on(layers))
+            decoder(**accepted(decoder.forward, inputs), use_cache=False)
     except _Stop:
         pass
     finally:
         for handle in handles:
             handle.remove()
     return first[0], calls
+
+
+@contextmanager
+def _handing_on(layers: DecoderLayers) -> Iterator[None]:
+    """Every layer but the first returns its input, and what else the first returned."""
+    rest: list[tuple[Any, ...] | None] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        rest.append(output[1:] if isinstance(output, tuple) else None)
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if rest[0] is None else (hidden, *rest[0])
+
+    handle = layers.modules[0].register_forward_hook(keep)
+    try:
+        with replaced_forwards(layers.modules[1:], lambda _place, _forward: hand_on):
+            yield
+    finally:
+        handle.remove()
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -11,7 +11,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from layerif import processes
-from layerif.cli import allocate, doctor, evaluate, init, prune, run, score, tasks
+from layerif.cli import (
+    allocate,
+    compare,
+    doctor,
+    evaluate,
+    init,
+    merge,
+    metric,
+    prune,
+    run,
+    score,
+    tasks,
+    validate,
+    verify,
+)
 from layerif.errors import InputError, LayerifError
 
 app = typer.Typer(
@@ -28,8 +42,13 @@ app = typer.Typer(
 app.add_typer(tasks.app, name="tasks")
 app.command("score")(score.score)
 app.command("doctor")(doctor.doctor)
+app.command("metric")(metric.metric)
 app.add_typer(allocate.app, name="allocate")
 app.command("prune")(prune.prune)
+app.command("validate")(validate.validate)
+app.add_typer(compare.app, name="compare")
+app.command("verify")(verify.verify)
+app.command("merge")(merge.merge)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("init")(init.init)

@@ -57,6 +57,12 @@ MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens kept of an 
 ContextLength = Annotated[
     int, typer.Option("--context-length", help="Tokens of a chunk of running text.")
 ]
+Calibration = Annotated[
+    str, typer.Option("--calibration", help="python-docs, wikitext2, or a text file.")
+]
+CalibrationSamples = Annotated[
+    int, typer.Option("--calibration-samples", help="Chunks of calibration text.")
+]
 BatchTokens = Annotated[
     int, typer.Option("--batch-tokens", help="Tokens run at once, padding counted.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from layerif.choices import PruningMethod
+from layerif.choices import HiddenStatesPlace, PruningMethod
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
@@ -28,14 +28,35 @@ def prune(
     method: Annotated[PruningMethod, typer.Option("--method", help="How weights are chosen.")] = (
         "wanda"
     ),
+    nm: Annotated[
+        str | None,
+        typer.Option(
+            "--nm",
+            help="Pattern N:M, such as 2:4: N of every M inputs kept. With a plan, each "
+            "projection's N comes from its own sparsity.",
+            show_default=False,
+        ),
+    ] = None,
     calibration: Annotated[
-        str, typer.Option("--calibration", help="python-docs, wikitext2, or a text file.")
+        str,
+        typer.Option(
+            "--calibration",
+            help="python-docs, wikitext2, a text file, a task (its training rows), or self (text "
+            "that the model writes). Magnitude reads none.",
+        ),
     ] = "python-docs",
     samples: Annotated[
         int, typer.Option("--calibration-samples", help="Chunks of calibration text.")
     ] = 32,
     context_length: options.ContextLength = 512,
     batch_tokens: options.BatchTokens = 2048,
+    hidden_states: Annotated[
+        HiddenStatesPlace,
+        typer.Option(
+            "--hidden-states",
+            help="Where those between layers are kept; auto: on disk if they fill half the memory.",
+        ),
+    ] = "auto",
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
@@ -47,22 +68,24 @@ def prune(
 ) -> None:
     """Prune decoder layer by decoder layer, and write an ordinary Hugging Face model folder.
 
-    The zeros are unstructured: they make no dense kernel faster. Cut short, the same command goes
-    on after its last finished layer.
+    The zeros are unstructured unless --nm says otherwise: they make no dense kernel faster. Cut
+    short, the same command goes on after its last finished layer.
     """
     from layerif.artifacts import MANIFEST_FILE, Allocation
     from layerif.checkpoint import check_out
-    from layerif.tasks import load_corpus
+    from layerif.tasks import load_calibration
 
     check_out(out, out / MANIFEST_FILE, overwrite=overwrite)
-    if (plan is None) == (sparsity is None):
+    if plan is not None and sparsity is not None:
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
+    if plan is None and sparsity is None and nm is None:
+        raise InputError("give either --plan FILE or --sparsity NUMBER, or --nm N:M")
     wanted = Allocation.load(plan) if plan is not None else sparsity
-    assert wanted is not None
-    corpus = load_corpus(calibration, data_dir=data_dir)
+    reads = method != "magnitude"
+    source = load_calibration(calibration, data_dir=data_dir) if reads else None
 
     from layerif.model import open_model
-    from layerif.report import manifest_table
+    from layerif.report import manifest_lines, manifest_table
     from layerif.studies.stages import prune_into
 
     opened, tokenizer = open_model(
@@ -77,16 +100,20 @@ def prune(
         opened,
         tokenizer,
         wanted,
-        calibration=corpus,
+        calibration=source,
         options={
             "method": method,
+            "nm": nm,
             "samples": samples,
             "context_length": context_length,
             "seed": seed,
             "batch_tokens": batch_tokens,
+            "hidden": hidden_states,
         },
         overwrite=overwrite,
     )
     write_recipe(context, out)
     emit(manifest_table(manifest), manifest.model_dump(mode="json"), as_json=as_json)
+    for line in manifest_lines(manifest):
+        say(line, as_json=as_json)
     say(f"wrote {out}", as_json=as_json)

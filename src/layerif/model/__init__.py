@@ -2,6 +2,7 @@
 
 from layerif.model.adapters import with_adapter
 from layerif.model.checkpointing import checkpointed
+from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import (
@@ -30,6 +31,7 @@ __all__ = [
     "open_tokenizer",
     "parse_device",
     "quiet_transformers",
+    "replaced_forwards",
     "setting",
     "unwrapped",
     "with_adapter",

@@ -6,35 +6,25 @@ forward that is replaced, whatever mode they are in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from layerif.model.forwards import replaced_forwards
 
-@contextmanager
-def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+
+def checkpointed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Gradient checkpointing of each layer inside; afterwards they are as they were.
 
     The memory of a backward pass is then one layer's activations and every layer's input, for a
     third more time. Forward hooks run twice, and see outputs that require a gradient in the second
     run only.
     """
-    # A forward of the module's own stands there already where accelerate places the layer.
-    own = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(_recomputed, layer.forward)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward
+    return replaced_forwards(layers, lambda _place, forward: partial(_recomputed, forward))
 
 
 def _recomputed(forward: Any, hidden: Any, *args: Any, **options: Any) -> Any:

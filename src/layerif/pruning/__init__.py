@@ -1,6 +1,23 @@
-"""Pruning with a sparsity for each layer."""
+"""Pruning with a sparsity for each layer or projection."""
 
-from layerif.pruning.runner import prune, refuse_adapters, refuse_packed, save_pruned
+from layerif.pruning.merging import merge_into, merged
+from layerif.pruning.pattern import Pattern
+from layerif.pruning.runner import prune
+from layerif.pruning.saving import refuse_adapters, refuse_packed, save_pruned
+from layerif.pruning.targets import check_pattern
+from layerif.pruning.verifying import Verification, verify
 from layerif.pruning.wanda import wanda_mask
 
-__all__ = ["prune", "refuse_adapters", "refuse_packed", "save_pruned", "wanda_mask"]
+__all__ = [
+    "Pattern",
+    "Verification",
+    "check_pattern",
+    "merge_into",
+    "merged",
+    "prune",
+    "refuse_adapters",
+    "refuse_packed",
+    "save_pruned",
+    "verify",
+    "wanda_mask",
+]

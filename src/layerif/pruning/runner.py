@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from layerif.artifacts import MANIFEST_FILE, Allocation, Manifest, PrunedModule
-from layerif.batching import collate, pack
-from layerif.calibration import InputNorms, Visit, walk
-from layerif.checkpoint import NoSteps, Steps
-from layerif.choices import PruningMethod, check_choice
-from layerif.chunks import check_context_length, cut, draw
-from layerif.errors import InputError
+import torch
+
+from layerif.artifacts import Allocation, Manifest, PrunedModule
+from layerif.batching import Encoded, collate, pack
+from layerif.calibration import Visit, drawn_chunks, hidden_states, sampled_chunks, walk
+from layerif.checkpoint import NO_STEPS, Steps
+from layerif.choices import HiddenStatesPlace, PruningMethod
+from layerif.chunks import check_context_length
+from layerif.errors import InputError, NumericalError
 from layerif.model import (
     DecoderLayers,
     Projection,
@@ -22,176 +25,207 @@ from layerif.model import (
     evaluation_mode,
     find_decoder_layers,
     input_device,
-    quiet_transformers,
     setting,
     unwrapped,
 )
 from layerif.progress import note, progress
-from layerif.pruning.wanda import wanda_mask
-from layerif.runs import new_folder
-from layerif.tasks import Corpus
+from layerif.pruning.base import Figures, Pruner, Target
+from layerif.pruning.pattern import Pattern
+from layerif.pruning.registry import find_pruner
+from layerif.pruning.saving import refuse_packed
+from layerif.pruning.targets import check_sparsity, targets
+from layerif.tasks import Corpus, SelfText
+
+# The step that holds what the model wrote to calibrate on, and in a layer's step its figures.
+SAMPLED = "sampled"
+FIGURES = "figures"
 
 
 def prune(
     model: Any,
-    plan: Allocation | float,
+    plan: Allocation | float | None = None,
     *,
-    tokenizer: Tokenizer,
-    calibration: Corpus | str | Sequence[str],
+    tokenizer: Tokenizer | None = None,
+    calibration: Corpus | SelfText | str | Sequence[str] | None = None,
     method: PruningMethod = "wanda",
+    nm: str | None = None,
     samples: int = 32,
     context_length: int = 512,
     seed: int = 0,
     batch_tokens: int = 2048,
-    steps: Steps | None = None,
+    hidden: HiddenStatesPlace = "auto",
+    steps: Steps = NO_STEPS,
 ) -> Manifest:
     """Set weights of the decoder layers' projections to zero, in place.
 
-    A layer's statistics come from the calibration text as the pruned layers below hand it on. The
-    zeros are unstructured: no dense kernel runs faster for them.
+    A layer's statistics come from the calibration text as the pruned layers below hand it on; those
+    of all its projections are taken before any is pruned. No dense kernel runs faster for zeros.
 
     Args:
         model: a causal LM of transformers, changed in place. Where PEFT has put adapters in it, the
             weights under them are pruned, with the adapters at work, and these stay as they are.
-        plan: sparsity of each decoder layer, or one number for all of them.
-        tokenizer: the model's tokenizer.
-        calibration: a corpus, whose calibration part is used, or text.
-        samples, context_length: chunks of calibration text and their length in tokens (Wanda's
-            authors use 128 of 2048).
+        plan: sparsity of each decoder layer or projection, or one number for all; may be left out
+            with `nm`.
+        tokenizer: the model's tokenizer; `magnitude` needs none.
+        calibration: a corpus, whose calibration part is used, text, or `SelfText()` for text that
+            the model samples from itself; `magnitude` needs none.
+        method: `magnitude`, `wanda` or `sparsegpt`.
+        nm: `2:4` keeps two of every four weights along the inputs, and so for any N:M. With a plan
+            each projection's N comes from its own sparsity.
+        samples, context_length: chunks of calibration text and their length in tokens (Wanda's and
+            SparseGPT's authors use 128 of 2048).
         seed: of the draw of chunks.
         batch_tokens: tokens run through a layer at once.
-        steps: keeps finished layers, so that a run cut short can go on; None keeps nothing.
+        hidden: where the hidden states of all chunks are kept: `memory`, `disk` (in the folder of
+            `steps`), or `auto`.
+        steps: keeps finished layers, so that a run cut short can go on.
 
     Returns:
         The manifest, with the zeros of each projection counted after the fact.
 
     Raises:
-        InputError: the plan belongs to another model, the calibration text is too short, or a
-            projection's weight is quantised; names it.
-        NumericalError: activations are not finite.
+        InputError: the plan belongs to another model or contradicts the pattern, which may not fit
+            a projection, the calibration text is missing or too short, or a projection's weight is
+            quantised; names it.
+        NumericalError: weights or activations are not finite, or a Hessian cannot be factorised.
     """
     began = time.perf_counter()
-    check_choice(method, PruningMethod, "pruning method")
+    pruner = find_pruner(method)
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     refuse_packed(layers.projections)
     info = describe(model)
-    plan = _as_plan(plan, layers)
+    plan = _as_plan(plan, nm, layers)
     plan.check_fits(info, "sparsity")
-    check_context_length(model, context_length)
-    text, origin = _calibration_text(calibration)
-    chunks = draw(cut(tokenizer, text, context_length), samples, seed)
-    device = input_device(model)
-    batches = [collate(items, device=device).inputs for items in pack(chunks, batch_tokens)]
-
-    hidden_size = model.config.get_text_config(decoder=True).hidden_size
-    itemsize = next(model.parameters()).element_size()
-    kept = samples * context_length * hidden_size * itemsize
-    note(
-        f"{method}: {samples} chunks of {context_length} tokens; hidden states {kept / 1e6:.0f} MB"
-    )
+    asked = targets(layers.projections, plan, nm)
+    about: dict[str, Any] = {}
     modules: list[PrunedModule] = []
-    with evaluation_mode(model), progress(f"pruning ({method})", len(layers)) as advance:
-        for visit in walk(model, layers, batches):
-            modules += _prune_layer(visit, layers.of(visit.index), plan, steps or NoSteps())
+    with ExitStack() as open_:
+        visits: Iterable[Visit | int] = range(len(layers))
+        if pruner.statistics is not None:
+            if calibration is None or tokenizer is None:
+                raise InputError(
+                    f"the method {method} takes statistics from text; give a tokenizer and "
+                    "calibration text, or use the method magnitude"
+                )
+            check_context_length(model, context_length)
+            wanted = (samples, context_length, seed)
+            chunks, origin = _chunks(model, tokenizer, calibration, wanted, batch_tokens, steps)
+            device = input_device(model)
+            batches = [collate(items, device=device).inputs for items in pack(chunks, batch_tokens)]
+            hidden_size = model.config.get_text_config(decoder=True).hidden_size
+            size = samples * context_length * hidden_size * next(model.parameters()).element_size()
+            store = open_.enter_context(hidden_states(hidden, size, device, steps.folder))
+            note(
+                f"{method}: {samples} chunks of {context_length} tokens; hidden states "
+                f"{size / 1e6:.0f} MB"
+            )
+            about = {"samples": samples, "context_length": context_length, "seed": seed}
+            about["text"] = origin
+            visits = walk(model, layers, batches, store)
+        open_.enter_context(evaluation_mode(model))
+        advance = open_.enter_context(progress(f"pruning ({method})", len(layers)))
+        for visit in visits:
+            modules += _prune_layer(visit, layers, pruner, asked, steps)
             advance()
     return Manifest(
         model=info,
         plan=plan,
         method=method,
+        nm=nm,
         sparsity=sum(m.zeros for m in modules) / sum(m.numel for m in modules),
         modules=modules,
-        calibration={
-            "samples": samples,
-            "context_length": context_length,
-            "seed": seed,
-            "text": origin,
-        },
+        calibration=about,
         seconds=round(time.perf_counter() - began, 3),
         setting=setting(model),
     )
 
 
-def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: str | Path) -> None:
-    """Write an ordinary Hugging Face folder with the manifest beside the weights.
-
-    Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
-    is whole or absent.
-
-    Raises:
-        InputError: the model has adapters, which alone would be written.
-    """
-    refuse_adapters(model)
-    with quiet_transformers(), new_folder(Path(folder)) as part:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        manifest.save(part / MANIFEST_FILE)
-
-
-def refuse_packed(projections: Sequence[Projection]) -> None:
-    """No weight can be set to zero where it is stored in a packed form.
-
-    Raises:
-        InputError: one is; names its projection.
-    """
-    for projection in projections:
-        if projection.packed:
-            raise InputError(
-                f"the weight of {projection.key} is quantised (stored as "
-                f"{str(projection.weight.dtype).removeprefix('torch.')} of shape "
-                f"{tuple(projection.weight.shape)}), so nothing in it can be set to zero; prune "
-                "the model as it was before quantisation"
-            )
-
-
-def refuse_adapters(model: Any) -> None:
-    """A model with adapters is not saved as a whole by transformers, nor by PEFT.
-
-    Raises:
-        InputError: it has some.
-    """
-    if any(hasattr(module, "get_base_layer") for module in model.modules()):
-        raise InputError(
-            "the model has adapters in it, and only these would be written; take them out "
-            "(`unload()`) or into the weights (`merge_and_unload()`) before"
-        )
-
-
+@torch.no_grad()
 def _prune_layer(
-    visit: Visit, projections: Sequence[Projection], plan: Allocation, steps: Steps
+    visit: Visit | int,
+    layers: DecoderLayers,
+    pruner: Pruner,
+    asked: Mapping[str, Target],
+    steps: Steps,
 ) -> list[PrunedModule]:
     """Prune the projections of one layer, or take them as an interrupted run left them."""
-    step = f"layer-{visit.index:04d}"
+    index = visit if isinstance(visit, int) else visit.index
+    projections = layers.of(index)
+    step = f"layer-{index:04d}"
     kept = steps.load(step)
     if kept is None:
-        statistics = InputNorms(projections)
-        with statistics.watching():
-            for _ in visit.run():
-                pass
+        statistics = None
+        if isinstance(visit, Visit) and pruner.statistics is not None:
+            statistics = pruner.statistics(projections)
+            with statistics.watching():
+                for _ in visit.run():
+                    pass
+        found: dict[str, tuple[Figures, float]] = {}
+        together: dict[tuple[str, ...], list[Projection]] = {}
         for projection in projections:
-            weight = projection.weight
-            norms = statistics.norms(projection).to(weight.device)
-            weight.masked_fill_(wanda_mask(weight, norms, plan.sparsity_of(projection.key)), 0)
-        steps.save(step, {p.key: p.weight for p in projections})
+            sharing = statistics.sharing(projection) if statistics else (projection.key,)
+            together.setdefault(sharing, []).append(projection)
+        for projection in (p for alike in together.values() for p in alike):
+            began = time.perf_counter()
+            if bool(projection.weight.isnan().any()):
+                raise NumericalError(f"the weight of {projection.key} holds NaN, which has no rank")
+            figures = pruner.prune(projection, statistics, asked[projection.key])
+            if figures.error is not None and not math.isfinite(figures.error):
+                raise NumericalError(
+                    f"the output of {projection.key} on the calibration text is not finite; try "
+                    "--dtype float32"
+                )
+            found[projection.key] = figures, time.perf_counter() - began
+        table = _as_table([found[p.key] for p in projections])
+        steps.save(step, {FIGURES: table, **{p.key: p.weight for p in projections}})
     else:
+        table = kept[FIGURES]
         for projection in projections:
             projection.weight.copy_(kept[projection.key])
     return [
         PrunedModule(
             module=p.key,
-            asked=round(plan.sparsity_of(p.key) * p.numel),
+            asked=asked[p.key].zeros,
             zeros=p.numel - int(p.weight.count_nonzero()),
             numel=p.numel,
+            pattern=_word(asked[p.key].pattern),
+            **_named(row),
         )
-        for p in projections
+        for p, row in zip(projections, table.tolist(), strict=True)
     ]
 
 
-def _as_plan(plan: Allocation | float, layers: DecoderLayers) -> Allocation:
+def _word(pattern: Pattern | None) -> str | None:
+    return None if pattern is None else str(pattern)
+
+
+def _as_table(found: Sequence[tuple[Figures, float]]) -> torch.Tensor:
+    """(projections, 3) float64 of error, damping and seconds, to be kept; NaN for None."""
+    rows = [(figures.error, figures.damping, seconds) for figures, seconds in found]
+    return torch.tensor(
+        [[math.nan if value is None else value for value in row] for row in rows],
+        dtype=torch.float64,
+    )
+
+
+def _named(row: Sequence[float]) -> dict[str, float | None]:
+    error, damping, seconds = (None if math.isnan(value) else value for value in row)
+    return {
+        "error": error,
+        "damping": damping,
+        "seconds": None if seconds is None else round(seconds, 4),
+    }
+
+
+def _as_plan(plan: Allocation | float | None, nm: str | None, layers: DecoderLayers) -> Allocation:
     if isinstance(plan, Allocation):
         return plan
-    if not 0 <= plan <= 1:
-        raise InputError(f"sparsity must be within 0 to 1, not {plan}")
+    if plan is None:
+        if nm is None:
+            raise InputError("give a plan, a sparsity, or a pattern N:M such as 2:4")
+        plan = Pattern.parse(nm).sparsity
+    check_sparsity(plan, nm)
     return Allocation(
         kind="sparsity",
         allocation=[float(plan)] * len(layers),
@@ -201,8 +235,30 @@ def _as_plan(plan: Allocation | float, layers: DecoderLayers) -> Allocation:
     )
 
 
-def _calibration_text(calibration: Corpus | str | Sequence[str]) -> tuple[str, dict[str, Any]]:
-    if isinstance(calibration, Corpus):
-        return calibration.text("calibration"), {"name": calibration.name, **calibration.origin}
-    text = calibration if isinstance(calibration, str) else "\n\n".join(calibration)
-    return text, {"name": "text handed over in memory"}
+def _chunks(
+    model: Any,
+    tokenizer: Tokenizer,
+    calibration: Corpus | SelfText | str | Sequence[str],
+    wanted: tuple[int, int, int],
+    batch_tokens: int,
+    steps: Steps,
+) -> tuple[list[Encoded], dict[str, Any]]:
+    """Calibration chunks, and where they come from; `wanted` is how many, how long, which seed."""
+    samples, context_length, seed = wanted
+    if isinstance(calibration, SelfText):
+        kept = steps.load(SAMPLED)
+        if kept is None:
+            chunks = sampled_chunks(
+                model,
+                tokenizer,
+                samples,
+                context_length,
+                seed=seed,
+                batch_tokens=batch_tokens,
+            )
+            # Sampled from the dense model: when a run goes on, its weights are pruned in part.
+            steps.save(SAMPLED, {"tokens": torch.tensor([c.input_ids for c in chunks])})
+        else:
+            chunks = [Encoded(i, row, 1) for i, row in enumerate(kept["tokens"].tolist())]
+        return chunks, {"name": calibration.name, "source": "sampled from the model"}
+    return drawn_chunks(tokenizer, calibration, samples, context_length, seed)

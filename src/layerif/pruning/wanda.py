@@ -4,6 +4,41 @@ from __future__ import annotations
 
 import torch
 
+from layerif.calibration import InputNorms
+from layerif.model import Projection
+from layerif.pruning.base import Figures, Target, group_mask, ranked, relative
+from layerif.pruning.selection import smallest_by_row
+
+
+class Wanda:
+    """In each output row the smallest |W_ij| |X_j|_2, or in each group where there is a pattern.
+
+    The error is that of features without correlation: the diagonal of X X^T is all that is known.
+    """
+
+    statistics = InputNorms
+
+    def prune(self, projection: Projection, statistics: InputNorms, target: Target) -> Figures:
+        weight = projection.weight
+        saliency = wanda_saliency(weight, statistics.norms(projection).to(weight.device))
+        whole = saliency.square().sum(dtype=torch.float64)
+        ranked(weight, saliency)
+        if target.pattern:
+            mask = group_mask(saliency, target.pattern)
+        else:
+            mask = smallest_by_row(saliency, target.zeros)
+        # A weight that is zero already loses nothing.
+        saliency.clamp_(min=0).masked_fill_(~mask, 0)
+        lost = saliency.square_().sum(dtype=torch.float64)
+        weight.masked_fill_(mask, 0)
+        return Figures(error=relative(lost, whole))
+
+
+def wanda_saliency(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """(out, in) |W_ij| |X_j|_2 in float32 or better, from norms (in,)."""
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    return weight.abs().to(exact) * norms.to(exact)
+
 
 def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> torch.Tensor:
     """Which weights go: in every output row those with the smallest |W_ij| |X_j|_2.
@@ -21,17 +56,5 @@ def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> to
     Returns:
         (out, in) bool, true where the weight is to become zero.
     """
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    saliency = weight.abs().to(exact) * norms.to(exact)
-    each, extra = divmod(round(sparsity * weight.numel()), len(weight))
-    # Below every other: features that are dead on the text make zeros of live weights too.
-    saliency.masked_fill_(weight == 0, -1)
-    order = saliency.argsort(dim=1, stable=True)
-    mask = torch.zeros_like(weight, dtype=torch.bool)
-    mask.scatter_(1, order[:, :each], True)
-    if extra:  # then no row is empty yet: each has a next weight
-        following = order[:, each]
-        costs = saliency.gather(1, following[:, None])[:, 0]
-        chosen = costs.argsort(stable=True)[:extra]
-        mask[chosen, following[chosen]] = True
-    return mask
+    saliency = ranked(weight, wanda_saliency(weight, norms))
+    return smallest_by_row(saliency, round(sparsity * weight.numel()))

@@ -30,7 +30,7 @@ def plot_scores(
     power = int(np.floor(np.log10(np.abs(values).max()))) if values.any() else 0
     _bars(axes, values / 10.0**power)
     axes.set_ylabel("summed influence" + (f" / $10^{{{power}}}$" if power else ""))
-    return _save(figure, Path(stem))
+    return save_figure(figure, Path(stem))
 
 
 def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
@@ -59,7 +59,7 @@ def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
         color=INK,
     )
     axes.set_ylabel(label)
-    return _save(figure, Path(stem))
+    return save_figure(figure, Path(stem))
 
 
 def _model_line(scores: LayerScores) -> str:
@@ -92,7 +92,8 @@ def _bars(axes: Axes, values: Sequence[float] | np.ndarray, *, start: float = 0.
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure to `stem`.png and .svg."""
     from matplotlib import rc_context
 
     written = []

@@ -8,10 +8,18 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from layerif.artifacts import Allocation, LayerScores, Manifest, Measurement, Results
+from layerif.artifacts import (
+    Allocation,
+    LayerScores,
+    Manifest,
+    Measurement,
+    MetricScores,
+    Results,
+)
 from layerif.choices import Aggregation
 
 BAR = 24
+SAME_TOTAL = 5e-7
 SIDE_BY_SIDE = 4  # measurements that fit beside each other into an ordinary terminal
 
 
@@ -26,7 +34,7 @@ def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Ta
     columns = {how: scores.aggregate(how) for how in shown}
     values = columns[aggregate]
     helpful = (scores.influence > 0).mean(1)
-    table = _table(
+    table = plain_table(
         f"Influence per decoder layer: {scores.model.name}, "
         f"{(scores.record.task or {}).get('name', 'examples in memory')}"
     )
@@ -53,11 +61,29 @@ def sweep_lines(scores: LayerScores) -> list[str]:
     ]
 
 
+def metric_table(scores: MetricScores) -> Table:
+    """One row a layer: its score, the range of its projections' and a bar up to the highest."""
+    table = plain_table(f"{scores.metric} per decoder layer: {scores.model.name}")
+    table.add_column("layer", justify="right")
+    table.add_column("score", justify="right")
+    projections = scores.projections or []
+    if projections:
+        table.add_column("projections", justify="right")
+    table.add_column("")
+    for layer, value in enumerate(scores.scores):
+        row = [str(layer), f"{value:.4g}"]
+        if projections:
+            own = [p.score for p in projections if p.layer == layer]
+            row.append(f"{min(own):.4g} to {max(own):.4g}")
+        table.add_row(*row, _bar(value, max(scores.scores)))
+    return table
+
+
 def allocation_table(plan: Allocation) -> Table:
     """One row a layer: its share of the budget."""
     experts = plan.kind == "experts"
     total = f"{plan.realised_total:.0f} in all" if experts else f"{plan.realised_total:.2%} overall"
-    table = _table(f"{'LoRA experts' if experts else 'Sparsity'} per decoder layer: {total}")
+    table = plain_table(f"{'LoRA experts' if experts else 'Sparsity'} per decoder layer: {total}")
     table.add_column("layer", justify="right")
     table.add_column(plan.kind, justify="right")
     table.add_column("")
@@ -68,18 +94,50 @@ def allocation_table(plan: Allocation) -> Table:
 
 
 def manifest_table(manifest: Manifest) -> Table:
-    """One row a layer: sparsity asked for, and zeros counted."""
-    table = _table(
-        f"{manifest.model.name} pruned by {manifest.method}: {manifest.sparsity:.2%} zeros"
+    """One row a layer: sparsity asked for, zeros counted, and where it is known the output error.
+
+    The error shown is the largest of the layer's projections.
+    """
+    pattern = f" {manifest.nm}" if manifest.nm else ""
+    table = plain_table(
+        f"{manifest.model.name} pruned by {manifest.method}{pattern}: {manifest.sparsity:.2%} zeros"
     )
-    for column in ("layer", "asked", "zeros"):
+    erring = any(m.error is not None for m in manifest.modules)
+    shown = ["layer", "asked", "zeros", *(["patterns"] if pattern else [])]
+    for column in (*shown, *(["error"] if erring else [])):
         table.add_column(column, justify="right")
     table.add_column("")
     for layer, asked in enumerate(manifest.plan.allocation):
         modules = [m for m in manifest.modules if m.module.startswith(f"layers.{layer}.")]
         share = sum(m.zeros for m in modules) / sum(m.numel for m in modules)
-        table.add_row(str(layer), f"{asked:.2%}", f"{share:.2%}", _bar(share, 1))
+        row = [str(layer), f"{asked:.2%}", f"{share:.2%}"]
+        if pattern:
+            row.append(" ".join(sorted({m.pattern for m in modules if m.pattern})))
+        if erring:
+            row.append(f"{max((m.error or 0.0 for m in modules), default=0.0):.2%}")
+        table.add_row(*row, _bar(share, 1))
     return table
+
+
+def manifest_lines(manifest: Manifest) -> list[str]:
+    """What a reader must know beside the table: other totals than asked for, other damping."""
+    lines = []
+    asked = manifest.planned_sparsity
+    if manifest.nm and abs(manifest.asked_sparsity - asked) > SAME_TOTAL:
+        lines.append(
+            f"The plan asks for {asked:.4%} zeros; {manifest.asked_sparsity:.4%} is the nearest "
+            f"that {manifest.nm} with its N by projection can be."
+        )
+    damped = [m for m in manifest.modules if m.damping is not None]
+    least = min((m.damping for m in damped if m.damping is not None), default=None)
+    more = [m for m in damped if m.damping != least]
+    if more:
+        lines.append(
+            f"{len(more)} Hessians needed more damping than {least:g}: "
+            + ", ".join(f"{m.module} ({m.damping:g})" for m in more[:SIDE_BY_SIDE])
+            + ("" if len(more) <= SIDE_BY_SIDE else " and others")
+        )
+    return lines
 
 
 def results_table(results: Mapping[str, Results], title: str) -> Table:
@@ -91,7 +149,7 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
         ((name, result),) = results.items()
         if len(result.measurements) > SIDE_BY_SIDE:
             return _one_below_the_other(name, result, title)
-    table = _table(title)
+    table = plain_table(title)
     table.add_column("")
     table.add_column("sparsity", justify="right")
     first = next(iter(results.values()))
@@ -110,7 +168,7 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
 
 
 def _one_below_the_other(name: str, result: Results, title: str) -> Table:
-    table = _table(f"{title}: {name}, {result.sparsity:.2%} zeros")
+    table = plain_table(f"{title}: {name}, {result.sparsity:.2%} zeros")
     table.add_column("")
     table.add_column("")
     table.add_column("", justify="right")
@@ -195,6 +253,7 @@ def _bar(value: float, highest: float) -> str:
     return "█" * round(BAR * max(share, 0.0))
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table in the style of all of them."""
     # Names may hold brackets, which rich would read as its markup.
     return Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, title_style="bold")

@@ -20,6 +20,7 @@ from layerif.evaluation import check_sources, compare
 from layerif.influence import check_samples
 from layerif.model import (
     describe,
+    find_decoder_layers,
     open_model,
     open_skeleton,
     open_tokenizer,
@@ -27,11 +28,20 @@ from layerif.model import (
     with_adapter,
 )
 from layerif.progress import note
+from layerif.pruning import check_pattern
 from layerif.report import plot_allocation, plot_scores
 from layerif.studies.folder import RunFolder
 from layerif.studies.recipe import Recipe
 from layerif.studies.stages import evaluate_into, prune_into, score_into
-from layerif.tasks import Corpus, Example, Task, load_corpus, load_sources, load_task
+from layerif.tasks import (
+    Corpus,
+    Example,
+    SelfText,
+    Task,
+    load_calibration,
+    load_sources,
+    load_task,
+)
 
 COMPARISON_FILE = "comparison.json"
 
@@ -43,7 +53,7 @@ class _Data:
     task: Task
     train: list[Example]
     validation: list[Example]
-    calibration: Corpus
+    calibration: Corpus | SelfText
     sources: list[Task | Corpus]
 
 
@@ -94,7 +104,9 @@ def _load(recipe: Recipe) -> _Data:
         task=task,
         train=task.sample("train", stage.train_samples, seed),
         validation=task.sample("validation", stage.validation_samples, seed),
-        calibration=load_corpus(recipe.prune.calibration, data_dir=data_dir),
+        calibration=load_calibration(
+            recipe.prune.calibration, data_dir=data_dir, style=stage.style, tokenizer=tokenizer
+        ),
         sources=load_sources(
             recipe.evaluate.tasks,
             data_dir=data_dir,
@@ -119,8 +131,11 @@ def _check(recipe: Recipe, data: _Data) -> None:
     check_samples(tokenizer, data.train, max_length, "training")
     check_samples(tokenizer, data.validation, max_length, "validation")
     check_context_length(skeleton, recipe.prune.context_length)
-    text = data.calibration.text("calibration")
-    draw(cut(tokenizer, text, recipe.prune.context_length), recipe.prune.samples, recipe.seed)
+    if isinstance(data.calibration, Corpus):
+        text = data.calibration.text("calibration")
+        draw(cut(tokenizer, text, recipe.prune.context_length), recipe.prune.samples, recipe.seed)
+    if recipe.prune.nm is not None:
+        check_pattern(find_decoder_layers(skeleton).projections, recipe.prune.nm)
     if recipe.score.adapter is not None:
         with_adapter(
             open_skeleton(recipe.model), Path(recipe.score.adapter), recipe.score.adapter_name
@@ -233,10 +248,12 @@ def _measure(
             calibration=data.calibration,
             options={
                 "method": stage.method,
+                "nm": stage.nm,
                 "samples": stage.samples,
                 "context_length": stage.context_length,
                 "seed": recipe.seed,
                 "batch_tokens": stage.batch_tokens,
+                "hidden": stage.hidden_states,
             },
             overwrite=True,
         )

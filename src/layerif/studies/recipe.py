@@ -13,6 +13,7 @@ from layerif.choices import (
     Aggregation,
     BlockGranularity,
     Dtype,
+    HiddenStatesPlace,
     Keep,
     Normalise,
     Orientation,
@@ -129,10 +130,22 @@ class PruneStage(Record):
     """How the sparsity plan is carried out."""
 
     method: PruningMethod = "wanda"
+    nm: str | None = None
     calibration: str = "python-docs"
     samples: int = Field(32, ge=1)
     context_length: int = Field(512, ge=2)
     batch_tokens: int = Field(2048, ge=1)
+    hidden_states: HiddenStatesPlace = "auto"
+
+    @field_validator("nm")
+    @classmethod
+    def _is_pattern(cls, nm: str | None) -> str | None:
+        from layerif.pruning.pattern import Pattern
+
+        try:
+            return nm if nm is None else str(Pattern.parse(nm))
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
 
 class EvaluateStage(Record):

@@ -6,7 +6,7 @@ does nothing; a stage of other work is refused, or with `overwrite` takes its pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from layerif.artifacts import (
     Fingerprint,
     LayerScores,
     Manifest,
+    MetricScores,
     Results,
     hash_model,
     hash_texts,
@@ -26,16 +27,19 @@ from layerif.checkpoint import resumable
 from layerif.errors import InputError
 from layerif.evaluation import HarnessTasks, evaluate, harness_results
 from layerif.influence import score
+from layerif.metrics import complete_options, is_seeded, metric_scores, reads_text
 from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.processes import is_first
 from layerif.progress import note
 from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned
-from layerif.tasks import Corpus, Example, Task
+from layerif.tasks import Corpus, Example, SelfText, Task
 
-# Where gradients are kept, and what is run twice for want of room, changes nothing of the result.
-MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing")
+# Where gradients or hidden states are kept, and what is run twice for want of room, changes nothing
+# of the result.
+MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing", "hidden")
 
-T = TypeVar("T", LayerScores, Manifest, Results)
+T = TypeVar("T", LayerScores, Manifest, MetricScores, Results)
+R = TypeVar("R")
 
 
 def score_into(
@@ -59,7 +63,7 @@ def score_into(
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
-    wanted = _fingerprint(model, data, asked)
+    wanted = fingerprint_of(model, data, asked)
     if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite, together=True) as steps:
@@ -79,13 +83,63 @@ def score_into(
     return scores
 
 
+def measure_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    metric: str,
+    *,
+    calibration: Corpus | None,
+    seed: int,
+    text_options: dict[str, Any],
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> MetricScores:
+    """`metric_scores` with `options`, saved as JSON.
+
+    Args:
+        calibration: text for a metric that reads some; else unused.
+        seed: of what is drawn.
+        text_options: samples, context_length and batch_tokens.
+        options: of the metric.
+
+    Raises:
+        InputError: as `metric_scores`; or the file holds scores of other work.
+        NumericalError: as `metric_scores`.
+    """
+    options = complete_options(metric, options)
+    asked: dict[str, Any] = {"metric": metric, **options}
+    texts = []
+    if is_seeded(metric, options):
+        asked["seed"] = seed
+    if reads_text(metric, options) and calibration is not None:
+        asked |= {**text_options, "seed": seed}
+        texts = [calibration.text("calibration")]
+    wanted = fingerprint_of(model, hash_texts(texts), asked)
+    if done := _done(MetricScores, path, "", wanted, overwrite=overwrite):
+        return done
+    with resumable(path, wanted, restart=overwrite):
+        scores = metric_scores(
+            model,
+            metric,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            seed=seed,
+            **text_options,
+            **options,
+        )
+        scores = scores.model_copy(update={"fingerprint": wanted})
+        scores.save(path)
+    return scores
+
+
 def prune_into(
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
-    plan: Allocation | float,
+    plan: Allocation | float | None,
     *,
-    calibration: Corpus,
+    calibration: Corpus | SelfText | None,
     options: dict[str, Any],
     overwrite: bool = False,
 ) -> Manifest:
@@ -99,9 +153,7 @@ def prune_into(
     """
     refuse_adapters(model)
     refuse_packed(find_decoder_layers(model).projections)
-    asked = plan.allocation if isinstance(plan, Allocation) else plan
-    data = hash_texts([calibration.text("calibration")])
-    wanted = _fingerprint(model, data, {"plan": asked, **options})
+    wanted = _pruning_fingerprint(model, plan, calibration, options)
     if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite) as steps:
@@ -114,6 +166,26 @@ def prune_into(
         manifest = manifest.model_copy(update={"fingerprint": wanted})
         save_pruned(model, tokenizer, manifest, folder)
     return manifest
+
+
+def _pruning_fingerprint(
+    model: Any,
+    plan: Allocation | float | None,
+    calibration: Corpus | SelfText | None,
+    options: dict[str, Any],
+) -> Fingerprint:
+    """What a pruned model depends on; text and its draw only where the method reads any."""
+    asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
+    asked["plan"] = plan.allocation if isinstance(plan, Allocation) else plan
+    if isinstance(plan, Allocation) and plan.modules is not None:
+        asked["modules"] = {module.module: module.sparsity for module in plan.modules}
+    texts: list[str] = []
+    if isinstance(calibration, Corpus):
+        texts = [calibration.text("calibration")]
+    elif calibration is not None:
+        # What the model writes follows from its weights and the seed.
+        texts = [calibration.name]
+    return fingerprint_of(model, hash_texts(texts), asked)
 
 
 def evaluate_into(
@@ -157,7 +229,7 @@ def evaluate_into(
         texts += [[name, *map(str, task.eval_docs)] for name, task in harness.tasks.items()]
         asked = {"harness": harness.origin, "rows": harness.rows}
     data = hash_texts(texts)
-    wanted = _fingerprint(model, data, {**options, **asked})
+    wanted = fingerprint_of(model, data, {**options, **asked})
     if done := _done(Results, path, "", wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
@@ -179,14 +251,39 @@ def _done(kind: type[T], out: Path, file: str, wanted: Fingerprint, *, overwrite
     """
     if not (out / file).is_file():
         return None
-    try:
+
+    def load() -> tuple[T, Fingerprint | None]:
         found = kind.load(out if kind is LayerScores else out / file)
-        if found.fingerprint == wanted:
+        return found, found.fingerprint
+
+    return standing(load, out, wanted, overwrite=overwrite)
+
+
+def standing(
+    load: Callable[[], tuple[R, Fingerprint | None]],
+    out: Path,
+    wanted: Fingerprint,
+    *,
+    overwrite: bool,
+) -> R | None:
+    """The finished result at `out`, where it is of the very work that is wanted.
+
+    Args:
+        load: reads it, and the fingerprint that it carries.
+        out: where it stands.
+        overwrite: whether a result of other work may be replaced.
+
+    Raises:
+        InputError: it is of other work, and may not be replaced; says which part differs.
+    """
+    try:
+        found, fingerprint = load()
+        if fingerprint == wanted:
             note(f"{out} holds the result of this very work: nothing is done again")
             return found
         why = "it does not say what it was made from"
-        if found.fingerprint is not None:
-            why = wanted.differences(found.fingerprint)
+        if fingerprint is not None:
+            why = wanted.differences(fingerprint)
     except InputError as error:
         why = str(error)
     if not overwrite:
@@ -206,6 +303,7 @@ def _content(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
     return [source.name, *map(astuple, rows)]
 
 
-def _fingerprint(model: Any, data: str, options: dict[str, Any]) -> Fingerprint:
+def fingerprint_of(model: Any, data: str, options: dict[str, Any]) -> Fingerprint:
+    """What a stage's result depends on: the model, the hash of its texts, and its options."""
     made_with = setting(model).model_dump()
     return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})

@@ -13,6 +13,7 @@ from layerif.choices import PromptStyle
 from layerif.errors import InputError
 from layerif.tasks.agreement import agreement
 from layerif.tasks.base import SPLITS, Example, Split, Task
+from layerif.tasks.calibration import SELF, SelfText, training_text
 from layerif.tasks.catalogue import CATALOGUE
 from layerif.tasks.corpora import CORPORA, Corpus, text_file
 from layerif.tasks.declared import load_declared
@@ -24,10 +25,12 @@ __all__ = [
     "Corpus",
     "Example",
     "Listing",
+    "SelfText",
     "Split",
     "Task",
     "corpus_names",
     "listings",
+    "load_calibration",
     "load_corpus",
     "load_sources",
     "load_task",
@@ -132,6 +135,30 @@ def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int 
     if not _is_path(name):
         raise _unknown("corpus", str(name), corpus_names(), "a UTF-8 text file")
     return text_file(Path(name), seed)
+
+
+def load_calibration(
+    name: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    style: PromptStyle = "alpaca",
+    tokenizer: Any = None,
+) -> Corpus | SelfText:
+    """What to calibrate on: a corpus, a task's training rows as text, or `self`.
+
+    The arguments are those of `load_task`, and `self` is text that the model samples from itself.
+
+    Raises:
+        InputError: the name is unknown, or what it names cannot be read.
+    """
+    if name == SELF:
+        return SelfText()
+    known = [SELF, *corpus_names(), *task_names()]
+    if name not in known and not _is_path(name):
+        raise _unknown("calibration text", str(name), known, "a file of text or of examples")
+    (source,) = load_sources([name], data_dir=data_dir, seed=seed, style=style, tokenizer=tokenizer)
+    return training_text(source) if isinstance(source, Task) else source
 
 
 def load_sources(

@@ -81,7 +81,7 @@ def wikitext2(data_dir: Path | None = None) -> Corpus:
             "evaluation": FOLDER_SPLITS[1],
         }
     calibration, evaluation = ([row["text"] for row in rows] for rows in parts)
-    return _corpus("wikitext2", calibration, evaluation, separator, origin)
+    return corpus_of("wikitext2", calibration, evaluation, separator, origin)
 
 
 def python_docs(seed: int = 0) -> Corpus:
@@ -114,7 +114,7 @@ def python_docs(seed: int = 0) -> Corpus:
         "repeated_paragraphs_dropped": total - len(seen),
         "split": f"whole topics, drawn by seed {seed}",
     }
-    return _corpus("python-docs", calibration, evaluation, "\n\n", origin)
+    return corpus_of("python-docs", calibration, evaluation, "\n\n", origin)
 
 
 def text_file(path: Path, seed: int = 0) -> Corpus:
@@ -150,7 +150,7 @@ def text_file(path: Path, seed: int = 0) -> Corpus:
         "repeated_paragraphs_dropped": len(found) - len(kept),
         "split": f"stretches of the text, drawn by seed {seed}",
     }
-    return _corpus(str(path), calibration, evaluation, "\n\n", origin)
+    return corpus_of(str(path), calibration, evaluation, "\n\n", origin)
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -200,13 +200,14 @@ def _set_apart(documents: Sequence[str], seed: int) -> tuple[list[str], list[str
     )
 
 
-def _corpus(
+def corpus_of(
     name: str,
     calibration: list[str],
     evaluation: list[str],
     separator: str,
     origin: dict[str, Any],
 ) -> Corpus:
+    """A corpus whose origin also has the SHA-256 of both its parts."""
     corpus = Corpus(name, calibration, evaluation, separator, origin)
     origin["sha256"] = {
         "calibration": _sha256(corpus.text("calibration")),

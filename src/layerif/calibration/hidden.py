@@ -1,0 +1,106 @@
+"""Hidden states of all calibration text between two layers, in memory or in files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import torch
+
+from layerif.choices import HiddenStatesPlace, check_choice
+from layerif.errors import InputError
+from layerif.progress import note
+from layerif.runs import require_disk
+
+# Of what is free, hidden states get at most this much of memory.
+SHARE = 0.5
+
+
+class HiddenStates(Protocol):
+    """One tensor a batch, (rows, positions, hidden size)."""
+
+    def append(self, tensor: torch.Tensor, /) -> None:
+        """Keep that of the next batch."""
+
+    def __getitem__(self, batch: int, /) -> torch.Tensor:
+        """That of a batch, on the device that it came from."""
+
+    def __setitem__(self, batch: int, tensor: torch.Tensor, /) -> None:
+        """Replace that of a batch by one of the same shape."""
+
+
+class InMemory(list[torch.Tensor]):
+    """Where the tensors are anyway, on their device."""
+
+
+class OnDisk:
+    """A memory-mapped file a batch: the system holds in memory what there is room for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._maps: list[torch.Tensor] = []
+        self._devices: list[torch.device] = []
+
+    def append(self, tensor: torch.Tensor) -> None:
+        path = self._folder / f"hidden-{len(self._maps):05d}.bin"
+        mapped = torch.from_file(
+            str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype
+        ).view(tensor.shape)
+        self._maps.append(mapped.copy_(tensor))
+        self._devices.append(tensor.device)
+
+    def __getitem__(self, batch: int) -> torch.Tensor:
+        return self._maps[batch].to(self._devices[batch])
+
+    def __setitem__(self, batch: int, tensor: torch.Tensor) -> None:
+        self._maps[batch].copy_(tensor)
+        self._devices[batch] = tensor.device
+
+
+@contextmanager
+def hidden_states(
+    place: HiddenStatesPlace, size: int, device: torch.device, folder: Path | None
+) -> Iterator[HiddenStates]:
+    """A store of hidden states, empty; its files go at the end.
+
+    Args:
+        place: `memory`, `disk`, or `auto`: in memory, unless they take more than half of what is
+            free there and there is a folder.
+        size: bytes of all of them.
+        device: where the model takes its tokens.
+        folder: of the run's steps; None without a run folder.
+
+    Raises:
+        InputError: no folder for files, or no room on its disk.
+    """
+    check_choice(place, HiddenStatesPlace, "place for hidden states")
+    if place == "auto":
+        fits = size <= SHARE * _free(device)
+        place = "memory" if fits or folder is None else "disk"
+    if place == "memory":
+        yield InMemory()
+        return
+    if folder is None:
+        raise InputError(
+            "hidden states on disk lie in the run folder, and none is given; run `layerif prune`, "
+            "or keep them in memory"
+        )
+    below = folder / "hidden"
+    shutil.rmtree(below, ignore_errors=True)
+    require_disk(folder, size, "the hidden states of the calibration text")
+    below.mkdir()
+    note(f"hidden states: {size / 1e9:.2f} GB on disk, in {below}")
+    try:
+        yield OnDisk(below)
+    finally:
+        shutil.rmtree(below, ignore_errors=True)
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

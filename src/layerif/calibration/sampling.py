@@ -1,0 +1,95 @@
+"""Calibration text that a model writes itself, where no data is at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerif.batching import Encoded
+from layerif.chunks import beginning
+from layerif.errors import InputError, NumericalError
+from layerif.model import Tokenizer, evaluation_mode, input_device
+from layerif.progress import progress
+
+
+@torch.no_grad()
+def sampled_chunks(
+    model: Any,
+    tokenizer: Tokenizer,
+    count: int,
+    context_length: int,
+    *,
+    seed: int,
+    batch_tokens: int = 2048,
+) -> list[Encoded]:
+    """Chunks of tokens drawn from the model's own distribution, at temperature 1.
+
+    Each begins with BOS where the tokenizer begins texts with it, and otherwise with a token drawn
+    from the vocabulary, and goes on whatever comes: an end of text is a token like others. Every
+    chunk has draws of its own, by seed and index: the first k chunks of n are those of k. A token
+    is the largest of its logit plus Gumbel noise, which is a draw from the softmax.
+
+    Args:
+        count: how many.
+        context_length: tokens of each, at least 2.
+        batch_tokens: tokens held at once.
+
+    Raises:
+        InputError: numbers out of range.
+        NumericalError: a logit is not finite.
+    """
+    if count < 1 or context_length < 2 or seed < 0:
+        raise InputError(
+            f"{count} chunks of {context_length} tokens by seed {seed} cannot be sampled; ask for "
+            "at least one chunk, of at least 2 tokens, and a seed from 0 up"
+        )
+    begin = beginning(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    plain = [token for token in range(len(tokenizer)) if token not in special]
+    rows = max(1, batch_tokens // context_length)
+    chunks: list[Encoded] = []
+    with evaluation_mode(model), progress("sampling text", count) as advance:
+        for first in range(0, count, rows):
+            indices = range(first, min(first + rows, count))
+            draws = [np.random.default_rng([seed, index]) for index in indices]
+            starts = begin[:1] * len(indices) or [int(draw.choice(plain)) for draw in draws]
+            tokens = _continued(model, starts, draws, context_length, len(tokenizer))
+            chunks += [
+                Encoded(index, ids, 1) for index, ids in zip(indices, tokens.tolist(), strict=True)
+            ]
+            advance(len(indices))
+    return chunks
+
+
+def _continued(
+    model: Any,
+    starts: list[int],
+    draws: list[np.random.Generator],
+    length: int,
+    vocabulary: int,
+) -> torch.Tensor:
+    """(rows, length) tokens, each row going on from its start by its own draws."""
+    device = input_device(model)
+    tokens = torch.tensor(starts, device=device)[:, None]
+    cache = None
+    while tokens.shape[1] < length:
+        output = model(
+            input_ids=tokens if cache is None else tokens[:, -1:],
+            attention_mask=torch.ones_like(tokens),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = output.past_key_values
+        # Rows of the embedding that stand for no token are never drawn.
+        logits = output.logits[:, -1, :vocabulary].double()
+        if not logits.isfinite().all():
+            raise NumericalError(
+                "what follows a text that the model writes has likelihoods that are not finite; "
+                "try --dtype float32"
+            )
+        noise = np.stack([draw.gumbel(size=logits.shape[1]) for draw in draws])
+        following = (logits + torch.from_numpy(noise).to(logits.device)).argmax(1)
+        tokens = torch.cat([tokens, following.to(device)[:, None]], dim=1)
+    return tokens

@@ -1,0 +1,134 @@
+"""`layerif compare sparsity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from layerif.choices import PlanName, PruningMethod, check_choice
+from layerif.cli import options
+from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
+
+app = typer.Typer(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
+
+
+@app.command("sparsity")
+def sparsity(
+    context: typer.Context,
+    model: options.Model,
+    target: Annotated[
+        float,
+        typer.Option(
+            "--sparsity", help="Fraction of zeros over all projections.", show_default=False
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks", help="Tasks and corpora to measure on, with commas.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
+    plans: Annotated[
+        str, typer.Option("--plans", help="With commas: uniform, layerif, random and these.")
+    ] = "alphapruning,owl,dlp,marginal",
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            "--scores", help="Run folder of `layerif score`, for the plan layerif.", show_default=""
+        ),
+    ] = None,
+    method: Annotated[PruningMethod, typer.Option("--method", help="How weights are chosen.")] = (
+        "wanda"
+    ),
+    tries: Annotated[
+        int, typer.Option("--tries", help="Values that each plan tries on held-out text.")
+    ] = 4,
+    held_out_tokens: Annotated[
+        int, typer.Option("--held-out-tokens", help="Calibration text that tries are judged by.")
+    ] = 8192,
+    calibration: options.Calibration = "python-docs",
+    calibration_samples: options.CalibrationSamples = 32,
+    context_length: options.ContextLength = 512,
+    batch_tokens: options.BatchTokens = 2048,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Test rows of each task.", show_default="all")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Tokens of each corpus.", show_default="all")
+    ] = None,
+    max_length: options.MaxLength = 512,
+    style: options.Style = "alpaca",
+    dtype: options.DtypeOption = "float32",
+    device: options.Device = "auto",
+    data_dir: options.DataDir = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Prune by several sparsity plans and measure all on the same items, beside the dense model.
+
+    Each plan may try as many values of its parameter as any other, judged on calibration text that
+    pruning does not see; the best is then measured. Differences from the uniform plan are tested in
+    pairs. Cut short, the same command goes on after the last finished try.
+    """
+    from layerif.artifacts import Comparisons, LayerScores
+    from layerif.tasks import load_corpus, load_sources
+
+    names = [word.strip() for word in plans.split(",") if word.strip()]
+    for name in names:
+        check_choice(name, PlanName, "plan")
+    influence = None if scores is None else LayerScores.load(scores)
+    corpus = load_corpus(calibration, data_dir=data_dir)
+    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    wanted = [word.strip() for word in tasks.split(",")]
+    sources = load_sources(wanted, data_dir=data_dir, style=style, tokenizer=tokenizer)
+
+    from layerif.model import open_model
+    from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.studies.compare_sparsity import COMPARISON_FILE, SparsityStudy, compare_sparsity
+
+    study = SparsityStudy(
+        sparsity=target,
+        method=method,
+        tries=tries,
+        samples=calibration_samples,
+        context_length=context_length,
+        held_out_tokens=held_out_tokens,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+    opened, tokenizer = open_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    results = compare_sparsity(
+        out,
+        opened,
+        tokenizer,
+        cast("list[PlanName]", names),
+        study,
+        calibration=corpus,
+        on=sources,
+        options={
+            "samples": samples,
+            "seed": seed,
+            "max_length": max_length,
+            "context_length": context_length,
+            "max_tokens": max_tokens,
+            "batch_tokens": batch_tokens,
+        },
+        influence=influence,
+    )
+    write_recipe(context, out)
+    value = {name: found.model_dump(mode="json") for name, found in results.items()}
+    title = f"Pruned to {target:.0%} by {method}"
+    emit(results_table(results, title), value, as_json=as_json)
+    for line in caveat_lines(results):
+        say(line, as_json=as_json)
+    found = Comparisons.load(out / COMPARISON_FILE) if len(results) > 2 else None
+    for line in comparison_lines(found.comparisons) if found else ():
+        say(line, as_json=as_json)
+    say(f"wrote {out}", as_json=as_json)

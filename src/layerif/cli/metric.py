@@ -1,0 +1,110 @@
+"""`layerif metric`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerif.choices import AlphaCompat, DlpStatistic
+from layerif.cli import options
+from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
+
+
+def metric(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="pl_alpha, outlier_ratio, dlp, block_influence, uniform, random or shuffled.",
+            show_default=False,
+        ),
+    ],
+    model: options.Model,
+    out: Annotated[
+        Path, typer.Option("--out", help="JSON file to write the scores to.", show_default=False)
+    ],
+    compat: Annotated[
+        AlphaCompat | None,
+        typer.Option(
+            "--compat",
+            help="Of pl_alpha: where a tail may begin, as published or as in the authors' code.",
+            show_default="corrected",
+        ),
+    ] = None,
+    multiple: Annotated[
+        float | None,
+        typer.Option("--multiple", help="Of outlier_ratio: times the mean.", show_default="5"),
+    ] = None,
+    statistic: Annotated[
+        DlpStatistic | None,
+        typer.Option("--statistic", help="Of dlp: the middle.", show_default="median"),
+    ] = None,
+    of: Annotated[
+        str | None,
+        typer.Option("--of", help="Of shuffled: whose scores it shuffles.", show_default=False),
+    ] = None,
+    calibration: options.Calibration = "python-docs",
+    samples: options.CalibrationSamples = 32,
+    context_length: options.ContextLength = 512,
+    batch_tokens: options.BatchTokens = 2048,
+    dtype: options.DtypeOption = "float32",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    data_dir: options.DataDir = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure every decoder layer by a metric other than influence: a baseline, or a control.
+
+    outlier_ratio, dlp and block_influence run calibration text through the dense model; the others
+    need none. `layerif allocate` takes the file that is written.
+    """
+    from layerif.checkpoint import check_out
+
+    check_out(out, out, overwrite=overwrite)
+    given = {"compat": compat, "multiple": multiple, "statistic": statistic, "of": of}
+
+    from layerif.metrics import complete_options, reads_text
+
+    asked = complete_options(name, {k: v for k, v in given.items() if v is not None})
+    corpus = None
+    if reads_text(name, asked):
+        from layerif.tasks import load_corpus
+
+        corpus = load_corpus(calibration, data_dir=data_dir)
+
+    from layerif.model import open_model
+    from layerif.report import metric_table
+    from layerif.studies.stages import measure_into
+
+    opened, tokenizer = open_model(
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    scores = measure_into(
+        out,
+        opened,
+        tokenizer,
+        name,
+        calibration=corpus,
+        seed=seed,
+        text_options={
+            "samples": samples,
+            "context_length": context_length,
+            "batch_tokens": batch_tokens,
+        },
+        options=asked,
+        overwrite=overwrite,
+    )
+    write_recipe(context, out)
+    emit(metric_table(scores), scores.model_dump(mode="json"), as_json=as_json)
+    say(f"wrote {out}", as_json=as_json)

@@ -1,0 +1,68 @@
+"""`layerif verify`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from layerif.cli import options
+from layerif.cli.output import emit, say
+from layerif.errors import NumericalError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from layerif.pruning import Verification
+
+
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="Pruned model folder, with its manifest.", show_default=False)
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """Count a pruned model's zeros in its files, and hold them against its manifest.
+
+    N:M patterns are checked group by group. Exit status 3 where something does not hold.
+    """
+    from layerif.pruning import verify as verify_folder
+
+    found = verify_folder(folder)
+    value = {"folder": str(folder), "ok": found.ok, **asdict(found)}
+    emit(_table(found, str(folder)), value, as_json=as_json)
+    for verdict in found.modules:
+        if verdict.fault is not None:
+            say(f"{verdict.module} {verdict.fault}", as_json=as_json)
+    held = sum(verdict.fault is None for verdict in found.modules)
+    say(
+        f"{held} of {len(found.modules)} projections are as the manifest says: "
+        f"{found.sparsity:.2%} zeros counted, {found.said:.2%} said",
+        as_json=as_json,
+    )
+    if not found.ok:
+        raise typer.Exit(NumericalError.exit_code)
+
+
+def _table(found: Verification, title: str) -> Table:
+    """One row a layer."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    for column in ("layer", "said", "zeros", "patterns", ""):
+        table.add_column(column, justify="right")
+    for layer in sorted({verdict.layer for verdict in found.modules}):
+        own = [verdict for verdict in found.modules if verdict.layer == layer]
+        said, zeros = (
+            f"{sum(counts) / sum(v.numel for v in own):.2%}"
+            for counts in ([v.said for v in own], [v.zeros or 0 for v in own])
+        )
+        patterns = " ".join(sorted({v.pattern for v in own if v.pattern}))
+        holds = all(verdict.fault is None for verdict in own)
+        word = "[green]ok[/]" if holds else "[bold red]differs[/]"
+        table.add_row(str(layer), said, zeros, patterns, word)
+    return table

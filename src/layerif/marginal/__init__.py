@@ -1,0 +1,18 @@
+"""Influence at the operating point: what weights are worth to the model as it is pruned."""
+
+from layerif.marginal.evolution import Evolution, evolve
+from layerif.marginal.operating_point import OperatingPoint
+from layerif.marginal.order import RemovalOrder
+from layerif.marginal.rounds import allocate_marginal
+from layerif.marginal.sensitivity import Sensitivities, mean_loss, sensitivities
+
+__all__ = [
+    "Evolution",
+    "OperatingPoint",
+    "RemovalOrder",
+    "Sensitivities",
+    "allocate_marginal",
+    "evolve",
+    "mean_loss",
+    "sensitivities",
+]

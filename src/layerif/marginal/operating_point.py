@@ -1,0 +1,119 @@
+"""A model held at given sparsities, with its original weights at hand, and given back with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+
+from layerif.calibration import InputNorms, walk
+from layerif.choices import SaliencyMethod
+from layerif.marginal.order import RemovalOrder
+from layerif.model import DecoderLayers, evaluation_mode
+
+# Takes the row of a projection, and the order in which its weights go.
+See = Callable[[int, RemovalOrder], None]
+
+
+class OperatingPoint:
+    """Projections pruned in place, to one list of sparsities after another.
+
+    One copy of the projections' weights is kept. `held` gives them back to the bit.
+
+    Attributes:
+        model: the causal LM.
+        layers: its decoder layers.
+        originals: for each projection its weight as it was found, (out, in).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layers: DecoderLayers,
+        batches: Sequence[dict[str, torch.Tensor]],
+        method: SaliencyMethod,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self._batches = batches
+        self._method = method
+        self.originals = [
+            projection.weight.clone(memory_format=torch.contiguous_format)
+            for projection in layers.projections
+        ]
+
+    @classmethod
+    @contextmanager
+    def held(
+        cls,
+        model: Any,
+        layers: DecoderLayers,
+        batches: Sequence[dict[str, torch.Tensor]],
+        method: SaliencyMethod,
+    ) -> Iterator[Self]:
+        """The weights of the model are free to change inside, and as before afterwards.
+
+        Args:
+            model: a causal LM.
+            layers: its decoder layers.
+            batches: calibration text, which Wanda's norms come from.
+            method: saliency that the weights go by.
+        """
+        point = cls(model, layers, batches, method)
+        try:
+            with evaluation_mode(model):
+                yield point
+        finally:
+            point.restore()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Parameters of each projection."""
+        return [weight.numel() for weight in self.originals]
+
+    def restore(self) -> None:
+        """Every projection's weight as it was found."""
+        for projection, original in zip(self.layers.projections, self.originals, strict=True):
+            projection.weight.copy_(original)
+
+    def prune(self, sparsities: Sequence[float], see: See = lambda _row, _order: None) -> None:
+        """Prune every projection, from the original weights, to what `layerif prune` would give.
+
+        Layer by layer, since the norms of a layer's inputs depend on the pruned layers below.
+
+        Args:
+            sparsities: one for each projection.
+            see: is shown each projection's order of removal, which it may keep.
+
+        Raises:
+            NumericalError: the inputs of a projection are not finite.
+        """
+        self.restore()
+        counts = [round(s * n) for s, n in zip(sparsities, self.sizes, strict=True)]
+        if self._method == "magnitude":
+            for row in range(len(self.originals)):
+                self._prune(row, counts[row], None, see)
+            return
+        rows = {projection.key: row for row, projection in enumerate(self.layers.projections)}
+        for visit in walk(self.model, self.layers, self._batches):
+            projections = self.layers.of(visit.index)
+            statistics = InputNorms(projections)
+            with statistics.watching():
+                for _ in visit.run():
+                    pass
+            for projection in projections:
+                row = rows[projection.key]
+                norms = statistics.norms(projection).to(projection.weight.device)
+                self._prune(row, counts[row], norms, see)
+
+    def take_out(self, row: int, order: RemovalOrder, count: int) -> None:
+        """Prune one projection anew: the first `count` weights of its order are zero."""
+        weight = self.layers.projections[row].weight
+        weight.copy_(self.originals[row]).masked_fill_(order.mask(count), 0)
+
+    def _prune(self, row: int, count: int, norms: torch.Tensor | None, see: See) -> None:
+        order = RemovalOrder.of(self.originals[row], norms, self._method)
+        see(row, order)
+        self.take_out(row, order, count)

@@ -1,0 +1,97 @@
+"""What a metric of layers is: a function of a model's layers, and of text where it reads some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from layerif.calibration import Visit, walk
+from layerif.errors import InputError
+from layerif.model import DecoderLayers
+from layerif.progress import progress
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class MetricValues:
+    """What a metric says.
+
+    Attributes:
+        layers: (layers,) one number a layer, in the metric's own unit.
+        projections: (projections,) one number a projection, in the order of
+            `DecoderLayers.projections`; None where the metric knows layers alone.
+    """
+
+    layers: FloatArray
+    projections: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The dense model that a metric looks at.
+
+    Attributes:
+        layers: its decoder layers and their projections.
+        seed: of whatever the metric draws.
+    """
+
+    layers: DecoderLayers
+    seed: int
+    _model: Any
+    _batches: Sequence[dict[str, torch.Tensor]] | None = None
+
+    def visits(self) -> Iterator[Visit]:
+        """The decoder layers from the bottom up, each with the calibration text's hidden states.
+
+        Each may be run once, and must stay as it is.
+
+        Raises:
+            InputError: there is no text; a metric that reads some has to be registered so.
+        """
+        if self._batches is None:
+            raise InputError(
+                "this metric reads calibration text, but is not registered as one that does; "
+                "register it with reads_text=True"
+            )
+        with progress("running the layers", len(self.layers)) as advance:
+            for visit in walk(self._model, self.layers, self._batches, unchanged=True):
+                yield visit
+                advance()
+
+
+MetricFunction = Callable[..., MetricValues]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+        function: of a Subject, and of the options by keyword.
+        options: its options and what they are unless given.
+        reads_text: whether it runs calibration text through the model.
+        reads_weights: whether it reads the projections' weights, which must not be quantised then.
+        seeded: whether it draws by the seed.
+        of_another: whether it makes something of another metric, named by the option `of`, whose
+            options it takes too.
+    """
+
+    function: MetricFunction
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reads_text: bool = False
+    reads_weights: bool = True
+    seeded: bool = False
+    of_another: bool = False
+
+
+def layer_means(layers: DecoderLayers, values: FloatArray) -> FloatArray:
+    """(layers,) unweighted mean of the values of each layer's projections."""
+    owners = [p.layer for p in layers.projections]
+    counts = np.bincount(owners, minlength=len(layers))
+    return np.asarray(np.bincount(owners, weights=values, minlength=len(layers)) / counts)

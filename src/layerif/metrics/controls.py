@@ -1,0 +1,53 @@
+"""Controls: scores that know nothing of the model, which a metric has to beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from layerif.metrics.base import FloatArray, MetricValues, Subject
+
+
+def uniform(subject: Subject) -> MetricValues:
+    """The same score, 1, for every layer and projection; maps of scores refuse it unless told."""
+    return MetricValues(np.ones(len(subject.layers)), np.ones(len(subject.layers.projections)))
+
+
+def random(subject: Subject) -> MetricValues:
+    """Scores drawn evenly from [0, 1) by the seed, for layers and projections each by itself."""
+    generator = np.random.default_rng(subject.seed)
+    layers = generator.random(len(subject.layers))
+    return MetricValues(layers, generator.random(len(subject.layers.projections)))
+
+
+def shuffled(subject: Subject, *, of: str, **options: Any) -> MetricValues:
+    """Another metric's scores in a random order of layers, drawn by the seed.
+
+    Projections go with their layers where all layers have the same ones; else there are none.
+
+    Args:
+        subject: what the other metric needs.
+        of: its name.
+        options: its options.
+
+    Returns:
+        Values in the other metric's unit.
+    """
+    from layerif.metrics.registry import find  # it holds this function too
+
+    values = find(of).function(subject, **options)
+    order = np.random.default_rng(subject.seed).permutation(len(subject.layers))
+    return MetricValues(values.layers[order], _by_layer(subject, values.projections, order))
+
+
+def _by_layer(
+    subject: Subject, projections: FloatArray | None, order: np.ndarray[Any, Any]
+) -> FloatArray | None:
+    kinds = [
+        [(p.name, p.numel) for p in subject.layers.of(layer)]
+        for layer in range(len(subject.layers))
+    ]
+    if projections is None or any(kind != kinds[0] for kind in kinds):
+        return None
+    return projections.reshape(len(order), -1)[order].flatten()

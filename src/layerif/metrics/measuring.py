@@ -1,0 +1,138 @@
+"""Measure the decoder layers of a dense model by a metric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from layerif.artifacts import MetricScores, ProjectionScore
+from layerif.calibration import calibration_batches
+from layerif.errors import InputError, NumericalError
+from layerif.metrics.base import MetricValues, Subject
+from layerif.metrics.registry import complete_options, find, involved, is_seeded, reads_text
+from layerif.model import (
+    DecoderLayers,
+    Projection,
+    Tokenizer,
+    describe,
+    evaluation_mode,
+    find_decoder_layers,
+    setting,
+    unwrapped,
+)
+from layerif.tasks import Corpus
+
+
+def metric_scores(
+    model: Any,
+    metric: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    calibration: Corpus | str | Sequence[str] | None = None,
+    samples: int = 32,
+    context_length: int = 512,
+    seed: int = 0,
+    batch_tokens: int = 2048,
+    **options: Any,
+) -> MetricScores:
+    """Measure every decoder layer by a metric; the model stays as it is.
+
+    A metric that needs activations sees them layer after layer, as calibration text makes them in
+    the dense model.
+
+    Args:
+        model: a causal LM of transformers. Where PEFT has put adapters in it, the weights under
+            them are read, with the adapters at work.
+        metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `uniform`, `random`,
+            `shuffled`, or one's own by `register_metric`.
+        tokenizer: the model's tokenizer, for a metric that reads text.
+        calibration: a corpus, whose calibration part is used, or text; for such a metric.
+        samples, context_length: chunks of calibration text and their length in tokens.
+        seed: of the draw of chunks, and of `random` and `shuffled`.
+        batch_tokens: tokens run through a layer at once.
+        options: of the metric: `compat` of pl_alpha, `multiple` of outlier_ratio, `statistic` of
+            dlp, `of` of shuffled.
+
+    Raises:
+        InputError: no such metric or option, no or too little calibration text, a quantised weight,
+            or a model that the metric does not serve; says why.
+        NumericalError: weights or activations are not finite.
+    """
+    began = time.perf_counter()
+    options = complete_options(metric, options)
+    model = unwrapped(model)
+    layers = find_decoder_layers(model)
+    if any(part.reads_weights for part in involved(metric, options)):
+        refuse_quantised(layers.projections)
+    if seed < 0:
+        raise InputError(f"the seed must not be negative, and is {seed}")
+    batches, record = None, None
+    if reads_text(metric, options):
+        if tokenizer is None or calibration is None:
+            raise InputError(
+                f"the metric {metric} reads activations: give a tokenizer and calibration text"
+            )
+        batches, record = calibration_batches(
+            model,
+            tokenizer,
+            calibration,
+            samples=samples,
+            context_length=context_length,
+            seed=seed,
+            batch_tokens=batch_tokens,
+        )
+    with evaluation_mode(model):
+        values = find(metric).function(Subject(layers, seed, model, batches), **options)
+    _check(values, layers, metric)
+    projections = None
+    if values.projections is not None:
+        projections = [
+            ProjectionScore(module=p.key, score=float(value), numel=p.numel)
+            for p, value in zip(layers.projections, values.projections, strict=True)
+        ]
+    return MetricScores(
+        metric=metric,
+        options={**options, "seed": seed} if is_seeded(metric, options) else options,
+        scores=[float(value) for value in values.layers],
+        projections=projections,
+        model=describe(model),
+        calibration=record,
+        seconds=round(time.perf_counter() - began, 3),
+        setting=setting(model),
+    )
+
+
+def refuse_quantised(projections: Sequence[Projection]) -> None:
+    """A weight that is stored in a packed form cannot be read as a matrix.
+
+    Raises:
+        InputError: one is; names its projection.
+    """
+    for projection in projections:
+        if projection.packed:
+            raise InputError(
+                f"the weight of {projection.key} is quantised, and this metric reads weights; "
+                "measure the model as it was before quantisation, or by block_influence"
+            )
+
+
+def _check(values: MetricValues, layers: DecoderLayers, metric: str) -> None:
+    """Refuse what is not one finite number a layer, and a projection where there are any."""
+    for what, found, count in (
+        ("layers", values.layers, len(layers)),
+        ("projections", values.projections, len(layers.projections)),
+    ):
+        if found is None:
+            continue
+        if np.shape(found) != (count,):
+            raise InputError(
+                f"the metric {metric} gives values of shape {np.shape(found)} for {count} {what}; "
+                f"right would be ({count},)"
+            )
+        if not np.isfinite(found).all():
+            bad = int(np.flatnonzero(~np.isfinite(found))[0])
+            name = f"layer {bad}" if what == "layers" else layers.projections[bad].key
+            raise NumericalError(f"the metric {metric} is not finite for {name}")

@@ -1,0 +1,50 @@
+"""Outlier ratio, the layer metric of OWL (arXiv 2310.05175)."""
+
+from __future__ import annotations
+
+from math import fsum, isfinite
+
+import numpy as np
+import torch
+
+from layerif.errors import InputError
+from layerif.metrics.base import MetricValues, Subject
+from layerif.metrics.saliency import layer_saliencies
+
+# The paper's; its code takes 3 unless told otherwise.
+OUTLIER_MULTIPLE = 5.0
+
+
+def outlier_ratio(subject: Subject, *, multiple: float = OUTLIER_MULTIPLE) -> MetricValues:
+    """Percentage of a layer's weights whose saliency exceeds `multiple` times the layer's mean.
+
+    OWL (arXiv 2310.05175): with A = |W_ij| |X_j|_2 over all projections of a layer together,
+    D = 100 mean(A > M mean(A)). A projection's value is the same over its own weights
+    alone, against their mean, so the projections' values do not make up the layer's.
+
+    Args:
+        subject: the model, with calibration text.
+        multiple: M, positive.
+
+    Returns:
+        Values in percent, 0 to 100. High: many outliers, which pruning should spare.
+
+    Raises:
+        InputError: the multiple is not positive.
+        NumericalError: the inputs of a projection are not finite, or it is never run.
+    """
+    if not (isfinite(multiple) and multiple > 0):
+        raise InputError(f"the multiple of the mean is {multiple}; it must be a positive number")
+    layers, projections = [], []
+    for found in layer_saliencies(subject):
+        sums = [float(found.of(p).sum(dtype=torch.float64)) for p in found.projections]
+        size = sum(p.numel for p in found.projections)
+        bound = multiple * fsum(sums) / size
+        outliers = 0
+        for projection, own in zip(found.projections, sums, strict=True):
+            saliency = found.of(projection)
+            outliers += int((saliency > bound).sum())
+            above = int((saliency > multiple * own / projection.numel).sum())
+            projections.append(100 * above / projection.numel)
+        layers.append(100 * outliers / size)
+    return MetricValues(np.array(layers), np.array(projections))

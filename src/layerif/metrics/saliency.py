@@ -1,0 +1,44 @@
+"""|W_ij| |X_j|_2 of the projections of one layer at a time, on the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from layerif.calibration import InputNorms
+from layerif.metrics.base import Subject
+from layerif.model import Projection
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSaliencies:
+    """The saliencies of one layer's weights; each projection's are made when asked for."""
+
+    index: int
+    projections: Sequence[Projection]
+    _statistics: InputNorms
+
+    @torch.no_grad()
+    def of(self, projection: Projection) -> torch.Tensor:
+        """(out, in) |W_ij| |X_j|_2, float32 at least.
+
+        Raises:
+            NumericalError: as `InputNorms.norms`.
+        """
+        weight = projection.weight
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        norms = self._statistics.norms(projection).to(weight.device, exact)
+        return weight.abs().to(exact) * norms
+
+
+def layer_saliencies(subject: Subject) -> Iterator[LayerSaliencies]:
+    """Layer after layer, from the bottom up; statistics of one layer are in memory at a time."""
+    for visit in subject.visits():
+        projections = subject.layers.of(visit.index)
+        statistics = InputNorms(projections)
+        with statistics.watching():
+            for _ in visit.run():
+                pass
+        yield LayerSaliencies(visit.index, projections, statistics)

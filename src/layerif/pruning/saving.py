@@ -1,0 +1,57 @@
+"""Pruned models as folders, and models that cannot be pruned or saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import MANIFEST_FILE, Manifest
+from layerif.errors import InputError
+from layerif.model import Projection, Tokenizer, quiet_transformers
+from layerif.runs import new_folder
+
+
+def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: str | Path) -> None:
+    """Write an ordinary Hugging Face folder with the manifest beside the weights.
+
+    Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
+    is whole or absent.
+
+    Raises:
+        InputError: the model has adapters, which alone would be written.
+    """
+    refuse_adapters(model)
+    with quiet_transformers(), new_folder(Path(folder)) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        manifest.save(part / MANIFEST_FILE)
+
+
+def refuse_packed(projections: Sequence[Projection]) -> None:
+    """No weight can be set to zero where it is stored in a packed form.
+
+    Raises:
+        InputError: one is; names its projection.
+    """
+    for projection in projections:
+        if projection.packed:
+            raise InputError(
+                f"the weight of {projection.key} is quantised (stored as "
+                f"{str(projection.weight.dtype).removeprefix('torch.')} of shape "
+                f"{tuple(projection.weight.shape)}), so nothing in it can be set to zero; prune "
+                "the model as it was before quantisation"
+            )
+
+
+def refuse_adapters(model: Any) -> None:
+    """A model with adapters is not saved as a whole by transformers, nor by PEFT.
+
+    Raises:
+        InputError: it has some.
+    """
+    if any(hasattr(module, "get_base_layer") for module in model.modules()):
+        raise InputError(
+            "the model has adapters in it, and only these would be written; take them out "
+            "(`unload()`) or into the weights (`merge_and_unload()`) before"
+        )

@@ -1,0 +1,77 @@
+"""Scores beside what pruning a layer really costs: a table, and a scatter plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+from rich.markup import escape
+from rich.table import Table
+
+from layerif.artifacts import Agreement, GroundTruth
+from layerif.choices import TruthKind
+from layerif.report.plots import ACCENT, INK, save_figure
+from layerif.report.tables import plain_table
+
+PANELS = 6
+TITLES = {"isolated": "pruned alone", "operating_point": "at the operating point"}
+
+
+def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
+    """One row a score, one pair of columns a ground truth.
+
+    Args:
+        found: of each kind of ground truth the agreements.
+    """
+    table = plain_table("Rank correlation of scores with the cost of pruning a layer")
+    table.add_column("score")
+    for kind in found:
+        table.add_column(f"{TITLES[kind]}\nSpearman, 95 %", justify="right")
+        table.add_column("orientation")
+    columns = {kind: {each.name: each for each in rows} for kind, rows in found.items()}
+    for name in [each.name for each in next(iter(found.values()))]:
+        cells = []
+        for by_name in columns.values():
+            each = by_name[name]
+            if each.spearman is None:
+                cells += ["constant", ""]
+            else:
+                cells += [
+                    f"{each.spearman:+.2f} [{each.low:+.2f}, {each.high:+.2f}]",
+                    each.orientation or "neither",
+                ]
+        table.add_row(escape(name), *(escape(cell) for cell in cells))
+    return table
+
+
+def plot_agreement(
+    scores: Mapping[str, ArrayLike], found: Sequence[Agreement], truth: GroundTruth, stem: Path
+) -> list[Path]:
+    """Score against cost, a point a layer, for the scores that agree most; PNG and SVG."""
+    from matplotlib.figure import Figure
+
+    shown = [each for each in found if each.spearman is not None][:PANELS]
+    columns = min(3, max(1, len(shown)))
+    rows = -(-len(shown) // columns) or 1
+    figure = Figure(figsize=(2.6 * columns, 2.4 * rows + 0.4), layout="constrained")
+    figure.suptitle(
+        f"Cost of pruning a layer, {TITLES[truth.kind]}: {truth.model.name}, "
+        f"{truth.sparsity:.0%} sparsity",
+        fontsize=10,
+        color=INK,
+    )
+    costs = truth.values
+    for place, each in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        values = np.asarray(scores[each.name], dtype=float)
+        axes.scatter(values, costs, s=12, color=ACCENT)
+        axes.set_title(f"{each.name}: {each.spearman:+.2f}", fontsize=8, loc="left", color=INK)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+        for layer in {0, int(np.argmax(costs)), len(costs) - 1}:
+            axes.annotate(f"{layer}", (values[layer], costs[layer]), fontsize=7, color=INK)
+        if place % columns == 0:
+            axes.set_ylabel("nats a token", fontsize=8)
+    return save_figure(figure, stem)

@@ -1,0 +1,70 @@
+"""A plan at the operating point as a stage: never done twice, and where cut short gone on with."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import Allocation, Fingerprint, hash_texts
+from layerif.checkpoint import resumable
+from layerif.marginal import allocate_marginal
+from layerif.model import Tokenizer
+from layerif.studies.stages import fingerprint_of, standing
+from layerif.tasks import Corpus, Task
+
+# In a plan's `how`, where the fingerprint of what it was made from is kept.
+FINGERPRINT = "fingerprint"
+
+
+def marginal_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    sparsity: float,
+    *,
+    calibration: Corpus,
+    target: Corpus | Task | None = None,
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> Allocation:
+    """`allocate_marginal` with `options`, saved as JSON; finished rounds survive an interruption.
+
+    Raises:
+        InputError: as `allocate_marginal` and `resumable`; or the file holds another plan.
+        NumericalError: as `allocate_marginal`.
+    """
+    data = hash_texts([calibration.text("calibration"), _content(target)])
+    asked = {"sparsity": sparsity, "map": "marginal", **options}
+    wanted = fingerprint_of(model, data, asked)
+
+    def load() -> tuple[Allocation, Fingerprint | None]:
+        plan = Allocation.load(path)
+        kept = plan.how.get(FINGERPRINT)
+        return plan, None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
+
+    if path.is_file() and (done := standing(load, path, wanted, overwrite=overwrite)):
+        return done
+    with resumable(path, wanted, restart=overwrite) as steps:
+        plan = allocate_marginal(
+            model,
+            sparsity,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            target=target,
+            steps=steps,
+            **options,
+        )
+        how = {**plan.how, FINGERPRINT: wanted.model_dump(mode="json")}
+        plan = plan.model_copy(update={"how": how})
+        plan.save(path)
+    return plan
+
+
+def _content(target: Corpus | Task | None) -> list[Any]:
+    """What the loss may be taken on, as plain values."""
+    if target is None:
+        return []
+    if isinstance(target, Corpus):
+        return ["corpus", target.text("calibration")]
+    return ["task", *(list(map(astuple, target.splits[s])) for s in ("train", "validation"))]

@@ -1,0 +1,146 @@
+"""Ground truths as a stage, never measured twice, and the verdict on scores beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerif.allocate import read_scores
+from layerif.artifacts import (
+    Agreement,
+    Fingerprint,
+    GroundTruth,
+    LayerScores,
+    MetricScores,
+    ModelInfo,
+    hash_texts,
+)
+from layerif.checkpoint import resumable
+from layerif.choices import Aggregation, TruthKind
+from layerif.chunks import check_context_length, cut, draw
+from layerif.errors import InputError
+from layerif.model import Tokenizer
+from layerif.report import plot_agreement
+from layerif.runs import write_json
+from layerif.studies.stages import fingerprint_of, standing
+from layerif.tasks import Corpus
+from layerif.validation import advice, isolated, operating_point
+
+FloatArray = NDArray[np.float64]
+
+
+def truth_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    kind: TruthKind,
+    *,
+    calibration: Corpus,
+    sparsity: float,
+    delta: float,
+    samples: int,
+    context_length: int,
+    batch_tokens: int,
+    seed: int,
+    overwrite: bool = False,
+) -> GroundTruth:
+    """A ground truth, saved as JSON; finished layers survive an interruption.
+
+    Raises:
+        InputError: as `isolated` and `operating_point`; or the file holds one of other work.
+    """
+    check_context_length(model, context_length)
+    text = calibration.text("calibration")
+    chunks = draw(cut(tokenizer, text, context_length), samples, seed)
+    asked: dict[str, Any] = {
+        "kind": kind,
+        "sparsity": sparsity,
+        "samples": samples,
+        "context_length": context_length,
+        "seed": seed,
+    }
+    if kind == "operating_point":
+        asked["delta"] = delta
+    wanted = fingerprint_of(model, hash_texts([text]), asked)
+
+    def load() -> tuple[GroundTruth, Fingerprint | None]:
+        found = GroundTruth.load(path)
+        return found, found.fingerprint
+
+    if path.is_file() and (done := standing(load, path, wanted, overwrite=overwrite)):
+        return done
+    origin = {"name": calibration.name, **calibration.origin}
+    origin |= {"context_length": context_length, "seed": seed}
+    shared: dict[str, Any] = {"batch_tokens": batch_tokens, "text": origin}
+    with resumable(path, wanted, restart=overwrite) as steps:
+        if kind == "isolated":
+            truth = isolated(model, chunks, sparsity, steps=steps, **shared)
+        else:
+            truth = operating_point(model, chunks, sparsity, delta=delta, steps=steps, **shared)
+        truth = truth.model_copy(update={"fingerprint": wanted})
+        truth.save(path)
+    return truth
+
+
+def truth_paths(folder: Path, kinds: Sequence[TruthKind]) -> dict[TruthKind, Path]:
+    """Where each kind of ground truth stands in a folder."""
+    return {kind: folder / f"{kind}.json" for kind in kinds}
+
+
+def scores_of(paths: Sequence[Path]) -> dict[str, FloatArray]:
+    """Vectors of one score a layer by their names; every aggregation of influence is one.
+
+    Raises:
+        InputError: no path is given, or one of them holds no scores.
+    """
+    if not paths:
+        raise InputError("no scores are named; give run folders or files, with commas between them")
+    found: dict[str, FloatArray] = {}
+    for path in paths:
+        scores = read_scores(path)
+        if isinstance(scores, LayerScores):
+            for how in get_args(Aggregation):
+                found[f"{path.name} {how}"] = scores.aggregate(how)
+        elif isinstance(scores, MetricScores):
+            found[path.stem] = np.array(scores.scores)
+        else:
+            found[path.stem] = scores
+    return found
+
+
+def check_layers(vectors: Mapping[str, FloatArray], model: ModelInfo) -> None:
+    """Refuse scores of another model before any work.
+
+    Raises:
+        InputError: a vector has not one score for each layer.
+    """
+    for name, vector in vectors.items():
+        if len(vector) != model.layers:
+            raise InputError(
+                f"{name} has {len(vector)} scores, and {model.name} {model.layers} decoder layers; "
+                "right would be one score a layer"
+            )
+
+
+def write_verdict(
+    folder: Path,
+    vectors: Mapping[str, FloatArray],
+    truths: Mapping[TruthKind, GroundTruth],
+    found: Mapping[TruthKind, Sequence[Agreement]],
+) -> dict[str, Any]:
+    """`validation.json` and one scatter plot a ground truth, in `folder`; what the JSON holds."""
+    verdict: dict[str, Any] = {
+        kind: {
+            "advice": advice(rows),
+            "scores": [{**each.model_dump(), "orientation": each.orientation} for each in rows],
+        }
+        for kind, rows in found.items()
+    }
+    write_json(folder / "validation.json", verdict)
+    for kind, truth in truths.items():
+        plot_agreement(vectors, found[kind], truth, folder / f"{kind}-scatter")
+    return verdict

@@ -1,0 +1,222 @@
+"""What taking weights from one decoder layer really does to the loss.
+
+Two ground truths of how a layer bears pruning, after Wanda's choice of weights:
+
+- `isolated`: the layer alone is pruned, the others are dense; the rise of the loss.
+- `operating_point`: all layers are pruned at S, and one of them moves by delta up and down; the
+  change of the loss per unit of its sparsity, (L(S + delta) - L(S - delta)) / (2 delta).
+
+Only the layers from the changed one upwards are run, from hidden states that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from layerif.artifacts import GroundTruth
+from layerif.batching import Batch, Encoded, collate, pack
+from layerif.calibration import InputNorms, walk
+from layerif.checkpoint import NO_STEPS, Steps
+from layerif.errors import InputError
+from layerif.model import (
+    DecoderLayers,
+    describe,
+    evaluation_mode,
+    find_decoder_layers,
+    input_device,
+    setting,
+    unwrapped,
+)
+from layerif.progress import progress
+from layerif.pruning import wanda_mask
+from layerif.validation.partial import PartialForward
+
+
+def isolated(
+    model: Any,
+    chunks: Sequence[Encoded],
+    sparsity: float,
+    *,
+    batch_tokens: int = 2048,
+    text: dict[str, Any] | None = None,
+    steps: Steps = NO_STEPS,
+) -> GroundTruth:
+    """Each layer pruned alone at `sparsity`, all others dense.
+
+    Args:
+        model: a causal LM of transformers; its weights are as before afterwards.
+        chunks: calibration text, of equal length; both the statistics and the losses are of them.
+        steps: keeps finished layers.
+
+    Raises:
+        InputError: the sparsity is not within 0 to 1.
+    """
+    bench = _Bench(model, chunks, batch_tokens)
+    _check_sparsity(sparsity)
+    costs = []
+    with evaluation_mode(bench.model), progress("one layer at a time", len(bench.layers)) as tick:
+        dense = bench.base()
+        for visit in walk(bench.model, bench.layers, bench.inputs):
+            step = f"isolated-{visit.index:04d}"
+            kept = steps.load(step)
+            if kept is None:
+                statistics = InputNorms(bench.layers.of(visit.index))
+                with statistics.watching():
+                    for _ in visit.run():
+                        pass
+                restore = bench.prune(visit.index, statistics, sparsity)
+                kept = {"nats": bench.losses(visit.index)}
+                restore()
+                steps.save(step, kept)
+            costs.append((kept["nats"] - dense).tolist())
+            tick()
+    return bench.result("isolated", sparsity, None, costs, dense, text)
+
+
+def operating_point(
+    model: Any,
+    chunks: Sequence[Encoded],
+    sparsity: float,
+    *,
+    delta: float = 0.05,
+    batch_tokens: int = 2048,
+    text: dict[str, Any] | None = None,
+    steps: Steps = NO_STEPS,
+) -> GroundTruth:
+    """All layers pruned at `sparsity`, one of them moved by `delta` up and down.
+
+    Args:
+        model, chunks, steps: as for `isolated`.
+        delta: less than the sparsity and what is left of 1.
+
+    Raises:
+        InputError: sparsity or delta is out of its range.
+    """
+    bench = _Bench(model, chunks, batch_tokens)
+    _check_sparsity(sparsity)
+    if not 0 < delta <= min(sparsity, 1 - sparsity):
+        raise InputError(
+            f"a delta of {delta:g} does not fit around a sparsity of {sparsity:g}; right would be "
+            f"above 0 and at most {min(sparsity, 1 - sparsity):g}"
+        )
+    dense = [p.weight.clone() for p in bench.layers.projections]
+    norms: list[InputNorms] = []
+    costs = []
+    with evaluation_mode(bench.model), progress("layers moved", 2 * len(bench.layers)) as tick:
+        try:
+            for visit in walk(bench.model, bench.layers, bench.inputs):
+                statistics = InputNorms(bench.layers.of(visit.index))
+                with statistics.watching():
+                    for _ in visit.run():
+                        pass
+                bench.prune(visit.index, statistics, sparsity)
+                norms.append(statistics)
+                tick()
+            base = bench.base()
+            for layer, statistics in enumerate(norms):
+                step = f"moved-{layer:04d}"
+                kept = steps.load(step)
+                if kept is None:
+                    kept = {}
+                    for name, moved in (("more", sparsity + delta), ("less", sparsity - delta)):
+                        restore = bench.prune(layer, statistics, moved, dense)
+                        kept[name] = bench.losses(layer)
+                        restore()
+                    steps.save(step, kept)
+                costs.append(((kept["more"] - kept["less"]) / (2 * delta)).tolist())
+                tick()
+        finally:
+            for projection, weight in zip(bench.layers.projections, dense, strict=True):
+                projection.weight.copy_(weight)
+    return bench.result("operating_point", sparsity, delta, costs, base, text)
+
+
+class _Bench:
+    """The model on the chunks, with what each layer gets of every batch kept."""
+
+    def __init__(self, model: Any, chunks: Sequence[Encoded], batch_tokens: int) -> None:
+        self.model = unwrapped(model)
+        self.layers: DecoderLayers = find_decoder_layers(self.model)
+        self._chunks = chunks
+        device = input_device(self.model)
+        groups = pack(chunks, batch_tokens)
+        self._batches: list[Batch] = [collate(items, device=device) for items in groups]
+        self.inputs = [batch.inputs for batch in self._batches]
+        self._partial = PartialForward(self.model, self.layers)
+        self._hidden: list[list[torch.Tensor]] = []
+        place = {chunk.index: row for row, chunk in enumerate(chunks)}
+        self._order = torch.tensor([place[item.index] for group in groups for item in group])
+        self._scored = torch.tensor([chunk.scored for chunk in chunks], dtype=torch.float64)
+
+    def base(self) -> torch.Tensor:
+        """(chunks,) nats a token of the model as it is; what each layer gets is kept."""
+        found = [self._partial.whole(batch) for batch in self._batches]
+        self._hidden = [inputs for _, inputs in found]
+        return self._by_chunk([nats for nats, _ in found])
+
+    def losses(self, layer: int) -> torch.Tensor:
+        """(chunks,) nats a token, the layers below `layer` being as they were at `base`."""
+        return self._by_chunk(
+            [
+                self._partial.upwards(batch, layer, hidden[layer])
+                for batch, hidden in zip(self._batches, self._hidden, strict=True)
+            ]
+        )
+
+    def prune(
+        self,
+        layer: int,
+        statistics: InputNorms,
+        sparsity: float,
+        dense: Sequence[torch.Tensor] | None = None,
+    ) -> Any:
+        """Prune a layer's projections by Wanda, from `dense` weights if given; what undoes it."""
+        rows = [r for r, p in enumerate(self.layers.projections) if p.layer == layer]
+        before = [self.layers.projections[row].weight.clone() for row in rows]
+        for row in rows:
+            projection = self.layers.projections[row]
+            weight = projection.weight
+            if dense is not None:
+                weight.copy_(dense[row])
+            norms = statistics.norms(projection).to(weight.device)
+            weight.masked_fill_(wanda_mask(weight, norms, sparsity), 0)
+
+        def restore() -> None:
+            for row, weight in zip(rows, before, strict=True):
+                self.layers.projections[row].weight.copy_(weight)
+
+        return restore
+
+    def result(
+        self,
+        kind: Literal["isolated", "operating_point"],
+        sparsity: float,
+        delta: float | None,
+        costs: list[list[float]],
+        base: torch.Tensor,
+        text: dict[str, Any] | None,
+    ) -> GroundTruth:
+        tokens = int(self._scored.sum())
+        return GroundTruth(
+            kind=kind,
+            sparsity=sparsity,
+            delta=delta,
+            costs=costs,
+            base_loss=base.mean().item(),
+            model=describe(self.model),
+            text={**(text or {}), "chunks": len(self._chunks), "tokens": tokens},
+            setting=setting(self.model),
+        )
+
+    def _by_chunk(self, nats: Sequence[torch.Tensor]) -> torch.Tensor:
+        found = torch.empty_like(self._scored)
+        found[self._order] = torch.cat([each.cpu() for each in nats])
+        return found / self._scored
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not 0 < sparsity < 1:
+        raise InputError(f"the sparsity is {sparsity:g}; it must lie between 0 and 1")

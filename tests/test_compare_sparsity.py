@@ -1,0 +1,114 @@
+"""Plans compared on one model: tuned alike, measured on the same items, found again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from layerif.artifacts import Allocation, Comparisons, Results
+from layerif.chunks import cut, draw
+from layerif.evaluation import perplexity
+from layerif.model import open_model
+from layerif.pruning import prune
+from layerif.studies.candidates import WAYS
+from layerif.tasks import load_corpus
+
+TRIES = 2
+
+
+def asked(model, text, out, plans="alphapruning,owl,dlp,random,marginal"):
+    return [
+        *["compare", "sparsity", "--model", model, "--sparsity", 0.5, "--tries", TRIES],
+        *["--tasks", f"agreement,{text}", "--samples", 6, "--plans", plans, "--out", out],
+        *["--calibration", text, "--calibration-samples", 4, "--context-length", 32],
+        *["--held-out-tokens", 64],
+    ]
+
+
+@pytest.fixture
+def compared(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    status, printed, err = layerif(*asked(model, text, out))
+    assert status == 0, err
+    return out, printed
+
+
+def test_every_plan_is_measured_and_the_best_try_is_taken(compared):
+    out, printed = compared
+    tuning = json.loads((out / "tuning.json").read_text())
+    assert list(tuning) == ["uniform", "alphapruning", "owl", "dlp", "random", "marginal"]
+    for name, found in tuning.items():
+        losses = [each["held_out_loss"] for each in found["tried"]]
+        assert found["held_out_loss"] == min(losses)
+        assert len(losses) == {"uniform": 1, "marginal": TRIES + 1}.get(name, TRIES)
+        assert name in printed
+    values = [each["lam"] for each in tuning["owl"]["tried"]]
+    assert values == [WAYS["owl"].usual, 2 * WAYS["owl"].usual]
+    kept = Comparisons.load(out / "comparison.json").comparisons
+    assert {each.baseline for each in kept if each.model != "marginal"} == {"uniform"}
+    assert "against uniform" in printed
+    assert Results.load(out / "owl-results.json").sparsity == pytest.approx(0.5, abs=1e-3)
+    assert Allocation.load(out / "owl.json").realised_total == pytest.approx(0.5, abs=1e-9)
+
+
+def test_held_out_chunks_are_none_that_pruning_takes(model, text):
+    _, tokenizer = open_model(str(model))
+    chunks = cut(tokenizer, text.read_text(), 32)
+    taken = {c.index for c in draw(chunks, 4, 0)}
+    both = [c.index for c in draw(chunks, 6, 0)]
+    assert set(both[:4]) == taken
+    assert not taken & set(both[4:])
+
+
+def test_the_loss_of_a_try_is_that_of_the_pruned_model(compared, model, text):
+    out, _ = compared
+    plan = Allocation.load(out / "uniform.json")
+    opened, tokenizer = open_model(str(model))
+    corpus = load_corpus(str(text))
+    prune(
+        opened,
+        plan,
+        tokenizer=tokenizer,
+        calibration=corpus,
+        samples=4,
+        context_length=32,
+    )
+    chunks = cut(tokenizer, corpus.text("calibration"), 32)
+    held_out = draw(chunks, 6, 0)[4:]
+    nats = []
+    for chunk in held_out:
+        measured = perplexity(
+            opened, tokenizer, tokenizer.decode(chunk.input_ids), context_length=32
+        )
+        nats.append(np.log(measured.value))
+    tuning = json.loads((out / "tuning.json").read_text())
+    assert tuning["uniform"]["held_out_loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+
+
+def test_what_is_finished_is_not_done_again(compared, layerif, model, text, monkeypatch):
+    out, _ = compared
+
+    def refuse(*_args, **_options):
+        raise AssertionError("pruned again")
+
+    monkeypatch.setattr("layerif.studies.compare_sparsity.prune", refuse)
+    status, _, err = layerif("run", out / "recipe.yaml")
+    assert status == 0, err
+    assert err.count("nothing is done again") >= 7
+
+
+def test_what_a_plan_misses_is_said_before_any_work(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    for plans, message in {
+        "layerif": "give --scores, a run folder",
+        "owls": "there is no plan 'owls'; choose one of uniform, layerif",
+    }.items():
+        status, _, err = layerif(*asked(model, text, out, plans))
+        assert status == 2
+        assert message in err
+    status, _, err = layerif(*asked(model, text, out, "owl"), "--held-out-tokens", 10**6)
+    assert status == 2
+    assert "chunks of 32 tokens" in err
+    assert not out.exists()
