@@ -22,6 +22,7 @@ from layerif.choices import Aggregation
 from layerif.report import (
     allocation_table,
     caveat_lines,
+    manifest_lines,
     manifest_table,
     plot_allocation,
     plot_scores,
@@ -218,6 +219,28 @@ class TestTables:
         assert "tiny/llama pruned by wanda: 50.00% zeros" in render(table)[0]
         assert [row[:3] for row in rows(table)] == [
             [str(layer), "50.00%", f"{50 + layer}.00%"] for layer in range(layers)
+        ]
+
+    def test_manifest_shows_patterns_and_the_largest_error_of_a_layer(self) -> None:
+        value = make_manifest().model_dump() | {"nm": "2:4", "method": "sparsegpt"}
+        value["modules"] = [
+            {"module": f"layers.{layer}.{name}", "asked": 50, "zeros": 50, "numel": 100}
+            | {"pattern": pattern, "error": error, "damping": damping}
+            for layer in range(5)
+            for name, pattern, error, damping in (
+                ("q_proj", "2:4", 0.02, 0.01),
+                ("up_proj", "1:4" if layer else "2:4", 0.051, 0.1 if layer == 3 else 0.01),
+            )
+        ]
+        value["plan"]["allocation"] = [0.5, 0.5, 0.5, 0.5, 0.6]
+        manifest = type(make_manifest()).model_validate(value)
+        shown = rows(manifest_table(manifest))
+        assert shown[0][:5] == ["0", "50.00%", "50.00%", "2:4", "5.10%"]
+        assert shown[4][:6] == ["4", "60.00%", "50.00%", "1:4", "2:4", "5.10%"]
+        assert manifest_lines(manifest) == [
+            "The plan asks for 52.0000% zeros; 50.0000% is the nearest that 2:4 with its N by "
+            "projection can be.",
+            "1 Hessians needed more damping than 0.01: layers.3.up_proj (0.1)",
         ]
 
     def test_results_have_a_column_a_measurement_and_a_row_a_model(self) -> None:
