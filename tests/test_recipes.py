@@ -70,6 +70,39 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
     assert Results.load(run / "layerif-results.json") == reference
 
 
+def test_other_plans_are_measured_beside(layerif, model, text, tmp_path):
+    beside = {"target": 0.5, "beside": ["owl", "marginal"], "rounds": 1, "round_tokens": 64}
+    path = recipe(model, text, tmp_path, sparsity=beside)
+    status, out, err = layerif("run", path)
+    assert status == 0, err
+    run = tmp_path / "run"
+    order = ["dense", "uniform", "OWL", "marginal", "LayerIF"]
+    assert [
+        word for line in out.splitlines() for word in line.split()[:1] if word in order
+    ] == order
+    found = Comparisons.load(run / "comparison.json").comparisons
+    assert {c.model for c in found} == {"OWL", "marginal", "LayerIF"}
+    assert MetricScores.load(run / "outlier_ratio.json").metric == "outlier_ratio"
+    assert Allocation.load(run / "owl.json").how["map"] == "owl"
+    assert Allocation.load(run / "marginal.json").modules
+    owl = Manifest.load(run / "pruned-owl" / "layerif_manifest.json")
+    assert owl.plan == Allocation.load(run / "owl.json")
+    status, _, err = layerif("run", path)
+    assert status == 0
+    assert "is made anew" not in err
+    wrong = recipe(
+        model,
+        text,
+        tmp_path,
+        sparsity=beside,
+        out=str(tmp_path / "other"),
+        prune={"calibration": "self"},
+    )
+    status, _, err = layerif("run", wrong)
+    assert status == 2
+    assert "read a corpus or a text file" in err
+
+
 RESULTS = {
     "scores.json",
     "pruned/layerif_manifest.json",

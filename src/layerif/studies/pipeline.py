@@ -30,6 +30,7 @@ from layerif.model import (
 from layerif.progress import note
 from layerif.pruning import check_pattern
 from layerif.report import plot_allocation, plot_scores
+from layerif.studies.beside import check_beside, plans_beside
 from layerif.studies.folder import RunFolder
 from layerif.studies.recipe import Recipe
 from layerif.studies.stages import evaluate_into, prune_into, score_into
@@ -60,7 +61,7 @@ class _Data:
 def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Results]:
     """Carry out a recipe in its run folder.
 
-    The folder ends with `comparison.json`: LayerIF's plan beside the uniform one, item by item.
+    The folder ends with `comparison.json`: each plan beside the uniform one, item by item.
 
     Args:
         recipe: what to do; changed since the folder was written, just what depends on the change
@@ -68,7 +69,8 @@ def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Result
         cache: where likelihoods are kept, see `evaluate`.
 
     Returns:
-        The results of the dense model, of uniform pruning and of pruning by LayerIF's plan.
+        The results of the dense model, of uniform pruning, of the plans beside, and of pruning by
+        LayerIF's plan.
 
     Raises:
         InputError: something the recipe asks for cannot be had, found before the first stage; or
@@ -82,14 +84,15 @@ def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Result
         scores = _score(recipe, folder.path, data)
         plan, uniform = _plan(recipe, folder, scores)
         measure = partial(_measure, recipe, folder.path, data, cache)
-        results = {
-            "dense": measure(name="dense", plan=None),
-            "uniform": measure(name="uniform", plan=uniform),
-            "LayerIF": measure(name="layerif", plan=plan),
-        }
-        # What a run asks is whether the plan pays; that pruning costs, nobody doubts.
-        plans = {name: results[name] for name in ("LayerIF", "uniform")}
-        comparisons = Comparisons(comparisons=compare(plans, "uniform"))
+        plans = {"uniform": uniform}
+        if isinstance(data.calibration, Corpus):
+            plans |= plans_beside(recipe, folder, data.calibration)
+        plans["LayerIF"] = plan
+        results = {"dense": measure(name="dense", plan=None)}
+        results |= {title: measure(name=title.lower(), plan=p) for title, p in plans.items()}
+        # What a run asks is whether a plan pays; that pruning costs, nobody doubts.
+        pruned = {title: results[title] for title in plans}
+        comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
         comparisons.save(folder.path / COMPARISON_FILE)
     return results
 
@@ -120,6 +123,7 @@ def _check(recipe: Recipe, data: _Data) -> None:
     """Everything that can be found out before the first stage, with no weights."""
     parse_device(recipe.device)
     recipe.score.check_combination()
+    check_beside(recipe, data.calibration)
     skeleton, tokenizer = open_skeleton(recipe.model), open_tokenizer(recipe.model)
     layers = describe(skeleton).layers
     if recipe.experts is not None and recipe.experts.total < layers:

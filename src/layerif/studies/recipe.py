@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from layerif.artifacts import Record
 from layerif.choices import (
     Aggregation,
+    BesidePlan,
     BlockGranularity,
     Dtype,
     HiddenStatesPlace,
@@ -108,13 +109,16 @@ class ScoreStage(Record):
 
 
 class SparsityStage(Record):
-    """The sparsity plan."""
+    """The sparsity plan, and those beside it; rounds and their tokens are of the marginal one."""
 
     target: float = Field(ge=0, le=1)
     aggregate: Aggregation = "positive"
     epsilon: float = Field(0.1, ge=0, le=1)
     smooth: bool = True
     orientation: Orientation = "direct"
+    beside: list[BesidePlan] = Field(default_factory=list)
+    rounds: int = Field(5, ge=1)
+    round_tokens: int = Field(8192, ge=1)
 
 
 class ExpertsStage(Record):

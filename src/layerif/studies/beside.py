@@ -1,0 +1,86 @@
+"""Plans that a recipe measures beside LayerIF's and the uniform one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layerif.artifacts import Allocation, LayerScores, MetricScores
+from layerif.choices import PlanName
+from layerif.errors import InputError
+from layerif.model import open_model
+from layerif.progress import note
+from layerif.studies.candidates import WAYS, plans_of
+from layerif.studies.folder import RunFolder
+from layerif.studies.marginal import marginal_into
+from layerif.studies.recipe import Recipe
+from layerif.studies.stages import measure_into
+from layerif.tasks import Corpus, SelfText
+
+TITLES: dict[PlanName, str] = {
+    "alphapruning": "AlphaPruning",
+    "owl": "OWL",
+    "dlp": "DLP",
+    "random": "random",
+    "marginal": "marginal",
+}
+
+
+def check_beside(recipe: Recipe, calibration: Corpus | SelfText) -> None:
+    """Refuse what cannot be made beside, before anything starts.
+
+    Raises:
+        InputError: a plan reads calibration text that is only sampled from the model.
+    """
+    if recipe.sparsity.beside and not isinstance(calibration, Corpus):
+        raise InputError(
+            "the plans beside LayerIF's read a corpus or a text file; give one as the calibration "
+            f"of pruning in place of {recipe.prune.calibration!r}, or leave `beside` empty"
+        )
+
+
+def plans_beside(recipe: Recipe, folder: RunFolder, calibration: Corpus) -> dict[str, Allocation]:
+    """The plans by their titles, each with its authors' own parameter."""
+    return {
+        TITLES[name]: _plan(recipe, folder, name, calibration) for name in recipe.sparsity.beside
+    }
+
+
+def _plan(recipe: Recipe, folder: RunFolder, name: PlanName, calibration: Corpus) -> Allocation:
+    stage = recipe.prune
+    note(f"{TITLES[name]}: the plan")
+    opened = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    text: dict[str, Any] = {
+        "samples": stage.samples,
+        "context_length": stage.context_length,
+        "batch_tokens": stage.batch_tokens,
+    }
+    if name == "marginal":
+        return marginal_into(
+            folder.path / "marginal.json",
+            *opened,
+            recipe.sparsity.target,
+            calibration=calibration,
+            options={
+                **text,
+                "rounds": recipe.sparsity.rounds,
+                "tokens": recipe.sparsity.round_tokens,
+                "held_out_tokens": recipe.sparsity.round_tokens,
+                "seed": recipe.seed,
+            },
+            overwrite=True,
+        )
+    metric = WAYS[name].metric
+    assert metric is not None
+    scores: MetricScores | LayerScores = measure_into(
+        folder.path / f"{metric}.json",
+        *opened,
+        metric,
+        calibration=calibration,
+        seed=recipe.seed,
+        text_options=text,
+        options={},
+        overwrite=True,
+    )
+    plan = plans_of(name, scores, recipe.sparsity.target, tries=1)[0]
+    folder.keep_plan(name, plan)
+    return plan
