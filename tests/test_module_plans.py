@@ -86,7 +86,7 @@ def test_plans_of_the_same_layer_means_are_not_taken_for_each_other(tmp_path):
 
     first = pruned(plan)
     assert pruned(plan) == first
-    with pytest.raises(InputError, match=r"plan\.layers\.0\.mlp\.gate_proj was"):
+    with pytest.raises(InputError, match=r"modules\.layers\.0\.mlp\.gate_proj was"):
         pruned(swapped)
 
 
