@@ -19,7 +19,8 @@ def metric(
         str,
         typer.Argument(
             metavar="NAME",
-            help="pl_alpha, outlier_ratio, dlp, block_influence, uniform, random or shuffled.",
+            help="pl_alpha, outlier_ratio, dlp, block_influence, marginal, uniform, random or "
+            "shuffled.",
             show_default=False,
         ),
     ],
@@ -43,6 +44,10 @@ def metric(
         DlpStatistic | None,
         typer.Option("--statistic", help="Of dlp: the middle.", show_default="median"),
     ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", help="Of marginal: of every layer.", show_default="0.5"),
+    ] = None,
     of: Annotated[
         str | None,
         typer.Option("--of", help="Of shuffled: whose scores it shuffles.", show_default=False),
@@ -62,13 +67,20 @@ def metric(
 ) -> None:
     """Measure every decoder layer by a metric other than influence: a baseline, or a control.
 
-    outlier_ratio, dlp and block_influence run calibration text through the dense model; the others
-    need none. `layerif allocate` takes the file that is written.
+    outlier_ratio, dlp and block_influence run calibration text through the dense model, marginal
+    through one that is pruned for the time; the others need none. `layerif allocate` takes the
+    file that is written.
     """
     from layerif.checkpoint import check_out
 
     check_out(out, out, overwrite=overwrite)
-    given = {"compat": compat, "multiple": multiple, "statistic": statistic, "of": of}
+    given = {
+        "compat": compat,
+        "multiple": multiple,
+        "statistic": statistic,
+        "sparsity": sparsity,
+        "of": of,
+    }
 
     from layerif.metrics import complete_options, reads_text
 

@@ -39,17 +39,17 @@ class Subject:
     Attributes:
         layers: its decoder layers and their projections.
         seed: of whatever the metric draws.
+        model: the causal LM, in evaluation mode; to be left as it is.
     """
 
     layers: DecoderLayers
     seed: int
-    _model: Any
+    model: Any
     _batches: Sequence[dict[str, torch.Tensor]] | None = None
 
-    def visits(self) -> Iterator[Visit]:
-        """The decoder layers from the bottom up, each with the calibration text's hidden states.
-
-        Each may be run once, and must stay as it is.
+    @property
+    def batches(self) -> Sequence[dict[str, torch.Tensor]]:
+        """The calibration text, as `walk` takes it.
 
         Raises:
             InputError: there is no text; a metric that reads some has to be registered so.
@@ -59,8 +59,19 @@ class Subject:
                 "this metric reads calibration text, but is not registered as one that does; "
                 "register it with reads_text=True"
             )
+        return self._batches
+
+    def visits(self) -> Iterator[Visit]:
+        """The decoder layers from the bottom up, each with the calibration text's hidden states.
+
+        Each may be run once, and must stay as it is.
+
+        Raises:
+            InputError: as `batches`.
+        """
+        batches = self.batches
         with progress("running the layers", len(self.layers)) as advance:
-            for visit in walk(self._model, self.layers, self._batches, unchanged=True):
+            for visit in walk(self.model, self.layers, batches, unchanged=True):
                 yield visit
                 advance()
 

@@ -10,6 +10,7 @@ from layerif.metrics.base import Metric, MetricFunction
 from layerif.metrics.block_influence import block_influence
 from layerif.metrics.controls import random, shuffled, uniform
 from layerif.metrics.dlp import dlp
+from layerif.metrics.marginal import marginal
 from layerif.metrics.outlier_ratio import OUTLIER_MULTIPLE, outlier_ratio
 from layerif.metrics.pl_alpha import pl_alpha
 
@@ -18,6 +19,7 @@ _METRICS = {
     "outlier_ratio": Metric(outlier_ratio, {"multiple": OUTLIER_MULTIPLE}, reads_text=True),
     "dlp": Metric(dlp, {"statistic": "median"}, reads_text=True),
     "block_influence": Metric(block_influence, reads_text=True, reads_weights=False),
+    "marginal": Metric(marginal, {"sparsity": 0.5, "delta": 0.05}, reads_text=True),
     "uniform": Metric(uniform, reads_weights=False),
     "random": Metric(random, reads_weights=False, seeded=True),
     "shuffled": Metric(shuffled, reads_weights=False, seeded=True, of_another=True),

@@ -1,0 +1,58 @@
+"""Influence at the operating point as a metric: what the next weights are worth once pruned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layerif.batching import Encoded
+from layerif.errors import InputError
+from layerif.marginal import OperatingPoint, RemovalOrder, sensitivities
+from layerif.metrics.base import MetricValues, Subject
+
+# Tokens of a backward pass: more than a batch of the forward walk would keep too much.
+BATCH_TOKENS = 1024
+
+
+def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues:
+    """Predicted change of the loss per unit of density, of the model pruned uniformly by Wanda.
+
+    The loss is that of the calibration text. A unit of density is as many weights as a layer, or a
+    projection, has on average. The model is left as it was found.
+
+    Args:
+        subject: the dense model and its text.
+        sparsity: of every projection, above 0 and below 1.
+        delta: half the width of the band of weights, as a fraction of a projection's.
+
+    Returns:
+        Nats a token. High, and mostly least negative: the next weights are worth little, so that
+        the layer can be pruned more.
+
+    Raises:
+        InputError: sparsity or delta is out of its range.
+        NumericalError: a loss or a value is not finite.
+    """
+    if not 0 < sparsity < 1 or not 0 < delta <= 0.5:
+        raise InputError(
+            f"the sparsity is {sparsity:g} and delta {delta:g}; right would be a sparsity between "
+            "0 and 1, and a delta above 0 and at most 0.5"
+        )
+    model, batches = subject.model, subject.batches
+    rows = [row for inputs in batches for row in inputs["input_ids"].tolist()]
+    items = [Encoded(index, ids, 1) for index, ids in enumerate(rows)]
+    projections = subject.layers.projections
+    bands = {}
+    with OperatingPoint.held(model, subject.layers, batches, "wanda") as point:
+
+        def see(row: int, order: RemovalOrder) -> None:
+            bands[row] = order.band(sparsity, delta)
+
+        point.prune([sparsity] * len(projections), see)
+        kept = [bands[row] for row in range(len(projections))]
+        found = sensitivities(point, kept, items, batch_tokens=BATCH_TOKENS)
+    owners = np.array([p.layer for p in projections])
+    whole = sum(p.numel for p in projections)
+    return MetricValues(
+        layers=found.per_density(owners, whole / len(subject.layers)),
+        projections=found.per_density(np.arange(len(projections)), whole / len(projections)),
+    )
