@@ -29,7 +29,7 @@ def marginal_plan(
     samples: int = 32,
     context_length: int = 512,
     seed: int = 0,
-    batch_tokens: int = 1024,
+    batch_tokens: int = 2048,
     style: PromptStyle = "alpaca",
     dtype: Dtype = "float32",
     device: str = "auto",

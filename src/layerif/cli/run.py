@@ -23,7 +23,7 @@ def run(
     no_cache: options.NoCache = False,
     as_json: options.Json = False,
 ) -> None:
-    """Score, plan, prune and evaluate from one file: dense, uniform and LayerIF side by side.
+    """Score, plan, prune and evaluate from one file, the dense model and all plans side by side.
 
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
     that another command wrote is replayed.

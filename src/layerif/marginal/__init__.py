@@ -3,10 +3,11 @@
 from layerif.marginal.evolution import Evolution, evolve
 from layerif.marginal.operating_point import OperatingPoint
 from layerif.marginal.order import RemovalOrder
-from layerif.marginal.rounds import allocate_marginal
+from layerif.marginal.rounds import BACKWARD_TOKENS, allocate_marginal
 from layerif.marginal.sensitivity import Sensitivities, mean_loss, sensitivities
 
 __all__ = [
+    "BACKWARD_TOKENS",
     "Evolution",
     "OperatingPoint",
     "RemovalOrder",

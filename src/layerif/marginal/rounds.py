@@ -28,6 +28,8 @@ from layerif.tasks import Corpus, Task
 # The step shrinks by this from round to round, and by half where a round made things worse.
 DECAY = 0.8
 SETBACK = 0.5
+# Tokens of a backward pass.
+BACKWARD_TOKENS = 1024
 # No unit moves further than so many steps at once.
 CLIP = 2.5
 # Rounds in a row that make things worse, after which no more are tried.
@@ -85,7 +87,7 @@ def allocate_marginal(
     samples: int = 32,
     context_length: int = 512,
     seed: int = 0,
-    batch_tokens: int = 1024,
+    batch_tokens: int = 2048,
     steps: Steps | None = None,
 ) -> Allocation:
     """Sparsities by the influence of weights at the operating point.
@@ -113,7 +115,8 @@ def allocate_marginal(
         below, above: no unit goes further from S than this.
         samples, context_length: chunks of calibration text and their length, as in `prune`.
         seed: of the draws of text.
-        batch_tokens: tokens run at once; what a backward pass keeps of them is most of the memory.
+        batch_tokens: tokens run at once; in the backward pass, which keeps of them what is most of
+            the memory, at most 1,024.
         steps: keeps finished rounds, so that a run cut short can go on; None keeps nothing.
 
     Returns:
@@ -263,7 +266,7 @@ class _Runner:
                 self.point,
                 [bands[row] for row in range(len(bands))],
                 self.gradient_texts[number],
-                batch_tokens=self.batch_tokens,
+                batch_tokens=min(self.batch_tokens, BACKWARD_TOKENS),
             )
             gradient = measured.per_density(self.units.of, self.units.mean_size)
         found = Round(sparsities, loss, gradient, time.perf_counter() - began)

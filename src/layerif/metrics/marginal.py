@@ -6,11 +6,8 @@ import numpy as np
 
 from layerif.batching import Encoded
 from layerif.errors import InputError
-from layerif.marginal import OperatingPoint, RemovalOrder, sensitivities
+from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, sensitivities
 from layerif.metrics.base import MetricValues, Subject
-
-# Tokens of a backward pass: more than a batch of the forward walk would keep too much.
-BATCH_TOKENS = 1024
 
 
 def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues:
@@ -49,7 +46,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
 
         point.prune([sparsity] * len(projections), see)
         kept = [bands[row] for row in range(len(projections))]
-        found = sensitivities(point, kept, items, batch_tokens=BATCH_TOKENS)
+        found = sensitivities(point, kept, items, batch_tokens=BACKWARD_TOKENS)
     owners = np.array([p.layer for p in projections])
     whole = sum(p.numel for p in projections)
     return MetricValues(
