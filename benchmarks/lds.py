@@ -262,6 +262,34 @@ def scorings(
     return found
 
 
+class GradientsAlone:
+    """Steps without those of solved blocks, which are one estimator's, not another's."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    @property
+    def folder(self) -> Path | None:
+        return self._steps.folder
+
+    def load(self, step: str) -> Outcome | None:
+        return self._steps.load(step) if self._shared(step) else None
+
+    def await_step(self, step: str) -> None:
+        self._steps.await_step(step)
+
+    def save(self, step: str, tensors: Outcome) -> None:
+        if self._shared(step):
+            self._steps.save(step, tensors)
+
+    def reserve(self, size: int) -> None:
+        self._steps.reserve(size)
+
+    @staticmethod
+    def _shared(step: str) -> bool:
+        return step.startswith(("training-", "validation-"))
+
+
 class _Keep(Exception):
     """Leaves `resumable` with the steps in place."""
 
@@ -273,7 +301,7 @@ def with_gradients(
     found: Outcome = {}
     try:
         with resumable(path, fingerprint) as steps:
-            found = run(steps)
+            found = run(GradientsAlone(steps))
             raise _Keep
     except _Keep:
         return found

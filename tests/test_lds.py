@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
+
+from layerif.artifacts import Fingerprint
+from layerif.checkpoint import resumable
+from test_influence import TRAIN, VALIDATION
+from tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +71,18 @@ def test_reliability_is_one_where_samples_agree_and_zero_where_they_do_not(lds):
     profile, rng = np.linspace(1, 2, 12)[:, None], np.random.default_rng(3)
     assert lds.reliability(profile * np.ones(40), "all") == pytest.approx(1)
     assert abs(lds.reliability(rng.normal(size=(500, 40)), "top")) < 0.1
+
+
+def test_estimators_share_gradients_and_no_solutions(lds, tmp_path):
+    """Each gives what it gives alone, though the first has left its solved blocks."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    wanted = Fingerprint(model="m", data="d", options={})
+    found = {}
+    for estimator in ("grad_dot", "exact", "datainf"):
+        variant = lds.Variant("fresh_lora", estimator)
+        run = partial(lds.scoring, model, tokenizer, TRAIN, VALIDATION, variant)
+        found[estimator] = lds.with_gradients(tmp_path / "gradients", wanted, run, None)
+        with resumable(tmp_path / estimator, wanted) as steps:
+            alone = run(steps)
+        assert torch.equal(found[estimator]["influence"], alone["influence"])
+    assert not torch.allclose(found["grad_dot"]["influence"], found["exact"]["influence"])
