@@ -94,8 +94,9 @@ def test_the_demo_recipe_runs_from_the_command_line(tmp_path):
     """`layerif run` on the demo's own recipe with everything made small."""
     recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
     recipe["score"] |= {"train_samples": 12, "validation_samples": 6}
-    recipe["prune"] |= {"samples": 4, "context_length": 256}
-    recipe["evaluate"] |= {"samples": 20, "max_tokens": 1024}
+    recipe["sparsity"] |= {"rounds": 1, "round_tokens": 256}
+    recipe["prune"] |= {"samples": 2, "context_length": 256}
+    recipe["evaluate"] |= {"samples": 12, "max_tokens": 512}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))
     run = tmp_path / "run"
@@ -104,7 +105,14 @@ def test_the_demo_recipe_runs_from_the_command_line(tmp_path):
         [layerif, "run", path, "--out", run], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for word in ("dense", "uniform", "LayerIF", "dequantised from a Q4_1 GGUF file"):
+    for word in (
+        "dense",
+        "uniform",
+        "OWL",
+        "marginal",
+        "LayerIF",
+        "dequantised from a Q4_1 GGUF file",
+    ):
         assert word in done.stdout
     assert LayerScores.load(run).influence.shape == (30, 12)
     assert Allocation.load(run / "experts.json").realised_total == 150
