@@ -112,3 +112,19 @@ def test_what_a_plan_misses_is_said_before_any_work(layerif, model, text, tmp_pa
     assert status == 2
     assert "chunks of 32 tokens" in err
     assert not out.exists()
+
+
+def test_nothing_of_other_work_is_written_over(compared, layerif, model, text, tmp_path):
+    out, _ = compared
+    plan = json.loads((out / "owl.json").read_text())
+    (out / "owl.json").write_text(json.dumps({**plan, "how": {"map": "by hand"}}))
+    status, _, err = layerif(*asked(model, text, out))
+    assert status == 2
+    assert "owl.json is not the plan that this recipe makes, and it was edited" in err
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "uniform.json").write_text("dear to somebody")
+    status, _, err = layerif(*asked(model, text, other))
+    assert status == 2
+    assert "already holds something that is no run of a recipe" in err
+    assert (other / "uniform.json").read_text() == "dear to somebody"

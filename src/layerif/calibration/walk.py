@@ -17,6 +17,7 @@ from torch import nn
 
 from layerif.batching import accepted
 from layerif.calibration.hidden import HiddenStates, InMemory
+from layerif.calibration.statistics import Statistics
 from layerif.errors import InputError
 from layerif.model import DecoderLayers, replaced_forwards
 
@@ -81,6 +82,12 @@ class Visit:
             if self._once:
                 self._hidden[batch] = output
                 self._handed_on = batch + 1
+
+    def observe(self, statistics: Statistics) -> None:
+        """Run the layer once, on all batches, with the statistics watching its projections."""
+        with statistics.watching():
+            for _ in self.run():
+                pass
 
     @torch.no_grad()
     def _output(self, batch: int) -> torch.Tensor:

@@ -48,11 +48,9 @@ def verify(
 
 def _table(found: Verification, title: str) -> Table:
     """One row a layer."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
+    from layerif.report.tables import plain_table
 
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    table = plain_table(title)
     for column in ("layer", "said", "zeros", "patterns", ""):
         table.add_column(column, justify="right")
     for layer in sorted({verdict.layer for verdict in found.modules}):

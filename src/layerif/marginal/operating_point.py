@@ -100,9 +100,7 @@ class OperatingPoint:
         for visit in walk(self.model, self.layers, self._batches):
             projections = self.layers.of(visit.index)
             statistics = InputNorms(projections)
-            with statistics.watching():
-                for _ in visit.run():
-                    pass
+            visit.observe(statistics)
             for projection in projections:
                 row = rows[projection.key]
                 norms = statistics.norms(projection).to(projection.weight.device)

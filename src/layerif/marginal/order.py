@@ -8,6 +8,8 @@ from typing import Self
 import torch
 
 from layerif.choices import SaliencyMethod, check_choice
+from layerif.pruning.base import ranked
+from layerif.pruning.wanda import wanda_saliency
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +81,5 @@ class RemovalOrder:
 
 
 def _saliency(weights: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:
-    """|W| times the norms, float32 at least; zeros below every other, since they count as gone."""
-    exact = torch.promote_types(weights.dtype, torch.float32)
-    saliency = weights.abs().to(exact)
-    if norms is not None:
-        saliency = saliency * norms.to(exact)
-    return saliency.masked_fill_(weights == 0, -1)
+    """|W| times the norms; zeros below every other, since they count as gone."""
+    return ranked(weights, wanda_saliency(weights, weights.new_ones(1) if norms is None else norms))

@@ -10,6 +10,7 @@ import torch
 from layerif.calibration import InputNorms
 from layerif.metrics.base import Subject
 from layerif.model import Projection
+from layerif.pruning.wanda import wanda_saliency
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +29,7 @@ class LayerSaliencies:
             NumericalError: as `InputNorms.norms`.
         """
         weight = projection.weight
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        norms = self._statistics.norms(projection).to(weight.device, exact)
-        return weight.abs().to(exact) * norms
+        return wanda_saliency(weight, self._statistics.norms(projection).to(weight.device))
 
 
 def layer_saliencies(subject: Subject) -> Iterator[LayerSaliencies]:
@@ -38,7 +37,5 @@ def layer_saliencies(subject: Subject) -> Iterator[LayerSaliencies]:
     for visit in subject.visits():
         projections = subject.layers.of(visit.index)
         statistics = InputNorms(projections)
-        with statistics.watching():
-            for _ in visit.run():
-                pass
+        visit.observe(statistics)
         yield LayerSaliencies(visit.index, projections, statistics)

@@ -158,9 +158,7 @@ def _prune_layer(
         statistics = None
         if isinstance(visit, Visit) and pruner.statistics is not None:
             statistics = pruner.statistics(projections)
-            with statistics.watching():
-                for _ in visit.run():
-                    pass
+            visit.observe(statistics)
         found: dict[str, tuple[Figures, float]] = {}
         together: dict[tuple[str, ...], list[Projection]] = {}
         for projection in projections:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from layerif.artifacts import MANIFEST_FILE, Manifest, PrunedModule
+from layerif.artifacts.naming import layer_of
 from layerif.errors import InputError
 from layerif.model import Projection, find_decoder_layers, open_skeleton
 from layerif.pruning.pattern import Pattern
@@ -41,7 +42,7 @@ class Verdict:
     @property
     def layer(self) -> int:
         """Index of its decoder layer."""
-        return int(self.module.split(".")[1])
+        return layer_of(self.module)
 
 
 @dataclass(frozen=True, slots=True)

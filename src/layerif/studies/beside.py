@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerif.artifacts import Allocation, LayerScores, MetricScores
-from layerif.choices import PlanName
+from layerif.artifacts import Allocation
+from layerif.choices import BesidePlan
 from layerif.errors import InputError
 from layerif.model import open_model
 from layerif.progress import note
@@ -16,7 +16,7 @@ from layerif.studies.recipe import Recipe
 from layerif.studies.stages import measure_into
 from layerif.tasks import Corpus, SelfText
 
-TITLES: dict[PlanName, str] = {
+TITLES: dict[BesidePlan, str] = {
     "alphapruning": "AlphaPruning",
     "owl": "OWL",
     "dlp": "DLP",
@@ -45,7 +45,7 @@ def plans_beside(recipe: Recipe, folder: RunFolder, calibration: Corpus) -> dict
     }
 
 
-def _plan(recipe: Recipe, folder: RunFolder, name: PlanName, calibration: Corpus) -> Allocation:
+def _plan(recipe: Recipe, folder: RunFolder, name: BesidePlan, calibration: Corpus) -> Allocation:
     stage = recipe.prune
     note(f"{TITLES[name]}: the plan")
     opened = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
@@ -71,7 +71,7 @@ def _plan(recipe: Recipe, folder: RunFolder, name: PlanName, calibration: Corpus
         )
     metric = WAYS[name].metric
     assert metric is not None
-    scores: MetricScores | LayerScores = measure_into(
+    scores = measure_into(
         folder.path / f"{metric}.json",
         *opened,
         metric,

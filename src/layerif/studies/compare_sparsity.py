@@ -21,7 +21,7 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
-from layerif.checkpoint import alone, remembered
+from layerif.checkpoint import remembered
 from layerif.choices import PlanName, PruningMethod
 from layerif.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
@@ -33,6 +33,8 @@ from layerif.progress import note
 from layerif.pruning import prune
 from layerif.runs import write_json
 from layerif.studies.candidates import WAYS, plans_of
+from layerif.studies.folder import RunFolder
+from layerif.studies.marginal import marginal_into
 from layerif.studies.stages import standing
 from layerif.tasks import Corpus, Task
 
@@ -94,7 +96,8 @@ def compare_sparsity(
         influence: scores for the plan `layerif`.
 
     Raises:
-        InputError: a plan has not what it needs, or a text is too short, before any long work.
+        InputError: a plan has not what it needs, or a text is too short, before any long work; or
+            the folder holds something else, or a plan that was edited.
         NumericalError: what is measured is not finite.
     """
     if "layerif" in names and influence is None:
@@ -110,12 +113,14 @@ def compare_sparsity(
         **{k: v for k, v in options.items() if k != "batch_tokens"},
     )
     bench = _Bench(folder, model, tokenizer, study, calibration)
-    with alone(folder / ".lock", folder):
+    claimed = RunFolder(folder)
+    with claimed.claimed():
         results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
         tuning: dict[str, Any] = {}
         for name in dict.fromkeys(("uniform", *names)):
             plan, tuning[name] = bench.best(name, influence)
-            plan.save(folder / f"{name}.json")
+            if name != "marginal":  # which is saved already
+                claimed.keep_plan(name, plan)
             results[name] = bench.measured(name, plan, on, options)
         write_json(folder / TUNING_FILE, tuning)
         pruned = {name: found for name, found in results.items() if name != "dense"}
@@ -207,8 +212,6 @@ class _Bench:
         return found
 
     def _marginal(self) -> Allocation:
-        from layerif.studies.marginal import marginal_into
-
         study = self._study
         return marginal_into(
             self._folder / "marginal.json",

@@ -25,11 +25,11 @@ class RunFolder:
         self.path = path
 
     @contextmanager
-    def claimed(self, recipe: str) -> Iterator[None]:
+    def claimed(self, recipe: str | None = None) -> Iterator[None]:
         """Take an empty or absent folder, or one that holds a run, and keep others out.
 
         Args:
-            recipe: its text, which is written there.
+            recipe: its text, which is written there; None where the caller writes it.
 
         Raises:
             InputError: the folder holds something else, or another process is at it.
@@ -44,7 +44,8 @@ class RunFolder:
         with alone(path / LOCK_FILE, path):
             if not known:
                 write_json(path / WRITTEN_FILE, {})
-            write_text(path / RECIPE_FILE, recipe)
+            if recipe is not None:
+                write_text(path / RECIPE_FILE, recipe)
             yield
 
     def keep_plan(self, name: str, plan: Allocation) -> None:

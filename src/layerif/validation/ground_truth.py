@@ -11,7 +11,8 @@ Only the layers from the changed one upwards are run, from hidden states that ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from layerif.checkpoint import NO_STEPS, Steps
 from layerif.errors import InputError
 from layerif.model import (
     DecoderLayers,
+    Projection,
     describe,
     evaluation_mode,
     find_decoder_layers,
@@ -64,12 +66,9 @@ def isolated(
             kept = steps.load(step)
             if kept is None:
                 statistics = InputNorms(bench.layers.of(visit.index))
-                with statistics.watching():
-                    for _ in visit.run():
-                        pass
-                restore = bench.prune(visit.index, statistics, sparsity)
-                kept = {"nats": bench.losses(visit.index)}
-                restore()
+                visit.observe(statistics)
+                with bench.pruned(visit.index, statistics, sparsity):
+                    kept = {"nats": bench.losses(visit.index)}
                 steps.save(step, kept)
             costs.append((kept["nats"] - dense).tolist())
             tick()
@@ -109,9 +108,7 @@ def operating_point(
         try:
             for visit in walk(bench.model, bench.layers, bench.inputs):
                 statistics = InputNorms(bench.layers.of(visit.index))
-                with statistics.watching():
-                    for _ in visit.run():
-                        pass
+                visit.observe(statistics)
                 bench.prune(visit.index, statistics, sparsity)
                 norms.append(statistics)
                 tick()
@@ -122,9 +119,8 @@ def operating_point(
                 if kept is None:
                     kept = {}
                     for name, moved in (("more", sparsity + delta), ("less", sparsity - delta)):
-                        restore = bench.prune(layer, statistics, moved, dense)
-                        kept[name] = bench.losses(layer)
-                        restore()
+                        with bench.pruned(layer, statistics, moved, dense):
+                            kept[name] = bench.losses(layer)
                     steps.save(step, kept)
                 costs.append(((kept["more"] - kept["less"]) / (2 * delta)).tolist())
                 tick()
@@ -172,23 +168,35 @@ class _Bench:
         statistics: InputNorms,
         sparsity: float,
         dense: Sequence[torch.Tensor] | None = None,
-    ) -> Any:
-        """Prune a layer's projections by Wanda, from `dense` weights if given; what undoes it."""
-        rows = [r for r, p in enumerate(self.layers.projections) if p.layer == layer]
-        before = [self.layers.projections[row].weight.clone() for row in rows]
-        for row in rows:
-            projection = self.layers.projections[row]
+    ) -> None:
+        """Prune a layer's projections by Wanda, from `dense` weights if given."""
+        for row, projection in self._of(layer):
             weight = projection.weight
             if dense is not None:
                 weight.copy_(dense[row])
             norms = statistics.norms(projection).to(weight.device)
             weight.masked_fill_(wanda_mask(weight, norms, sparsity), 0)
 
-        def restore() -> None:
-            for row, weight in zip(rows, before, strict=True):
-                self.layers.projections[row].weight.copy_(weight)
+    @contextmanager
+    def pruned(
+        self,
+        layer: int,
+        statistics: InputNorms,
+        sparsity: float,
+        dense: Sequence[torch.Tensor] | None = None,
+    ) -> Iterator[None]:
+        """The same inside; afterwards the layer is as it was."""
+        before = [projection.weight.clone() for _, projection in self._of(layer)]
+        try:
+            self.prune(layer, statistics, sparsity, dense)
+            yield
+        finally:
+            for (_, projection), weight in zip(self._of(layer), before, strict=True):
+                projection.weight.copy_(weight)
 
-        return restore
+    def _of(self, layer: int) -> list[tuple[int, Projection]]:
+        """The projections of a layer, with their rows among all."""
+        return [(row, p) for row, p in enumerate(self.layers.projections) if p.layer == layer]
 
     def result(
         self,

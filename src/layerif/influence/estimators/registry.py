@@ -112,12 +112,12 @@ def checked_options(
         InputError: no such estimator, a number out of its range, or a sweep over a damping that the
             estimator has not.
     """
-    if sweep and not find(name).damped:
+    estimator = find(name)
+    if sweep and not estimator.damped:
         raise InputError(
             f"the estimator {name} has no damping to sweep over; leave out --damping-sweep, or "
             "choose datainf, exact or ekfac"
         )
-    find(name)
     return EstimatorOptions(
         name, Damping(damping, damping_value), tolerance, max_iterations, seed, tuple(sweep)
     )
