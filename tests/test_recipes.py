@@ -83,7 +83,8 @@ def test_other_plans_are_measured_beside(layerif, model, text, tmp_path):
     found = Comparisons.load(run / "comparison.json").comparisons
     assert {c.model for c in found} == {"OWL", "marginal", "LayerIF"}
     assert MetricScores.load(run / "outlier_ratio.json").metric == "outlier_ratio"
-    assert Allocation.load(run / "owl.json").how["map"] == "owl"
+    how = Allocation.load(run / "owl.json").how
+    assert (how["map"], how["lam"], how["orientation"]) == ("owl", 0.08, "inverse")
     assert Allocation.load(run / "marginal.json").modules
     owl = Manifest.load(run / "pruned-owl" / "layerif_manifest.json")
     assert owl.plan == Allocation.load(run / "owl.json")

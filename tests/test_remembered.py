@@ -87,3 +87,27 @@ def test_likelihoods_are_kept_by_weights_texts_and_precision(tmp_path):
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
     assert measure(model).value != first.value
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_evaluation_that_was_cut_short_runs_no_batch_again(tmp_path, monkeypatch):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    options = {"context_length": 16, "batch_tokens": 32}
+    reference = perplexity(model, tokenizer, TEXT, **options)
+    forward, calls = model.forward, []
+
+    def stop_at_the_fourth(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", stop_at_the_fourth)
+    cache = Cache.of(model, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        perplexity(model, tokenizer, TEXT, **options, cache=cache)
+    calls.clear()
+    monkeypatch.setattr(model, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    found = perplexity(model, tokenizer, TEXT, **options, cache=cache)
+    assert found == reference
+    batches = -(-found.details["chunks"] // 2)
+    assert len(calls) == batches - 3

@@ -13,7 +13,7 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from layerif.artifacts import Fingerprint, GroundTruth
-from layerif.batching import collate
+from layerif.batching import Encoded, collate
 from layerif.calibration import InputNorms
 from layerif.checkpoint import resumable
 from layerif.chunks import cut
@@ -157,6 +157,22 @@ def test_a_run_cut_short_goes_on(tmp_path, monkeypatch):
     assert runs == [1, 2]
 
 
+def test_costs_are_those_of_their_own_chunks():
+    """Chunks of several lengths are run in another order than they come in."""
+    model = tiny_model(dtype=torch.float64)
+    whole = chunks(6)
+    lengths = (9, 24, 13, 20, 11, 17)
+    uneven = [
+        Encoded(chunk.index, chunk.input_ids[:length], 1)
+        for chunk, length in zip(whole, lengths, strict=True)
+    ]
+    order = [3, 0, 5, 1, 4, 2]
+    found = isolated(model, uneven, 0.5, batch_tokens=40).matrix
+    turned = isolated(model, [uneven[i] for i in order], 0.5, batch_tokens=40).matrix
+    np.testing.assert_allclose(turned, found[:, order], rtol=0, atol=1e-6)
+    assert len({round(cost, 6) for cost in found[0]}) == len(lengths)
+
+
 def test_what_cannot_be_moved_is_refused():
     with pytest.raises(InputError, match="sparsity is 1; it must lie between 0 and 1"):
         isolated(tiny_model(), chunks(), 1.0)
@@ -180,7 +196,7 @@ def truth_of(costs):
 
 def test_scores_are_ranked_by_their_correlation_with_the_costs():
     rng = np.random.default_rng(0)
-    costs = np.arange(12.0)[:, None] + rng.normal(scale=0.5, size=(12, 40))
+    costs = np.arange(12.0)[:, None] + rng.normal(scale=15, size=(12, 40))
     scores = {
         "noise": rng.normal(size=12),
         "against": -(np.arange(12.0) ** 3),
@@ -199,6 +215,7 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
     loop = [spearmanr(scores["with"], costs[:, own].mean(1))[0] for own in draws[:2000]]
     low, high = np.quantile(loop, [0.025, 0.975])
     assert (by_name["with"].low, by_name["with"].high) == pytest.approx((low, high))
+    assert high - low > 0.05
     assert by_name["against"].orientation == "direct"
     assert by_name["with"].orientation == "inverse"
     assert by_name["constant"].orientation is None
