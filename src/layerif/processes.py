@@ -7,6 +7,7 @@ everything here does nothing.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -135,7 +136,9 @@ def _group() -> Any:
     distributed = _distributed()
     if distributed.is_initialized():
         # A script's own group may be NCCL's, which takes nothing that lies in main memory.
-        return distributed.new_group(backend="gloo", timeout=TIMEOUT)
+        group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+        atexit.register(_end, group)
+        return group
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise InputError(
@@ -143,7 +146,15 @@ def _group() -> Any:
             "set; start them by torchrun or accelerate launch, or unset WORLD_SIZE to work alone"
         )
     distributed.init_process_group("gloo", timeout=TIMEOUT)
+    atexit.register(_end, None)
     return distributed.group.WORLD
+
+
+def _end(group: Any) -> None:
+    """End a group's threads while Python still stands: one that outlives it aborts the process."""
+    distributed = _distributed()
+    if distributed.is_initialized():  # a script may have ended all groups itself
+        distributed.destroy_process_group(group)
 
 
 def _distributed() -> Any:
