@@ -128,3 +128,28 @@ def test_nothing_of_other_work_is_written_over(compared, layerif, model, text, t
     assert status == 2
     assert "already holds something that is no run of a recipe" in err
     assert (other / "uniform.json").read_text() == "dear to somebody"
+
+
+def test_a_pattern_and_another_pruner_hold_for_every_plan(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    how = ["--method", "sparsegpt", "--nm", "8:16"]
+    status, _, err = layerif(*asked(model, text, out, "owl,marginal"), *how)
+    assert status == 0, err
+    assert Allocation.load(out / "marginal.json").how["method"] == "sparsegpt"
+    opened, tokenizer = open_model(str(model))
+    manifest = prune(
+        opened,
+        Allocation.load(out / "owl.json"),
+        tokenizer=tokenizer,
+        calibration=load_corpus(str(text)),
+        method="sparsegpt",
+        nm="8:16",
+        samples=4,
+        context_length=32,
+    )
+    zeros = Results.load(out / "owl-results.json").sparsity
+    assert zeros == pytest.approx(manifest.sparsity, abs=1e-12)
+    assert len({module.pattern for module in manifest.modules}) > 1
+    status, _, err = layerif(*asked(model, text, tmp_path / "other", "owl"), "--nm", "3:7")
+    assert status == 2
+    assert "no whole number of groups" in err

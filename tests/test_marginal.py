@@ -206,7 +206,7 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
         "delta must be above 0": {"delta": 0.0},
         "eta must be above 0": {"eta": 0.0},
         "at least 1 token": {"tokens": 0},
-        "no saliency 'sparsegpt'": {"method": "sparsegpt"},
+        "no pruning method 'x'": {"method": "x"},
         "no granularity 'head'": {"granularity": "head"},
         "below must not be negative": {"below": -0.1},
         "longer than the 128 positions": {"context_length": 129},

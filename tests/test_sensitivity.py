@@ -73,6 +73,31 @@ def test_magnitude_takes_the_smallest_weights_of_the_whole_projection():
             assert weight[mask].abs().max() < weight[~mask].abs().min()
 
 
+def test_sparsegpt_begins_with_the_least_of_its_saliency_in_each_row():
+    model = tiny_model()
+    seen = {}
+    with held(model, "sparsegpt") as point:
+        point.prune([0.5] * len(point.sizes), lambda row, order: seen.update({row: order}))
+        first = point.layers.projections[0]
+        pruned, order = first.weight == 0, seen[0]
+        original, inputs = point.originals[0], []
+        point.restore()
+        handle = first.module.register_forward_pre_hook(lambda _m, a: inputs.append(a[0][0]))
+        for chunk in chunks():
+            model(torch.tensor([chunk.input_ids]))
+        handle.remove()
+    x = torch.cat(inputs).double()
+    hessian = 2 * x.T @ x / len(x)
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    upper = torch.linalg.cholesky(hessian.inverse(), upper=True)
+    saliency = original.double().square() / upper.diagonal().square()
+    rows, each = original.shape[0], original.shape[1] // 2
+    expected = torch.zeros_like(pruned)
+    expected.scatter_(1, saliency.argsort(dim=1)[:, :each], True)
+    assert torch.equal(order.mask(rows * each), expected)
+    assert (expected == pruned).double().mean() > 0.6, "near to what it takes as it goes"
+
+
 def test_a_band_holds_the_weights_between_two_sparsities_and_stops_at_the_ends():
     weight = torch.randn(20, 10, generator=torch.Generator().manual_seed(2))
     order = RemovalOrder.of(weight, torch.ones(10), "wanda")
@@ -84,7 +109,7 @@ def test_a_band_holds_the_weights_between_two_sparsities_and_stops_at_the_ends()
     assert int(order.band(0.99, 0.1).sum()) == 22
 
 
-@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sensitivities_are_the_inner_products_of_autograds_gradients(architecture, method):
     model = tiny_model(architecture, torch.float64)
@@ -112,8 +137,9 @@ def test_sensitivities_are_the_inner_products_of_autograds_gradients(architectur
             assert found.widths[row] == int(bands[row].sum())
 
 
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
-def test_the_model_is_pruned_as_prune_does_and_given_back_to_the_bit(architecture):
+def test_the_model_is_pruned_as_prune_does_and_given_back_to_the_bit(architecture, method):
     model, reference = tiny_model(architecture), tiny_model(architecture)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
@@ -123,11 +149,12 @@ def test_the_model_is_pruned_as_prune_does_and_given_back_to_the_bit(architectur
         0.5,
         tokenizer=tiny_tokenizer(),
         calibration=TEXT,
+        method=method,
         samples=8,
         context_length=32,
         batch_tokens=64,
     )
-    with held(model) as point:
+    with held(model, method) as point:
         point.prune([0.3] * len(point.sizes))
         measured(point, [0.5] * len(point.sizes), chunks(4))
         for p, q in zip(

@@ -14,7 +14,7 @@ from layerif.choices import (
     Orientation,
     PlanMap,
     PromptStyle,
-    SaliencyMethod,
+    PruningMethod,
 )
 from layerif.cli import options
 from layerif.cli.output import emit, say
@@ -124,8 +124,8 @@ def sparsity(
         int, typer.Option("--rounds", help="Moves of the plan.", rich_help_panel=MARGINAL)
     ] = 5,
     method: Annotated[
-        SaliencyMethod,
-        typer.Option("--method", help="How weights are chosen.", rich_help_panel=MARGINAL),
+        PruningMethod,
+        typer.Option("--method", help="How rounds prune.", rich_help_panel=MARGINAL),
     ] = "wanda",
     on: Annotated[
         str | None,

@@ -44,6 +44,14 @@ def sparsity(
     method: Annotated[PruningMethod, typer.Option("--method", help="How weights are chosen.")] = (
         "wanda"
     ),
+    nm: Annotated[
+        str | None,
+        typer.Option(
+            "--nm",
+            help="N:M pattern, whose N each projection takes from its plan: 4:8.",
+            show_default="",
+        ),
+    ] = None,
     tries: Annotated[
         int, typer.Option("--tries", help="Values that each plan tries on held-out text.")
     ] = 4,
@@ -94,6 +102,7 @@ def sparsity(
     study = SparsityStudy(
         sparsity=target,
         method=method,
+        nm=nm,
         tries=tries,
         samples=calibration_samples,
         context_length=context_length,
@@ -124,7 +133,8 @@ def sparsity(
     )
     write_recipe(context, out)
     value = {name: found.model_dump(mode="json") for name, found in results.items()}
-    title = f"Pruned to {target:.0%} by {method}"
+    pattern = "" if nm is None else f", {nm}"
+    title = f"Pruned to {target:.0%} by {method}{pattern}"
     emit(results_table(results, title), value, as_json=as_json)
     for line in caveat_lines(results):
         say(line, as_json=as_json)

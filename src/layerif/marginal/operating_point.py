@@ -8,10 +8,12 @@ from typing import Any, Self
 
 import torch
 
-from layerif.calibration import InputNorms, walk
-from layerif.choices import SaliencyMethod
+from layerif.calibration import Hessians, InputNorms, Statistics, walk
+from layerif.choices import PruningMethod
 from layerif.marginal.order import RemovalOrder
-from layerif.model import DecoderLayers, evaluation_mode
+from layerif.model import DecoderLayers, Projection, evaluation_mode
+from layerif.pruning.base import Target
+from layerif.pruning.registry import find_pruner
 
 # Takes the row of a projection, and the order in which its weights go.
 See = Callable[[int, RemovalOrder], None]
@@ -33,7 +35,7 @@ class OperatingPoint:
         model: Any,
         layers: DecoderLayers,
         batches: Sequence[dict[str, torch.Tensor]],
-        method: SaliencyMethod,
+        method: PruningMethod,
     ) -> None:
         self.model = model
         self.layers = layers
@@ -51,15 +53,15 @@ class OperatingPoint:
         model: Any,
         layers: DecoderLayers,
         batches: Sequence[dict[str, torch.Tensor]],
-        method: SaliencyMethod,
+        method: PruningMethod,
     ) -> Iterator[Self]:
         """The weights of the model are free to change inside, and as before afterwards.
 
         Args:
             model: a causal LM.
             layers: its decoder layers.
-            batches: calibration text, which Wanda's norms come from.
-            method: saliency that the weights go by.
+            batches: calibration text, which the pruner's statistics come from.
+            method: how weights are pruned.
         """
         point = cls(model, layers, batches, method)
         try:
@@ -92,26 +94,37 @@ class OperatingPoint:
         """
         self.restore()
         counts = [round(s * n) for s, n in zip(sparsities, self.sizes, strict=True)]
-        if self._method == "magnitude":
+        pruner = find_pruner(self._method)
+        if pruner.statistics is None:
             for row in range(len(self.originals)):
-                self._prune(row, counts[row], None, see)
+                order = RemovalOrder.of(self.originals[row], None, self._method)
+                see(row, order)
+                self.take_out(row, order, counts[row])
             return
         rows = {projection.key: row for row, projection in enumerate(self.layers.projections)}
         for visit in walk(self.model, self.layers, self._batches):
             projections = self.layers.of(visit.index)
-            statistics = InputNorms(projections)
+            statistics = pruner.statistics(projections)
             visit.observe(statistics)
             for projection in projections:
                 row = rows[projection.key]
-                norms = statistics.norms(projection).to(projection.weight.device)
-                self._prune(row, counts[row], norms, see)
+                norms = _norms(projection, statistics)
+                order = RemovalOrder.of(self.originals[row], norms, self._method)
+                see(row, order)
+                if self._method == "wanda":
+                    self.take_out(row, order, counts[row])
+                else:
+                    pruner.prune(projection, statistics, Target(counts[row]))
 
     def take_out(self, row: int, order: RemovalOrder, count: int) -> None:
         """Prune one projection anew: the first `count` weights of its order are zero."""
         weight = self.layers.projections[row].weight
         weight.copy_(self.originals[row]).masked_fill_(order.mask(count), 0)
 
-    def _prune(self, row: int, count: int, norms: torch.Tensor | None, see: See) -> None:
-        order = RemovalOrder.of(self.originals[row], norms, self._method)
-        see(row, order)
-        self.take_out(row, order, count)
+
+def _norms(projection: Projection, statistics: Statistics) -> torch.Tensor:
+    """(in,) the factors of the weights' magnitudes in the saliency that these statistics serve."""
+    if isinstance(statistics, Hessians):
+        return statistics.factor(projection).upper.diagonal().reciprocal()
+    assert isinstance(statistics, InputNorms)
+    return statistics.norms(projection).to(projection.weight.device)

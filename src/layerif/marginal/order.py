@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from layerif.choices import SaliencyMethod, check_choice
+from layerif.choices import PruningMethod, check_choice
 from layerif.pruning.base import ranked
 from layerif.pruning.wanda import wanda_saliency
 
@@ -18,7 +18,9 @@ class RemovalOrder:
 
     Wanda (arXiv 2306.11695) compares within an output row, magnitude within the whole projection,
     which is then one long row. The first k weights of the order are those that go when k do, so
-    what goes at a lower sparsity goes at a higher one, too. For Wanda they are `wanda_mask`'s.
+    what goes at a lower sparsity goes at a higher one, too. For Wanda they are `wanda_mask`'s. For
+    SparseGPT, which chooses as it goes and within blocks of columns, they are those of the saliency
+    that it begins with, |W_ij| / U_jj, within a row: near to what it takes, and not the same.
 
     Attributes:
         shape: (out, in) of the projection.
@@ -33,16 +35,17 @@ class RemovalOrder:
     order: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, norms: torch.Tensor | None, method: SaliencyMethod) -> Self:
+    def of(cls, weight: torch.Tensor, norms: torch.Tensor | None, method: PruningMethod) -> Self:
         """The order of a weight.
 
         Args:
             weight: (out, in), as it is before anything is pruned; it must not change while the
                 order is in use.
-            norms: (in,) |X_j|_2 of the inputs, which Wanda needs; unused by magnitude.
-            method: `wanda` or `magnitude`.
+            norms: (in,) |X_j|_2 of the inputs for Wanda, 1 / U_jj for SparseGPT; unused by
+                magnitude.
+            method: whose order.
         """
-        check_choice(method, SaliencyMethod, "saliency")
+        check_choice(method, PruningMethod, "pruning method")
         if method == "magnitude":
             rows, norms = weight.reshape(1, -1), None
         else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from layerif.artifacts import Allocation
 from layerif.batching import Encoded
 from layerif.checkpoint import NoSteps, Steps
-from layerif.choices import Granularity, SaliencyMethod, check_choice
+from layerif.choices import Granularity, PruningMethod, check_choice
 from layerif.errors import InputError
 from layerif.marginal.operating_point import OperatingPoint
 from layerif.marginal.order import RemovalOrder
@@ -75,7 +75,7 @@ def allocate_marginal(
     tokenizer: Tokenizer,
     calibration: Corpus,
     target: Corpus | Task | None = None,
-    method: SaliencyMethod = "wanda",
+    method: PruningMethod = "wanda",
     granularity: Granularity = "projection",
     rounds: int = 5,
     delta: float = 0.05,
@@ -104,7 +104,7 @@ def allocate_marginal(
         calibration: a corpus, whose calibration part is used.
         target: what the loss is taken on: another corpus or a task's completions; None for the
             calibration text.
-        method: saliency that weights go by; `wanda` or `magnitude`.
+        method: how each round prunes; as the plan is to be used.
         granularity: whether every `projection` has a sparsity of its own, or every `layer`.
         rounds: moves, at least 1.
         delta: half the width of the band of weights, as a fraction of a projection's.
@@ -127,7 +127,7 @@ def allocate_marginal(
         NumericalError: activations, a loss or a sensitivity are not finite.
     """
     _check(rounds=rounds, delta=delta, eta=eta, tokens=tokens)
-    check_choice(method, SaliencyMethod, "saliency")
+    check_choice(method, PruningMethod, "pruning method")
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     refuse_packed(layers.projections)

@@ -30,7 +30,7 @@ from layerif.evaluation.summed import summed_nats
 from layerif.metrics import metric_scores
 from layerif.model import Tokenizer, evaluation_mode, find_decoder_layers, setting, unwrapped
 from layerif.progress import note
-from layerif.pruning import prune
+from layerif.pruning import check_pattern, prune
 from layerif.runs import write_json
 from layerif.studies.candidates import WAYS, plans_of
 from layerif.studies.folder import RunFolder
@@ -48,6 +48,7 @@ class SparsityStudy:
     Attributes:
         sparsity: S.
         method: the pruner.
+        nm: its pattern, of which M counts: each projection's N comes from the plan.
         tries: plans that each way may try on held-out text; rounds of the marginal plan.
         samples, context_length: chunks of calibration text, and their length.
         held_out_tokens: of calibration text, apart from those chunks, that tries are judged by.
@@ -56,6 +57,7 @@ class SparsityStudy:
 
     sparsity: float
     method: PruningMethod = "wanda"
+    nm: str | None = None
     tries: int = 4
     samples: int = 32
     context_length: int = 512
@@ -147,6 +149,8 @@ class _Bench:
         calibration: Corpus,
     ) -> None:
         check_context_length(model, study.context_length)
+        if study.nm is not None:
+            check_pattern(find_decoder_layers(model).projections, study.nm)
         self._folder, self._model, self._tokenizer = folder, model, tokenizer
         self._study, self._calibration = study, calibration
         chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
@@ -220,6 +224,7 @@ class _Bench:
             study.sparsity,
             calibration=self._calibration,
             options={
+                "method": study.method,
                 "rounds": study.tries,
                 "held_out_tokens": study.held_out_tokens,
                 "samples": study.samples,
@@ -289,6 +294,7 @@ class _Bench:
                 tokenizer=self._tokenizer,
                 calibration=self._calibration,
                 method=study.method,
+                nm=study.nm,
                 samples=study.samples,
                 context_length=study.context_length,
                 seed=study.seed,
