@@ -139,7 +139,7 @@ def sparsity(
     tokens: Annotated[
         int,
         typer.Option("--tokens", help="Of each round's gradient.", rich_help_panel=MARGINAL),
-    ] = 8192,
+    ] = 4096,
     held_out_tokens: Annotated[
         int,
         typer.Option(
@@ -158,7 +158,7 @@ def sparsity(
     ] = 0.05,
     eta: Annotated[
         float, typer.Option("--eta", help="The first round's step.", rich_help_panel=MARGINAL)
-    ] = 0.03,
+    ] = 0.06,
     calibration: Annotated[
         str,
         typer.Option(
@@ -172,7 +172,7 @@ def sparsity(
         typer.Option(
             "--calibration-samples", help="Chunks of that text.", rich_help_panel=MARGINAL
         ),
-    ] = 32,
+    ] = 16,
     context_length: Annotated[
         int,
         typer.Option("--context-length", help="Tokens of a chunk.", rich_help_panel=MARGINAL),
