@@ -153,3 +153,25 @@ def test_a_pattern_and_another_pruner_hold_for_every_plan(layerif, model, text, 
     status, _, err = layerif(*asked(model, text, tmp_path / "other", "owl"), "--nm", "3:7")
     assert status == 2
     assert "no whole number of groups" in err
+
+
+def test_owl_tries_other_multiples_after_four_values_of_lam():
+    options = WAYS["owl"].options(7)
+    assert [of_metric for of_metric, _ in options[:4]] == [{}] * 4
+    assert [own["multiple"] for own, _ in options[4:6]] == [3.0, 7.0]
+    assert options[4][1] == options[5][1] == options[0][1]
+    assert options[6] == ({}, options[0][1] | {"lam": 1.5 * WAYS["owl"].usual})
+    ways = {name: way.options(3) for name, way in WAYS.items()}
+    assert {name: len(tries) for name, tries in ways.items() if len(tries) != 3} == {"uniform": 1}
+
+
+def test_the_scores_of_a_try_have_its_own_multiple(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    arguments = asked(model, text, out, "owl")
+    arguments[arguments.index("--tries") + 1] = 5
+    status, _, err = layerif(*arguments)
+    assert status == 0, err
+    tried = json.loads((out / "tuning.json").read_text())["owl"]["tried"]
+    losses = [each["held_out_loss"] for each in tried]
+    assert len(losses) == 5
+    assert losses[4] != losses[0], "M = 3 is another plan than M = 5 at the same lam"

@@ -159,6 +159,16 @@ def sparsity(
     eta: Annotated[
         float, typer.Option("--eta", help="The first round's step.", rich_help_panel=MARGINAL)
     ] = 0.06,
+    below: Annotated[
+        float,
+        typer.Option(
+            "--below", help="None goes further under --sparsity.", rich_help_panel=MARGINAL
+        ),
+    ] = 0.25,
+    above: Annotated[
+        float,
+        typer.Option("--above", help="None goes further over it.", rich_help_panel=MARGINAL),
+    ] = 0.2,
     calibration: Annotated[
         str,
         typer.Option(
@@ -223,6 +233,8 @@ def sparsity(
             rounds=rounds,
             delta=delta,
             eta=eta,
+            below=below,
+            above=above,
             tokens=tokens,
             held_out_tokens=held_out_tokens,
             samples=samples,

@@ -81,6 +81,6 @@ def _plan(recipe: Recipe, folder: RunFolder, name: BesidePlan, calibration: Corp
         options={},
         overwrite=True,
     )
-    plan = plans_of(name, scores, recipe.sparsity.target, tries=1)[0]
+    plan = plans_of(name, lambda _options: scores, recipe.sparsity.target, tries=1)[0]
     folder.keep_plan(name, plan)
     return plan

@@ -1,12 +1,14 @@
 """The plans that a comparison of sparsity makes: each way with as many tries as any other.
 
 A way is a metric, a map and a list of values of the map's one parameter, the authors' own value
-first. Which of them is taken is decided by the loss on held-out calibration text, never on what
-the comparison is judged by.
+first; OWL has a parameter of its metric besides, M, which is tried after four values of the map's.
+Which of them is taken is decided by the loss on held-out calibration text, never on what the
+comparison is judged by.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from layerif.choices import Orientation, PlanName, SparsityMap
 
 # Of the authors' value, in the order in which they are tried.
 FACTORS = (1.0, 2.0, 0.5, 3.0, 1.5, 4.0)
+# How many of them come before other values of the metric's parameter.
+FIRST = 4
 # AlphaPruning's and LayerIF's.
 EPSILON = 0.1
 
@@ -32,6 +36,7 @@ class Way:
         usual: its authors' value.
         smooth: whether scores are smoothed over neighbouring layers.
         orientations: tried in turn; None is the map's own.
+        of_metric: options of the metric other than its own, each tried with the usual parameter.
     """
 
     metric: str | None
@@ -40,21 +45,25 @@ class Way:
     usual: float = EPSILON
     smooth: bool = False
     orientations: tuple[Orientation | None, ...] = (None,)
+    of_metric: tuple[dict[str, Any], ...] = ()
 
-    def options(self, tries: int) -> list[dict[str, Any]]:
-        """Keyword arguments of `allocate_sparsity`, one for each try."""
+    def options(self, tries: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """For each try the options of the metric, and the arguments of `allocate_sparsity`."""
         if self.map == "uniform":
-            return [{"map": "uniform"}]
-        each = len(self.orientations)
-        return [
+            return [({}, {"map": "uniform"})]
+        each = [
             {
                 "map": self.map,
-                self.parameter: self.usual * FACTORS[number // each],
+                self.parameter: self.usual * factor,
                 "smooth": self.smooth,
-                "orientation": self.orientations[number % each],
+                "orientation": orientation,
             }
-            for number in range(min(tries, len(FACTORS) * each))
+            for factor in FACTORS
+            for orientation in self.orientations
         ]
+        found: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, own) for own in each]
+        found[FIRST:FIRST] = [(own, each[0]) for own in self.of_metric]
+        return found[:tries]
 
 
 # The plan at the operating point is none of these: its rounds are its tries.
@@ -62,14 +71,26 @@ WAYS: dict[PlanName, Way] = {
     "uniform": Way(None, "uniform"),
     "layerif": Way(None, "layerif", smooth=True, orientations=("direct", "inverse")),
     "alphapruning": Way("pl_alpha", "layerif"),
-    "owl": Way("outlier_ratio", "owl", "lam", OWL_LAMBDA),
+    "owl": Way(
+        "outlier_ratio", "owl", "lam", OWL_LAMBDA, of_metric=({"multiple": 3.0}, {"multiple": 7.0})
+    ),
     "dlp": Way("dlp", "dlp", "lam", DLP_LAMBDA),
     "random": Way("random", "layerif"),
 }
 
 
 def plans_of(
-    name: PlanName, scores: LayerScores | MetricScores, sparsity: float, tries: int
+    name: PlanName,
+    scores: Callable[[dict[str, Any]], LayerScores | MetricScores],
+    sparsity: float,
+    tries: int,
 ) -> list[Allocation]:
-    """The plans of one way, the authors' own first."""
-    return [allocate_sparsity(scores, sparsity, **options) for options in WAYS[name].options(tries)]
+    """The plans of one way, the authors' own first.
+
+    Args:
+        scores: makes the scores, from options of the metric.
+    """
+    return [
+        allocate_sparsity(scores(of_metric), sparsity, **of_map)
+        for of_metric, of_map in WAYS[name].options(tries)
+    ]

@@ -160,7 +160,7 @@ class _Bench:
         self._layers = find_decoder_layers(model)
         self._dense = [p.weight.clone() for p in self._layers.projections]
         self._hash = hash_model(model)
-        self._metrics: dict[str, MetricScores] = {}
+        self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 
     def best(
         self, name: PlanName, influence: LayerScores | None
@@ -171,9 +171,12 @@ class _Bench:
             plan = self._marginal()
             losses = [each["held_out_loss"] for each in plan.how["rounds"]]
             return plan, {"tried": plan.how["rounds"], "held_out_loss": min(losses)}
-        way = WAYS[name]
-        scores = influence if name == "layerif" else self._metric(way.metric or "uniform")
-        assert scores is not None
+
+        def scores(options: dict[str, Any]) -> LayerScores | MetricScores:
+            if name == "layerif" and influence is not None:
+                return influence
+            return self._metric(WAYS[name].metric or "uniform", **options)
+
         plans = plans_of(name, scores, study.sparsity, study.tries)
         losses = []
         for number, plan in enumerate(plans):
@@ -235,12 +238,14 @@ class _Bench:
             overwrite=True,
         )
 
-    def _metric(self, name: str) -> MetricScores:
-        if name not in self._metrics:
+    def _metric(self, name: str, **options: Any) -> MetricScores:
+        key = (name, *options.items())
+        if key not in self._metrics:
             study = self._study
-            self._metrics[name] = metric_scores(
+            self._metrics[key] = metric_scores(
                 self._model,
                 name,
+                **options,
                 tokenizer=self._tokenizer,
                 calibration=self._calibration,
                 samples=study.samples,
@@ -248,7 +253,7 @@ class _Bench:
                 seed=study.seed,
                 batch_tokens=study.batch_tokens,
             )
-        return self._metrics[name]
+        return self._metrics[key]
 
     def _loss(self, plan: Allocation) -> float:
         """Mean nats a token of the held-out text."""
