@@ -1,0 +1,14 @@
+"""Mixtures of LoRA experts, with a number of experts of its own in every decoder layer.
+
+Importing this makes the method known to PEFT: `get_peft_model`, `PeftModel.from_pretrained` and
+transformers' `add_adapter` then take a `LoraMoeConfig` as they take a `LoraConfig`.
+"""
+
+from layerif.moe.config import LoraMoeConfig
+from layerif.moe.layer import LoraMoeLinear
+from layerif.moe.registration import register
+from layerif.moe.tuner import LoraMoeModel
+
+register()
+
+__all__ = ["LoraMoeConfig", "LoraMoeLinear", "LoraMoeModel"]

@@ -1,0 +1,67 @@
+"""How PEFT puts mixtures of LoRA experts into a model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from layerif.errors import InputError
+from layerif.model import find_decoder_layers
+from layerif.model.layers import is_linear
+from layerif.moe.config import LoraMoeConfig
+from layerif.moe.layer import LoraMoeLinear
+
+
+class LoraMoeModel(BaseTuner):
+    """A model with a `LoraMoeLinear` in the place of every targeted projection.
+
+    Projections and the decoder layer that each belongs to are found by structure, so that every
+    architecture of causal LMs is served and targets may be left out.
+    """
+
+    prefix = "lora_moe_"
+    tuner_layer_cls = LoraMoeLinear
+    # Never asked: targets that are left out are all projections.
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _prepare_adapter_config(
+        self, peft_config: LoraMoeConfig, model_config: dict[str, Any]
+    ) -> LoraMoeConfig:
+        layers = find_decoder_layers(self.model)
+        peft_config.check_layers(len(layers))
+        self._paths = {f"{layers.path}.{index}.": index for index in range(len(layers))}
+        if peft_config.target_modules is None:
+            peft_config.target_modules = sorted({p.name for p in layers.projections})
+        return peft_config
+
+    def _create_and_replace(
+        self,
+        config: LoraMoeConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_options: Any,
+    ) -> None:
+        if isinstance(target, LoraMoeLinear):
+            target.update_layer(adapter_name, config)
+            return
+        layer = next((i for path, i in self._paths.items() if current_key.startswith(path)), None)
+        if layer is None or not (is_linear(target) or hasattr(target, "in_features")):
+            raise InputError(
+                f"{current_key} is no projection of a decoder layer, and experts are counted by "
+                "layer; leave it out of target_modules"
+            )
+        module = LoraMoeLinear(target, adapter_name, config, layer)
+        if adapter_name not in self.active_adapters:
+            module.requires_grad_(False)  # a further adapter is not trained until it is set
+        self._replace_module(parent, target_name, module, target)
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        for module in self.model.modules():
+            if isinstance(module, LoraMoeLinear):
+                module.check_mergeable(module.active_adapters)
