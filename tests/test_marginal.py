@@ -184,6 +184,7 @@ def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
     assert made(options=options) == first
     assert path.stat().st_mtime_ns == stamp
     assert "nothing is done again" in capsys.readouterr().err
+    assert first.how["fingerprint"]["options"]["eta"] == first.how["eta"], "left out, and kept"
     with pytest.raises(InputError, match=r"rounds was 1 and is 2"):
         made(options=options | {"rounds": 2})
     with pytest.raises(InputError, match=r"sparsity was 0\.5 and is 0\.6"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def marginal_into(
         NumericalError: as `allocate_marginal`.
     """
     data = hash_texts([calibration.text("calibration"), _content(target)])
-    asked = {"sparsity": sparsity, "map": "marginal", **options}
+    asked = {"sparsity": sparsity, "map": "marginal", **_defaults(), **options}
     wanted = fingerprint_of(model, data, asked)
 
     def load() -> tuple[Allocation, Fingerprint | None]:
@@ -59,6 +60,16 @@ def marginal_into(
         plan = plan.model_copy(update={"how": how})
         plan.save(path)
     return plan
+
+
+def _defaults() -> dict[str, Any]:
+    """Options that are left out: a plan of other defaults is other work."""
+    found = signature(allocate_marginal).parameters
+    return {
+        name: each.default
+        for name, each in found.items()
+        if each.default is not each.empty and name not in ("target", "steps")
+    }
 
 
 def _content(target: Corpus | Task | None) -> list[Any]:
