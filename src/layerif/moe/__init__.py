@@ -5,10 +5,11 @@ transformers' `add_adapter` then take a `LoraMoeConfig` as they take a `LoraConf
 """
 
 from layerif.moe.config import LoraMoeConfig
+from layerif.moe.diagnostics import RoutingReport, routing
 from layerif.moe.layer import LoraMoeLinear
 from layerif.moe.registration import register
 from layerif.moe.tuner import LoraMoeModel
 
 register()
 
-__all__ = ["LoraMoeConfig", "LoraMoeLinear", "LoraMoeModel"]
+__all__ = ["LoraMoeConfig", "LoraMoeLinear", "LoraMoeModel", "RoutingReport", "routing"]

@@ -39,6 +39,7 @@ class LoraMoeConfig(PeftConfig):
         lora_alpha: a number or a list.
         lora_dropout: of the experts' input; the router's is not dropped.
         strict_dropout: a mask of its own for every expert, as the reference has it; slower.
+        aux_loss_coef: factor of the load-balancing loss of each router (`balance.py`); 0 for none.
         target_modules: names of projections, or a regular expression; None for all of them.
         exclude_modules: names of projections to be left alone.
         init_weights: B is 0, A and R uniform; False leaves all three normal, for tests.
@@ -52,6 +53,7 @@ class LoraMoeConfig(PeftConfig):
     lora_alpha: float | list[float] = 16.0
     lora_dropout: float = 0.0
     strict_dropout: bool = False
+    aux_loss_coef: float = 0.0
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     init_weights: bool = True
@@ -65,6 +67,8 @@ class LoraMoeConfig(PeftConfig):
             for value in _as_list(getattr(self, name)):
                 if not isinstance(value, int) or value < 1:
                     raise InputError(f"{name} must be whole numbers of at least 1, not {value!r}")
+        if self.aux_loss_coef < 0:
+            raise InputError(f"aux_loss_coef must not be negative, and is {self.aux_loss_coef}")
         if self.bias != "none":
             raise InputError(
                 f"bias must be 'none': biases are not trained, and it is {self.bias!r}"

@@ -7,6 +7,7 @@ gate applied between them, in the space of ranks. No loop over experts, no copy 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from layerif.errors import InputError
+from layerif.moe.balance import BatchState, balance_loss, injected
 from layerif.moe.config import LoraMoeConfig
 from layerif.moe.routing import gates, probabilities
 
@@ -29,6 +31,9 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         lora_moe_router: (n, in); none where there is one expert.
     """
 
+    # One for all layers of a model; the tuner keeps it up to date.
+    state: BatchState
+
     adapter_layer_names = ("lora_moe_A", "lora_moe_B", "lora_moe_router")
     # What PEFT's base class has, which is not typed.
     get_base_layer: Any
@@ -40,14 +45,21 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
     _cast_input_dtype: Any
     _move_adapter_to_device_of_base_layer: Any
 
-    other_param_names = ("experts", "top_k", "rank", "scaling", "dropout", "strict")
+    other_param_names = ("experts", "top_k", "rank", "scaling", "dropout", "strict", "balance")
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: LoraMoeConfig, layer: int
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: LoraMoeConfig,
+        layer: int,
+        state: BatchState | None = None,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.layer = layer
+        self.state = state or BatchState()
+        self.observers: dict[str, Callable[[torch.Tensor, torch.Tensor, BatchState], None]] = {}
         inner = self.get_base_layer()
         shape = inner.weight.shape
         self.in_features = int(getattr(inner, "in_features", shape[0]))
@@ -61,6 +73,7 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.dropout: dict[str, float] = {}
         self.strict: dict[str, bool] = {}
+        self.balance: dict[str, float] = {}
         self._disable_adapters = False
         self.merged_adapters = []
         self._active_adapter = adapter_name
@@ -75,6 +88,7 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         self.scaling[adapter_name] = alpha / rank
         self.dropout[adapter_name] = config.lora_dropout
         self.strict[adapter_name] = config.strict_dropout
+        self.balance[adapter_name] = config.aux_loss_coef
         stacked = experts * rank
         self.lora_moe_A[adapter_name] = nn.Parameter(torch.randn(stacked, self.in_features))
         self.lora_moe_B[adapter_name] = nn.Parameter(torch.randn(self.out_features, stacked))
@@ -109,14 +123,24 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
 
     def _mixture(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
         """(..., out) what one adapter adds."""
-        experts, rank = self.experts[name], self.rank[name]
         reduced = self._reduced(inputs, name)
-        if experts > 1:
-            chances = probabilities(inputs, self.lora_moe_router[name])
-            weights = gates(chances, self.top_k[name]).to(reduced.dtype)
-            apart = reduced.unflatten(-1, (experts, rank))
-            reduced = (apart * weights.unsqueeze(-1)).flatten(-2)
+        if self.experts[name] > 1:
+            reduced = self._gated(reduced, inputs, name)
         return functional.linear(reduced, self.lora_moe_B[name]) * self.scaling[name]
+
+    def _gated(self, reduced: torch.Tensor, inputs: torch.Tensor, name: str) -> torch.Tensor:
+        """(..., n r) each expert's part times its weight."""
+        chances = probabilities(inputs, self.lora_moe_router[name])
+        weights, taken = gates(chances, self.top_k[name])
+        if name in self.observers:
+            self.observers[name](chances, taken, self.state)
+        apart = reduced.unflatten(-1, (self.experts[name], self.rank[name]))
+        gated = (apart * weights.to(reduced.dtype).unsqueeze(-1)).flatten(-2)
+        factor = self.balance[name] * self.state.scale
+        if factor and self.training and torch.is_grad_enabled():
+            loss = balance_loss(chances, taken, self.state, self.top_k[name])
+            gated = injected(gated, loss, factor)
+        return gated
 
     def _reduced(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
         """(..., n r) A_e dropout(x) of all experts."""

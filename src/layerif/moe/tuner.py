@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -10,6 +11,7 @@ from torch import nn
 from layerif.errors import InputError
 from layerif.model import find_decoder_layers
 from layerif.model.layers import is_linear
+from layerif.moe.balance import BatchState
 from layerif.moe.config import LoraMoeConfig
 from layerif.moe.layer import LoraMoeLinear
 
@@ -36,6 +38,14 @@ class LoraMoeModel(BaseTuner):
             peft_config.target_modules = sorted({p.name for p in layers.projections})
         return peft_config
 
+    def _prepare_model(self, peft_config: LoraMoeConfig, model: nn.Module) -> None:
+        found = (m.state for m in model.modules() if isinstance(m, LoraMoeLinear))
+        state = next(found, None)
+        if state is None:
+            state = BatchState()
+            model.register_forward_pre_hook(partial(_tell_mask, state), with_kwargs=True)
+        self._state = state
+
     def _create_and_replace(
         self,
         config: LoraMoeConfig,
@@ -55,7 +65,7 @@ class LoraMoeModel(BaseTuner):
                 f"{current_key} is no projection of a decoder layer, and experts are counted by "
                 "layer; leave it out of target_modules"
             )
-        module = LoraMoeLinear(target, adapter_name, config, layer)
+        module = LoraMoeLinear(target, adapter_name, config, layer, self._state)
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)  # a further adapter is not trained until it is set
         self._replace_module(parent, target_name, module, target)
@@ -65,3 +75,9 @@ class LoraMoeModel(BaseTuner):
         for module in self.model.modules():
             if isinstance(module, LoraMoeLinear):
                 module.check_mergeable(module.active_adapters)
+
+
+def _tell_mask(state: BatchState, _model: nn.Module, args: Any, kwargs: Any) -> None:
+    """Before the model runs: which tokens of the batch are padding."""
+    mask = kwargs.get("attention_mask")
+    state.mask = mask.bool() if mask is not None and mask.ndim == 2 else None

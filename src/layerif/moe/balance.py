@@ -1,0 +1,80 @@
+"""The load-balancing loss of a router, and how its gradient gets into the backward pass.
+
+Of each sequence n sum_e f_e P_e: f the shares of the experts in its assignments (token and slot), P
+their mean probability before the top k; both over tokens that are no padding. It is averaged over
+sequences, so that it does not depend on how a batch is divided, and is least, 1, where all experts
+get the same. Only P has a gradient.
+
+The loss is not added to the model's: its gradient is injected where the layer's output has one.
+Checkpointing runs a layer twice and keeps nothing of the first run, so a sum kept beside the model
+would lose it; this way the second run brings it, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(eq=False)
+class BatchState:
+    """What the routers of a model are told of the batch that it runs.
+
+    Attributes:
+        mask: (B, T) true at tokens that are no padding; None where all are.
+        scale: factor of the coefficient: with a loss that is divided by so many batches before its
+            backward pass, 1 over their number, and times the factor of a scaled loss.
+    """
+
+    mask: torch.Tensor | None = None
+    scale: float = 1.0
+
+    def tokens_of(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, n) values of any form (..., n), and (B, T) 1 at tokens and 0 at padding."""
+        mask = self.mask
+        if mask is None:
+            rows = values if values.ndim == 3 else values.reshape(1, -1, values.shape[-1])
+            return rows, torch.ones(rows.shape[:-1], dtype=rows.dtype, device=rows.device)
+        # Some architectures flatten rows and positions before their MLP.
+        rows = values.reshape(mask.shape[0], -1, values.shape[-1])
+        own = mask[:, mask.shape[1] - rows.shape[1] :]
+        return rows, own.to(rows.device, rows.dtype)
+
+
+def balance_loss(
+    chances: torch.Tensor, taken: torch.Tensor, state: BatchState, top_k: int
+) -> torch.Tensor:
+    """The mean over sequences of n sum_e f_e P_e.
+
+    Args:
+        chances: (..., n) probabilities of the experts, before the top k.
+        taken: (..., n) bool, true at the experts that a token is sent to.
+        state: which tokens count.
+        top_k: experts of a token.
+    """
+    rows, mask = state.tokens_of(chances)
+    sent, _ = state.tokens_of(taken.to(chances.dtype))
+    counts = mask.sum(1).clamp(min=1)[:, None]
+    shares = (sent * mask[..., None]).sum(1) / (counts * top_k)
+    means = (rows * mask[..., None]).sum(1) / counts
+    return rows.shape[-1] * (shares.detach() * means).sum(-1).mean()
+
+
+def injected(output: torch.Tensor, loss: torch.Tensor, factor: float) -> torch.Tensor:
+    """The output as it is; when its gradient comes, the loss gets `factor` as its own."""
+    result: torch.Tensor = _Injected.apply(output, loss, factor)
+    return result
+
+
+class _Injected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, loss: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor, ctx.like = factor, (loss.dtype, loss.device)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        dtype, device = ctx.like
+        return gradients[0], torch.full((), ctx.factor, dtype=dtype, device=device), None
