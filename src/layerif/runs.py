@@ -73,7 +73,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` only on success.
+    """Yield a path to write to; what is there takes the place of `path` only on success.
+
+    It lies in a folder of its own beside `path`, where a writer may make files that it renames
+    itself: should it be killed, the next one sweeps all of them away.
 
     Raises:
         InputError: `path` is a folder.
@@ -82,13 +85,15 @@ def new_file(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} is a folder; a file is to be written, so name one inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    part = _part(path)
+    folder = _part(path)
+    folder.mkdir(exist_ok=True)
+    part = folder / path.name
     try:
         yield part
-        _make_readable(part)
+        _make_readable(part, path.parent)
         part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -101,7 +106,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         for file in part.rglob("*"):
-            _make_readable(file)
+            _make_readable(file, file.parent)
         if path.exists():
             # A folder cannot be renamed over a full one: move the old aside, so that at every
             # moment either the old or the new is whole on disk.
@@ -147,10 +152,10 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _make_readable(path: Path) -> None:
+def _make_readable(path: Path, folder: Path) -> None:
     """Let others read a file where the folder lets them: some writers make it private."""
     if path.is_file():
-        path.chmod(path.stat().st_mode | (path.parent.stat().st_mode & 0o044))
+        path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o044))
 
 
 def write_text(path: Path, text: str) -> None:
