@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from layerif.chunks import cut, draw
 from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, mean_loss, sensitivities
 from layerif.marginal.planning import Units, calibration_batches
-from layerif.marginal.rounds import CLIP
+from layerif.marginal.rounds import standardised
 from layerif.marginal.texts import Texts
 from layerif.model import find_decoder_layers, open_model
 from layerif.progress import progress
@@ -117,40 +117,33 @@ def directions(
     ways = {}
     for tokens in TOKENS:
         count = tokens // options.context_length
-        ways[f"projections, {tokens:,} tokens"] = centred(each[:count].mean(0), units)
+        ways[f"projections, {tokens:,} tokens"] = standardised(each[:count].mean(0), units)
     most = max(TOKENS) // options.context_length // 2
     own = each[:most]  # 8,192 tokens, as the rows below
     mean = own.mean(0)
     by_layer = np.bincount(owners, weights=learned[:most].mean(0)) / np.bincount(
         owners, weights=widths
     )
-    ways["layers"] = centred(by_layer[owners], units)
-    ways["ranks of projections"] = centred(np.argsort(np.argsort(mean)).astype(float), units)
+    ways["layers"] = standardised(by_layer[owners], units)
+    ways["ranks of projections"] = standardised(np.argsort(np.argsort(mean)).astype(float), units)
     # A text counts by what its own best move does for held-out text, to first order.
-    outside = centred((weighing / widths).mean(0), units)
-    worth = np.array([float(centred(row, units) @ outside) for row in own])
-    ways["texts weighted by influence"] = centred((own * worth[:, None]).mean(0), units)
-    ways["the same, positive alone"] = centred((own * worth.clip(0)[:, None]).mean(0), units)
+    outside = standardised((weighing / widths).mean(0), units)
+    worth = np.array([float(standardised(row, units) @ outside) for row in own])
+    ways["texts weighted by influence"] = standardised((own * worth[:, None]).mean(0), units)
+    ways["the same, positive alone"] = standardised((own * worth.clip(0)[:, None]).mean(0), units)
     # The curvature is that of the texts' own gradients: weights are worth less as more return.
     for damping in (0.1, 1.0, 10.0):
         curvature = own.var(0) + damping * own.var(0).mean()
         ways[f"second order, damping {damping:g}"] = newton(mean, curvature, units)
     generator = np.random.default_rng(options.seed)
-    ways["at random"] = centred(generator.normal(size=len(mean)), units)
+    ways["at random"] = standardised(generator.normal(size=len(mean)), units)
     return ways
-
-
-def centred(values: Vector, units: Units) -> Vector:
-    """Less the mean weighted by size, within 2.5 mean absolute values, as a round moves."""
-    found = values - np.average(values, weights=units.sizes)
-    limit = CLIP * np.abs(found).mean()
-    return found.clip(-limit, limit)
 
 
 def newton(gradient: Vector, curvature: Vector, units: Units) -> Vector:
     """Changes of sparsity x / size, x weights of each unit that g x + c x^2 / 2 is least for."""
     level = np.average(gradient, weights=1 / curvature)
-    return centred((gradient - level) / curvature / units.sizes, units)
+    return standardised((gradient - level) / curvature / units.sizes, units)
 
 
 if __name__ == "__main__":

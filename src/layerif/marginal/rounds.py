@@ -182,15 +182,19 @@ def allocate_marginal(
 def move(
     sparsities: NDArray[np.float64], gradient: NDArray[np.float64], units: Units, eta: float
 ) -> NDArray[np.float64]:
-    """(units,) the next sparsities: s + eta z, brought back to exactly the total within the bounds.
+    """(units,) the next sparsities: s + eta z, brought back to exactly the total within the bounds."""
+    direction = standardised(gradient, units)
+    return units.projected(sparsities + eta * direction) if direction.any() else sparsities
 
-    z is g minus its mean weighted by size, over its mean absolute value, within 2.5.
+
+def standardised(gradient: NDArray[np.float64], units: Units) -> NDArray[np.float64]:
+    """(units,) z: g minus its mean weighted by size, over its mean absolute value, within 2.5.
+
+    0 where all are alike.
     """
     centred = gradient - np.average(gradient, weights=units.sizes)
     scale = float(np.abs(centred).mean())
-    if scale == 0:
-        return sparsities
-    return units.projected(sparsities + eta * (centred / scale).clip(-CLIP, CLIP))
+    return (centred / scale).clip(-CLIP, CLIP) if scale else np.zeros_like(centred)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Makes the method known to PEFT, whose enumeration of methods takes no new ones.
 
-A plain string serves as a key of its tables. PEFT without this import does not know the method: it
-raises a KeyError that names it, which the model card of a saved adapter explains.
+A plain string serves as a key of its tables. PEFT without this import does not know the method, and
+raises a KeyError that names it.
 """
 
 from __future__ import annotations
