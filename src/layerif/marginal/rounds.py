@@ -182,7 +182,7 @@ def allocate_marginal(
 def move(
     sparsities: NDArray[np.float64], gradient: NDArray[np.float64], units: Units, eta: float
 ) -> NDArray[np.float64]:
-    """(units,) the next sparsities: s + eta z, brought back to exactly the total within the bounds."""
+    """(units,) the next sparsities: s + eta z, at exactly the total and within the bounds."""
     direction = standardised(gradient, units)
     return units.projected(sparsities + eta * direction) if direction.any() else sparsities
 
