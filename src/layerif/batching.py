@@ -16,6 +16,7 @@ import torch
 
 from layerif.choices import PaddingSide
 from layerif.errors import InputError
+from layerif.progress import note
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,34 @@ def encode(
     return encoded, dropped
 
 
+def encode_samples(
+    tokenizer: Any, texts: Sequence[tuple[str, str]], max_length: int, what: str
+) -> tuple[list[Encoded], list[int]]:
+    """As `encode`, for samples that are left out with a note where they do not fit.
+
+    Args:
+        what: the kind of samples, for messages.
+
+    Raises:
+        InputError: none fits, or there are none.
+    """
+    items, dropped = encode(tokenizer, texts, max_length)
+    if not items:
+        raise InputError(
+            f"none of the {len(texts)} {what} samples has a completion that fits into "
+            f"{max_length} tokens beside one token of prompt; raise --max-length, or shorten the "
+            "completions"
+            if texts
+            else f"there are no {what} samples; at least one is needed"
+        )
+    if dropped:
+        note(
+            f"{len(dropped)} of {len(texts)} {what} samples left out: their completion does "
+            f"not fit into {max_length} tokens"
+        )
+    return items, dropped
+
+
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int) -> list[Encoded]:
     """Tokenise prompts for a model to go on from; none of their tokens is scored.
 
@@ -164,7 +193,11 @@ def pack(items: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
 
 
 def collate(
-    items: Sequence[Encoded], *, device: torch.device, padding_side: PaddingSide = "right"
+    items: Sequence[Encoded],
+    *,
+    device: torch.device,
+    padding_side: PaddingSide = "right",
+    mask_padding: bool = False,
 ) -> Batch:
     """Pad texts to a batch on `device`.
 
@@ -172,6 +205,10 @@ def collate(
     no token of the text sees it. Thus every row attends to something. One that attends to nothing,
     as padding on the left does, is NaN in a float64 model with eager attention (Gemma 2, Bloom,
     MPT), which takes the softmax in float32, where the mask's least float64 is minus infinity.
+
+    Args:
+        mask_padding: mask it on the right too, for those that read in the mask what is padding, as
+            routers do; every row still attends to something.
     """
     width = max(len(item.input_ids) for item in items)
     # Any token pads: none of a text attends to it, and no padded position is scored.
@@ -183,6 +220,8 @@ def collate(
         first = width - length if padding_side == "left" else 0
         input_ids[row, first : first + length] = torch.tensor(item.input_ids)
         attention_mask[row, :first] = 0
+        if mask_padding:
+            attention_mask[row, first + length :] = 0
         predicts[row, first + item.start - 1 : first + length - 1] = True
     position_ids = (attention_mask.cumsum(1) - 1).clamp_(min=0)
     scored = predicts.nonzero()

@@ -303,6 +303,9 @@ def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> No
                 f"{wanted.differences(found)}; finish that one by its own command, pass "
                 "--overwrite to begin anew, or choose another --out"
             )
-    for stale in folder.glob("*.safetensors"):
-        stale.unlink()
+    for stale in folder.iterdir():
+        if stale.is_dir():
+            shutil.rmtree(stale)
+        elif stale.name != LOCK_FILE:
+            stale.unlink()
     wanted.save(path)

@@ -30,6 +30,7 @@ Preset = Literal["paper"]
 PaddingSide = Literal["left", "right"]
 PromptStyle = Literal["alpaca", "chat", "harness", "plain"]
 TaskScoring = Literal["likelihood", "generation"]
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 def check_choice(value: str, choices: Any, name: str) -> None:

@@ -17,15 +17,19 @@ from torch.nn import functional
 from layerif.batching import Batch, accepted
 
 
-def token_losses(model: Any, batch: Batch) -> torch.Tensor:
+def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tensor:
     """(N,) float32 (float64 for a float64 model) negative log-likelihood of each scored token.
 
     In nats, in the order of `batch.targets`. Logits are computed at the N positions that predict a
     scored token and nowhere else.
+
+    Args:
+        through: what is called in the model's place: what it is wrapped in, for training in several
+            processes.
     """
     inputs = accepted(model.forward, batch.inputs)
     with _head_sees_only(model, batch.predicts) as selected:
-        logits = model(**inputs, use_cache=False).logits
+        logits = (through or model)(**inputs, use_cache=False).logits
     logits = logits[0] if selected else logits[batch.predicts.to(logits.device)]  # (N, vocabulary)
     if logits.dtype != torch.float64:
         logits = logits.float()

@@ -3,6 +3,12 @@
 from layerif.artifacts.allocation import Allocation, ModuleSparsity
 from layerif.artifacts.base import ModelInfo, Record, Setting, versions
 from layerif.artifacts.comparison import Comparison, Comparisons
+from layerif.artifacts.finetuning import (
+    FINETUNING_FILE,
+    Finetuning,
+    StepLoss,
+    ValidationLoss,
+)
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.ground_truth import Agreement, GroundTruth
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
@@ -17,6 +23,7 @@ from layerif.artifacts.scores import (
 )
 
 __all__ = [
+    "FINETUNING_FILE",
     "MANIFEST_FILE",
     "METRIC_FORMAT",
     "Agreement",
@@ -25,6 +32,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "DampingSweep",
+    "Finetuning",
     "Fingerprint",
     "GroundTruth",
     "LayerScores",
@@ -41,6 +49,8 @@ __all__ = [
     "Results",
     "ScoringRecord",
     "Setting",
+    "StepLoss",
+    "ValidationLoss",
     "hash_model",
     "hash_texts",
     "versions",

@@ -16,6 +16,7 @@ from layerif.cli import (
     compare,
     doctor,
     evaluate,
+    finetune,
     init,
     merge,
     metric,
@@ -27,6 +28,9 @@ from layerif.cli import (
     verify,
 )
 from layerif.errors import InputError, LayerifError
+
+# Commands that several processes work at together.
+SHARED_OUT = ("score", "finetune")
 
 app = typer.Typer(
     name="layerif",
@@ -49,6 +53,7 @@ app.command("validate")(validate.validate)
 app.add_typer(compare.app, name="compare")
 app.command("verify")(verify.verify)
 app.command("merge")(merge.merge)
+app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("init")(init.init)
@@ -74,10 +79,11 @@ def options(
 ) -> None:
     """Options of layerif itself."""
     command = context.invoked_subcommand
-    if processes.count() > 1 and command != "score":
+    if processes.count() > 1 and command not in SHARED_OUT:
         raise InputError(
             f"`layerif {command}` works in one process, and {processes.count()} were started; "
-            "start it without torchrun or accelerate launch, which share out `layerif score` alone"
+            "start it without torchrun or accelerate launch, which share out "
+            f"{' and '.join(f'`layerif {name}`' for name in SHARED_OUT)} alone"
         )
 
 

@@ -207,10 +207,5 @@ def _asked(context: typer.Context, preset: Preset | None) -> dict[str, Any]:
     """Every option with those of the preset in it, which the recipe then says too."""
     from layerif.studies.presets import preset_options
 
-    given = {
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
-    }
-    context.params.update(preset_options(preset, given))
+    context.params.update(preset_options(preset, options.given(context)))
     return context.params

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from layerif import processes
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
-from layerif.batching import Encoded, encode
+from layerif.batching import Encoded, encode_samples
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.choices import (
     BlockGranularity,
@@ -47,7 +47,7 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.progress import note, progress
+from layerif.progress import progress
 from layerif.tasks.base import Example
 
 
@@ -339,18 +339,5 @@ def check_samples(
     Raises:
         InputError: none fits.
     """
-    items, dropped = encode(tokenizer, [(e.prompt, e.completion) for e in examples], max_length)
-    if not items:
-        raise InputError(
-            f"none of the {len(examples)} {what} samples has a completion that fits into "
-            f"{max_length} tokens beside one token of prompt; raise --max-length, or shorten the "
-            "completions"
-            if examples
-            else f"there are no {what} samples; at least one is needed"
-        )
-    if dropped:
-        note(
-            f"{len(dropped)} of {len(examples)} {what} samples left out: their completion does "
-            f"not fit into {max_length} tokens"
-        )
-    return items, dropped
+    texts = [(e.prompt, e.completion) for e in examples]
+    return encode_samples(tokenizer, texts, max_length, what)

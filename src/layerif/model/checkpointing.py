@@ -17,14 +17,21 @@ from torch.utils.checkpoint import checkpoint
 from layerif.model.forwards import replaced_forwards
 
 
-def checkpointed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
+def checkpointed(
+    layers: Sequence[nn.Module], *, training: bool = False
+) -> AbstractContextManager[None]:
     """Gradient checkpointing of each layer inside; afterwards they are as they were.
 
     The memory of a backward pass is then one layer's activations and every layer's input, for a
-    third more time. Forward hooks run twice, and see outputs that require a gradient in the second
-    run only.
+    third more time. Forward hooks run twice; unless `training`, they see outputs that require a
+    gradient in the second run only.
+
+    Args:
+        training: the second run draws the same dropout as the first, and what a layer is handed
+            need not require a gradient.
     """
-    return replaced_forwards(layers, lambda _place, forward: partial(_recomputed, forward))
+    run = _rerun if training else _recomputed
+    return replaced_forwards(layers, lambda _place, forward: partial(run, forward))
 
 
 def _recomputed(forward: Any, hidden: Any, *args: Any, **options: Any) -> Any:
@@ -32,3 +39,7 @@ def _recomputed(forward: Any, hidden: Any, *args: Any, **options: Any) -> Any:
     return checkpoint(
         partial(forward, **options), hidden, *args, use_reentrant=True, preserve_rng_state=False
     )
+
+
+def _rerun(forward: Any, *args: Any, **options: Any) -> Any:
+    return checkpoint(partial(forward, **options), *args, use_reentrant=False)

@@ -2,6 +2,7 @@
 
 from layerif.report.agreement import agreement_table, plot_agreement
 from layerif.report.comparisons import comparison_lines
+from layerif.report.finetuning import finetuning_table
 from layerif.report.plots import plot_allocation, plot_scores
 from layerif.report.tables import (
     allocation_table,
@@ -21,6 +22,7 @@ __all__ = [
     "allocation_table",
     "caveat_lines",
     "comparison_lines",
+    "finetuning_table",
     "manifest_lines",
     "manifest_table",
     "metric_table",

@@ -1,0 +1,62 @@
+"""The record of a fine-tuned adapter: by what plan, on what, and how the loss went."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from layerif.artifacts.allocation import Allocation
+from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
+from layerif.artifacts.fingerprint import Fingerprint
+
+FINETUNING_FILE = "layerif_finetuning.json"
+
+
+class StepLoss(Record):
+    """Mean nats a completion token of the rows of the steps up to `step` since the last entry."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class ValidationLoss(Record):
+    """Mean over the validation rows of their mean nats a completion token, after `step` steps."""
+
+    step: int
+    loss: float
+
+
+class Finetuning(JsonArtifact):
+    """How an adapter came to be.
+
+    Attributes:
+        model: what it is for.
+        method: `lora` or `lora_moe`.
+        plan: experts or ranks of each layer; None for LoRA of one rank.
+        trainable_parameters: how many numbers were trained.
+        task: name and origin of the rows.
+        options: all of the run's.
+        rows: how many trained, how many measured, and how many did not fit and were left out.
+        steps: of the optimiser that were taken.
+        losses, evaluations: as training went.
+        best_step: the step whose adapter was kept; None for the last.
+        seconds: of the run that finished it, which may have been resumed.
+        processes: how many worked together.
+    """
+
+    format: Literal["layerif.finetuning/1"] = "layerif.finetuning/1"
+    model: ModelInfo
+    method: Literal["lora", "lora_moe"]
+    plan: Allocation | None = None
+    trainable_parameters: int
+    task: dict[str, Any]
+    options: dict[str, Any]
+    rows: dict[str, int]
+    steps: int
+    losses: list[StepLoss]
+    evaluations: list[ValidationLoss]
+    best_step: int | None = None
+    seconds: float
+    processes: int
+    setting: Setting
+    fingerprint: Fingerprint | None = None

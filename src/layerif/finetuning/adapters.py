@@ -1,0 +1,78 @@
+"""The adapter that a plan asks for, put into a model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from layerif.artifacts import Allocation
+from layerif.errors import InputError
+from layerif.finetuning.options import FinetuneOptions
+from layerif.model import describe, find_decoder_layers
+from layerif.moe import LoraMoeConfig
+
+Method = Literal["lora", "lora_moe"]
+
+
+def with_new_adapter(
+    model: Any, plan: Allocation | None, options: FinetuneOptions
+) -> tuple[Any, Method]:
+    """The model as a PEFT model with a fresh adapter on every projection of its decoder layers.
+
+    Its weights are in float32 whatever the model's dtype (float64 in a float64 model).
+
+    Args:
+        model: of transformers, without adapters; changed in place.
+        plan: experts of each layer, ranks of each layer, or None for LoRA of one rank.
+
+    Raises:
+        InputError: the model has adapters already, or the plan is for another model, or of another
+            kind.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if any(hasattr(module, "get_base_layer") for module in model.modules()):
+        raise InputError(
+            "the model has adapters already, and a fresh one is to be trained; open it without, or "
+            "merge them before (`merge_and_unload()`)"
+        )
+    if plan is not None and plan.kind == "sparsity":
+        raise InputError(
+            "the plan is one of sparsity, which pruning takes; fine-tuning takes a plan of experts "
+            "or of ranks (`layerif allocate experts`, `layerif allocate ranks`)"
+        )
+    layers = find_decoder_layers(model)
+    config: Any
+    if plan is not None:
+        plan.check_fits(describe(model), plan.kind)
+    if plan is not None and plan.kind == "experts":
+        config = LoraMoeConfig.for_plan(
+            plan,
+            top_k=options.top_k,
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            strict_dropout=options.strict_dropout,
+            aux_loss_coef=options.balance,
+        )
+    else:
+        config = LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,  # type: ignore[arg-type,unused-ignore]
+            lora_dropout=options.dropout,
+            target_modules=sorted({p.name for p in layers.projections}),
+            fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in layers.projections),
+        )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names in transformers that PEFT still uses
+        torch.manual_seed(options.seed)
+        wrapped = get_peft_model(model, config)
+    return wrapped, "lora_moe" if isinstance(config, LoraMoeConfig) else "lora"
+
+
+def trainable_parameters(model: Any) -> int:
+    """How many numbers training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

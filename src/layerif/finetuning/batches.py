@@ -1,0 +1,71 @@
+"""Rows to the optimiser's batches: all of a run's are fixed before its first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from layerif import processes
+from layerif.batching import Encoded, pack
+from layerif.finetuning.options import FinetuneOptions
+from layerif.tasks import Example
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """What one process runs of one step of the optimiser.
+
+    Attributes:
+        parts: this process's rows, in groups that are run at once; at least one.
+        rows, tokens: of the whole step, over all processes; tokens are those scored.
+        spare: there are fewer rows than processes, and this one, which has none of its own, runs
+            one for nothing, since all have to run together.
+    """
+
+    parts: list[list[Encoded]]
+    rows: int
+    tokens: int
+    spare: bool = False
+
+
+class Batches(torch.utils.data.Dataset[StepBatch]):
+    """The batches of every step of a run, in order; each process sees its share of each.
+
+    Every epoch goes through all rows in an order of its own; its last batch may be smaller.
+    """
+
+    def __init__(self, items: Sequence[Encoded], options: FinetuneOptions) -> None:
+        self._items, self._options = items, options
+        self.steps_of_epoch = math.ceil(len(items) / options.batch_size)
+        asked = options.max_steps or math.ceil(options.epochs * self.steps_of_epoch)
+        self._rows: list[list[int]] = []
+        generator = torch.Generator().manual_seed(options.seed)
+        while len(self._rows) < asked:
+            order: list[int] = torch.randperm(len(items), generator=generator).tolist()
+            size = options.batch_size
+            self._rows += [order[i : i + size] for i in range(0, len(order), size)]
+        del self._rows[asked:]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, step: int) -> StepBatch:
+        rows = [self._items[row] for row in self._rows[step]]
+        own = processes.share(rows)
+        parts = pack(own or rows[:1], self._options.batch_tokens)
+        return StepBatch(parts, len(rows), sum(item.scored for item in rows), spare=not own)
+
+
+def texts_of(
+    tokenizer: Any, examples: Sequence[Example], *, append_eos: bool
+) -> list[tuple[str, str]]:
+    """(prompt, completion) of each row, ended by the token that ends a text where that is asked."""
+    end = tokenizer.eos_token if append_eos else None
+    return [
+        (e.prompt, e.completion if not end or e.completion.endswith(end) else e.completion + end)
+        for e in examples
+    ]

@@ -1,0 +1,237 @@
+"""Fine-tune an adapter on a task's rows, by a plan or without one."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerif import processes
+from layerif.artifacts import Allocation, Finetuning, StepLoss, ValidationLoss
+from layerif.batching import Encoded, encode_samples
+from layerif.checkpoint import NO_STEPS, Steps
+from layerif.errors import InputError
+from layerif.finetuning.adapters import trainable_parameters, with_new_adapter
+from layerif.finetuning.batches import Batches, texts_of
+from layerif.finetuning.options import FinetuneOptions
+from layerif.model import (
+    Tokenizer,
+    checkpointed,
+    describe,
+    find_decoder_layers,
+    input_device,
+    quiet_transformers,
+    setting,
+    unwrapped,
+)
+from layerif.progress import note, progress
+from layerif.tasks import Example
+
+# Of each trained number in float32: itself, its gradient, and AdamW's two means.
+BYTES_PER_PARAMETER = 16
+# transformers' names; its own `constant` has no warm-up.
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+LOGGED = 200  # entries of the loss over a run, at most
+
+
+def finetune(
+    model: Any,
+    tokenizer: Tokenizer,
+    train: Sequence[Example],
+    validation: Sequence[Example] = (),
+    *,
+    plan: Allocation | None = None,
+    options: FinetuneOptions | None = None,
+    task: dict[str, Any] | None = None,
+    steps: Steps = NO_STEPS,
+) -> tuple[Any, Finetuning]:
+    """Train a fresh adapter on completions, by transformers' Trainer and AdamW.
+
+    Of several processes each comes here with the same, and runs its share of every batch.
+
+    Args:
+        model: a causal LM of transformers, without adapters; it is changed in place.
+        train: rows; their order is drawn anew in every epoch.
+        validation: rows whose loss is measured as training goes; may be empty.
+        plan: experts or ranks of each layer; None for LoRA of one rank.
+        task: name and origin of the rows, for the record.
+        steps: where checkpoints are kept; a run that was cut short goes on after the last whole
+            one, to the same weights.
+
+    Returns:
+        The PEFT model, and the record of how it was trained.
+
+    Raises:
+        InputError: there are no rows, or none fits; or as `with_new_adapter`; or patience is asked
+            for without validation rows; or there are more processes than rows in a batch.
+        NumericalError: a loss is not finite.
+    """
+    options = options or FinetuneOptions()
+    _check(options, validation)
+    items, dropped = _encoded(tokenizer, train, options, "training")
+    measured, unfit = (
+        _encoded(tokenizer, validation, options, "validation") if validation else ([], 0)
+    )
+    info = describe(model)
+    batches = Batches(items, options)
+    wrapped, method = with_new_adapter(model, plan, options)
+    count = trainable_parameters(wrapped)
+    tokens = sum(len(item.input_ids) for item in items)
+    note(
+        f"fine-tuning {count:,} parameters ({count * BYTES_PER_PARAMETER / 1e9:.2f} GB with "
+        f"gradients and AdamW): {len(batches):,} steps of {options.batch_size} rows, "
+        f"{len(items):,} rows of {tokens:,} tokens in an epoch"
+    )
+    started = time.monotonic()
+    state = _train(wrapped, batches, measured, options, steps)
+    best = state.best_global_step if options.patience is not None else None
+    record = Finetuning(
+        model=info,
+        method=method,
+        plan=plan,
+        trainable_parameters=count,
+        task=task or {},
+        options=asdict(options),
+        rows={"train": len(items), "validation": len(measured), "left_out": dropped + unfit},
+        steps=state.global_step,
+        losses=[
+            StepLoss(step=e["step"], loss=e["loss"], learning_rate=e["learning_rate"])
+            for e in state.log_history
+            if "loss" in e
+        ],
+        evaluations=[
+            ValidationLoss(step=e["step"], loss=e["eval_loss"])
+            for e in state.log_history
+            if "eval_loss" in e
+        ],
+        best_step=best or None,
+        seconds=time.monotonic() - started,
+        processes=processes.count(),
+        setting=setting(model),
+    )
+    return wrapped, record
+
+
+def _check(options: FinetuneOptions, validation: Sequence[Example]) -> None:
+    if options.patience is not None and not validation:
+        raise InputError(
+            "patience stops training by the loss on validation rows, and there are none; give "
+            "some, or leave patience out"
+        )
+    if options.batch_size < processes.count():
+        raise InputError(
+            f"a batch of {options.batch_size} rows cannot be shared out among "
+            f"{processes.count()} processes; raise --batch-size, or start fewer"
+        )
+
+
+def _encoded(
+    tokenizer: Tokenizer, examples: Sequence[Example], options: FinetuneOptions, what: str
+) -> tuple[list[Encoded], int]:
+    texts = texts_of(tokenizer, examples, append_eos=options.append_eos)
+    items, dropped = encode_samples(tokenizer, texts, options.max_length, what)
+    return items, len(dropped)
+
+
+def _train(
+    model: Any,
+    batches: Batches,
+    validation: Sequence[Encoded],
+    options: FinetuneOptions,
+    steps: Steps,
+) -> Any:
+    """Run transformers' Trainer; the state it ends with."""
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from layerif.finetuning.trainer import CHECKPOINT, CompletionTrainer, KeepCheckpoints
+
+    with ExitStack() as stack:
+        stack.enter_context(quiet_transformers())
+        stack.enter_context(_random_state_kept())
+        folder = steps.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        advance = stack.enter_context(progress("fine-tuning", len(batches)))
+        keep = KeepCheckpoints(steps, advance, measured=bool(validation))
+        callbacks: list[Any] = [keep]
+        if options.patience is not None:
+            callbacks.append(EarlyStoppingCallback(options.patience))
+        kept = steps.load(CHECKPOINT)
+        arguments = _arguments(model, folder, batches, options, measured=bool(validation))
+        trainer = CompletionTrainer(
+            model, arguments, batches, validation, options.batch_tokens, callbacks
+        )
+        trainer.remove_callback(PrinterCallback)
+        resumed = None
+        if kept is not None:
+            done = int(kept["step"])
+            resumed = str(folder / f"checkpoint-{done}")
+            advance(done)
+            note(f"going on after step {done} of {len(batches)}")
+        if options.gradient_checkpointing:
+            layers = find_decoder_layers(unwrapped(model))
+            stack.enter_context(checkpointed(layers.modules, training=True))
+        trainer.train(resume_from_checkpoint=resumed)
+    return trainer.state
+
+
+def _arguments(
+    model: Any, folder: Path, batches: Batches, options: FinetuneOptions, *, measured: bool
+) -> Any:
+    from transformers import TrainingArguments
+
+    device = input_device(model)
+    evaluate_every = options.evaluate_every or batches.steps_of_epoch
+    best = options.patience is not None
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=len(batches),
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=SCHEDULES[options.schedule],
+        warmup_steps=math.ceil(options.warmup_ratio * len(batches)),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        optim="adamw_torch",
+        eval_strategy="steps" if measured else "no",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=evaluate_every if best else options.checkpoint_every,
+        # One more than is gone on with: the older goes before the newer is said to be whole.
+        save_total_limit=2,
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss" if best else None,
+        greater_is_better=False if best else None,
+        logging_steps=max(1, len(batches) // LOGGED),
+        logging_nan_inf_filter=False,
+        use_cpu=device.type == "cpu",
+        ddp_backend="gloo" if device.type == "cpu" and processes.count() > 1 else None,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=False,
+        seed=options.seed,
+        data_seed=options.seed,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # never DataParallel: batches are no tensors
+    return arguments
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """The Trainer seeds what the whole process draws from; afterwards that is as it was."""
+    import random
+
+    import numpy as np
+
+    plain, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numbers)  # noqa: NPY002

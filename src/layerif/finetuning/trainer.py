@@ -1,0 +1,136 @@
+"""transformers' Trainer on batches by tokens, with a loss on completions alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from layerif import processes
+from layerif.batching import Encoded, collate, pack
+from layerif.checkpoint import Steps
+from layerif.errors import NumericalError
+from layerif.finetuning.batches import Batches, StepBatch
+from layerif.likelihood import row_sums, token_losses
+from layerif.model import evaluation_mode, input_device, unwrapped
+from layerif.moe import LoraMoeLinear
+from layerif.moe.balance import BatchState
+from layerif.progress import Advance
+
+CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
+
+
+class CompletionTrainer(Trainer):
+    """Trains on `Batches`: a step of the optimiser is one batch, run in parts by tokens.
+
+    The loss of a step is the mean over all completion tokens of its rows, of all processes; the
+    load-balancing loss of routers is the mean over its rows. Neither depends on how a step is
+    divided into parts, nor among how many processes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        batches: Batches,
+        validation: Sequence[Encoded],
+        batch_tokens: int,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            train_dataset=batches,
+            eval_dataset=validation or None,  # what `evaluate` runs; the Trainer asks for it early
+            callbacks=list(callbacks),
+        )
+        self._validation, self._batch_tokens = validation, batch_tokens
+        self._base = unwrapped(model)
+        self._states = _routers(model)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Not prepared by accelerate, which would share the batches out: each is shared out itself.
+        return DataLoader(
+            self.train_dataset, batch_size=1, shuffle=False, collate_fn=lambda batch: batch[0]
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # an estimate that reads input_ids, which are not there yet
+
+    def training_step(
+        self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of this process's part of a step; its share of the loss."""
+        model.train()
+        device = input_device(self._base)
+        world = processes.count()  # gradients are averaged over processes, and are to be summed
+        total = torch.zeros((), device=self.args.device)
+        for place, items in enumerate(inputs.parts):
+            batch = collate(items, device=device, mask_padding=True)
+            for state in self._states:
+                state.scale = 0 if inputs.spare else world * len(items) / inputs.rows
+            last = place + 1 == len(inputs.parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                nats = token_losses(self._base, batch, through=model).sum()
+                loss = nats * (0 if inputs.spare else world / inputs.tokens)
+                self.accelerator.backward(loss)
+            total += loss.detach().to(total.device)
+        if not bool(total.isfinite()):
+            raise NumericalError(
+                f"the loss of step {self.state.global_step + 1} is {total.item()}; stopped (try a "
+                "smaller --learning-rate, or --dtype float32)"
+            )
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
+        """Mean over the validation rows of their mean nats a completion token."""
+        device = input_device(self._base)
+        total = torch.zeros(1, dtype=torch.float64)
+        with evaluation_mode(self._base):
+            for items in processes.share(pack(self._validation, self._batch_tokens)):
+                batch = collate(items, device=device)
+                rows = row_sums(token_losses(self._base, batch).double(), batch)
+                total += (rows / batch.counts.to(rows.device)).sum().cpu()
+        processes.add([total])
+        metrics = {"eval_loss": total.item() / len(self._validation)}
+        self.log(dict(metrics))
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Says which of the Trainer's checkpoints is whole, so that a half-written one is passed over.
+
+    Also has the last step measured, and moves the progress bar.
+    """
+
+    def __init__(self, steps: Steps, advance: Advance, *, measured: bool) -> None:
+        self._steps, self._advance, self._measured = steps, advance, measured
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._advance()
+        if state.global_step >= state.max_steps and self._measured:
+            control.should_evaluate = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processes.barrier()  # each process has written its part
+        if processes.is_first():
+            self._steps.save(CHECKPOINT, {"step": torch.tensor(state.global_step)})
+
+
+def _routers(model: Any) -> list[BatchState]:
+    """What the routers of a model are told of their batch; most models have one for all."""
+    found = {id(m.state): m.state for m in model.modules() if isinstance(m, LoraMoeLinear)}
+    return list(found.values())

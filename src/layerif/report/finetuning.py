@@ -1,0 +1,35 @@
+"""The table of a fine-tuning run, from its record alone."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from layerif.artifacts import Finetuning
+from layerif.report.tables import plain_table
+
+ROWS = 12
+NAMES = {"lora": "LoRA", "lora_moe": "a mixture of LoRA experts"}
+
+
+def finetuning_table(record: Finetuning) -> Table:
+    """The losses as training went; of a long run, a dozen rows.
+
+    The training loss is the mean over the steps since the row above.
+    """
+    table = plain_table(
+        f"{record.model.name} fine-tuned on {record.task.get('name', 'examples in memory')}: "
+        f"{NAMES[record.method]}, {record.trainable_parameters:,} trainable parameters"
+    )
+    measured = {entry.step: entry.loss for entry in record.evaluations}
+    steps = sorted(measured) or [entry.step for entry in record.losses]
+    shown = sorted({steps[round(i * (len(steps) - 1) / (ROWS - 1))] for i in range(ROWS)})
+    for column in ("step", "training loss", *(["validation loss"] if measured else [])):
+        table.add_column(column, justify="right")
+    above = 0
+    for step in shown:
+        since = [e.loss for e in record.losses if above < e.step <= step]
+        kept = " (kept)" if step == record.best_step else ""
+        row = [f"{step}", f"{sum(since) / len(since):.4f}" if since else ""]
+        table.add_row(*row, *([f"{measured[step]:.4f}{kept}"] if measured else []))
+        above = step
+    return table

@@ -1,0 +1,77 @@
+"""Fine-tuning as a stage: never done twice, and where cut short gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerprint, hash_texts
+from layerif.checkpoint import resumable
+from layerif.finetuning import FinetuneOptions, finetune
+from layerif.model import Tokenizer, quiet_transformers
+from layerif.processes import is_first
+from layerif.runs import new_folder
+from layerif.studies.stages import fingerprint_of, standing
+from layerif.tasks import Example, Task
+
+# What is run twice for want of room, and how often a run is made safe, change nothing of it.
+SAFETY_OPTIONS = ("gradient_checkpointing", "checkpoint_every")
+
+
+def finetune_into(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    plan: Allocation | None,
+    options: FinetuneOptions,
+    overwrite: bool = False,
+) -> Finetuning:
+    """`finetune`, saved as PEFT saves an adapter, with the record beside it.
+
+    Where the folder holds this very work, the model is left as it is, and otherwise has the adapter
+    in it afterwards. Of several processes each comes here with the same.
+
+    Raises:
+        InputError: as `finetune` and `resumable`; or the folder holds an adapter of other work.
+        NumericalError: as `finetune`.
+    """
+    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
+    wanted = fingerprint_of(model, data, finetuning_options(plan, options))
+    file = folder / FINETUNING_FILE
+
+    def load() -> tuple[Finetuning, Fingerprint | None]:
+        found = Finetuning.load(file)
+        return found, found.fingerprint
+
+    if file.is_file() and (done := standing(load, folder, wanted, overwrite=overwrite)):
+        return done
+    with resumable(folder, wanted, restart=overwrite, together=True) as steps:
+        adapted, record = finetune(
+            model,
+            tokenizer,
+            train,
+            validation,
+            plan=plan,
+            options=options,
+            task={"name": task.name, **task.origin},
+            steps=steps,
+        )
+        record = record.model_copy(update={"fingerprint": wanted})
+        if is_first():
+            with quiet_transformers(), new_folder(folder) as part:
+                adapted.save_pretrained(part)
+                record.save(part / FINETUNING_FILE)
+    return record
+
+
+def finetuning_options(plan: Allocation | None, options: FinetuneOptions) -> dict[str, Any]:
+    """What a fine-tuned adapter depends on beside model and rows."""
+    asked = {name: value for name, value in asdict(options).items() if name not in SAFETY_OPTIONS}
+    asked["plan"] = None if plan is None else {plan.kind: plan.allocation}
+    return asked
