@@ -211,6 +211,8 @@ def _arguments(
         use_cpu=device.type == "cpu",
         ddp_backend="gloo" if device.type == "cpu" and processes.count() > 1 else None,
         ddp_find_unused_parameters=False,
+        # The Trainer writes it into the model's configuration, where it decides on generation.
+        use_cache=bool(getattr(unwrapped(model).config, "use_cache", False)),
         dataloader_pin_memory=False,
         seed=options.seed,
         data_seed=options.seed,
