@@ -7,13 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import Preset, Schedule
-from layerif.cli import options
+from layerif.cli import options, training
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
-
-TRAINING = "Training"
-ADAPTER = "Adapter"
 
 
 def finetune(
@@ -36,134 +32,28 @@ def finetune(
             show_default="LoRA of one rank",
         ),
     ] = None,
-    preset: Annotated[
-        Preset | None,
-        typer.Option(
-            "--preset",
-            help="paper: LayerIF's own setting in place of the defaults; what is given wins.",
-            show_default=False,
-        ),
-    ] = None,
-    train_samples: Annotated[
-        int | None, typer.Option("--train-samples", help="Training rows.", show_default="all")
-    ] = None,
-    validation_samples: Annotated[
-        int, typer.Option("--validation-samples", help="Rows measured in training; 0 for none.")
-    ] = 100,
-    rank: Annotated[
-        int,
-        typer.Option("--rank", help="Of each expert, or of plain LoRA.", rich_help_panel=ADAPTER),
-    ] = 8,
-    alpha: Annotated[
-        float,
-        typer.Option("--alpha", help="LoRA's scale is alpha / rank.", rich_help_panel=ADAPTER),
-    ] = 16.0,
-    dropout: Annotated[
-        float, typer.Option("--dropout", help="Of its input.", rich_help_panel=ADAPTER)
-    ] = 0.0,
-    strict_dropout: Annotated[
-        bool,
-        typer.Option(
-            "--strict-dropout", help="A mask of its own for each expert.", rich_help_panel=ADAPTER
-        ),
-    ] = False,
-    top_k: Annotated[
-        int, typer.Option("--top-k", help="Experts of a token.", rich_help_panel=ADAPTER)
-    ] = 2,
-    balance: Annotated[
-        float,
-        typer.Option(
-            "--balance",
-            help="Factor of the load-balancing loss; 0.001 is usual.",
-            rich_help_panel=ADAPTER,
-        ),
-    ] = 0.0,
-    epochs: Annotated[
-        float,
-        typer.Option("--epochs", help="Passes through the rows.", rich_help_panel=TRAINING),
-    ] = 3.0,
-    max_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--max-steps",
-            help="Steps of the optimiser, in place of --epochs.",
-            show_default="",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size",
-            help="Rows of a step, over all processes.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = 16,
-    learning_rate: Annotated[
-        float,
-        typer.Option("--learning-rate", help="AdamW's highest.", rich_help_panel=TRAINING),
-    ] = 3e-4,
-    schedule: Annotated[
-        Schedule,
-        typer.Option("--schedule", help="The rate after the warm-up.", rich_help_panel=TRAINING),
-    ] = "linear",
-    warmup_ratio: Annotated[
-        float,
-        typer.Option(
-            "--warmup-ratio", help="Share of steps in which it rises.", rich_help_panel=TRAINING
-        ),
-    ] = 0.03,
-    weight_decay: Annotated[
-        float, typer.Option("--weight-decay", help="Of AdamW.", rich_help_panel=TRAINING)
-    ] = 0.0,
-    max_grad_norm: Annotated[
-        float,
-        typer.Option(
-            "--max-grad-norm",
-            help="Gradients are clipped to this norm; 0 for no clipping.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = 1.0,
-    append_eos: Annotated[
-        bool,
-        typer.Option(
-            "--append-eos/--no-append-eos",
-            help="End completions with the token that ends a text.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = True,
-    evaluate_every: Annotated[
-        int | None,
-        typer.Option(
-            "--evaluate-every",
-            help="Steps between measurements on validation rows.",
-            show_default="an epoch",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            "--patience",
-            help="Stop after so many without a lower loss, and keep the best.",
-            show_default="never",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    checkpoint_every: Annotated[
-        int,
-        typer.Option(
-            "--checkpoint-every", help="Steps between checkpoints.", rich_help_panel=TRAINING
-        ),
-    ] = 50,
-    gradient_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-checkpointing",
-            help="Run layers again in the backward pass: less memory, a third more time.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = False,
+    preset: training.FinetuningPreset = None,
+    train_samples: training.TrainSamples = None,
+    validation_samples: training.ValidationSamples = 100,
+    rank: training.Rank = 8,
+    alpha: training.Alpha = 16.0,
+    dropout: training.Dropout = 0.0,
+    strict_dropout: training.StrictDropout = False,
+    top_k: training.TopK = 2,
+    balance: training.Balance = 0.0,
+    epochs: training.Epochs = 3.0,
+    max_steps: training.MaxSteps = None,
+    batch_size: training.BatchSize = 16,
+    learning_rate: training.LearningRate = 3e-4,
+    schedule: training.ScheduleOption = "linear",
+    warmup_ratio: training.WarmupRatio = 0.03,
+    weight_decay: training.WeightDecay = 0.0,
+    max_grad_norm: training.MaxGradNorm = 1.0,
+    append_eos: training.AppendEos = True,
+    evaluate_every: training.EvaluateEvery = None,
+    patience: training.Patience = None,
+    checkpoint_every: training.CheckpointEvery = 50,
+    gradient_checkpointing: training.GradientCheckpointing = False,
     style: options.Style = "alpaca",
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 2048,
@@ -186,11 +76,10 @@ def finetune(
     from layerif.artifacts import FINETUNING_FILE, Allocation
     from layerif.checkpoint import check_out
     from layerif.processes import is_first
-    from layerif.studies.presets import finetuning_preset
     from layerif.tasks import load_task
 
-    context.params.update(finetuning_preset(preset, options.given(context)))
-    asked = context.params
+    asked = training.with_preset(context, preset)
+    settings = training.finetune_options(asked)
     chosen = None if plan is None else Allocation.load(plan)
     check_out(out, out / FINETUNING_FILE, overwrite=overwrite)
     tokenizer = options.tokenizer_for(asked["style"], model, trust_remote_code=trust_remote_code)
@@ -198,12 +87,8 @@ def finetune(
     train = data.sample("train", train_samples, seed)
     measured = data.sample("validation", validation_samples, seed) if validation_samples else []
 
-    from layerif.finetuning.options import FinetuneOptions
-    from layerif.report import finetuning_table
-
-    settings = FinetuneOptions(**{n: asked[n] for n in FinetuneOptions.__dataclass_fields__})
-
     from layerif.model import open_model
+    from layerif.report import finetuning_table
     from layerif.studies.finetuning import finetune_into
 
     opened, tokenizer = open_model(

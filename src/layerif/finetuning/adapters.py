@@ -73,6 +73,13 @@ def with_new_adapter(
     return wrapped, "lora_moe" if isinstance(config, LoraMoeConfig) else "lora"
 
 
+def taken_out(wrapped: Any) -> Any:
+    """The model of transformers as it was before `with_new_adapter`, frozen weights aside."""
+    model = wrapped.unload()
+    vars(model).pop("peft_config", None)
+    return model
+
+
 def trainable_parameters(model: Any) -> int:
     """How many numbers training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

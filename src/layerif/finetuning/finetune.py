@@ -155,6 +155,9 @@ def _train(
     with ExitStack() as stack:
         stack.enter_context(quiet_transformers())
         stack.enter_context(_random_state_kept())
+        # The Trainer turns off the cache of generation, for good.
+        config = unwrapped(model).config
+        stack.callback(setattr, config, "use_cache", getattr(config, "use_cache", True))
         folder = steps.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         advance = stack.enter_context(progress("fine-tuning", len(batches)))
         keep = KeepCheckpoints(steps, advance, measured=bool(validation))
@@ -211,8 +214,6 @@ def _arguments(
         use_cpu=device.type == "cpu",
         ddp_backend="gloo" if device.type == "cpu" and processes.count() > 1 else None,
         ddp_find_unused_parameters=False,
-        # The Trainer writes it into the model's configuration, where it decides on generation.
-        use_cache=bool(getattr(unwrapped(model).config, "use_cache", False)),
         dataloader_pin_memory=False,
         seed=options.seed,
         data_seed=options.seed,

@@ -10,6 +10,7 @@ from typing import Any
 from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerprint, hash_texts
 from layerif.checkpoint import resumable
 from layerif.finetuning import FinetuneOptions, finetune
+from layerif.finetuning.adapters import taken_out
 from layerif.model import Tokenizer, quiet_transformers
 from layerif.processes import is_first
 from layerif.runs import new_folder
@@ -34,8 +35,8 @@ def finetune_into(
 ) -> Finetuning:
     """`finetune`, saved as PEFT saves an adapter, with the record beside it.
 
-    Where the folder holds this very work, the model is left as it is, and otherwise has the adapter
-    in it afterwards. Of several processes each comes here with the same.
+    The adapter is taken out of the model again, whose weights are as before. Of several processes
+    each comes here with the same.
 
     Raises:
         InputError: as `finetune` and `resumable`; or the folder holds an adapter of other work.
@@ -67,6 +68,7 @@ def finetune_into(
             with quiet_transformers(), new_folder(folder) as part:
                 adapted.save_pretrained(part)
                 record.save(part / FINETUNING_FILE)
+        taken_out(adapted)
     return record
 
 
