@@ -37,7 +37,7 @@ class Comparison(Record):
     low: float | None
     high: float | None
     count: int
-    test: Literal["mcnemar", "paired_bootstrap"]
+    test: Literal["mcnemar", "paired_bootstrap", "crossed_bootstrap"]
     p: float
     p_holm: float
     inside_noise: bool

@@ -1,4 +1,4 @@
-"""`layerif compare sparsity`."""
+"""`layerif compare sparsity`, beside `layerif compare experts`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import typer
 
 from layerif.choices import PlanName, PruningMethod, check_choice
 from layerif.cli import options
+from layerif.cli.compare_experts import experts
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
+app.command("experts")(experts)
 
 
 @app.command("sparsity")

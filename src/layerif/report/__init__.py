@@ -4,6 +4,7 @@ from layerif.report.agreement import agreement_table, plot_agreement
 from layerif.report.comparisons import comparison_lines
 from layerif.report.finetuning import finetuning_table
 from layerif.report.plots import plot_allocation, plot_scores
+from layerif.report.seeds import seeds_table
 from layerif.report.tables import (
     allocation_table,
     caveat_lines,
@@ -32,6 +33,7 @@ __all__ = [
     "reported_lines",
     "results_table",
     "scores_table",
+    "seeds_table",
     "sweep_lines",
     "titled",
 ]

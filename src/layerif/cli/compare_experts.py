@@ -1,0 +1,160 @@
+"""`layerif compare experts`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layerif.cli import options, training
+from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
+
+
+def experts(
+    context: typer.Context,
+    model: options.Model,
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            help="One of `layerif tasks`, or a JSONL, CSV or parquet file.",
+            show_default=False,
+        ),
+    ],
+    total: Annotated[
+        int, typer.Option("--total", help="Experts of all layers together.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
+    plans: Annotated[
+        str,
+        typer.Option(
+            "--plans",
+            help="With commas: layerif, alphalora, mola-2468 and the like, random, lora (plain, of "
+            "equal total rank), or files of plans; uniform always comes first.",
+        ),
+    ] = "mola-2468,alphalora,lora",
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            "--scores", help="Run folder of `layerif score`, for the plan layerif.", show_default=""
+        ),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Of the training runs of each plan, with commas.")
+    ] = "0,1,2",
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Test rows.", show_default="all")
+    ] = None,
+    preset: training.FinetuningPreset = None,
+    train_samples: training.TrainSamples = None,
+    validation_samples: training.ValidationSamples = 100,
+    rank: training.Rank = 8,
+    alpha: training.Alpha = 16.0,
+    dropout: training.Dropout = 0.0,
+    strict_dropout: training.StrictDropout = False,
+    top_k: training.TopK = 2,
+    balance: training.Balance = 0.0,
+    epochs: training.Epochs = 3.0,
+    max_steps: training.MaxSteps = None,
+    batch_size: training.BatchSize = 16,
+    learning_rate: training.LearningRate = 3e-4,
+    schedule: training.ScheduleOption = "linear",
+    warmup_ratio: training.WarmupRatio = 0.03,
+    weight_decay: training.WeightDecay = 0.0,
+    max_grad_norm: training.MaxGradNorm = 1.0,
+    append_eos: training.AppendEos = True,
+    evaluate_every: training.EvaluateEvery = None,
+    patience: training.Patience = None,
+    checkpoint_every: training.CheckpointEvery = 50,
+    gradient_checkpointing: training.GradientCheckpointing = False,
+    style: options.Style = "alpaca",
+    max_length: options.MaxLength = 512,
+    batch_tokens: options.BatchTokens = 2048,
+    dtype: options.DtypeOption = "float32",
+    device: options.Device = "auto",
+    data_dir: options.DataDir = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train by several plans of experts with equal steps and seeds, and measure all on test rows.
+
+    Every plan has the same experts in all, or as plain LoRA the same total rank. The table has the
+    mean over seeds; differences from the uniform plan are tested with seeds and rows resampled. Cut
+    short, the same command goes on after the last whole checkpoint.
+    """
+    from layerif.artifacts import Comparisons, LayerScores
+    from layerif.tasks import load_task
+
+    asked = training.with_preset(context, preset)
+    numbers = [int(number) for number in options.numbers(seeds, "--seeds")]
+    influence = None if scores is None else LayerScores.load(scores)
+    style = asked["style"]
+    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
+
+    from layerif.evaluation.seeds import figures_of
+    from layerif.metrics import metric_scores
+    from layerif.model import describe, open_model
+    from layerif.report import comparison_lines, seeds_table
+    from layerif.studies.compare_experts import (
+        COMPARISON_FILE,
+        ExpertsStudy,
+        compare_experts,
+        results_of,
+        trained_parameters,
+    )
+    from layerif.studies.expert_plans import expert_plan, names_of
+
+    settings = training.finetune_options(asked)
+    study = ExpertsStudy(settings, tuple(numbers), train_samples, validation_samples, seed)
+    opened, tokenizer = open_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    words = [word.strip() for word in plans.split(",") if word.strip()]
+    chosen = {
+        name: expert_plan(
+            name,
+            total,
+            rank=settings.rank,
+            metric=lambda metric: metric_scores(opened, metric, seed=seed),
+            influence=influence,
+            layers=describe(opened).layers,
+        )
+        for name in names_of(words)
+    }
+    cells = compare_experts(
+        out,
+        opened,
+        tokenizer,
+        chosen,
+        study,
+        task=data,
+        options={
+            "samples": samples,
+            "seed": seed,
+            "max_length": asked["max_length"],
+            "batch_tokens": batch_tokens,
+        },
+    )
+    write_recipe(context, out)
+    found = {name: figures_of(results) for name, results in results_of(cells).items()}
+    figures = {
+        name: [(each.name, each.metric, each.by_seed.tolist()) for each in own]
+        for name, own in found.items()
+    }
+    parameters = trained_parameters(cells)
+    value: dict[str, Any] = {
+        name: {"trainable_parameters": parameters[name], "figures": own}
+        for name, own in figures.items()
+    }
+    counted = f"{len(numbers)} seed{'s' if len(numbers) > 1 else ''}"
+    title = f"{total} experts trained by several plans, {counted}"
+    emit(seeds_table(figures, parameters, title), value, as_json=as_json)
+    if len(cells) > 1:
+        lines = comparison_lines(Comparisons.load(out / COMPARISON_FILE).comparisons)
+        for line in lines:
+            say(line, as_json=as_json)
+    say(f"wrote {out}", as_json=as_json)

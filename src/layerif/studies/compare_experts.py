@@ -1,0 +1,178 @@
+"""Several plans of experts on one model and task: trained alike, measured on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import Allocation, Comparisons, Finetuning, Fingerprint, Results
+from layerif.errors import InputError
+from layerif.evaluation import check_sources, evaluate
+from layerif.evaluation.seeds import compare_seeds
+from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.adapters import taken_out
+from layerif.model import Tokenizer, describe, unwrapped, with_adapter
+from layerif.progress import note
+from layerif.studies.expert_plans import title_of
+from layerif.studies.finetuning import finetune_into
+from layerif.studies.folder import RunFolder
+from layerif.studies.stages import standing
+from layerif.tasks import Task
+
+COMPARISON_FILE = "comparison.json"
+BASELINE = "uniform"
+
+
+@dataclass(frozen=True)
+class ExpertsStudy:
+    """What all plans share.
+
+    Attributes:
+        options: of every training run, but for its seed.
+        seeds: of the training runs of each plan.
+        train_samples, validation_samples: rows; None takes all of the training rows.
+        data_seed: of the draw of rows, which all runs share.
+    """
+
+    options: FinetuneOptions
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_samples: int | None = None
+    validation_samples: int = 100
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                f"seeds are to be at least one, each once, and are {list(self.seeds)}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """What one plan came to, seed by seed.
+
+    Attributes:
+        plan: what was trained.
+        records: how training went.
+        results: of the test rows.
+    """
+
+    plan: Allocation
+    records: list[Finetuning]
+    results: list[Results]
+
+
+def compare_experts(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    plans: Mapping[str, Allocation],
+    study: ExpertsStudy,
+    *,
+    task: Task,
+    options: dict[str, Any],
+) -> dict[str, Cells]:
+    """Train each plan with each seed, measure on test rows, and compare all with the uniform one.
+
+    The folder gets each plan, each adapter with its record, its results, and `comparison.json`.
+    What is finished there is not done again.
+
+    Args:
+        model: a causal LM of transformers without adapters, left so.
+        plans: by name, `uniform` among them.
+        options: of `evaluate`.
+
+    Raises:
+        InputError: as `finetune` and `evaluate`, or there are too few rows; or the folder holds
+            something else, or a plan that was edited.
+        NumericalError: a loss or a likelihood is not finite.
+    """
+    model = unwrapped(model)
+    for plan in plans.values():
+        plan.check_fits(describe(model), plan.kind)
+    unread = ("batch_tokens",)
+    check_sources(
+        model, tokenizer, [task], **{k: v for k, v in options.items() if k not in unread}
+    )
+    train = task.sample("train", study.train_samples, study.data_seed)
+    count = study.validation_samples
+    validation = task.sample("validation", count, study.data_seed) if count else []
+    claimed = RunFolder(folder)
+    found: dict[str, Cells] = {}
+    with claimed.claimed():
+        for name, plan in plans.items():
+            title = title_of(name)
+            claimed.keep_plan(title, plan)
+            cells = found[title] = Cells(plan, [], [])
+            for seed in study.seeds:
+                note(f"{title}, seed {seed}")
+                cell = folder / "cells" / f"{title}-{seed}"
+                record = finetune_into(
+                    cell,
+                    model,
+                    tokenizer,
+                    task,
+                    train=train,
+                    validation=validation,
+                    plan=plan,
+                    options=replace(study.options, seed=seed),
+                    overwrite=True,
+                )
+                cells.records.append(record)
+                cells.results.append(_measured(cell, record, model, tokenizer, task, options))
+        if len(found) > 1:
+            results = {name: cells.results for name, cells in found.items()}
+            compared = Comparisons(comparisons=compare_seeds(results, BASELINE))
+            compared.save(folder / COMPARISON_FILE)
+    return found
+
+
+def _measured(
+    cell: Path,
+    record: Finetuning,
+    model: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    options: dict[str, Any],
+) -> Results:
+    """Results of the adapter in a cell, beside it; found again where they stand."""
+    path = cell.with_name(f"{cell.name}-results.json")
+    trained = record.fingerprint
+    assert trained is not None
+    wanted = trained.model_copy(
+        update={"options": {"adapter": trained.model_dump(mode="json"), **options}}
+    )
+
+    def load() -> tuple[Results, Fingerprint | None]:
+        found = Results.load(path)
+        return found, found.fingerprint
+
+    if path.is_file() and (done := standing(load, path, wanted, overwrite=True)):
+        return done
+    with _adapter_in(model, cell) as adapted:
+        found = evaluate(adapted, tokenizer, [task], **options)
+    found = found.model_copy(update={"fingerprint": wanted})
+    found.save(path)
+    return found
+
+
+@contextmanager
+def _adapter_in(model: Any, cell: Path) -> Iterator[Any]:
+    adapted = with_adapter(model, cell)
+    try:
+        yield adapted
+    finally:
+        taken_out(adapted)
+
+
+def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:
+    """Trainable parameters of each plan."""
+    return {name: own.records[0].trainable_parameters for name, own in cells.items()}
+
+
+def results_of(cells: Mapping[str, Cells]) -> dict[str, Sequence[Results]]:
+    """Results of each plan, one a seed."""
+    return {name: own.results for name, own in cells.items()}
