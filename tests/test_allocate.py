@@ -12,11 +12,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from layerif.allocate import allocate_experts, allocate_sparsity, read_scores
+from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, LayerScores, ModelInfo
 from layerif.budgets import ConstantScoresError
 from layerif.choices import Aggregation
 from layerif.errors import InputError
+from layerif.reading import read_scores
 from test_artifacts import MODEL, make_scores
 
 AGGREGATIONS = get_args(Aggregation)
@@ -191,6 +192,8 @@ class TestExperts:
             "map": "power",
             "beta": 2.5,
             "orientation": "direct",
+            "normalise": "minmax",
+            "compat": "none",
         }
         assert plan.model == MODEL
         assert plan.sizes == MODEL.layer_sizes
@@ -211,15 +214,49 @@ class TestExperts:
         with pytest.raises(InputError, match="a total of 4 is too few for 5 layers"):
             allocate_experts(VECTOR, 4, map=map)
 
+    def test_alphalora_is_within_one_of_the_published_vector(self, paper: dict[str, Any]) -> None:
+        # Would see: alphas brought to [0, 1] first, or a residual spread over layers.
+        alphas = np.mean(paper["pl_alpha_per_projection"], axis=1)
+        published = np.array(paper["experts_T160"]["AlphaLoRA beta=2.5 (README)"])
+        options: dict[str, Any] = {"beta": 2.5, "normalise": "none"}
+        plan = allocate_experts(alphas, 160, compat="authors", **options)
+        assert np.abs(np.array(plan.allocation) - published).max() <= 1
+        assert (plan.how["normalise"], plan.how["compat"]) == ("none", "authors")
+        # By largest remainders it is so, too, and one that is another.
+        exact = allocate_experts(alphas, 160, **options).allocation
+        assert np.abs(np.array(exact) - published).max() <= 1
+        assert exact != plan.allocation
+        assert np.abs(allocate_experts(alphas, 160, beta=2.5).allocation - published).max() > 1
+
+
+class TestRanks:
+    @pytest.mark.parametrize("options", [{}, {"beta": 1.0, "orientation": "inverse"}])
+    @pytest.mark.parametrize("map", ["power", "mola", "uniform"])
+    def test_are_given_out_as_experts_are(self, map: Any, options: dict[str, Any]) -> None:
+        plan = allocate_ranks(make_scores(), 40, map=map, aggregate="top", **options)
+        experts = allocate_experts(make_scores(), 40, map=map, aggregate="top", **options)
+        assert plan.kind == "ranks"
+        assert sum(plan.allocation) == 40 == plan.total
+        assert plan.model_dump(exclude={"kind"}) == experts.model_dump(exclude={"kind"})
+
+    def test_plans_survive_a_file(self, tmp_path: Path) -> None:
+        plan = allocate_ranks(make_scores(), 33)
+        plan.save(tmp_path / "plan.json")
+        assert Allocation.load(tmp_path / "plan.json") == plan
+        plan.check_fits(MODEL, "ranks")
+        with pytest.raises(InputError, match="this plan allocates ranks; a plan of sparsity"):
+            plan.check_fits(MODEL, "sparsity")
+
 
 ALLOCATE: dict[str, Callable[..., Allocation]] = {
     "sparsity": lambda scores, **options: allocate_sparsity(scores, 0.5, **options),
     "experts": lambda scores, **options: allocate_experts(scores, 10, **options),
+    "ranks": lambda scores, **options: allocate_ranks(scores, 10, **options),
 }
 
 
 @pytest.mark.parametrize("kind", ALLOCATE)
-class TestBoth:
+class TestEveryKind:
     def test_scores_that_are_all_equal_are_an_error(self, kind: str) -> None:
         with pytest.raises(ConstantScoresError, match="do not tell the layers apart: all 5 are 2"):
             ALLOCATE[kind]([2.0] * 5)
@@ -236,7 +273,7 @@ class TestBoth:
         ALLOCATE[kind](scores, aggregate="positive")
 
     def test_unknown_words_are_answered_with_the_known_ones(self, kind: str) -> None:
-        maps = {"sparsity": "layerif, owl, dlp, uniform", "experts": "power, mola, uniform"}[kind]
+        maps = "layerif, owl, dlp, uniform" if kind == "sparsity" else "power, mola, uniform"
         with pytest.raises(InputError, match=f"no {kind} map 'cubic'; choose one of {maps}$"):
             ALLOCATE[kind](VECTOR, map="cubic")
         with pytest.raises(InputError, match="no aggregation 'median'"):
