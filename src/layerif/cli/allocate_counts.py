@@ -30,7 +30,7 @@ Normalise = Annotated[
     ScoreScale,
     typer.Option(
         "--normalise",
-        help="Map power: what is taken to it; none takes the scores as they are (AlphaLoRA).",
+        help="Map power: what is raised to beta; none takes scores as they are (AlphaLoRA).",
     ),
 ]
 Compat = Annotated[
@@ -47,7 +47,7 @@ ModelOfPlan = Annotated[
     typer.Option(
         "--model",
         help="Model that the scores are of: says how many parameters are trained.",
-        show_default="",
+        show_default=False,
     ),
 ]
 
