@@ -52,9 +52,8 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
     for comparison, words in zip(found, ("accuracy", "answer loss", "perplexity"), strict=True):
         assert f"{comparison.name} {words}: LayerIF " in out
     names = {p.name for p in run.iterdir()}
-    pictures = {
-        f"{n}.{s}" for n in ("scores", "sparsity", "experts", "ranks") for s in ("png", "svg")
-    }
+    drawn = ("scores", "sparsity", "experts", "ranks")
+    pictures = {f"{n}.{s}" for n in drawn for s in ("png", "svg")}
     assert pictures <= names
     assert not [name for name in names if name.endswith(".part")]
     ranks = Allocation.load(run / "ranks.json")
@@ -310,11 +309,9 @@ def commands(model, text, run):
         [*["allocate", "experts", run, "--total", 9, "--out", run / "experts.json"], *mola],
         run / "experts.recipe.yaml",
     )
+    own = ["--normalise", "none", "--compat", "authors", "--model", model]
     yield (
-        [
-            *["allocate", "ranks", run, "--total", 24, "--normalise", "none", "--compat"],
-            *["authors", "--beta", 2.5, "--model", model, "--out", run / "ranks.json"],
-        ],
+        ["allocate", "ranks", run, "--total", 24, *own, "--out", run / "ranks.json"],
         run / "ranks.recipe.yaml",
     )
     yield (
