@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from layerif.allocate import allocate_experts, allocate_sparsity, read_scores
+from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, LayerScores, ModelInfo
 from layerif.budgets import ConstantScoresError
 from layerif.choices import Aggregation
@@ -191,6 +191,8 @@ class TestExperts:
             "map": "power",
             "beta": 2.5,
             "orientation": "direct",
+            "normalise": "minmax",
+            "compat": "none",
         }
         assert plan.model == MODEL
         assert plan.sizes == MODEL.layer_sizes
@@ -211,15 +213,49 @@ class TestExperts:
         with pytest.raises(InputError, match="a total of 4 is too few for 5 layers"):
             allocate_experts(VECTOR, 4, map=map)
 
+    def test_alphalora_is_within_one_of_the_published_vector(self, paper: dict[str, Any]) -> None:
+        # Would see: alphas brought to [0, 1] first, or a residual spread over layers.
+        alphas = np.mean(paper["pl_alpha_per_projection"], axis=1)
+        published = np.array(paper["experts_T160"]["AlphaLoRA beta=2.5 (README)"])
+        options: dict[str, Any] = {"beta": 2.5, "normalise": "none"}
+        plan = allocate_experts(alphas, 160, compat="authors", **options)
+        assert np.abs(np.array(plan.allocation) - published).max() <= 1
+        assert (plan.how["normalise"], plan.how["compat"]) == ("none", "authors")
+        # By largest remainders it is so, too, and one that is another.
+        exact = allocate_experts(alphas, 160, **options).allocation
+        assert np.abs(np.array(exact) - published).max() <= 1
+        assert exact != plan.allocation
+        assert np.abs(allocate_experts(alphas, 160, beta=2.5).allocation - published).max() > 1
+
+
+class TestRanks:
+    @pytest.mark.parametrize("options", [{}, {"beta": 1.0, "orientation": "inverse"}])
+    @pytest.mark.parametrize("map", ["power", "mola", "uniform"])
+    def test_are_given_out_as_experts_are(self, map: Any, options: dict[str, Any]) -> None:
+        plan = allocate_ranks(make_scores(), 40, map=map, aggregate="top", **options)
+        experts = allocate_experts(make_scores(), 40, map=map, aggregate="top", **options)
+        assert plan.kind == "ranks"
+        assert sum(plan.allocation) == 40 == plan.total
+        assert plan.model_dump(exclude={"kind"}) == experts.model_dump(exclude={"kind"})
+
+    def test_plans_survive_a_file(self, tmp_path: Path) -> None:
+        plan = allocate_ranks(make_scores(), 33)
+        plan.save(tmp_path / "plan.json")
+        assert Allocation.load(tmp_path / "plan.json") == plan
+        plan.check_fits(MODEL, "ranks")
+        with pytest.raises(InputError, match="this plan allocates ranks; a plan of sparsity"):
+            plan.check_fits(MODEL, "sparsity")
+
 
 ALLOCATE: dict[str, Callable[..., Allocation]] = {
     "sparsity": lambda scores, **options: allocate_sparsity(scores, 0.5, **options),
     "experts": lambda scores, **options: allocate_experts(scores, 10, **options),
+    "ranks": lambda scores, **options: allocate_ranks(scores, 10, **options),
 }
 
 
 @pytest.mark.parametrize("kind", ALLOCATE)
-class TestBoth:
+class TestEveryKind:
     def test_scores_that_are_all_equal_are_an_error(self, kind: str) -> None:
         with pytest.raises(ConstantScoresError, match="do not tell the layers apart: all 5 are 2"):
             ALLOCATE[kind]([2.0] * 5)
@@ -236,7 +272,7 @@ class TestBoth:
         ALLOCATE[kind](scores, aggregate="positive")
 
     def test_unknown_words_are_answered_with_the_known_ones(self, kind: str) -> None:
-        maps = {"sparsity": "layerif, owl, dlp, uniform", "experts": "power, mola, uniform"}[kind]
+        maps = "layerif, owl, dlp, uniform" if kind == "sparsity" else "power, mola, uniform"
         with pytest.raises(InputError, match=f"no {kind} map 'cubic'; choose one of {maps}$"):
             ALLOCATE[kind](VECTOR, map="cubic")
         with pytest.raises(InputError, match="no aggregation 'median'"):
@@ -254,134 +290,3 @@ class TestBoth:
     def test_what_is_not_one_number_a_layer_is_refused(self, kind: str, scores: Any) -> None:
         with pytest.raises(InputError, match=r"^the scores "):
             ALLOCATE[kind](scores)
-
-
-class TestReadScores:
-    def test_run_folder(self, tmp_path: Path) -> None:
-        scores = make_scores()
-        for name in ("run", "run.v2"):
-            scores.save(tmp_path / name)
-            assert read_scores(tmp_path / name) == scores
-        assert read_scores(str(tmp_path / "run")) == scores
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("a.json", "[0.3, 2, -1, 0.7, 1.1]"),
-            ("a.csv", "0.3\n2\n-1\n0.7\n1.1\n"),
-            ("a.csv", "0.3\r\n2\r\n-1\r\n0.7\r\n1.1"),
-            ("a.csv", "score\n0.3\n2\n-1\n0.7\n1.1\n"),
-            ("a.csv", "layer,score\n0,0.3\n1, 2\n2,-1\n3,7e-1\n4,1.1\n"),
-            ("a.csv", "0,0.3\n1,2\n2,-1\n3,0.7\n4,1.1\n\n"),
-            ("a.csv", "name,layer,score\nq,0,0.3\nq,1,2\nq,2,-1\nq,3,0.7\nq,4,1.1\n"),
-        ],
-    )
-    def test_one_number_a_layer(self, tmp_path: Path, name: str, text: str) -> None:
-        path = tmp_path / name
-        path.write_bytes(text.encode())
-        scores = read_scores(path)
-        assert isinstance(scores, np.ndarray)
-        assert scores.dtype == np.float64
-        assert scores.tolist() == VECTOR
-
-    def test_csv_of_a_spreadsheet_keeps_its_first_layer(self, tmp_path: Path) -> None:
-        # Would see: the byte order mark before the first number, which made it a header.
-        path = tmp_path / "a.csv"
-        path.write_text("0.3\n2\n-1\n0.7\n1.1\n", "utf-8-sig")
-        assert read_scores(path).tolist() == VECTOR
-
-    @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64])
-    def test_npy(self, tmp_path: Path, dtype: Any) -> None:
-        values = np.array([3, 0, -2, 5], dtype=dtype)
-        np.save(tmp_path / "a.npy", values)
-        scores = read_scores(tmp_path / "a.npy")
-        assert scores.dtype == np.float64
-        assert scores.tolist() == [3, 0, -2, 5]
-
-    def test_plain_scores_lead_to_the_plan_of_the_run_they_come_from(self, tmp_path: Path) -> None:
-        # Would see: a file format that loses digits, or the order of the layers.
-        scores = make_scores()
-        vector = scores.aggregate()
-        np.save(tmp_path / "a.npy", vector)
-        (tmp_path / "a.json").write_text(json.dumps(vector.tolist()))
-        rows = "".join(f"{layer},{value!r}\n" for layer, value in enumerate(vector.tolist()))
-        (tmp_path / "a.csv").write_text("layer,score\n" + rows)
-        expected = allocate_sparsity(scores, 0.5).allocation
-        for name in ("a.npy", "a.json", "a.csv"):
-            plan = allocate_sparsity(read_scores(tmp_path / name), 0.5, model=MODEL)
-            assert plan.allocation == expected
-
-    @pytest.mark.parametrize("suffix", [".json", ".csv", ".npy"])
-    def test_missing_file(self, tmp_path: Path, suffix: str) -> None:
-        with pytest.raises(InputError, match=rf"no scores at .*a{suffix}: the file does not exist"):
-            read_scores(tmp_path / f"a{suffix}")
-
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"no run folder at .*run"):
-            read_scores(tmp_path / "run")
-
-    @pytest.mark.parametrize("name", ["a.txt", "a.pt", "a.pkl", "a.npz", "a.JSON"])
-    def test_other_suffixes(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / name).write_text("[1, 2]")
-        with pytest.raises(InputError, match=r"neither a run folder nor a \.json, \.csv, \.npy"):
-            read_scores(tmp_path / name)
-
-    @pytest.mark.parametrize(
-        ("name", "content", "says"),
-        [
-            ("a.json", b'{"scores": [1, 2]}', "holds no list; expected one number a layer"),
-            ("a.json", b"[1, 2", "is not valid JSON"),
-            ("a.json", b"[1, NaN]", "NaN is not a number"),
-            ("a.json", b"[1, 1e999]", "of layer 1 are not finite"),
-            ("a.json", b"[1, null]", "are not numbers in a regular array"),
-            ("a.json", b"[[1, 2], [3, 4]]", r"have shape \(2, 2\)"),
-            ("a.json", b'[1, "high"]', "are not numbers in a regular array"),
-            ("a.json", b"[]", r"have shape \(0,\)"),
-            ("a.csv", b"", r"have shape \(0,\)"),
-            ("a.csv", b"layer,score\n", r"have shape \(0,\)"),
-            ("a.csv", b"layer,score\n0,0.5\n1,high\n", "'high', the last column of row 2, is no"),
-            ("a.csv", b"0,0.5\n1,\n", "'', the last column of row 2, is no number"),
-            ("a.csv", b"0.5\nnan\n", "of layer 1 are not finite"),
-            ("a.csv", b"0.5\ninf\n", "of layer 1 are not finite"),
-            ("a.csv", "größe\n0.5\n".encode("latin-1"), "is not a CSV file in UTF-8"),
-            ("a.npy", b"", r"is not a \.npy file of numbers"),
-            ("a.npy", b"0.5\n0.6\n", r"is not a \.npy file of numbers"),
-        ],
-    )
-    def test_content_that_is_no_scores(
-        self, tmp_path: Path, name: str, content: bytes, says: str
-    ) -> None:
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=says) as error:
-            read_scores(tmp_path / name)
-        assert str(tmp_path / name) in str(error.value)
-
-    def test_npy_of_another_shape_or_cut_short(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.npy"
-        np.save(path, np.ones((2, 3)))
-        with pytest.raises(InputError, match=r"have shape \(2, 3\)"):
-            read_scores(path)
-        np.save(path, np.arange(4.0))
-        path.write_bytes(path.read_bytes()[:-8])
-        with pytest.raises(InputError, match=r"is not a \.npy file of numbers"):
-            read_scores(path)
-        np.save(path, np.array([1.0, np.nan]))
-        with pytest.raises(InputError, match="of layer 1 are not finite"):
-            read_scores(path)
-
-    def test_npy_that_needs_pickle_is_not_opened(self, tmp_path: Path) -> None:
-        # Would see: allow_pickle=True, with which opening a file runs what it holds.
-        marker = tmp_path / "marker"
-
-        class Touch:
-            def __reduce__(self) -> tuple[Any, ...]:
-                return Path.touch, (marker,)
-
-        path = tmp_path / "a.npy"
-        np.save(path, np.array([Touch(), 1.0], dtype=object), allow_pickle=True)
-        np.load(path, allow_pickle=True)
-        assert marker.exists(), "the pickle is live"
-        marker.unlink()
-        with pytest.raises(InputError, match=r"is not a \.npy file of numbers"):
-            read_scores(path)
-        assert not marker.exists()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from layerif import budgets
-from layerif.allocate import allocate_experts, allocate_sparsity, read_scores
+from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, Manifest, MetricScores
 from layerif.errors import InputError
 from layerif.metrics import metric_scores
+from layerif.reading import read_scores
 from test_artifacts import make_scores
 from tiny import tiny_model
 
@@ -36,6 +37,21 @@ def test_a_metric_gives_the_plan_of_its_numbers(alphas, map):
     experts = allocate_experts(alphas, 12, beta=2.5)
     assert experts.allocation == allocate_experts(alphas.scores, 12, beta=2.5).allocation
     assert experts.how["metric"] == "pl_alpha"
+
+
+@pytest.mark.parametrize("allocate", [allocate_experts, allocate_ranks])
+def test_controls_give_plans_of_whole_numbers(alphas, allocate):
+    # Would see: a shuffled plan that is no plan of the same numbers in another order.
+    random = allocate(metric_scores(tiny_model(), "random", seed=3), 12)
+    assert sum(random.allocation) == 12
+    assert random.allocation == allocate(np.random.default_rng(3).random(3), 12).allocation
+    own = allocate(alphas, 12).allocation
+    plans = [
+        allocate(metric_scores(tiny_model(), "shuffled", of="pl_alpha", seed=seed), 12).allocation
+        for seed in range(5)
+    ]
+    assert all(sorted(plan) == sorted(own) for plan in plans)
+    assert any(plan != own for plan in plans)
 
 
 def test_what_was_done_is_recorded(alphas):

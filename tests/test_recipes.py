@@ -30,6 +30,7 @@ def recipe(model, text, folder, **changes):
         "score": {"task": "agreement", "train_samples": 6, "validation_samples": 3, "rank": 2},
         "sparsity": {"target": 0.5, "epsilon": 0.2},
         "experts": {"total": 9},
+        "ranks": {"total": 24, "orientation": "inverse"},
         "prune": {"calibration": str(text), "samples": 4, "context_length": 32},
         "evaluate": {"tasks": ["agreement", str(text)], "samples": 8, "context_length": 32},
     }
@@ -51,9 +52,12 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
     for comparison, words in zip(found, ("accuracy", "answer loss", "perplexity"), strict=True):
         assert f"{comparison.name} {words}: LayerIF " in out
     names = {p.name for p in run.iterdir()}
-    pictures = {f"{n}.{s}" for n in ("scores", "sparsity", "experts") for s in ("png", "svg")}
+    drawn = ("scores", "sparsity", "experts", "ranks")
+    pictures = {f"{n}.{s}" for n in drawn for s in ("png", "svg")}
     assert pictures <= names
     assert not [name for name in names if name.endswith(".part")]
+    ranks = Allocation.load(run / "ranks.json")
+    assert (ranks.kind, ranks.total, ranks.how["orientation"]) == ("ranks", 24, "inverse")
     uniform = Manifest.load(run / "pruned-uniform" / "layerif_manifest.json")
     planned = Manifest.load(run / "pruned" / "layerif_manifest.json")
     assert uniform.sparsity == pytest.approx(planned.sparsity, abs=1e-3)
@@ -188,6 +192,7 @@ def test_one_process_at_a_time_follows_a_recipe(layerif, model, text, tmp_path):
 def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, text, tmp_path):
     wrong = {
         "asks for 2 experts, fewer than the 3 decoder layers": {"experts": {"total": 2}},
+        "asks for 1 ranks, fewer than the 3 decoder layers": {"ranks": {"total": 1}},
         "sparsity.target: Input should be less than or equal to 1": {"sparsity": {"target": 2}},
         "sparsety: Extra inputs are not permitted": {"sparsety": {}},
         "fewer than the 1000000": {"score": {"task": "agreement", "train_samples": 10**6}},
@@ -303,6 +308,11 @@ def commands(model, text, run):
     yield (
         [*["allocate", "experts", run, "--total", 9, "--out", run / "experts.json"], *mola],
         run / "experts.recipe.yaml",
+    )
+    own = ["--normalise", "none", "--compat", "authors", "--model", model]
+    yield (
+        ["allocate", "ranks", run, "--total", 24, *own, "--out", run / "ranks.json"],
+        run / "ranks.recipe.yaml",
     )
     yield (
         [

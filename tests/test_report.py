@@ -70,8 +70,9 @@ class TestPlots:
         heights = bars[:, 1] / np.abs(bars[:, 1]).max()
         np.testing.assert_allclose(heights, values / np.abs(values).max(), atol=1e-3)
 
-    def test_experts_are_bars_of_their_heights(self, tmp_path: Path) -> None:
-        plot_allocation(EXPERTS, tmp_path / "plan")
+    @pytest.mark.parametrize("kind", ["experts", "ranks"])
+    def test_whole_numbers_are_bars_of_their_heights(self, tmp_path: Path, kind: Any) -> None:
+        plot_allocation(EXPERTS.model_copy(update={"kind": kind}), tmp_path / "plan")
         bars = bars_of_svg(tmp_path / "plan.svg")
         np.testing.assert_allclose(bars[:, 1] / bars[0, 1], EXPERTS.allocation, rtol=1e-3)
         assert bars_of_png(tmp_path / "plan.png") == 5

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerif.allocate import allocate_experts as allocate_experts
+    from layerif.allocate import allocate_ranks as allocate_ranks
     from layerif.allocate import allocate_sparsity as allocate_sparsity
-    from layerif.allocate import read_scores as read_scores
     from layerif.artifacts import Allocation as Allocation
     from layerif.artifacts import LayerScores as LayerScores
     from layerif.artifacts import MetricScores as MetricScores
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from layerif.model import open_model as open_model
     from layerif.pruning import prune as prune
     from layerif.pruning import save_pruned as save_pruned
+    from layerif.reading import read_scores as read_scores
     from layerif.tasks import Example as Example
     from layerif.tasks import Task as Task
     from layerif.tasks import load_calibration as load_calibration
@@ -45,6 +46,7 @@ _HOMES = {
     "Results": "artifacts",
     "Task": "tasks",
     "allocate_experts": "allocate",
+    "allocate_ranks": "allocate",
     "allocate_sparsity": "allocate",
     "compare": "evaluation",
     "evaluate": "evaluation",
@@ -56,7 +58,7 @@ _HOMES = {
     "metric_scores": "metrics",
     "open_model": "model",
     "prune": "pruning",
-    "read_scores": "allocate",
+    "read_scores": "reading",
     "register_metric": "metrics",
     "save_pruned": "pruning",
     "score": "influence",

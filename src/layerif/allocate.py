@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from layerif import budgets
 from layerif.artifacts import (
-    METRIC_FORMAT,
     Allocation,
     LayerScores,
     MetricScores,
@@ -21,15 +19,16 @@ from layerif.artifacts import (
 )
 from layerif.choices import (
     Aggregation,
-    ExpertsMap,
+    CountsCompat,
+    CountsMap,
     Granularity,
     OnConstant,
     Orientation,
+    ScoreScale,
     SparsityMap,
     check_choice,
 )
 from layerif.errors import InputError
-from layerif.runs import read_json
 
 # The maps that spend a score within a band of sparsities, each with its authors' lam.
 BANDED = {
@@ -147,23 +146,32 @@ def allocate_experts(
     scores: LayerScores | MetricScores | ArrayLike,
     total: int,
     *,
-    map: ExpertsMap = "power",
+    map: CountsMap = "power",
     aggregate: Aggregation = "positive",
     beta: float = 3.0,
     orientation: Orientation = "direct",
+    normalise: ScoreScale = "minmax",
+    compat: CountsCompat = "none",
     shape: Sequence[float] = budgets.MOLA_SHAPE,
     on_constant: OnConstant = "error",
     model: ModelInfo | None = None,
 ) -> Allocation:
     """A number of LoRA experts for each decoder layer, at least one each, `total` in all.
 
+    LayerIF's plan is the default; AlphaLoRA's comes from the metric `pl_alpha` with `beta=2.5`,
+    `normalise="none"` and, where it is to be theirs to the rounding, `compat="authors"`.
+
     Args:
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         total: experts of all layers together.
-        map: `power` (LayerIF's), `mola` (groups of layers) or `uniform`.
+        map: `power` (LayerIF's, AlphaLoRA's), `mola` (groups of layers) or `uniform`.
         aggregate: how a LayerScores becomes one number a layer; unused for other scores.
         beta: exponent of the power map; the larger, the more unequal.
         orientation: `direct` gives layers of high score more experts, `inverse` fewer.
+        normalise: what the power map takes to the power: the `minmax` of the scores, or with `none`
+            the scores themselves.
+        compat: how the power map rounds: by largest remainders, or with `authors` as published code
+            does it.
         shape: experts of each group of layers under `mola`, scaled to the total.
         on_constant: what scores that are all equal give: an error, or the uniform plan.
         model: which model plain numbers belong to, for the record.
@@ -171,96 +179,98 @@ def allocate_experts(
     Raises:
         InputError: fewer experts than layers, or scores that do not tell the layers apart.
     """
-    vector, model, how = _resolve(scores, aggregate, model)
-    check_choice(map, ExpertsMap, "experts map")
+    return _allocate_counts(
+        "experts",
+        _resolve(scores, aggregate, model),
+        total,
+        map=map,
+        beta=beta,
+        orientation=orientation,
+        normalise=normalise,
+        compat=compat,
+        shape=shape,
+        on_constant=on_constant,
+    )
+
+
+def allocate_ranks(
+    scores: LayerScores | MetricScores | ArrayLike,
+    total: int,
+    *,
+    map: CountsMap = "power",
+    aggregate: Aggregation = "positive",
+    beta: float = 3.0,
+    orientation: Orientation = "direct",
+    normalise: ScoreScale = "minmax",
+    compat: CountsCompat = "none",
+    shape: Sequence[float] = budgets.MOLA_SHAPE,
+    on_constant: OnConstant = "error",
+    model: ModelInfo | None = None,
+) -> Allocation:
+    """A rank of plain LoRA for each decoder layer, at least 1 each, their sum `total` exactly.
+
+    All projections of a layer have its rank; `layerif.moe.lora_config_for` makes a LoraConfig.
+
+    Args:
+        scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
+        total: ranks of all layers together; rank 8 in each of 32 layers is 256.
+        map: `power`, `mola` (groups of layers) or `uniform`.
+        aggregate, beta, orientation, normalise, compat, on_constant, model: as `allocate_experts`.
+        shape: ranks of each group of layers under `mola`, scaled to the total.
+
+    Raises:
+        InputError: a total below the number of layers, or scores that do not tell them apart.
+    """
+    return _allocate_counts(
+        "ranks",
+        _resolve(scores, aggregate, model),
+        total,
+        map=map,
+        beta=beta,
+        orientation=orientation,
+        normalise=normalise,
+        compat=compat,
+        shape=shape,
+        on_constant=on_constant,
+    )
+
+
+def _allocate_counts(
+    kind: Literal["experts", "ranks"],
+    resolved: tuple[NDArray[np.float64], ModelInfo | None, dict[str, Any]],
+    total: int,
+    *,
+    map: CountsMap,
+    beta: float,
+    orientation: Orientation,
+    normalise: ScoreScale,
+    compat: CountsCompat,
+    shape: Sequence[float],
+    on_constant: OnConstant,
+) -> Allocation:
+    vector, model, how = resolved
+    check_choice(map, CountsMap, f"{kind} map")
     if map == "power" and on_constant == "uniform" and _constant(vector):
         map = "uniform"  # recorded as what was done
     if map == "power":
         plan = budgets.power_map(
-            vector, total, beta=beta, orientation=orientation, on_constant=on_constant
+            vector,
+            total,
+            beta=beta,
+            orientation=orientation,
+            normalise=normalise,
+            compat=compat,
+            on_constant=on_constant,
         )
         how |= {"map": map, "beta": beta, "orientation": orientation}
+        how |= {"normalise": normalise, "compat": compat}
     elif map == "mola":
         plan = budgets.mola_map(len(vector), total, shape)
         how = {"map": map, "shape": list(shape)}
     else:
         plan = budgets.uniform_experts(len(vector), total)
         how = {"map": map}
-    return Allocation(
-        kind="experts",
-        allocation=plan.tolist(),
-        total=total,
-        model=model,
-        how=how,
-    )
-
-
-def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.float64]:
-    """Scores from a run folder, or one number a layer from a `.json`, `.csv` or `.npy` file.
-
-    JSON is what `layerif metric` writes, or holds a list of numbers; CSV one layer a line, the
-    score in the last column, under a header or not.
-
-    Raises:
-        InputError: no such file, or not of that form.
-    """
-    path = Path(path)
-    if path.is_dir() or not path.suffix:
-        return LayerScores.load(path)
-    readers = {".json": _read_json, ".csv": _read_csv, ".npy": _read_npy}
-    if path.suffix not in readers:
-        raise InputError(
-            f"{path} is neither a run folder nor a {', '.join(readers)} file of one number a layer"
-        )
-    if not path.is_file():
-        raise InputError(f"no scores at {path}: the file does not exist")
-    found = readers[path.suffix](path)
-    if isinstance(found, MetricScores):
-        return found
-    return budgets.check_scores(found, name=f"scores in {path}")
-
-
-def _read_json(path: Path) -> Any:
-    value = read_json(path, "a list of one number a layer")
-    if isinstance(value, dict) and value.get("format") == METRIC_FORMAT:
-        return MetricScores.parse(value, str(path))
-    if not isinstance(value, list):
-        raise InputError(f"{path} holds no list; expected one number a layer, like [0.1, 0.7]")
-    return value
-
-
-def _read_csv(path: Path) -> list[float]:
-    try:
-        # Spreadsheets begin UTF-8 with a mark, which would make a header of the first number.
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
-    rows = [line.split(",")[-1].strip() for line in text.splitlines() if line]
-    if (
-        rows
-        and rows[0][:1].isalpha()
-        and rows[0].lower() not in ("na", "n/a", "nan", "none", "inf")
-    ):
-        rows = rows[1:]  # a header: a name, and not a value that is missing
-    for number, row in enumerate(rows, start=1):
-        if not _is_number(row):
-            raise InputError(f"{path}: {row!r}, the last column of row {number}, is no number")
-    return [float(row) for row in rows]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_npy(path: Path) -> NDArray[Any]:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
+    return Allocation(kind=kind, allocation=plan.tolist(), total=total, model=model, how=how)
 
 
 def _constant(scores: NDArray[np.float64]) -> bool:

@@ -17,6 +17,7 @@ from layerif.budgets import (
     MOLA_SHAPE,
     ConstantScoresError,
     apportion,
+    apportion_as_authors,
     mola_map,
     power_map,
     top_k,
@@ -253,6 +254,52 @@ def test_ties_go_to_the_lower_layer(weights: list[int], total: int, expected: li
     assert apportion(weights, total).tolist() == expected
 
 
+def step_by_step(weights: list[float], total: int) -> list[int]:
+    """The rule of AlphaLoRA's code on plain lists, a layer's last expert left where it is."""
+    layers = range(len(weights))
+    experts = [max(1, round(weight / float(np.sum(weights)) * total)) for weight in weights]
+    while sum(experts) != total:
+        gaps = [weights[layer] - experts[layer] for layer in layers]
+        if sum(experts) < total:
+            experts[gaps.index(min(gaps))] += 1
+        else:
+            experts[gaps.index(max(gaps[layer] for layer in layers if experts[layer] > 1))] -= 1
+    return experts
+
+
+@pytest.mark.parametrize(
+    ("weights", "total", "expected"),
+    [
+        ([1, 2, 3], 10, [2, 3, 5]),  # 5/3, 10/3, 5: nothing is left over
+        ([1] * 7, 10, [4, 1, 1, 1, 1, 1, 1]),  # 10/7 each: all three to one layer
+        ([40, 30, 20], 10, [4, 3, 3]),  # 4.4, 3.3, 2.2: to the lightest, whatever its remainder
+        ([10, 10, 10, 1], 8, [1, 3, 3, 1]),  # 2.6 and 0.3: the two too many from one layer
+        ([0, 0, 5], 6, [1, 1, 4]),  # their code gives 0, 0, 6
+    ],
+)
+def test_the_authors_rounding_by_hand(weights: list[int], total: int, expected: list[int]) -> None:
+    # Would see: the residual shared out, or the ends of argmin and argmax exchanged.
+    assert apportion_as_authors(weights, total).tolist() == expected
+
+
+@given(st.lists(st.floats(0.01, 99), min_size=1, max_size=20, unique=True), st.integers(0, 99))
+def test_the_authors_rounding_step_by_step(weights: list[float], more: int) -> None:
+    total = len(weights) + more
+    found = apportion_as_authors(weights, total)
+    assert found.dtype == np.int64
+    assert found.sum() == total
+    assert found.min() >= 1
+    assert found.tolist() == step_by_step(weights, total)
+
+
+def test_alphas_are_taken_as_they_are(paper: dict[str, Any]) -> None:
+    alpha = np.mean(paper["pl_alpha_per_projection"], axis=1)
+    ours = power_map(alpha, 160, beta=2.5, normalise="none")
+    assert ours.tolist() == apportion(alpha**2.5, 160).tolist()
+    authors = power_map(alpha, 160, beta=2.5, normalise="none", compat="authors")
+    assert authors.tolist() == step_by_step((alpha**2.5).tolist(), 160)
+
+
 def test_top_k() -> None:
     assert top_k([1, 2, 3, 8]).tolist() == [1, 2, 2, 2]
     assert top_k([1]).dtype == np.int64
@@ -276,6 +323,11 @@ def test_top_k_refuses(experts: list[float]) -> None:
         ({"scores": [1.0, np.nan, 2.0]}, "scores of layer 1 are not finite"),
         ({"orientation": "down"}, "no orientation 'down'"),
         ({"on_constant": "skip"}, "no on_constant 'skip'"),
+        ({"normalise": "mean"}, "no normalise 'mean'; choose one of minmax, none"),
+        ({"compat": "reference"}, "no compat 'reference'; choose one of none, authors"),
+        ({"normalise": "none", "orientation": "inverse"}, "leave out one of the two"),
+        ({"normalise": "none", "scores": [1.0, -2.0, 4.0]}, "scores of layer 1 are negative"),
+        ({"normalise": "none", "beta": 1e6}, "weights of layers 1, 2 are not finite"),
     ],
 )
 def test_power_map_refuses(arguments: dict[str, Any], says: str) -> None:

@@ -12,7 +12,7 @@ from layerif.artifacts.base import JsonArtifact, ModelInfo, Record
 from layerif.artifacts.naming import check_module_names, layer_of
 from layerif.errors import InputError
 
-Kind = Literal["sparsity", "experts"]
+Kind = Literal["sparsity", "experts", "ranks"]
 # A hand-edited plan is written with few digits; this much drift of its total is rounding.
 TOTAL_TOLERANCE = 1e-4
 
@@ -37,11 +37,12 @@ class Allocation(JsonArtifact):
     must add up to it, so that two plans of the same total can be compared.
 
     Attributes:
-        kind: `sparsity` (fraction of zeros in the layer's projections) or `experts` (LoRA experts).
+        kind: `sparsity` (fraction of zeros in the layer's projections), `experts` (LoRA experts) or
+            `ranks` (of a plain LoRA, at each of the layer's projections).
         allocation: one number per decoder layer; where projections differ within a layer, their
             mean weighted by size.
         modules: for sparsity that of every projection; None where those of a layer are alike.
-        total: for sparsity the mean weighted by `layer_sizes`, for experts the sum.
+        total: for sparsity the mean weighted by `layer_sizes`, for experts and ranks the sum.
         layer_sizes: parameters of each layer, where no model gives them; without either all layers
             count as equally large.
         model: which model the plan was made for; None fits any model with as many layers.
@@ -62,9 +63,10 @@ class Allocation(JsonArtifact):
         for layer, value in enumerate(self.allocation):
             if self.kind == "sparsity" and not 0 <= value <= 1:
                 raise ValueError(f"layer {layer} has sparsity {value}, which is not within 0 to 1")
-            if self.kind == "experts" and (value != int(value) or value < 1):
+            if self.whole and (value != int(value) or value < 1):
+                has = f"{value} experts" if self.kind == "experts" else f"rank {value}"
                 raise ValueError(
-                    f"layer {layer} has {value} experts; each layer needs a whole number from 1 up"
+                    f"layer {layer} has {has}; each layer needs a whole number from 1 up"
                 )
         if self.model and self.layer_sizes not in (None, self.model.layer_sizes):
             raise ValueError("layer_sizes differ from the model's; leave them out")
@@ -145,9 +147,14 @@ class Allocation(JsonArtifact):
         return self.model.layer_sizes if self.model else self.layer_sizes
 
     @property
+    def whole(self) -> bool:
+        """Whether layers get whole numbers that add up (experts, ranks) rather than fractions."""
+        return self.kind != "sparsity"
+
+    @property
     def realised_total(self) -> float:
-        """Mean sparsity weighted by layer size, or number of experts."""
-        if self.kind == "experts":
+        """Mean sparsity weighted by layer size, or the sum of experts or ranks."""
+        if self.whole:
             return float(sum(self.allocation))
         sizes = self.sizes or [1] * len(self.allocation)
         weighted = math.fsum(s * n for s, n in zip(self.allocation, sizes, strict=True))

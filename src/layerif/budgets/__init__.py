@@ -1,7 +1,9 @@
-"""Budgets: from one score per layer to experts or sparsities per layer, with an exact total."""
+"""Budgets: from one score per layer to experts, ranks or sparsities, with an exact total."""
 
-from layerif.budgets.experts import MOLA_SHAPE, apportion, mola_map, power_map, top_k
+from layerif.budgets.counts import apportion, apportion_as_authors
+from layerif.budgets.experts import MOLA_SHAPE, mola_map, power_map, top_k
 from layerif.budgets.experts import uniform_map as uniform_experts
+from layerif.budgets.ranks import equal_rank, equal_ranks
 from layerif.budgets.scores import (
     ConstantScoresError,
     aggregate,
@@ -28,8 +30,11 @@ __all__ = [
     "ConstantScoresError",
     "aggregate",
     "apportion",
+    "apportion_as_authors",
     "check_scores",
     "dlp_map",
+    "equal_rank",
+    "equal_ranks",
     "layerif_map",
     "minmax",
     "mola_map",

@@ -1,4 +1,4 @@
-"""`layerif allocate sparsity` and `layerif allocate experts`."""
+"""`layerif allocate sparsity`, and the commands beside it."""
 
 from __future__ import annotations
 
@@ -9,43 +9,25 @@ import typer
 
 from layerif.choices import (
     Dtype,
-    ExpertsMap,
     Granularity,
     Orientation,
     PlanMap,
     PromptStyle,
     PruningMethod,
 )
-from layerif.cli import options
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli import allocate_counts, options
+from layerif.cli.plans import PlanOut, deliver
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
-    from layerif.artifacts import Allocation, ModelInfo
+    from layerif.artifacts import ModelInfo
 
 app = typer.Typer(no_args_is_help=True, help="Turn layer scores into a plan.")
+app.command("experts")(allocate_counts.experts)
+app.command("ranks")(allocate_counts.ranks)
 
 # Options that count under the map marginal alone, which measures the model and takes no scores.
 MARGINAL = "With --map marginal"
-
-Scores = Annotated[
-    Path,
-    typer.Argument(
-        help="Run folder of `layerif score`, file of `layerif metric`, or a .json, .csv or .npy "
-        "file of one number a layer.",
-        show_default=False,
-    ),
-]
-PlanOut = Annotated[
-    Path | None, typer.Option("--out", help="JSON file to write the plan to.", show_default=False)
-]
-ModelOfScores = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="Model that plain scores belong to: its layer sizes count.", show_default=""
-    ),
-]
 
 
 @app.command("sparsity")
@@ -248,14 +230,15 @@ def sparsity(
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
         )
-        _deliver(context, plan, out, kept=True, overwrite=overwrite, as_json=as_json)
+        deliver(context, plan, out, kept=True, overwrite=overwrite, as_json=as_json)
         return
     if scores is None:
         raise InputError(
             f"the map {map} spends scores: give a run folder of `layerif score`, or a file of "
             "scores"
         )
-    from layerif.allocate import allocate_sparsity, read_scores
+    from layerif.allocate import allocate_sparsity
+    from layerif.reading import read_scores
 
     found = read_scores(scores)
     plan = allocate_sparsity(
@@ -272,45 +255,7 @@ def sparsity(
         on_constant=on_constant,
         model=_describe(model, scores, found),
     )
-    _deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
-
-
-@app.command("experts")
-def experts(
-    context: typer.Context,
-    scores: Scores,
-    total: Annotated[
-        int, typer.Option("--total", help="Experts of all layers together.", show_default=False)
-    ],
-    map: Annotated[ExpertsMap, typer.Option("--map", help="How scores become experts.")] = "power",
-    aggregate: options.Aggregate = "positive",
-    beta: Annotated[float, typer.Option("--beta", help="Exponent of the power map.")] = 3.0,
-    orientation: options.OrientationOption = "direct",
-    shape: Annotated[
-        str, typer.Option("--shape", help="Experts of each group of layers under mola.")
-    ] = "2-4-6-8",
-    on_constant: options.ConstantOption = "error",
-    model: ModelOfScores = None,
-    out: PlanOut = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
-    """Allocate a number of LoRA experts to each layer, at least one each, --total in all."""
-    from layerif.allocate import allocate_experts, read_scores
-
-    found = read_scores(scores)
-    plan = allocate_experts(
-        found,
-        total,
-        map=map,
-        aggregate=aggregate,
-        beta=beta,
-        orientation=orientation,
-        shape=_parse_shape(shape),
-        on_constant=on_constant,
-        model=_describe(model, scores, found),
-    )
-    _deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
+    deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
 
 
 def _describe(name: str | None, scores: Path, found: Any) -> ModelInfo | None:
@@ -323,50 +268,3 @@ def _describe(name: str | None, scores: Path, found: Any) -> ModelInfo | None:
     from layerif.model import describe, open_skeleton
 
     return describe(open_skeleton(name))
-
-
-def _parse_shape(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split("-")]
-    except ValueError:
-        raise InputError(
-            f"{text!r} is not a shape; give the experts of each group of layers, like 2-4-6-8"
-        ) from None
-
-
-def _deliver(
-    context: typer.Context,
-    plan: Allocation,
-    out: Path | None,
-    *,
-    overwrite: bool,
-    as_json: bool,
-    kept: bool = False,
-) -> None:
-    """Save a plan, unless it was `kept` already, and print it."""
-    from layerif.report import allocation_table
-
-    if out is not None:
-        if not kept:
-            _keep(plan, out, overwrite=overwrite)
-        write_recipe(context, out)
-    emit(allocation_table(plan), plan.model_dump(mode="json"), as_json=as_json)
-    if plan.sizes is None and plan.kind == "sparsity":
-        say("No model is named, so all layers count as equally large.", as_json=as_json)
-    if out is not None:
-        say(f"wrote {out}", as_json=as_json)
-
-
-def _keep(plan: Allocation, out: Path, *, overwrite: bool) -> None:
-    """Save a plan, unless the file holds this very plan already; another one is not lost."""
-    from layerif.artifacts import Allocation
-    from layerif.runs import refuse_existing
-
-    if out.is_file() and not overwrite:
-        try:
-            if Allocation.load(out) == plan:
-                return
-        except InputError:
-            pass  # no plan at all: refused below
-    refuse_existing(out, overwrite=overwrite)
-    plan.save(out)

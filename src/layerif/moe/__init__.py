@@ -1,4 +1,5 @@
-"""Mixtures of LoRA experts, with a number of experts of its own in every decoder layer.
+"""Mixtures of LoRA experts, with a number of experts of its own in every decoder layer; and plain
+LoRA with a rank of its own in every layer, to set beside them.
 
 Importing this makes the method known to PEFT: `get_peft_model`, `PeftModel.from_pretrained` and
 transformers' `add_adapter` then take a `LoraMoeConfig` as they take a `LoraConfig`.
@@ -7,9 +8,20 @@ transformers' `add_adapter` then take a `LoraMoeConfig` as they take a `LoraConf
 from layerif.moe.config import LoraMoeConfig
 from layerif.moe.diagnostics import RoutingReport, routing
 from layerif.moe.layer import LoraMoeLinear
+from layerif.moe.ranks import lora_config_for
 from layerif.moe.registration import register
+from layerif.moe.trainable import trainable_parameters, trained_beside_lora
 from layerif.moe.tuner import LoraMoeModel
 
 register()
 
-__all__ = ["LoraMoeConfig", "LoraMoeLinear", "LoraMoeModel", "RoutingReport", "routing"]
+__all__ = [
+    "LoraMoeConfig",
+    "LoraMoeLinear",
+    "LoraMoeModel",
+    "RoutingReport",
+    "lora_config_for",
+    "routing",
+    "trainable_parameters",
+    "trained_beside_lora",
+]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, ACCENT = "#24292f", "#2f6f9f"
-LABELS = {"sparsity": "sparsity", "experts": "LoRA experts"}
+LABELS = {"sparsity": "sparsity", "experts": "LoRA experts", "ranks": "LoRA rank"}
 
 
 def plot_scores(
@@ -36,17 +36,16 @@ def plot_scores(
 def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
     """Draw a plan beside the uniform one of the same total, written to `stem`.png and .svg.
 
-    Sparsities lie close together, so their bars start at the uniform plan's line; experts are
-    counted from zero.
+    Sparsities lie close together, so their bars start at the uniform plan's line; experts
+    and ranks are counted from zero.
     """
     name = plan.model.name if plan.model else "any model"
     label = LABELS[plan.kind]
     how = plan.how.get("map", "given")
     figure, axes = _figure(f"{label[0].upper()}{label[1:]} per decoder layer ({how})", name)
     values = np.asarray(plan.allocation, dtype=float)
-    experts = plan.kind == "experts"
-    mean = plan.realised_total / (len(values) if experts else 1)
-    _bars(axes, values, start=0.0 if experts else mean)
+    mean = plan.realised_total / (len(values) if plan.whole else 1)
+    _bars(axes, values, start=0.0 if plan.whole else mean)
     axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"uniform {mean:.3g}",

@@ -17,6 +17,7 @@ from layerif.artifacts import (
     Results,
 )
 from layerif.choices import Aggregation
+from layerif.report.plots import LABELS
 
 BAR = 24
 SAME_TOTAL = 5e-7
@@ -81,14 +82,14 @@ def metric_table(scores: MetricScores) -> Table:
 
 def allocation_table(plan: Allocation) -> Table:
     """One row a layer: its share of the budget."""
-    experts = plan.kind == "experts"
-    total = f"{plan.realised_total:.0f} in all" if experts else f"{plan.realised_total:.2%} overall"
-    table = plain_table(f"{'LoRA experts' if experts else 'Sparsity'} per decoder layer: {total}")
+    whole, name = plan.whole, LABELS[plan.kind]
+    total = f"{plan.realised_total:.0f} in all" if whole else f"{plan.realised_total:.2%} overall"
+    table = plain_table(f"{name[0].upper()}{name[1:]} per decoder layer: {total}")
     table.add_column("layer", justify="right")
     table.add_column(plan.kind, justify="right")
     table.add_column("")
     for layer, value in enumerate(plan.allocation):
-        shown = f"{value:.0f}" if experts else f"{value:.2%}"
+        shown = f"{value:.0f}" if whole else f"{value:.2%}"
         table.add_row(str(layer), shown, _bar(value, max(plan.allocation)))
     return table
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from layerif.allocate import allocate_experts, allocate_sparsity
+from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
@@ -126,11 +126,12 @@ def _check(recipe: Recipe, data: _Data) -> None:
     check_beside(recipe, data.calibration)
     skeleton, tokenizer = open_skeleton(recipe.model), open_tokenizer(recipe.model)
     layers = describe(skeleton).layers
-    if recipe.experts is not None and recipe.experts.total < layers:
-        raise InputError(
-            f"the recipe asks for {recipe.experts.total} experts, fewer than the {layers} decoder "
-            f"layers of {recipe.model}, each of which needs one; ask for {layers} or more"
-        )
+    for kind, stage in (("experts", recipe.experts), ("ranks", recipe.ranks)):
+        if stage is not None and stage.total < layers:
+            raise InputError(
+                f"the recipe asks for {stage.total} {kind}, fewer than the {layers} decoder layers "
+                f"of {recipe.model}, each of which needs one; ask for {layers} or more"
+            )
     max_length = usable_length(skeleton, recipe.score.max_length)
     check_samples(tokenizer, data.train, max_length, "training")
     check_samples(tokenizer, data.validation, max_length, "validation")
@@ -201,7 +202,7 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
 
 
 def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> tuple[Allocation, Allocation]:
-    """The sparsity plan and the uniform one; the plan of experts is only written."""
+    """The sparsity plan and the uniform one; plans of experts and ranks are only written."""
     stage = recipe.sparsity
     plan = allocate_sparsity(
         scores,
@@ -213,14 +214,18 @@ def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> tuple[Alloc
     )
     uniform = allocate_sparsity(scores, stage.target, map="uniform")
     plans = {"sparsity": plan, "uniform": uniform}
-    if recipe.experts is not None:
-        plans["experts"] = allocate_experts(
-            scores,
-            recipe.experts.total,
-            aggregate=recipe.experts.aggregate,
-            beta=recipe.experts.beta,
-            orientation=recipe.experts.orientation,
-        )
+    for name, allocate, counts in (
+        ("experts", allocate_experts, recipe.experts),
+        ("ranks", allocate_ranks, recipe.ranks),
+    ):
+        if counts is not None:
+            plans[name] = allocate(
+                scores,
+                counts.total,
+                aggregate=counts.aggregate,
+                beta=counts.beta,
+                orientation=counts.orientation,
+            )
     plot_scores(scores, folder.path / "scores", aggregate=stage.aggregate)
     for name, allocation in plans.items():
         folder.keep_plan(name, allocation)

@@ -121,8 +121,8 @@ class SparsityStage(Record):
     round_tokens: int = Field(8192, ge=1)
 
 
-class ExpertsStage(Record):
-    """The expert plan."""
+class CountsStage(Record):
+    """A plan of whole numbers: of experts, or of LoRA ranks."""
 
     total: int = Field(ge=1)
     aggregate: Aggregation = "positive"
@@ -176,7 +176,8 @@ class Recipe(Record):
     data_dir: str | None = None
     score: ScoreStage
     sparsity: SparsityStage
-    experts: ExpertsStage | None = None
+    experts: CountsStage | None = None
+    ranks: CountsStage | None = None
     prune: PruneStage = PruneStage()
     evaluate: EvaluateStage
 

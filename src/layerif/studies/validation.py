@@ -9,7 +9,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from layerif.allocate import read_scores
 from layerif.artifacts import (
     Agreement,
     Fingerprint,
@@ -24,6 +23,7 @@ from layerif.choices import Aggregation, TruthKind
 from layerif.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
 from layerif.model import Tokenizer
+from layerif.reading import read_scores
 from layerif.report import plot_agreement
 from layerif.runs import write_json
 from layerif.studies.stages import fingerprint_of, standing

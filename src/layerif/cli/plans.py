@@ -1,0 +1,58 @@
+"""What the commands that make plans share: their scores, and a plan printed and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layerif.cli.output import emit, say
+from layerif.cli.replay import write_recipe
+from layerif.errors import InputError
+
+if TYPE_CHECKING:
+    from layerif.artifacts import Allocation
+
+PlanOut = Annotated[
+    Path | None, typer.Option("--out", help="JSON file to write the plan to.", show_default=False)
+]
+
+
+def deliver(
+    context: typer.Context,
+    plan: Allocation,
+    out: Path | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    kept: bool = False,
+    beside: dict[str, Any] | None = None,
+) -> None:
+    """Save a plan, unless it was `kept` already, and print it; in JSON with what goes `beside`."""
+    from layerif.report import allocation_table
+
+    if out is not None:
+        if not kept:
+            _keep(plan, out, overwrite=overwrite)
+        write_recipe(context, out)
+    emit(allocation_table(plan), plan.model_dump(mode="json") | (beside or {}), as_json=as_json)
+    if plan.sizes is None and plan.kind == "sparsity":
+        say("No model is named, so all layers count as equally large.", as_json=as_json)
+    if out is not None:
+        say(f"wrote {out}", as_json=as_json)
+
+
+def _keep(plan: Allocation, out: Path, *, overwrite: bool) -> None:
+    """Save a plan, unless the file holds this very plan already; another one is not lost."""
+    from layerif.artifacts import Allocation
+    from layerif.runs import refuse_existing
+
+    if out.is_file() and not overwrite:
+        try:
+            if Allocation.load(out) == plan:
+                return
+        except InputError:
+            pass  # no plan at all: refused below
+    refuse_existing(out, overwrite=overwrite)
+    plan.save(out)
