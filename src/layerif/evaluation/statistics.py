@@ -152,9 +152,7 @@ def crossed_bootstrap(
     tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
     floor = 2.0 ** (1 - int(np.count_nonzero(differences.any(0))))
     p = min(1.0, max(floor, 2 * (int(tail) + 1) / (resamples + 1)))
-    return PairedDifference(
-        float(one.mean()), float(two.mean()), mean, float(low), float(high), p
-    )
+    return PairedDifference(float(one.mean()), float(two.mean()), mean, float(low), float(high), p)
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:

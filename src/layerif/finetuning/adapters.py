@@ -6,13 +6,12 @@ import warnings
 from typing import Any, Literal
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import describe, find_decoder_layers
-from layerif.moe import LoraMoeConfig
+from layerif.moe import LoraMoeConfig, lora_config_for
 
 Method = Literal["lora", "lora_moe"]
 
@@ -32,7 +31,7 @@ def with_new_adapter(
         InputError: the model has adapters already, or the plan is for another model, or of another
             kind.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     if any(hasattr(module, "get_base_layer") for module in model.modules()):
         raise InputError(
@@ -44,11 +43,12 @@ def with_new_adapter(
             "the plan is one of sparsity, which pruning takes; fine-tuning takes a plan of experts "
             "or of ranks (`layerif allocate experts`, `layerif allocate ranks`)"
         )
-    layers = find_decoder_layers(model)
     config: Any
-    if plan is not None:
-        plan.check_fits(describe(model), plan.kind)
-    if plan is not None and plan.kind == "experts":
+    if plan is None:
+        count = len(find_decoder_layers(model))
+        plan = Allocation(kind="ranks", allocation=[options.rank] * count)
+    plan.check_fits(describe(model), plan.kind)
+    if plan.kind == "experts":
         config = LoraMoeConfig.for_plan(
             plan,
             top_k=options.top_k,
@@ -59,12 +59,11 @@ def with_new_adapter(
             aux_loss_coef=options.balance,
         )
     else:
-        config = LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha,  # type: ignore[arg-type,unused-ignore]
+        config = lora_config_for(
+            plan,
+            model,
+            alpha_per_rank=options.alpha / options.rank,
             lora_dropout=options.dropout,
-            target_modules=sorted({p.name for p in layers.projections}),
-            fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in layers.projections),
         )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names in transformers that PEFT still uses

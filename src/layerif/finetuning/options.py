@@ -15,8 +15,8 @@ class FinetuneOptions:
 
     Attributes:
         rank: of each expert, or of plain LoRA; a plan of ranks has its own.
-        alpha: LoRA's output is multiplied by alpha / rank; under a plan of ranks by alpha / `rank`
-            in every layer.
+        alpha: LoRA's output is multiplied by alpha / rank, the same in every layer under a plan of
+            ranks too.
         dropout: of the adapter's input.
         strict_dropout: a mask of its own for every expert.
         top_k: experts that a token is sent to.

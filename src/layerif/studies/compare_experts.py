@@ -45,9 +45,7 @@ class ExpertsStudy:
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(
-                f"seeds are to be at least one, each once, and are {list(self.seeds)}"
-            )
+            raise InputError(f"seeds are to be at least one, each once, and are {list(self.seeds)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +92,7 @@ def compare_experts(
     for plan in plans.values():
         plan.check_fits(describe(model), plan.kind)
     unread = ("batch_tokens",)
-    check_sources(
-        model, tokenizer, [task], **{k: v for k, v in options.items() if k not in unread}
-    )
+    check_sources(model, tokenizer, [task], **{k: v for k, v in options.items() if k not in unread})
     train = task.sample("train", study.train_samples, study.data_seed)
     count = study.validation_samples
     validation = task.sample("validation", count, study.data_seed) if count else []

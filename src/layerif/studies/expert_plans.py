@@ -11,10 +11,13 @@ from layerif.artifacts import Allocation, LayerScores, MetricScores
 from layerif.budgets import equal_rank
 from layerif.errors import InputError
 
-# AlphaLoRA's exponent (arXiv 2410.10054), of the alphas as they are.
-ALPHALORA: dict[str, Any] = {"beta": 2.5, "normalise": "none"}
+# Plans by a metric's scores, and their map: AlphaLoRA's takes the alphas as they are, to its
+# authors' power (arXiv 2410.10054).
+METRICS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alphalora": ("pl_alpha", {"beta": 2.5, "normalise": "none"}),
+    "random": ("random", {}),
+}
 NAMES = "uniform, layerif, alphalora, mola-2468, mola-5555, mola-8642, random, lora"
-PLAIN = "lora"
 
 Scores = Callable[[str], MetricScores]
 
@@ -44,7 +47,6 @@ def expert_plan(
     """
     if name.endswith(".json"):
         return _read(Path(name), total, rank)
-    group, _, shape = name.partition("-")
     if name == "layerif":
         if influence is None:
             raise InputError(
@@ -52,22 +54,28 @@ def expert_plan(
                 "score`, or leave the plan out"
             )
         return allocate_experts(influence, total)
-    if name == "alphalora":
-        return allocate_experts(metric("pl_alpha"), total, **ALPHALORA)
-    if name == "random":
-        return allocate_experts(metric("random"), total)
-    if name == PLAIN:
-        uniform = equal_rank(allocate_experts([0.0] * layers, total, map="uniform").allocation, rank)
-        return Allocation(
-            kind="ranks", allocation=[uniform] * layers, how={"map": "uniform", "equals": total}
-        )
+    if name in METRICS:
+        of_metric, of_map = METRICS[name]
+        return allocate_experts(metric(of_metric), total, **of_map)
+    return _by_depth(name, total, rank, layers)
+
+
+def _by_depth(name: str, total: int, rank: int, layers: int) -> Allocation:
+    """A plan that no score has a say in."""
+    nothing = [0.0] * layers
+    group, _, shape = name.partition("-")
     if group == "mola" and shape.isdigit():
-        return allocate_experts(
-            [0.0] * layers, total, map="mola", shape=[int(digit) for digit in shape]
-        )
+        groups = [int(digit) for digit in shape]
+        return allocate_experts(nothing, total, map="mola", shape=groups)
+    uniform = allocate_experts(nothing, total, map="uniform")
     if name == "uniform":
-        return allocate_experts([0.0] * layers, total, map="uniform")
-    raise InputError(f"there is no plan {name!r}; choose of {NAMES}, or name a .json file of a plan")
+        return uniform
+    if name == "lora":
+        ranks = [equal_rank(uniform.allocation, rank)] * layers
+        return Allocation(kind="ranks", allocation=ranks, how={"map": "uniform", "experts": total})
+    raise InputError(
+        f"there is no plan {name!r}; choose of {NAMES}, or name a .json file of a plan"
+    )
 
 
 def names_of(words: Sequence[str]) -> list[str]:
@@ -85,7 +93,8 @@ def _read(path: Path, total: int, rank: int) -> Allocation:
     wanted = total if plan.kind == "experts" else total * rank
     if plan.kind == "sparsity" or plan.realised_total != wanted:
         raise InputError(
-            f"the plan {path} has {plan.kind} of {plan.realised_total:g} in all; plans are compared "
-            f"at equal parameters, so right would be {total} experts, or ranks of {total * rank}"
+            f"the plan {path} has {plan.kind} of {plan.realised_total:g} in all; plans are "
+            f"compared at equal parameters, so right would be {total} experts, or ranks of "
+            f"{total * rank}"
         )
     return plan
