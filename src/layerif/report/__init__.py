@@ -3,6 +3,7 @@
 from layerif.report.agreement import agreement_table, plot_agreement
 from layerif.report.comparisons import comparison_lines
 from layerif.report.plots import plot_allocation, plot_scores
+from layerif.report.routing import plot_routing
 from layerif.report.tables import (
     allocation_table,
     caveat_lines,
@@ -26,6 +27,7 @@ __all__ = [
     "metric_table",
     "plot_agreement",
     "plot_allocation",
+    "plot_routing",
     "plot_scores",
     "reported_lines",
     "results_table",
