@@ -49,10 +49,10 @@ def plot_routing(use: RoutingUse, stem: str | Path) -> list[Path]:
         axes.plot(dead[:, 1], dead[:, 0], "x", color=INK, markersize=3, markeredgewidth=0.7)
         axes.set_title(name, fontsize=8, loc="left", color=INK)
         axes.tick_params(labelsize=6)
-        axes.set_facecolor("#eaeef2")
+        axes.set_facecolor("#d0d7de")
         axes.spines[["top", "right"]].set_visible(False)
         if place % columns == 0:
-            axes.set_ylabel("expert", fontsize=7)
+            axes.set_ylabel("experts, busiest first", fontsize=7)
         if place + columns >= len(names):
             axes.set_xlabel("decoder layer", fontsize=7)
     bar = figure.colorbar(image, ax=panels, shrink=0.8, extend="max")
