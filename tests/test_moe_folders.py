@@ -11,8 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from layerif.artifacts import Results, hash_model
 from layerif.errors import InputError
-from layerif.model import describe, open_model
+from layerif.model import describe, find_decoder_layers, open_model, with_adapter
 from layerif.moe import LoraMoeConfig
+from layerif.pruning import merged
 from moe_models import adapted
 from test_influence import measure
 from tiny import tiny_model
@@ -117,7 +118,7 @@ def test_evaluate_opens_adapters_of_both_kinds(layerif, model, folder, tmp_path)
     assert (status, "nothing is done again" in err) == (0, True)
     status, _, err = layerif(*base, tmp_path / "moe.json", "--adapter", tmp_path / "one")
     assert status == 2
-    assert "already holds another result: the model differs" in err
+    assert "already holds another result: the model was another then" in err
     status, _, err = layerif(*base, tmp_path / "x.json", "--adapter", tmp_path)
     assert status == 2
     assert "no adapter 'default' in" in err
@@ -132,6 +133,25 @@ def test_its_model_is_scored_by_any_subspace_but_that_of_the_adapter(model, fold
         alone = measure(opened, subspace="fresh_lora")
     assert beside.influence.shape == alone.influence.shape
     assert (beside.influence != alone.influence).all(), "the experts are at work"
+
+
+def test_one_expert_is_merged_and_zeros_are_kept(folder, tmp_path):
+    tokens = torch.randint(3, 250, (1, 9))
+    torch.manual_seed(2)
+    model = get_peft_model(
+        tiny_model(dtype=torch.float64), LoraMoeConfig(num_experts=1, init_weights=False)
+    ).eval()
+    weight = find_decoder_layers(model).projections[0].weight
+    weight[0] = 0
+    expected = model(tokens).logits
+    plain = merged(model)
+    weight = find_decoder_layers(plain).projections[0].weight
+    assert not weight[0].any()
+    assert weight[1].all()
+    assert not torch.allclose(plain(tokens).logits, expected), "what it did through zeros is lost"
+    several = with_adapter(tiny_model(), folder)
+    with pytest.raises(InputError, match="which of them work depends on the token"):
+        merged(several)
 
 
 def test_score_refuses_it_as_a_subspace(layerif, model, folder, tmp_path):

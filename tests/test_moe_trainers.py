@@ -286,7 +286,7 @@ def test_two_processes_have_the_gradient_of_one_with_both_batches(tmp_path):
     assert differ(found, of_one_batch(texts(4))) < 1e-5
 
 
-def test_sft_trainer_trains_and_saves_it(tmp_path):
+def test_sft_trainer_trains_and_saves_it(tmp_path, no_network):
     trl = pytest.importorskip("trl")
     torch.manual_seed(0)
     data = [{"prompt": f"{i} + {i} =", "completion": f" {i + i}"} for i in range(12)]
