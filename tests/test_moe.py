@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
 from layerif.model import find_decoder_layers
-from layerif.moe import LoraMoeConfig, LoraMoeLinear
+from layerif.moe import LoraMoeConfig, LoraMoeLinear, batch_state
 from tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model
 
 EXPERTS = [1, 3, 4]
@@ -173,6 +173,37 @@ def test_several_adapters_are_set_and_deleted():
     model.delete_adapter("one")
     model.set_adapter("two")
     assert torch.equal(model(tokens).logits, second)
+
+
+@pytest.mark.parametrize("way", ["unload", "merge_and_unload", "delete_adapter"])
+def test_nothing_is_left_on_a_model_without_its_adapters(way):
+    tokens = torch.randint(3, 250, (1, 9))
+    before = adapted(tiny_model(), num_experts=1, name="one")
+    before.add_adapter("two", LoraMoeConfig(num_experts=1))
+    model = copy.deepcopy(before)
+    assert len(model.get_base_model()._forward_pre_hooks) == 1, "one for both adapters"
+    if way == "delete_adapter":
+        model.delete_adapter("two")
+        assert len(model.get_base_model()._forward_pre_hooks) == 1, "one is left to be told"
+        model.delete_adapter("one")
+        plain = model.base_model.model
+    else:
+        plain = getattr(model, way)()
+    assert not plain._forward_pre_hooks
+    assert len(before.get_base_model()._forward_pre_hooks) == 1, "a copy's is its own"
+    assert torch.isfinite(plain(tokens).logits).all()
+
+
+def test_an_adapter_after_the_last_was_deleted_is_told_of_padding_again():
+    model = adapted(tiny_model(), name="one")
+    model.delete_adapter("one")
+    model.add_adapter("two", LoraMoeConfig(**RAGGED))
+    model.set_adapter("two")
+    tokens = torch.randint(3, 250, (2, 9))
+    mask = torch.ones_like(tokens)
+    mask[1, 5:] = 0
+    model(input_ids=tokens, attention_mask=mask)
+    assert torch.equal(batch_state(model).mask, mask.bool())
 
 
 def test_generation_with_a_cache_is_that_without():

@@ -9,9 +9,13 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
+from layerif.artifacts import RouterLoad, RoutingUse
+from layerif.errors import InputError
 from layerif.moe import LoraMoeConfig, LoraMoeLinear, routing
 from layerif.moe.balance import BatchState, balance_loss
 from layerif.moe.routing import gates
+from layerif.report import plot_routing
+from layerif.report.routing import even_loads
 from tiny import tiny_model
 
 COEFFICIENT = 0.3
@@ -157,6 +161,57 @@ def test_diagnostics_count_what_routers_do():
     before = int(report.routers[0].counts.sum())
     model(**inputs)
     assert int(report.routers[0].counts.sum()) == before, "nothing is observed outside"
+
+
+def test_what_routers_did_is_saved_and_drawn(tmp_path):
+    model, inputs = adapted().eval(), batch()
+    with routing(model) as report:
+        with pytest.raises(InputError, match="no router was observed"):
+            report.use(model)
+        model(**inputs)
+    use = report.use(model)
+    use.save(tmp_path / "routing.json")
+    again = RoutingUse.load(tmp_path / "routing.json")
+    assert again == use
+    assert again.adapter == "default"
+    assert [router.module for router in again.routers[:2]] == [
+        "layers.0.self_attn.q_proj",
+        "layers.0.self_attn.k_proj",
+    ]
+    for router, seen in zip(again.routers, report.routers, strict=True):
+        assert router.load == pytest.approx(seen.load)
+        assert router.entropy == pytest.approx(seen.entropy)
+        assert (router.tokens, router.top_k) == (int(inputs["attention_mask"].sum()), 2)
+    written = plot_routing(again, tmp_path / "routing")
+    assert [path.name for path in written] == ["routing.png", "routing.svg"]
+    assert all(path.stat().st_size > 5000 for path in written)
+
+
+def test_the_picture_has_loads_from_the_busiest_on_and_holes_where_no_router_is():
+    routers = [
+        RouterLoad(module="layers.0.q", layer=0, top_k=1, tokens=8, counts=[2, 6], entropy=0.1),
+        RouterLoad(module="layers.2.q", layer=2, top_k=2, tokens=3, counts=[3, 0, 3], entropy=0.2),
+    ]
+    found = even_loads(routers, 3, 3)
+    assert found.filled(-1).tolist() == [[1.5, -1, 1.5], [0.5, -1, 1.5], [-1, -1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"counts": [1, 2]}, "counts add up to 3"),
+        ({"counts": [8]}, "two experts or more"),
+        ({"entropy": 0.8}, "within 0 and ln 2"),
+        ({"layer": 3}, "must be below 3"),
+    ],
+)
+def test_a_routing_file_that_cannot_be_true_is_refused(changed, message):
+    router = {"module": "q", "layer": 0, "top_k": 1, "tokens": 8, "counts": [2, 6], "entropy": 0.1}
+    info = {"name": "m", "architecture": "a", "layers": 3, "layer_sizes": [1, 1, 1]}
+    value = {"model": info, "adapter": "default", "routers": [router]}
+    assert RoutingUse.parse(value, "here").routers[0].load == [0.25, 0.75]
+    with pytest.raises(InputError, match=message):
+        RoutingUse.parse(value | {"routers": [router | changed]}, "here")
 
 
 def test_an_expert_that_nobody_is_sent_to_is_dead():

@@ -14,6 +14,7 @@ from layerif.artifacts.ground_truth import Agreement, GroundTruth
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.metric import METRIC_FORMAT, MetricScores, ProjectionScore
 from layerif.artifacts.results import Measurement, Outcomes, Results
+from layerif.artifacts.routing import RouterLoad, RoutingUse
 from layerif.artifacts.scores import (
     BlockRecord,
     DampingSweep,
@@ -47,6 +48,8 @@ __all__ = [
     "PrunedModule",
     "Record",
     "Results",
+    "RouterLoad",
+    "RoutingUse",
     "ScoringRecord",
     "Setting",
     "StepLoss",

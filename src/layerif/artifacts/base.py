@@ -65,6 +65,7 @@ class ModelInfo(Record):
         architecture: class name in transformers.
         layers: number of decoder layers.
         layer_sizes: parameters in the projections of each layer.
+        adapter: kinds and names of the PEFT adapters at work in it, e.g. `LORA default`.
         caveat: something a reader must know beside every figure, e.g. dequantised weights.
     """
 
@@ -72,7 +73,13 @@ class ModelInfo(Record):
     architecture: str
     layers: int
     layer_sizes: list[int]
+    adapter: str | None = None
     caveat: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What tables call it: its name, and the adapter where it is not the model alone."""
+        return self.name if self.adapter is None else f"{self.name} with {self.adapter}"
 
 
 class Setting(Record):

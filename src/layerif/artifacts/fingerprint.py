@@ -76,7 +76,8 @@ def hash_texts(texts: Sequence[Any]) -> str:
 def hash_model(model: Any) -> str:
     """SHA-256 of a model's class, configuration and weights: name, dtype, shape and bytes.
 
-    Where PEFT has put adapters in it, also which of them are at work, and at what scale.
+    Where PEFT has put adapters in it, also which of them are at work, at what scale, and how many
+    experts a token is sent to where they are mixtures.
     """
     import torch
 
@@ -93,4 +94,7 @@ def hash_model(model: Any) -> str:
             scaling = dict(getattr(module, "scaling", {}))
             at_work = [list(module.active_adapters), module.disable_adapters]
             digest.update(json.dumps([name, at_work, module.merged_adapters, scaling]).encode())
+            # How many experts there are, their matrices tell by their shapes.
+            if top_k := dict(getattr(module, "top_k", {})):
+                digest.update(json.dumps(top_k).encode())
     return digest.hexdigest()

@@ -57,6 +57,8 @@ def evaluate(
         int | None,
         typer.Option("--max-tokens", help="Tokens of each corpus.", show_default="all"),
     ] = None,
+    adapter: options.Adapter = None,
+    adapter_name: options.AdapterName = "default",
     style: options.Style = "alpaca",
     scoring: options.Scoring = "likelihood",
     max_length: options.MaxLength = 512,
@@ -110,6 +112,8 @@ def evaluate(
         device=device,
         device_map=device_map,
         trust_remote_code=trust_remote_code,
+        adapter=adapter,
+        adapter_name=adapter_name,
     )
     results = evaluate_into(
         out,
@@ -131,7 +135,7 @@ def evaluate(
     )
     if out is not None:
         write_recipe(context, out)
-    own = {results.model.name: results}
+    own = {results.model.title: results}
     value = results.model_dump(mode="json")
     table = results_table(own, "Evaluation")
     if reference is None or not as_json:

@@ -22,9 +22,7 @@ def merge(
         typer.Option("--adapter", help="Folder of a LoRA that PEFT wrote.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)],
-    adapter_name: Annotated[
-        str, typer.Option("--adapter-name", help="Which one, where the folder holds several.")
-    ] = "default",
+    adapter_name: options.AdapterName = "default",
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",
     trust_remote_code: options.TrustRemoteCode = False,

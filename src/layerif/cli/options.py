@@ -17,6 +17,17 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        help="Folder of a LoRA, or of a mixture of LoRA experts, that PEFT has written.",
+        show_default=False,
+    ),
+]
+AdapterName = Annotated[
+    str, typer.Option("--adapter-name", help="Which one, where the folder holds several.")
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision the model runs in.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ..., or auto.")]
 DeviceMap = Annotated[

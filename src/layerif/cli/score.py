@@ -61,9 +61,7 @@ def score(
             show_default=False,
         ),
     ] = None,
-    adapter_name: Annotated[
-        str, typer.Option("--adapter-name", help="Which one, where the folder holds several.")
-    ] = "default",
+    adapter_name: options.AdapterName = "default",
     warmup_steps: Annotated[
         int,
         typer.Option(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from layerif.errors import InputError
 
 DEFAULT = "default"
 CONFIG_FILE = "adapter_config.json"
+# The kinds that are opened, and the module that makes a kind known to PEFT where it is none of
+# PEFT's own: named and not imported, since it is built on this room.
+KINDS = {"LORA": None, "LORA_MOE": "layerif.moe"}
 
 
 def adapter_folder(folder: Path, name: str = DEFAULT) -> Path:
@@ -35,8 +40,31 @@ def adapter_folder(folder: Path, name: str = DEFAULT) -> Path:
     return place
 
 
+def adapter_kind(place: Path) -> str:
+    """The kind of the adapter in a folder, one of `KINDS`.
+
+    Raises:
+        InputError: its configuration cannot be read, or it is of another kind.
+    """
+    path = place / CONFIG_FILE
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(stated["peft_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path} does not say what kind of adapter it is of; one written by save_pretrained of "
+            "a PEFT model is expected"
+        ) from None
+    if kind not in KINDS:
+        raise InputError(
+            f"the adapter in {place} is of the kind {kind}; only {' and '.join(KINDS)} are "
+            "supported"
+        )
+    return kind
+
+
 def with_adapter(model: Any, folder: Path, name: str = DEFAULT) -> Any:
-    """The model as a PEFT model with one LoRA of a folder at work.
+    """The model as a PEFT model with one LoRA of a folder, or mixture of LoRAs, at work.
 
     Args:
         model: of transformers, changed in place; a skeleton will do to see whether it fits.
@@ -44,19 +72,17 @@ def with_adapter(model: Any, folder: Path, name: str = DEFAULT) -> Any:
         name: of the adapter.
 
     Raises:
-        InputError: the folder holds no such adapter, it is no LoRA, or it is for a model of another
-            shape.
+        InputError: the folder holds no such adapter, it is of another kind, or it is for a model of
+            another shape.
     """
-    from peft import PeftConfig, PeftModel, PeftType
+    from peft import PeftConfig, PeftModel
 
     place = adapter_folder(folder, name)
+    kind = adapter_kind(place)
     try:
+        if (provider := KINDS[kind]) is not None:
+            import_module(provider)
         config = PeftConfig.from_pretrained(str(place))
-        if config.peft_type != PeftType.LORA:
-            raise InputError(
-                f"the adapter in {place} is of the kind {config.peft_type.value}; only LoRA is "
-                "supported"
-            )
         # PEFT draws what it then reads from the file, and warns of what is checked here.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,3 +102,14 @@ def with_adapter(model: Any, folder: Path, name: str = DEFAULT) -> Any:
                 f"a place for, {sorted(keys)[0]} among them"
             )
     return wrapped.eval()
+
+
+def adapters_at_work(model: Any) -> list[str]:
+    """Kind and name of each adapter that is at work at some module, merged or beside it."""
+    kinds = getattr(model, "peft_config", {})
+    names: dict[str, None] = {}
+    for module in model.modules():
+        if hasattr(module, "get_base_layer"):
+            beside = [] if module.disable_adapters else module.active_adapters
+            names |= dict.fromkeys([*module.merged_adapters, *beside])
+    return [f"{kinds[name].peft_type.value} {name}" for name in names if name in kinds]

@@ -16,7 +16,13 @@ from layerif import processes
 from layerif.artifacts import ModelInfo, Setting, versions
 from layerif.errors import InputError
 from layerif.model import gguf
-from layerif.model.adapters import DEFAULT, adapter_folder, with_adapter
+from layerif.model.adapters import (
+    DEFAULT,
+    adapter_folder,
+    adapter_kind,
+    adapters_at_work,
+    with_adapter,
+)
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.quiet import quiet_transformers
 
@@ -51,8 +57,8 @@ def open_model(
         device_map: for a model larger than one device: `auto`, or another of transformers' words
             (`balanced`, `sequential`), spreads its layers over the GPUs; in place of `device`.
         trust_remote_code: run code that comes with the model; off unless asked for.
-        adapter: folder of a LoRA that PEFT has written, to open the model with: it comes as a
-            PEFT model, with that adapter at work.
+        adapter: folder of a LoRA, or of a mixture of LoRA experts (`layerif.moe`), that PEFT has
+            written, to open the model with: it comes as a PEFT model, with that adapter at work.
         adapter_name: of the adapter, where the folder holds several.
 
     Raises:
@@ -73,7 +79,7 @@ def open_model(
     torch_device = parse_device(device)
     folder = None if adapter is None else Path(adapter)
     if folder is not None:
-        adapter_folder(folder, adapter_name)
+        adapter_kind(adapter_folder(folder, adapter_name))
     skeleton = open_skeleton(name, trust_remote_code=trust_remote_code)
     find_decoder_layers(skeleton)
     if folder is not None:
@@ -132,6 +138,7 @@ def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
 
 def describe(model: PreTrainedModel) -> ModelInfo:
     """What an artifact records of a model, so that a reader can tell which one it was."""
+    adapters = adapters_at_work(model)
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     origin = getattr(model.config, "gguf_origin", None)
@@ -140,6 +147,7 @@ def describe(model: PreTrainedModel) -> ModelInfo:
         architecture=type(model).__name__,
         layers=len(layers),
         layer_sizes=[int(size) for size in layers.sizes],
+        adapter=", ".join(adapters) or None,
         caveat=None if origin is None else f"dequantised from a {origin['weights']} GGUF file",
     )
 

@@ -5,9 +5,10 @@ Importing this makes the method known to PEFT: `get_peft_model`, `PeftModel.from
 transformers' `add_adapter` then take a `LoraMoeConfig` as they take a `LoraConfig`.
 """
 
+from layerif.moe.callbacks import LogRouting, ScaleBalanceLoss
 from layerif.moe.config import LoraMoeConfig
 from layerif.moe.diagnostics import RoutingReport, routing
-from layerif.moe.layer import LoraMoeLinear
+from layerif.moe.layer import LoraMoeLinear, batch_state
 from layerif.moe.ranks import lora_config_for
 from layerif.moe.registration import register
 from layerif.moe.trainable import trainable_parameters, trained_beside_lora
@@ -16,10 +17,13 @@ from layerif.moe.tuner import LoraMoeModel
 register()
 
 __all__ = [
+    "LogRouting",
     "LoraMoeConfig",
     "LoraMoeLinear",
     "LoraMoeModel",
     "RoutingReport",
+    "ScaleBalanceLoss",
+    "batch_state",
     "lora_config_for",
     "routing",
     "trainable_parameters",

@@ -13,9 +13,12 @@ would lose it; this way the second run brings it, once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 @dataclass(eq=False)
@@ -26,10 +29,24 @@ class BatchState:
         mask: (B, T) true at tokens that are no padding; None where all are.
         scale: factor of the coefficient: with a loss that is divided by so many batches before its
             backward pass, 1 over their number, and times the factor of a scaled loss.
+        hook: by which the model tells of its batches; None while no adapter is in it.
     """
 
     mask: torch.Tensor | None = None
     scale: float = 1.0
+    hook: RemovableHandle | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Be told of every batch before `model` runs it; a second time changes nothing."""
+        if self.hook is None:
+            told = partial(_tell_mask, self)
+            self.hook = model.register_forward_pre_hook(told, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Leave the model as it was, without the hook."""
+        if self.hook is not None:
+            self.hook.remove()
+        self.hook = self.mask = None
 
     def tokens_of(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, n) values of any form (..., n), and (B, T) 1 at tokens and 0 at padding."""
@@ -41,6 +58,12 @@ class BatchState:
         rows = values.reshape(mask.shape[0], -1, values.shape[-1])
         own = mask[:, mask.shape[1] - rows.shape[1] :]
         return rows, own.to(rows.device, rows.dtype)
+
+
+def _tell_mask(state: BatchState, _model: nn.Module, _args: Any, kwargs: Any) -> None:
+    """Before the model runs: which tokens of the batch are padding."""
+    mask = kwargs.get("attention_mask")
+    state.mask = mask.bool() if mask is not None and mask.ndim == 2 else None
 
 
 def balance_loss(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from peft import PeftConfig
 
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
+from layerif.moe.card import complete_card
 
 # The kind of adapter, in PEFT's tables and files.
 PEFT_TYPE = "LORA_MOE"
@@ -40,6 +42,8 @@ class LoraMoeConfig(PeftConfig):
         lora_dropout: of the experts' input; the router's is not dropped.
         strict_dropout: a mask of its own for every expert, as the reference has it; slower.
         aux_loss_coef: factor of the load-balancing loss of each router (`balance.py`); 0 for none.
+            Where gradients are accumulated, the loss is to be scaled as the model's own is:
+            `ScaleBalanceLoss` does so under transformers' Trainer, and `batch_state` serves others.
         target_modules: names of projections, or a regular expression; None for all of them.
         exclude_modules: names of projections to be left alone.
         init_weights: B is 0, A and R uniform; False leaves all three normal, for tests.
@@ -75,6 +79,11 @@ class LoraMoeConfig(PeftConfig):
             )
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout must be within 0 to 1, not {self.lora_dropout}")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and into the model card beside it how it is loaded."""
+        super().save_pretrained(save_directory, **kwargs)
+        complete_card(Path(save_directory), self.base_model_name_or_path)
 
     @classmethod
     def for_plan(cls, plan: Allocation, **options: Any) -> Self:

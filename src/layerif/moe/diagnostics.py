@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from layerif.artifacts import RouterLoad, RoutingUse
+from layerif.errors import InputError
+from layerif.model import describe, find_decoder_layers
 from layerif.moe.balance import BatchState
 from layerif.moe.layer import LoraMoeLinear
 
@@ -20,6 +23,7 @@ class RouterUse:
     Attributes:
         module: path of the projection in the model.
         layer: its decoder layer.
+        top_k: experts that a token is sent to.
         counts: (n,) int64 assignments of each expert; None before anything has run.
         entropy_sum: of the probabilities before the top k, in nats, summed over tokens.
         tokens: that are no padding, as a tensor, so that nothing waits for the device.
@@ -27,6 +31,7 @@ class RouterUse:
 
     module: str
     layer: int
+    top_k: int
     counts: torch.Tensor | None = None
     entropy_sum: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
@@ -44,12 +49,20 @@ class RouterUse:
             self.entropy_sum += found[1]
             self.tokens += found[2]
 
+    def add_trained(self, chances: torch.Tensor, taken: torch.Tensor, state: BatchState) -> None:
+        if torch.is_grad_enabled():
+            self.add(chances, taken, state)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.counts = self.entropy_sum = self.tokens = None
+
     @property
     def load(self) -> list[float]:
         """The share of each expert in all assignments."""
         if self.counts is None:
             return []
-        shares: list[float] = (self.counts.double() / self.counts.sum()).tolist()
+        shares: list[float] = (self.counts.double() / self.counts.sum().clamp(min=1)).tolist()
         return shares
 
     @property
@@ -57,7 +70,7 @@ class RouterUse:
         """Mean entropy of a token's probabilities, in nats: 0 decided, ln n at random."""
         if self.entropy_sum is None or self.tokens is None:
             return 0.0
-        return float(self.entropy_sum / self.tokens)
+        return float(self.entropy_sum / self.tokens.clamp(min=1))
 
     @property
     def dead(self) -> list[int]:
@@ -70,10 +83,17 @@ class RoutingReport:
     """The use of all routers, projection by projection.
 
     Attributes:
+        adapter_name: the adapter that they are of.
         routers: those of more than one expert.
     """
 
+    adapter_name: str = "default"
     routers: list[RouterUse] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Begin anew: what was observed up to now does not count."""
+        for router in self.routers:
+            router.forget()
 
     def summary(self) -> dict[str, float]:
         """Figures of the whole model: mean entropy, share of dead experts, the largest load."""
@@ -87,15 +107,50 @@ class RoutingReport:
             "largest_load": max(max(router.load) for router in used),
         }
 
+    def use(self, model: Any) -> RoutingUse:
+        """What was observed, as an artifact that is saved and drawn (`report.plot_routing`).
+
+        Args:
+            model: that was observed.
+
+        Raises:
+            InputError: nothing was observed.
+        """
+        used = [r for r in self.routers if r.tokens is not None and int(r.tokens) > 0]
+        if not used:
+            raise InputError(
+                "no router was observed: run the model inside `with routing(model)`, with an "
+                "adapter that has several experts in some layer"
+            )
+        keys = {id(p.module): p.key for p in find_decoder_layers(model).projections}
+        modules = dict(model.named_modules())
+        loads = [
+            RouterLoad(
+                module=keys[id(modules[router.module].get_base_layer())],
+                layer=router.layer,
+                top_k=router.top_k,
+                tokens=int(router.tokens),
+                counts=router.counts.tolist(),
+                entropy=max(0.0, router.entropy),
+            )
+            for router in used
+            if router.tokens is not None and router.counts is not None
+        ]
+        return RoutingUse(model=describe(model), adapter=self.adapter_name, routers=loads)
+
 
 @contextmanager
-def routing(model: Any, adapter_name: str = "default") -> Iterator[RoutingReport]:
+def routing(
+    model: Any, adapter_name: str = "default", *, training_only: bool = False
+) -> Iterator[RoutingReport]:
     """Observe every router of an adapter while the model runs inside.
 
     Args:
         model: a PEFT model, or one that transformers has put the adapter in.
+        training_only: leave out what runs without gradients. What checkpointing runs twice may be
+            counted twice, which changes no share and no mean.
     """
-    report = RoutingReport()
+    report = RoutingReport(adapter_name)
     layers = [
         (path, module)
         for path, module in model.named_modules()
@@ -103,9 +158,9 @@ def routing(model: Any, adapter_name: str = "default") -> Iterator[RoutingReport
     ]
     try:
         for path, module in layers:
-            use = RouterUse(path, module.layer)
+            use = RouterUse(path, module.layer, module.top_k[adapter_name])
             report.routers.append(use)
-            module.observers[adapter_name] = use.add
+            module.observers[adapter_name] = use.add_trained if training_only else use.add
         yield report
     finally:
         for _, module in layers:

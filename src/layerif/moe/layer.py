@@ -209,3 +209,20 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "lora_moe." + super().__repr__()
+
+
+def batch_state(model: nn.Module) -> BatchState:
+    """What the routers of a model are told of its batches; one for all of them.
+
+    A training loop of one's own sets its `scale` where it accumulates gradients.
+
+    Raises:
+        InputError: the model has no mixture of LoRA experts in it.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraMoeLinear):
+            return module.state
+    raise InputError(
+        "the model has no mixture of LoRA experts in it; put one in with get_peft_model(model, "
+        "LoraMoeConfig(...))"
+    )

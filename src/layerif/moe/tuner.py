@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -40,11 +39,8 @@ class LoraMoeModel(BaseTuner):
 
     def _prepare_model(self, peft_config: LoraMoeConfig, model: nn.Module) -> None:
         found = (m.state for m in model.modules() if isinstance(m, LoraMoeLinear))
-        state = next(found, None)
-        if state is None:
-            state = BatchState()
-            model.register_forward_pre_hook(partial(_tell_mask, state), with_kwargs=True)
-        self._state = state
+        self._state = next(found, None) or BatchState()
+        self._state.attach(model)
 
     def _create_and_replace(
         self,
@@ -76,8 +72,13 @@ class LoraMoeModel(BaseTuner):
             if isinstance(module, LoraMoeLinear):
                 module.check_mergeable(module.active_adapters)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take an adapter out; with the last one goes what its routers were told by."""
+        super().delete_adapter(adapter_name)
+        if not self.peft_config:
+            self._state.detach()
 
-def _tell_mask(state: BatchState, _model: nn.Module, args: Any, kwargs: Any) -> None:
-    """Before the model runs: which tokens of the batch are padding."""
-    mask = kwargs.get("attention_mask")
-    state.mask = mask.bool() if mask is not None and mask.ndim == 2 else None
+    def _unload_and_optionally_merge(self, *args: Any, **options: Any) -> nn.Module:
+        plain: nn.Module = super()._unload_and_optionally_merge(*args, **options)
+        self._state.detach()
+        return plain

@@ -4,6 +4,7 @@ from layerif.report.agreement import agreement_table, plot_agreement
 from layerif.report.comparisons import comparison_lines
 from layerif.report.finetuning import finetuning_table
 from layerif.report.plots import plot_allocation, plot_scores
+from layerif.report.routing import plot_routing
 from layerif.report.seeds import seeds_table
 from layerif.report.tables import (
     allocation_table,
@@ -29,6 +30,7 @@ __all__ = [
     "metric_table",
     "plot_agreement",
     "plot_allocation",
+    "plot_routing",
     "plot_scores",
     "reported_lines",
     "results_table",

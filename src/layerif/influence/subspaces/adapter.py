@@ -52,7 +52,7 @@ class AdapterSubspace:
 
         Raises:
             InputError: there is no such LoRA, it is not active, or it is of a kind whose gradient
-                is not that of B A (DoRA).
+                is not that of B A (DoRA, mixtures of experts).
         """
         from peft.tuners.lora import LoraLayer
 
@@ -61,6 +61,7 @@ class AdapterSubspace:
             for module in self.model.modules()
             if isinstance(module, LoraLayer)
         }
+        self._refuse_other_kinds()
         adapters = sorted({name for layer in layers.values() for name in layer.r})
         if self.adapter not in adapters:
             raise InputError(
@@ -87,6 +88,15 @@ class AdapterSubspace:
                 f"the LoRA adapter {self.adapter!r} targets no projection of the decoder layers"
             )
         return found
+
+    def _refuse_other_kinds(self) -> None:
+        config = getattr(self.model, "peft_config", {}).get(self.adapter)
+        if config is not None and config.peft_type != "LORA":
+            raise InputError(
+                f"the adapter {self.adapter!r} is of the kind {config.peft_type.value}, and the "
+                "subspace adapter is that of a LoRA, whose maps are the same for every token; "
+                "score the model that it is in by the subspace fresh_lora, two_sided or full"
+            )
 
     def _check(self, layer: Any, projection: Projection) -> None:
         active = list(layer.active_adapters)
