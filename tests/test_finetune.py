@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning
+from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, RoutingUse
 from layerif.batching import collate, encode
 from layerif.checkpoint import steps_folder
 from layerif.errors import InputError, NumericalError
@@ -173,6 +173,9 @@ def test_experts_layer_by_layer_and_what_is_recorded():
     assert record.method == "lora_moe"
     assert record.rows == {"train": 14, "validation": 8, "left_out": 0}
     assert [e.step for e in record.evaluations] == [2, 4]
+    for entry in record.losses:
+        assert 0 < entry.router_entropy < 1.4  # ln 4, the most
+        assert 1 / 3 <= entry.largest_load <= 0.5  # a token goes to two
     assert record.trainable_parameters == sum(v.numel() for v in weights(model).values())
 
 
@@ -227,6 +230,14 @@ def test_the_folder_is_an_adapter_that_peft_reads(plan, tmp_path):
         torch.testing.assert_close(read(ids).logits, trained(ids).logits)
     assert Finetuning.load(tmp_path / "out" / FINETUNING_FILE) == record
     assert not steps_folder(tmp_path / "out").exists()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert ({"routing.json", "routing.png"} <= names) == (plan is not None)
+    if plan is not None:
+        use = RoutingUse.load(tmp_path / "out" / "routing.json")
+        texts = texts_of(tiny_tokenizer(), VALIDATION, append_eos=True)
+        tokens = sum(len(item.input_ids) for item in encode(tiny_tokenizer(), texts, 512)[0])
+        assert {router.tokens for router in use.routers} == {tokens}
+        assert {router.layer for router in use.routers} == {1, 2}
     again = into(tmp_path / "out", plan)  # found, and not done again
     assert again.seconds == record.seconds
     with pytest.raises(InputError, match=r"learning_rate was 0\.003 and is 0\.004"):

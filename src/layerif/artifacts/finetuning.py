@@ -12,11 +12,21 @@ FINETUNING_FILE = "layerif_finetuning.json"
 
 
 class StepLoss(Record):
-    """Mean nats a completion token of the rows of the steps up to `step` since the last entry."""
+    """What the steps up to `step` came to since the last entry.
+
+    Attributes:
+        loss: mean nats a completion token.
+        router_entropy: of a token's probabilities, mean over routers, in nats; None without any.
+        dead_experts: share of experts that got no token.
+        largest_load: largest share that one expert of a router got.
+    """
 
     step: int
     loss: float
     learning_rate: float
+    router_entropy: float | None = None
+    dead_experts: float | None = None
+    largest_load: float | None = None
 
 
 class ValidationLoss(Record):

@@ -31,6 +31,7 @@ from layerif.model import (
     setting,
     unwrapped,
 )
+from layerif.moe import LogRouting
 from layerif.progress import note, progress
 from layerif.tasks import Example
 
@@ -102,7 +103,7 @@ def finetune(
         rows={"train": len(items), "validation": len(measured), "left_out": dropped + unfit},
         steps=state.global_step,
         losses=[
-            StepLoss(step=e["step"], loss=e["loss"], learning_rate=e["learning_rate"])
+            StepLoss(**{name: e[name] for name in StepLoss.model_fields if name in e})
             for e in state.log_history
             if "loss" in e
         ],
@@ -161,7 +162,7 @@ def _train(
         folder = steps.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         advance = stack.enter_context(progress("fine-tuning", len(batches)))
         keep = KeepCheckpoints(steps, advance, measured=bool(validation))
-        callbacks: list[Any] = [keep]
+        callbacks: list[Any] = [keep, LogRouting()]
         if options.patience is not None:
             callbacks.append(EarlyStoppingCallback(options.patience))
         kept = steps.load(CHECKPOINT)

@@ -17,7 +17,7 @@ from layerif.errors import NumericalError
 from layerif.finetuning.batches import Batches, StepBatch
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import evaluation_mode, input_device, unwrapped
-from layerif.moe import LoraMoeLinear
+from layerif.moe import LoraMoeLinear, batch_state
 from layerif.moe.balance import BatchState
 from layerif.progress import Advance
 
@@ -50,7 +50,8 @@ class CompletionTrainer(Trainer):
         )
         self._validation, self._batch_tokens = validation, batch_tokens
         self._base = unwrapped(model)
-        self._states = _routers(model)
+        routed = any(isinstance(module, LoraMoeLinear) for module in model.modules())
+        self._routers = batch_state(model) if routed else BatchState()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not prepared by accelerate, which would share the batches out: each is shared out itself.
@@ -76,8 +77,7 @@ class CompletionTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for place, items in enumerate(inputs.parts):
             batch = collate(items, device=device, mask_padding=True)
-            for state in self._states:
-                state.scale = 0 if inputs.spare else world * len(items) / inputs.rows
+            self._routers.scale = 0 if inputs.spare else world * len(items) / inputs.rows
             last = place + 1 == len(inputs.parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 nats = token_losses(self._base, batch, through=model).sum()
@@ -128,9 +128,3 @@ class KeepCheckpoints(TrainerCallback):
         processes.barrier()  # each process has written its part
         if processes.is_first():
             self._steps.save(CHECKPOINT, {"step": torch.tensor(state.global_step)})
-
-
-def _routers(model: Any) -> list[BatchState]:
-    """What the routers of a model are told of their batch; most models have one for all."""
-    found = {id(m.state): m.state for m in model.modules() if isinstance(m, LoraMoeLinear)}
-    return list(found.values())

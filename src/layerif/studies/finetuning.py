@@ -11,12 +11,15 @@ from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerpri
 from layerif.checkpoint import resumable
 from layerif.finetuning import FinetuneOptions, finetune
 from layerif.finetuning.adapters import taken_out
+from layerif.finetuning.routed import routing_on
 from layerif.model import Tokenizer, quiet_transformers
 from layerif.processes import is_first
+from layerif.report import plot_routing
 from layerif.runs import new_folder
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Example, Task
 
+ROUTING = "routing"
 # What is run twice for want of room, and how often a run is made safe, change nothing of it.
 SAFETY_OPTIONS = ("gradient_checkpointing", "checkpoint_every")
 
@@ -34,6 +37,8 @@ def finetune_into(
     overwrite: bool = False,
 ) -> Finetuning:
     """`finetune`, saved as PEFT saves an adapter, with the record beside it.
+
+    Of a mixture of experts also how it sends the validation rows to them, with a picture.
 
     The adapter is taken out of the model again, whose weights are as before. Of several processes
     each comes here with the same.
@@ -68,8 +73,17 @@ def finetune_into(
             with quiet_transformers(), new_folder(folder) as part:
                 adapted.save_pretrained(part)
                 record.save(part / FINETUNING_FILE)
+                if validation and plan is not None and has_routers(plan):
+                    use = routing_on(adapted, tokenizer, validation, options)
+                    use.save(part / f"{ROUTING}.json")
+                    plot_routing(use, part / ROUTING)
         taken_out(adapted)
     return record
+
+
+def has_routers(plan: Allocation) -> bool:
+    """Whether some layer of a plan has several experts, between which tokens are sent."""
+    return plan.kind == "experts" and max(plan.allocation) > 1
 
 
 def finetuning_options(plan: Allocation | None, options: FinetuneOptions) -> dict[str, Any]:
