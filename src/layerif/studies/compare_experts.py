@@ -91,8 +91,8 @@ def compare_experts(
     model = unwrapped(model)
     for plan in plans.values():
         plan.check_fits(describe(model), plan.kind)
-    unread = ("batch_tokens",)
-    check_sources(model, tokenizer, [task], **{k: v for k, v in options.items() if k not in unread})
+    rows = {name: options[name] for name in ("samples", "seed", "max_length")}
+    check_sources(model, tokenizer, [task], context_length=512, max_tokens=None, **rows)
     train = task.sample("train", study.train_samples, study.data_seed)
     count = study.validation_samples
     validation = task.sample("validation", count, study.data_seed) if count else []
