@@ -64,6 +64,10 @@ class CompletionTrainer(Trainer):
     ) -> tuple[list[Any], None]:
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The adapter alone: PEFT would ask the hub whether the vocabulary has grown.
+        self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # an estimate that reads input_ids, which are not there yet
 

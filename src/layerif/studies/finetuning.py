@@ -71,7 +71,7 @@ def finetune_into(
         record = record.model_copy(update={"fingerprint": wanted})
         if is_first():
             with quiet_transformers(), new_folder(folder) as part:
-                adapted.save_pretrained(part)
+                adapted.save_pretrained(part, save_embedding_layers=False)
                 record.save(part / FINETUNING_FILE)
                 if validation and plan is not None and has_routers(plan):
                     use = routing_on(adapted, tokenizer, validation, options)
