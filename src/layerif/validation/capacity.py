@@ -91,8 +91,8 @@ def capacity(
             step = f"capacity-{visit.index:04d}"
             kept = steps.load(step)
             if kept is None:
-                hidden = list(visit.inputs())
-                kept = {"nats": trial.after(visit.index, hidden, advance)}
+                # Not held here, so that they go as the walk makes those of the next layer.
+                kept = {"nats": trial.after(visit.index, list(visit.inputs()), advance)}
                 steps.save(step, kept)
             else:
                 advance((len(layers) - visit.index) * train_steps)
