@@ -19,7 +19,7 @@ from tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 
 TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
 OPTIONS = {"calibration": TEXT, "samples": 6, "context_length": 32, "batch_tokens": 64}
-TEXT_METRICS = ["outlier_ratio", "dlp", "block_influence", "marginal"]
+TEXT_METRICS = ["outlier_ratio", "dlp", "block_influence", "adapter_gain", "marginal"]
 
 
 def measure(model, metric, **options):

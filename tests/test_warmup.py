@@ -15,7 +15,8 @@ from layerif.batching import collate, encode
 from layerif.checkpoint import NO_STEPS, resumable
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora
-from layerif.influence.warmup import RATE, warmed_up
+from layerif.influence.fine_tuning import RATE
+from layerif.influence.warmup import warmed_up
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import find_decoder_layers, open_model
 from test_influence import TRAIN, measure
@@ -138,7 +139,9 @@ def test_a_run_cut_short_does_not_train_again(tmp_path, monkeypatch):
         warm(tiny_model(), 4, batch_tokens=1024, kept=steps),
     ):
         raise KeyboardInterrupt
-    monkeypatch.setattr("layerif.influence.warmup._train", lambda *_: pytest.fail("trains again"))
+    monkeypatch.setattr(
+        "layerif.influence.warmup.fine_tune", lambda *_: pytest.fail("trains again")
+    )
     with resumable(tmp_path / "run", wanted) as steps:
         resumed = measure(tiny_model(), **options, steps=steps)
     assert np.array_equal(resumed.influence, reference.influence)
@@ -151,7 +154,7 @@ def test_what_cannot_be_warmed_up_is_refused():
         measure(tiny_model(), warmup_steps=2)
     broken = tiny_model()
     broken.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(NumericalError, match="step 0 of the warm-up"):
+    with pytest.raises(NumericalError, match=r"step 0 of fine-tuning \(warmup\)"):
         measure(broken, subspace="adapter", warmup_steps=2)
     assert not any(hasattr(module, "get_base_layer") for module in broken.modules())
 

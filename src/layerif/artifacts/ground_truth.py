@@ -1,4 +1,4 @@
-"""What pruning each layer really costs, and how far a score foretells it."""
+"""What a change of each layer alone really does to the loss, and how far a score foretells it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ FloatArray = NDArray[np.float64]
 
 
 class GroundTruth(JsonArtifact):
-    """The cost of pruning each layer, chunk by chunk of text.
+    """What pruning each layer costs, or what adapters in it gain, text by text.
 
     Attributes:
-        kind: `isolated` or `operating_point`.
-        sparsity: S.
-        delta: by how much a layer was moved at the operating point; None where it was pruned alone.
-        costs: (layers, chunks) nats a token; for the operating point per unit of sparsity. The mean
-            over chunks is the layer's cost.
+        kind: `isolated`, `operating_point` or `capacity`.
+        sparsity: S; None under `capacity`.
+        delta: by how much a layer was moved at the operating point; else None.
+        training: rank, alpha, steps and so on of the adapters under `capacity`; else None.
+        costs: (layers, texts) nats a token. Of pruning: the rise of the loss, at the operating
+            point per unit of sparsity. Under `capacity` a gain, the fall of the loss. The mean over
+            texts (chunks, or the rows of a task) is the layer's.
         base_loss: mean nats a token without the change.
         model, setting, text: what it was measured on.
         fingerprint: what all of it depends on.
@@ -32,8 +34,9 @@ class GroundTruth(JsonArtifact):
 
     format: Literal["layerif.ground_truth/1"] = FORMAT
     kind: TruthKind
-    sparsity: float
+    sparsity: float | None
     delta: float | None
+    training: dict[str, Any] | None = None
     costs: list[list[float]]
     base_loss: float
     model: ModelInfo
@@ -49,28 +52,31 @@ class GroundTruth(JsonArtifact):
 
     @property
     def matrix(self) -> FloatArray:
-        """(layers, chunks) costs."""
+        """(layers, texts) costs, or gains."""
         return np.array(self.costs)
 
     @property
     def values(self) -> FloatArray:
-        """(layers,) mean cost of each layer."""
+        """(layers,) mean of each layer."""
         return np.asarray(self.matrix.mean(1))
 
 
 class Agreement(Record):
     """One score beside one ground truth.
 
-    A budget prunes layers of high score more under `direct`, and less under `inverse`: it is right
-    where a high score goes with a low cost, so its merit under `direct` is minus the correlation.
+    Under `direct` a budget gives layers of high score more of what it spends, under `inverse` less.
+    Of sparsity they should have more where a high score goes with a low cost of pruning, of experts
+    and ranks where it goes with a high gain: there `direct` is right.
 
     Attributes:
         name: of the score.
-        spearman: correlation of score and cost over layers, None where the score is constant.
-        low, high: its 95 % interval, a bootstrap over the chunks of text that the cost is of.
+        truth: what it is beside.
+        spearman: correlation over layers, None where the score is constant.
+        low, high: its 95 % interval, a bootstrap over the texts that the ground truth is of.
     """
 
     name: str
+    truth: TruthKind
     spearman: float | None
     low: float | None
     high: float | None
@@ -80,4 +86,4 @@ class Agreement(Record):
         """The orientation that the ground truth speaks for, None where the interval holds 0."""
         if self.low is None or self.high is None or self.low <= 0 <= self.high:
             return None
-        return "direct" if self.high < 0 else "inverse"
+        return "direct" if (self.low > 0) == (self.truth == "capacity") else "inverse"

@@ -36,8 +36,8 @@ class MetricScores(JsonArtifact):
         projections: one number a projection, layer by layer; None for a metric that knows layers
             alone. Only where the metric says so do these make up the layer's.
         model: of which model.
-        calibration: text, tokens and seed that the activations come from; None where the metric
-            needs none.
+        calibration: text, tokens and seed that the activations come from, or task and number of its
+            samples; None where the metric needs none.
         fingerprint: what all of it depends on; None for a model measured in memory.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,8 +19,8 @@ def metric(
         str,
         typer.Argument(
             metavar="NAME",
-            help="pl_alpha, outlier_ratio, dlp, block_influence, marginal, uniform, random or "
-            "shuffled.",
+            help="pl_alpha, outlier_ratio, dlp, block_influence, marginal, adapter_gain, uniform, "
+            "random or shuffled.",
             show_default=False,
         ),
     ],
@@ -48,6 +48,27 @@ def metric(
         float | None,
         typer.Option("--sparsity", help="Of marginal: of every layer.", show_default="0.5"),
     ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", help="Of adapter_gain: of the LoRA.", show_default="8"),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="Of adapter_gain: of the LoRA.", show_default="16"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="Of adapter_gain: one of `layerif tasks`, or a JSONL, CSV or parquet file, in "
+            "place of calibration text.",
+            show_default=False,
+        ),
+    ] = None,
+    train_samples: options.TrainSamples = 200,
+    validation_samples: options.ValidationSamples = 100,
+    style: options.Style = "alpaca",
+    max_length: options.MaxLength = 512,
     of: Annotated[
         str | None,
         typer.Option("--of", help="Of shuffled: whose scores it shuffles.", show_default=False),
@@ -68,8 +89,8 @@ def metric(
     """Measure every decoder layer by a metric other than influence: a baseline, or a control.
 
     outlier_ratio, dlp and block_influence run calibration text through the dense model, marginal
-    through one that is pruned for the time; the others need none. `layerif allocate` takes the
-    file that is written.
+    through one that is pruned for the time; adapter_gain runs it forward and backward, or samples
+    of a task; the others need none. `layerif allocate` takes the file that is written.
     """
     from layerif.checkpoint import check_out
 
@@ -79,14 +100,34 @@ def metric(
         "multiple": multiple,
         "statistic": statistic,
         "sparsity": sparsity,
+        "rank": rank,
+        "alpha": alpha,
         "of": of,
     }
 
-    from layerif.metrics import complete_options, reads_text
+    from layerif.errors import InputError
+    from layerif.metrics import complete_options, reads_text, takes_samples
 
     asked = complete_options(name, {k: v for k, v in given.items() if v is not None})
     corpus = None
-    if reads_text(name, asked):
+    of_task: dict[str, Any] = {}
+    if task is not None:
+        if not takes_samples(name, asked):
+            raise InputError(
+                f"the metric {name} takes no samples of a task; leave out --task, or choose "
+                "adapter_gain"
+            )
+        from layerif.tasks import load_task
+
+        words = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+        data = load_task(task, data_dir=data_dir, style=style, tokenizer=words)
+        of_task = {
+            "task": data,
+            "train": data.sample("train", train_samples, seed),
+            "validation": data.sample("validation", validation_samples, seed),
+            "max_length": max_length,
+        }
+    elif reads_text(name, asked):
         from layerif.tasks import load_corpus
 
         corpus = load_corpus(calibration, data_dir=data_dir)
@@ -115,6 +156,7 @@ def metric(
             "batch_tokens": batch_tokens,
         },
         options=asked,
+        **of_task,
         overwrite=overwrite,
     )
     write_recipe(context, out)

@@ -64,6 +64,10 @@ Scoring = Annotated[
 Seed = Annotated[
     int, typer.Option("--seed", min=0, help="Seed of all draws; splits do not depend on it.")
 ]
+TrainSamples = Annotated[int, typer.Option("--train-samples", help="Training rows of --task.")]
+ValidationSamples = Annotated[
+    int, typer.Option("--validation-samples", help="Validation rows of --task.")
+]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens kept of an example.")]
 ContextLength = Annotated[
     int, typer.Option("--context-length", help="Tokens of a chunk of running text.")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from layerif.choices import TruthKind
+from layerif.choices import PruningTruth, TruthKind
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+
+if TYPE_CHECKING:
+    from layerif.artifacts import GroundTruth
 
 
 def validate(
@@ -37,6 +40,24 @@ def validate(
     delta: Annotated[
         float, typer.Option("--delta", help="By how much a layer moves at the operating point.")
     ] = 0.05,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="Of capacity: one of `layerif tasks`, or a JSONL, CSV or parquet file.",
+            show_default=False,
+        ),
+    ] = None,
+    train_samples: options.TrainSamples = 200,
+    validation_samples: options.ValidationSamples = 100,
+    steps: Annotated[
+        int, typer.Option("--steps", help="Of capacity: steps of training in each layer.")
+    ] = 20,
+    rate: Annotated[float, typer.Option("--rate", help="Of capacity: the first step's.")] = 1e-3,
+    rank: Annotated[int, typer.Option("--rank", help="Of capacity: of the adapters.")] = 8,
+    alpha: Annotated[float, typer.Option("--alpha", help="Of capacity: of the adapters.")] = 16.0,
+    style: options.Style = "alpaca",
+    max_length: options.MaxLength = 512,
     calibration: options.Calibration = "python-docs",
     samples: options.CalibrationSamples = 32,
     context_length: options.ContextLength = 512,
@@ -50,18 +71,36 @@ def validate(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure what pruning each layer really costs, and which score foretells it.
+    """Measure what a change of each layer really does to the loss, and which score foretells it.
 
     Each layer is pruned by Wanda, alone (isolated) or with all others pruned too (operating_point),
-    and the loss on the calibration text measured. The folder gets the costs, chunk by chunk, the
-    table as JSON, and scatter plots. Cut short, the same command goes on where it was.
+    and the loss on the calibration text measured. Or (capacity, which has to be asked for) each
+    layer alone gets adapters that are trained for a few steps on a task, and the fall of the loss
+    on its validation rows is measured. The folder gets the figures, text by text, the table as
+    JSON, and scatter plots. Cut short, the same command goes on where it was.
     """
-    from layerif.studies.validation import scores_of, truth_into, truth_paths, write_verdict
-    from layerif.tasks import load_corpus
+    from layerif.errors import InputError
+    from layerif.studies.validation import (
+        capacity_into,
+        scores_of,
+        truth_into,
+        write_verdict,
+    )
+    from layerif.tasks import load_corpus, load_task
 
-    kinds = [truth] if truth is not None else list(get_args(TruthKind))
+    if (truth == "capacity") != (task is not None):
+        raise InputError(
+            "the ground truth capacity trains on a task, and no other reads one: give both --truth "
+            "capacity and --task, or neither"
+        )
     vectors = scores_of([Path(word.strip()) for word in scores.split(",") if word.strip()])
-    corpus = load_corpus(calibration, data_dir=data_dir)
+    if task is not None:
+        words = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+        data = load_task(task, data_dir=data_dir, style=style, tokenizer=words)
+        train = data.sample("train", train_samples, seed)
+        validation = data.sample("validation", validation_samples, seed)
+    else:
+        corpus = load_corpus(calibration, data_dir=data_dir)
 
     from layerif.model import describe, open_model
     from layerif.report import agreement_table
@@ -76,23 +115,43 @@ def validate(
         trust_remote_code=trust_remote_code,
     )
     check_layers(vectors, describe(opened))
-    truths = {
-        kind: truth_into(
-            path,
+    truths: dict[TruthKind, GroundTruth] = {}
+    if task is not None:
+        truths["capacity"] = capacity_into(
+            out / "capacity.json",
             opened,
             tokenizer,
-            kind,
-            calibration=corpus,
-            sparsity=sparsity,
-            delta=delta,
-            samples=samples,
-            context_length=context_length,
-            batch_tokens=batch_tokens,
-            seed=seed,
+            data,
+            train=train,
+            validation=validation,
+            max_length=max_length,
+            options={
+                "rank": rank,
+                "alpha": alpha,
+                "train_steps": steps,
+                "rate": rate,
+                "batch_tokens": batch_tokens,
+                "seed": seed,
+            },
             overwrite=overwrite,
         )
-        for kind, path in truth_paths(out, kinds).items()
-    }
+    else:
+        for kind in get_args(PruningTruth):
+            if truth in (None, kind):
+                truths[kind] = truth_into(
+                    out / f"{kind}.json",
+                    opened,
+                    tokenizer,
+                    kind,
+                    calibration=corpus,
+                    sparsity=sparsity,
+                    delta=delta,
+                    samples=samples,
+                    context_length=context_length,
+                    batch_tokens=batch_tokens,
+                    seed=seed,
+                    overwrite=overwrite,
+                )
     found = {kind: agreements(vectors, each, seed=seed) for kind, each in truths.items()}
     verdict = write_verdict(out, vectors, truths, found)
     write_recipe(context, out)

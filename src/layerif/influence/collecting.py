@@ -36,7 +36,7 @@ def collect(
         factors: of each block's matrices, for an estimator that goes by positions; else empty.
         steps: keeps what each batch leaves beside them; a batch with a step is not run again.
     """
-    means, validation_loss = validation_means(runner, matrices, validation, steps)
+    means, validation_loss = mean_gradients(runner, matrices, validation, "validation", steps)
     losses = torch.empty(len(train.items), dtype=torch.float64)
     starts = train.starts
 
@@ -55,23 +55,31 @@ def collect(
     return Measured(solutions, losses, validation_loss)
 
 
-def validation_means(
-    runner: Runner, matrices: Sequence[Matrix], validation: Samples, steps: Steps
+def mean_gradients(
+    runner: Runner, matrices: Sequence[Matrix], samples: Samples, kind: str, steps: Steps
 ) -> tuple[list[torch.Tensor], float]:
-    """(d,) float64 mean gradient of the validation samples in each matrix, and their mean loss."""
+    """(d,) float64 mean gradient of the samples in each matrix, and their mean loss.
+
+    Args:
+        runner: of the batches.
+        matrices: of the subspace.
+        samples: each counts alike.
+        kind: of the samples, for errors and the names of their steps.
+        steps: keeps what each batch comes to.
+    """
     sizes = [matrix.size for matrix in matrices]
     total = torch.zeros(sum(sizes), dtype=torch.float64)
     loss = 0.0
 
     def run(_number: int, items: Sequence[Encoded]) -> Step:
-        losses, gradients = runner.gradients(items, "validation sample")
+        losses, gradients = runner.gradients(items, f"{kind} sample")
         summed = [gradient.double().sum(0).cpu() for gradient in gradients]
         return {"sum": torch.cat(summed), "loss": losses.double().sum().cpu()[None]}
 
-    for items, kept, read in finished(validation.batches, "validation", steps, run):
+    for items, kept, read in finished(samples.batches, kind, steps, run):
         total += kept["sum"]
         loss += kept["loss"].item()
         if read:
             runner.skip(items)
-    count = len(validation.items)
+    count = len(samples.items)
     return list((total / count).split(sizes)), loss / count

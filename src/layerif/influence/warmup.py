@@ -11,21 +11,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import AdamW
 
 from layerif.batching import Encoded, collate, pack
 from layerif.checkpoint import Steps
 from layerif.choices import PaddingSide
-from layerif.errors import InputError, NumericalError
+from layerif.errors import InputError
+from layerif.influence.fine_tuning import (
+    RATE,
+    Schedule,
+    fine_tune,
+    fresh_adapter,
+    refuse_adapted,
+)
 from layerif.influence.subspaces import AdapterSubspace, FreshLora
-from layerif.influence.subspaces.base import generator_for
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import DecoderLayers, evaluation_mode
+from layerif.model import DecoderLayers, evaluation_mode, input_device
 from layerif.progress import note, progress
 
 NAME = "warmup"
-RATE = 3e-4
 
 
 @contextmanager
@@ -59,20 +62,23 @@ def warmed_up(
     """
     if steps < 1:
         raise InputError(f"a warm-up takes at least 1 step, not {steps}")
-    if any(hasattr(module, "get_base_layer") for module in model.modules()):
-        raise InputError(
-            "the model has adapters already, so no fresh one is warmed up; score with the one it "
-            "has, or open it without"
-        )
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tuner = _injected(model, layers, lora)
-    try:
-        pairs = _fill(model, layers, lora)
+    refuse_adapted(
+        model,
+        "so no fresh one is warmed up; score with the one it has, or open it without",
+    )
+    with fresh_adapter(model, layers.path, layers.projections, lora, NAME) as pairs:
         found = kept.load(NAME)
         if found is None:
             batches = pack(items, batch_tokens)
-            device = model.get_input_embeddings().weight.device
-            losses = _train(model, batches, pairs, lora.seed, steps, device, padding_side)
+            device = input_device(model)
+
+            def loss(number: int) -> torch.Tensor:
+                batch = collate(batches[number], device=device, padding_side=padding_side)
+                return (row_sums(token_losses(model, batch), batch) / batch.counts).mean()
+
+            schedule = Schedule(NAME, steps, RATE, lora.seed)
+            with evaluation_mode(model), progress("warm-up", steps) as advance:
+                losses = fine_tune(pairs, loss, len(batches), schedule, advance)
             found = {"losses": torch.tensor(losses, dtype=torch.float64)}
             found |= {key: pair.detach().cpu() for key, pair in pairs.items()}
             kept.save(NAME, found)
@@ -82,78 +88,3 @@ def warmed_up(
         note(f"warm-up: {steps} steps, loss of the first batch {first:.3f}, of the last {last:.3f}")
         record = {"steps": steps, "rate": RATE, "first_loss": first, "last_loss": last}
         yield AdapterSubspace(model, NAME, {"seed": lora.seed, "warmup": record})
-    finally:
-        tuner.unload()
-        vars(model).pop("peft_config", None)
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
-def _injected(model: Any, layers: DecoderLayers, lora: FreshLora) -> Any:
-    from peft import LoraConfig, LoraModel
-    from transformers.pytorch_utils import Conv1D
-
-    targets = [f"{layers.path}.{p.layer}.{p.name}" for p in layers.projections]
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type,unused-ignore]
-        target_modules=targets,
-        fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in layers.projections),
-    )
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn anew by name
-        return LoraModel(model, {NAME: config}, NAME)
-
-
-def _fill(model: Any, layers: DecoderLayers, lora: FreshLora) -> dict[str, nn.Parameter]:
-    """A as a fresh LoRA of layerif has it and B = 0; returns both for every projection, by name."""
-    wrappers = {
-        id(module.get_base_layer()): module
-        for module in model.modules()
-        if hasattr(module, "get_base_layer")
-    }
-    pairs: dict[str, nn.Parameter] = {}
-    for projection in layers.projections:
-        wrapper = wrappers[id(projection.module)]
-        down, up = wrapper.lora_A[NAME].weight, wrapper.lora_B[NAME].weight
-        dtype = torch.promote_types(down.dtype, torch.float32)
-        down.data = lora.down(projection).to(down.device, dtype)
-        up.data = torch.zeros_like(up, dtype=dtype)
-        pairs |= {f"{projection.key}.lora_A": down, f"{projection.key}.lora_B": up}
-    return pairs
-
-
-def _train(
-    model: Any,
-    batches: Sequence[Sequence[Encoded]],
-    pairs: dict[str, nn.Parameter],
-    seed: int,
-    steps: int,
-    device: torch.device,
-    padding_side: PaddingSide,
-) -> list[float]:
-    """The loss of each step's batch before it."""
-    optimizer = AdamW(pairs.values(), lr=RATE, weight_decay=0.0)
-    generator = generator_for(seed, NAME)
-    order: list[int] = []
-    losses: list[float] = []
-    with evaluation_mode(model), progress("warm-up", steps) as advance:
-        for step in range(steps):
-            order = order or torch.randperm(len(batches), generator=generator).tolist()
-            batch = collate(batches[order.pop()], device=device, padding_side=padding_side)
-            rows = row_sums(token_losses(model, batch), batch) / batch.counts
-            loss = rows.mean()
-            losses.append(loss.item())
-            if not loss.isfinite():
-                raise NumericalError(
-                    f"the loss of step {step} of the warm-up is {loss.item()}; stopped "
-                    "(try --dtype float32)"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * (1 - step / steps)
-            optimizer.step()
-            advance()
-    for pair in pairs.values():
-        pair.grad = None
-    return losses

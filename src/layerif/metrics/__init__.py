@@ -10,6 +10,7 @@ from layerif.metrics.registry import (
     names,
     reads_text,
     register_metric,
+    takes_samples,
 )
 from layerif.metrics.saliency import LayerSaliencies, layer_saliencies
 
@@ -28,4 +29,5 @@ __all__ = [
     "names",
     "reads_text",
     "register_metric",
+    "takes_samples",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from layerif.batching import Encoded
 from layerif.calibration import Visit, walk
 from layerif.errors import InputError
 from layerif.model import DecoderLayers
@@ -40,12 +41,15 @@ class Subject:
         layers: its decoder layers and their projections.
         seed: of whatever the metric draws.
         model: the causal LM, in evaluation mode; to be left as it is.
+        batch_tokens: tokens of a batch, padding counted.
     """
 
     layers: DecoderLayers
     seed: int
     model: Any
     _batches: Sequence[dict[str, torch.Tensor]] | None = None
+    _samples: tuple[Sequence[Encoded], Sequence[Encoded]] | None = None
+    batch_tokens: int = 2048
 
     @property
     def batches(self) -> Sequence[dict[str, torch.Tensor]]:
@@ -60,6 +64,33 @@ class Subject:
                 "register it with reads_text=True"
             )
         return self._batches
+
+    @property
+    def texts(self) -> list[Encoded]:
+        """The chunks of calibration text.
+
+        Raises:
+            InputError: as `batches`.
+        """
+        rows = [row for inputs in self.batches for row in inputs["input_ids"].tolist()]
+        return [Encoded(index, ids, 1) for index, ids in enumerate(rows)]
+
+    @property
+    def samples(self) -> tuple[Sequence[Encoded], Sequence[Encoded]]:
+        """Training and validation samples of a task; else every other chunk of calibration text.
+
+        Raises:
+            InputError: as `batches`, or the text is a single chunk.
+        """
+        if self._samples is not None:
+            return self._samples
+        texts = self.texts
+        if len(texts) < 2:
+            raise InputError(
+                "a single chunk of calibration text has no two halves; give at least 2 chunks, or "
+                "samples of a task"
+            )
+        return texts[::2], texts[1::2]
 
     def visits(self) -> Iterator[Visit]:
         """The decoder layers from the bottom up, each with the calibration text's hidden states.
@@ -87,6 +118,7 @@ class Metric:
         function: of a Subject, and of the options by keyword.
         options: its options and what they are unless given.
         reads_text: whether it runs calibration text through the model.
+        takes_samples: whether it takes training and validation samples of a task in its place.
         reads_weights: whether it reads the projections' weights, which must not be quantised then.
         seeded: whether it draws by the seed.
         of_another: whether it makes something of another metric, named by the option `of`, whose
@@ -96,6 +128,7 @@ class Metric:
     function: MetricFunction
     options: Mapping[str, Any] = field(default_factory=dict)
     reads_text: bool = False
+    takes_samples: bool = False
     reads_weights: bool = True
     seeded: bool = False
     of_another: bool = False

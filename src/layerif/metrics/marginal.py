@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from layerif.batching import Encoded
 from layerif.errors import InputError
 from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, sensitivities
 from layerif.metrics.base import MetricValues, Subject
@@ -35,8 +34,6 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
             "0 and 1, and a delta above 0 and at most 0.5"
         )
     model, batches = subject.model, subject.batches
-    rows = [row for inputs in batches for row in inputs["input_ids"].tolist()]
-    items = [Encoded(index, ids, 1) for index, ids in enumerate(rows)]
     projections = subject.layers.projections
     bands = {}
     with OperatingPoint.held(model, subject.layers, batches, "wanda") as point:
@@ -46,7 +43,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
 
         point.prune([sparsity] * len(projections), see)
         kept = [bands[row] for row in range(len(projections))]
-        found = sensitivities(point, kept, items, batch_tokens=BACKWARD_TOKENS)
+        found = sensitivities(point, kept, subject.texts, batch_tokens=BACKWARD_TOKENS)
     owners = np.array([p.layer for p in projections])
     whole = sum(p.numel for p in projections)
     return MetricValues(

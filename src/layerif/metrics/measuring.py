@@ -9,10 +9,20 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import MetricScores, ProjectionScore
+from layerif.batching import Encoded
 from layerif.calibration import calibration_batches
+from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
+from layerif.influence import check_samples
 from layerif.metrics.base import MetricValues, Subject
-from layerif.metrics.registry import complete_options, find, involved, is_seeded, reads_text
+from layerif.metrics.registry import (
+    complete_options,
+    find,
+    involved,
+    is_seeded,
+    reads_text,
+    takes_samples,
+)
 from layerif.model import (
     DecoderLayers,
     Projection,
@@ -23,7 +33,7 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.tasks import Corpus
+from layerif.tasks import Corpus, Example
 
 
 def metric_scores(
@@ -36,6 +46,10 @@ def metric_scores(
     context_length: int = 512,
     seed: int = 0,
     batch_tokens: int = 2048,
+    train: Sequence[Example] = (),
+    validation: Sequence[Example] = (),
+    max_length: int = 512,
+    task: dict[str, Any] | None = None,
     **options: Any,
 ) -> MetricScores:
     """Measure every decoder layer by a metric; the model stays as it is.
@@ -46,19 +60,24 @@ def metric_scores(
     Args:
         model: a causal LM of transformers. Where PEFT has put adapters in it, the weights under
             them are read, with the adapters at work.
-        metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `uniform`, `random`,
-            `shuffled`, or one's own by `register_metric`.
+        metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `marginal`, `adapter_gain`,
+            `uniform`, `random`, `shuffled`, or one's own by `register_metric`.
         tokenizer: the model's tokenizer, for a metric that reads text.
         calibration: a corpus, whose calibration part is used, or text; for such a metric.
         samples, context_length: chunks of calibration text and their length in tokens.
-        seed: of the draw of chunks, and of `random` and `shuffled`.
+        seed: of the draw of chunks, and of `adapter_gain`, `random` and `shuffled`.
         batch_tokens: tokens run through a layer at once.
+        train, validation: samples of a task that `adapter_gain` takes in place of text.
+        max_length: tokens kept of a sample.
+        task: where the samples come from, for the record.
         options: of the metric: `compat` of pl_alpha, `multiple` of outlier_ratio, `statistic` of
-            dlp, `of` of shuffled.
+            dlp, `sparsity` and `delta` of marginal, `rank` and `alpha` of adapter_gain, `of` of
+            shuffled.
 
     Raises:
-        InputError: no such metric or option, no or too little calibration text, a quantised weight,
-            or a model that the metric does not serve; says why.
+        InputError: no such metric or option, no or too little calibration text, samples for a
+            metric that takes none or of one kind alone, a quantised weight, or a model that the
+            metric does not serve; says why.
         NumericalError: weights or activations are not finite.
     """
     began = time.perf_counter()
@@ -69,8 +88,12 @@ def metric_scores(
         refuse_quantised(layers.projections)
     if seed < 0:
         raise InputError(f"the seed must not be negative, and is {seed}")
-    batches, record = None, None
-    if reads_text(metric, options):
+    batches, of_task, record = None, None, None
+    if train or validation:
+        of_task, record = _samples(
+            model, tokenizer, metric, options, (train, validation), max_length, task
+        )
+    elif reads_text(metric, options):
         if tokenizer is None or calibration is None:
             raise InputError(
                 f"the metric {metric} reads activations: give a tokenizer and calibration text"
@@ -85,7 +108,8 @@ def metric_scores(
             batch_tokens=batch_tokens,
         )
     with evaluation_mode(model):
-        values = find(metric).function(Subject(layers, seed, model, batches), **options)
+        subject = Subject(layers, seed, model, batches, of_task, batch_tokens)
+        values = find(metric).function(subject, **options)
     _check(values, layers, metric)
     projections = None
     if values.projections is not None:
@@ -103,6 +127,30 @@ def metric_scores(
         seconds=round(time.perf_counter() - began, 3),
         setting=setting(model),
     )
+
+
+def _samples(
+    model: Any,
+    tokenizer: Tokenizer | None,
+    metric: str,
+    options: dict[str, Any],
+    examples: tuple[Sequence[Example], Sequence[Example]],
+    max_length: int,
+    task: dict[str, Any] | None,
+) -> tuple[tuple[list[Encoded], list[Encoded]], dict[str, Any]]:
+    """Training and validation samples as tokens, and the record of them."""
+    if not takes_samples(metric, options) or tokenizer is None:
+        raise InputError(
+            f"samples were given to the metric {metric}; right would be a metric that takes them, "
+            "such as adapter_gain, with a tokenizer"
+        )
+    length = usable_length(model, max_length)
+    train, validation = (
+        check_samples(tokenizer, own, length, what)[0]
+        for own, what in zip(examples, ("training", "validation"), strict=True)
+    )
+    counts = {"train_samples": len(train), "validation_samples": len(validation)}
+    return (train, validation), {"task": task, **counts, "max_length": length}
 
 
 def refuse_quantised(projections: Sequence[Projection]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from layerif.errors import InputError
+from layerif.metrics.adapter_gain import adapter_gain
 from layerif.metrics.base import Metric, MetricFunction
 from layerif.metrics.block_influence import block_influence
 from layerif.metrics.controls import random, shuffled, uniform
@@ -20,6 +21,14 @@ _METRICS = {
     "dlp": Metric(dlp, {"statistic": "median"}, reads_text=True),
     "block_influence": Metric(block_influence, reads_text=True, reads_weights=False),
     "marginal": Metric(marginal, {"sparsity": 0.5, "delta": 0.05}, reads_text=True),
+    "adapter_gain": Metric(
+        adapter_gain,
+        {"rank": 8, "alpha": 16.0},
+        reads_text=True,
+        takes_samples=True,
+        reads_weights=False,
+        seeded=True,
+    ),
     "uniform": Metric(uniform, reads_weights=False),
     "random": Metric(random, reads_weights=False, seeded=True),
     "shuffled": Metric(shuffled, reads_weights=False, seeded=True, of_another=True),
@@ -74,6 +83,11 @@ def involved(name: str, options: Mapping[str, Any]) -> list[Metric]:
 def reads_text(name: str, options: Mapping[str, Any]) -> bool:
     """Whether calibration text is needed for this metric with these (complete) options."""
     return any(metric.reads_text for metric in involved(name, options))
+
+
+def takes_samples(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether samples of a task may take the place of calibration text."""
+    return any(metric.takes_samples for metric in involved(name, options))
 
 
 def is_seeded(name: str, options: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Scores beside what pruning a layer really costs: a table, and a scatter plot."""
+"""Scores beside what a change of each layer really does: a table, and a scatter plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from layerif.report.plots import ACCENT, INK, save_figure
 from layerif.report.tables import plain_table
 
 PANELS = 6
-TITLES = {"isolated": "pruned alone", "operating_point": "at the operating point"}
+TITLES: dict[TruthKind, str] = {
+    "isolated": "pruned alone",
+    "operating_point": "at the operating point",
+    "capacity": "in one layer alone",
+}
+COST, GAIN = "the cost of pruning a layer", "the fall of the loss by adapters"
 
 
 def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
@@ -25,7 +30,8 @@ def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
     Args:
         found: of each kind of ground truth the agreements.
     """
-    table = plain_table("Rank correlation of scores with the cost of pruning a layer")
+    both = [words for words in (COST, GAIN) if words in {_measured(kind) for kind in found}]
+    table = plain_table(f"Rank correlation of scores with {', and with '.join(both)}")
     table.add_column("score")
     for kind in found:
         table.add_column(f"{TITLES[kind]}\nSpearman, 95 %", justify="right")
@@ -49,16 +55,17 @@ def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
 def plot_agreement(
     scores: Mapping[str, ArrayLike], found: Sequence[Agreement], truth: GroundTruth, stem: Path
 ) -> list[Path]:
-    """Score against cost, a point a layer, for the scores that agree most; PNG and SVG."""
+    """Score against cost or gain, a point a layer, for the scores that agree most; PNG and SVG."""
     from matplotlib.figure import Figure
 
     shown = [each for each in found if each.spearman is not None][:PANELS]
     columns = min(3, max(1, len(shown)))
     rows = -(-len(shown) // columns) or 1
     figure = Figure(figsize=(2.6 * columns, 2.4 * rows + 0.4), layout="constrained")
+    what = _measured(truth.kind).removeprefix("the ").capitalize()
+    how = "" if truth.sparsity is None else f", {truth.sparsity:.0%} sparsity"
     figure.suptitle(
-        f"Cost of pruning a layer, {TITLES[truth.kind]}: {truth.model.name}, "
-        f"{truth.sparsity:.0%} sparsity",
+        f"{what}, {TITLES[truth.kind]}: {truth.model.name}{how}",
         fontsize=10,
         color=INK,
     )
@@ -75,3 +82,7 @@ def plot_agreement(
         if place % columns == 0:
             axes.set_ylabel("nats a token", fontsize=8)
     return save_figure(figure, stem)
+
+
+def _measured(kind: TruthKind) -> str:
+    return GAIN if kind == "capacity" else COST

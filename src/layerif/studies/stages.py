@@ -93,6 +93,10 @@ def measure_into(
     seed: int,
     text_options: dict[str, Any],
     options: dict[str, Any],
+    task: Task | None = None,
+    train: Sequence[Example] = (),
+    validation: Sequence[Example] = (),
+    max_length: int = 512,
     overwrite: bool = False,
 ) -> MetricScores:
     """`metric_scores` with `options`, saved as JSON.
@@ -102,6 +106,7 @@ def measure_into(
         seed: of what is drawn.
         text_options: samples, context_length and batch_tokens.
         options: of the metric.
+        task, train, validation, max_length: samples for a metric that takes some, in place of text.
 
     Raises:
         InputError: as `metric_scores`; or the file holds scores of other work.
@@ -109,10 +114,16 @@ def measure_into(
     """
     options = complete_options(metric, options)
     asked: dict[str, Any] = {"metric": metric, **options}
-    texts = []
+    texts: list[Any] = []
     if is_seeded(metric, options):
         asked["seed"] = seed
-    if reads_text(metric, options) and calibration is not None:
+    samples: dict[str, Any] = {}
+    if task is not None:
+        asked |= {"batch_tokens": text_options["batch_tokens"], "max_length": max_length}
+        texts = [[astuple(e) for e in train], [astuple(e) for e in validation]]
+        samples = {"train": train, "validation": validation, "max_length": max_length}
+        samples["task"] = {"name": task.name, **task.origin}
+    elif reads_text(metric, options) and calibration is not None:
         asked |= {**text_options, "seed": seed}
         texts = [calibration.text("calibration")]
     wanted = fingerprint_of(model, hash_texts(texts), asked)
@@ -126,6 +137,7 @@ def measure_into(
             calibration=calibration,
             seed=seed,
             **text_options,
+            **samples,
             **options,
         )
         scores = scores.model_copy(update={"fingerprint": wanted})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,17 +19,18 @@ from layerif.artifacts import (
     ModelInfo,
     hash_texts,
 )
-from layerif.checkpoint import resumable
-from layerif.choices import Aggregation, TruthKind
-from layerif.chunks import check_context_length, cut, draw
+from layerif.checkpoint import Steps, resumable
+from layerif.choices import Aggregation, PruningTruth, TruthKind
+from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
+from layerif.influence import check_samples
 from layerif.model import Tokenizer
 from layerif.reading import read_scores
 from layerif.report import plot_agreement
 from layerif.runs import write_json
 from layerif.studies.stages import fingerprint_of, standing
-from layerif.tasks import Corpus
-from layerif.validation import advice, isolated, operating_point
+from layerif.tasks import Corpus, Example, Task
+from layerif.validation import advice, capacity, isolated, operating_point
 
 FloatArray = NDArray[np.float64]
 
@@ -37,7 +39,7 @@ def truth_into(
     path: Path,
     model: Any,
     tokenizer: Tokenizer,
-    kind: TruthKind,
+    kind: PruningTruth,
     *,
     calibration: Corpus,
     sparsity: float,
@@ -48,7 +50,7 @@ def truth_into(
     seed: int,
     overwrite: bool = False,
 ) -> GroundTruth:
-    """A ground truth, saved as JSON; finished layers survive an interruption.
+    """A ground truth of pruning, saved as JSON; finished layers survive an interruption.
 
     Raises:
         InputError: as `isolated` and `operating_point`; or the file holds one of other work.
@@ -66,29 +68,73 @@ def truth_into(
     if kind == "operating_point":
         asked["delta"] = delta
     wanted = fingerprint_of(model, hash_texts([text]), asked)
+    origin = {"name": calibration.name, **calibration.origin}
+    origin |= {"context_length": context_length, "seed": seed}
+    shared: dict[str, Any] = {"batch_tokens": batch_tokens, "text": origin}
 
+    def measure(steps: Steps) -> GroundTruth:
+        if kind == "isolated":
+            return isolated(model, chunks, sparsity, steps=steps, **shared)
+        return operating_point(model, chunks, sparsity, delta=delta, steps=steps, **shared)
+
+    return _measured_once(path, wanted, measure, overwrite=overwrite)
+
+
+def capacity_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    max_length: int,
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> GroundTruth:
+    """The ground truth `capacity` of a task, saved as JSON; finished layers survive.
+
+    Args:
+        train, validation: samples of the task.
+        max_length: tokens kept of a sample.
+        options: of `capacity`.
+
+    Raises:
+        InputError: as `capacity`; or the file holds one of other work.
+        NumericalError: as `capacity`.
+    """
+    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
+    wanted = fingerprint_of(model, data, {"kind": "capacity", "max_length": max_length, **options})
+
+    def measure(steps: Steps) -> GroundTruth:
+        length = usable_length(model, max_length)
+        samples = [
+            check_samples(tokenizer, examples, length, what)[0]
+            for examples, what in ((train, "training"), (validation, "validation"))
+        ]
+        origin = {"name": task.name, **task.origin, "max_length": length}
+        return capacity(model, *samples, text=origin, steps=steps, **options)
+
+    return _measured_once(path, wanted, measure, overwrite=overwrite)
+
+
+def _measured_once(
+    path: Path,
+    wanted: Fingerprint,
+    measure: Callable[[Steps], GroundTruth],
+    *,
+    overwrite: bool,
+) -> GroundTruth:
     def load() -> tuple[GroundTruth, Fingerprint | None]:
         found = GroundTruth.load(path)
         return found, found.fingerprint
 
     if path.is_file() and (done := standing(load, path, wanted, overwrite=overwrite)):
         return done
-    origin = {"name": calibration.name, **calibration.origin}
-    origin |= {"context_length": context_length, "seed": seed}
-    shared: dict[str, Any] = {"batch_tokens": batch_tokens, "text": origin}
     with resumable(path, wanted, restart=overwrite) as steps:
-        if kind == "isolated":
-            truth = isolated(model, chunks, sparsity, steps=steps, **shared)
-        else:
-            truth = operating_point(model, chunks, sparsity, delta=delta, steps=steps, **shared)
-        truth = truth.model_copy(update={"fingerprint": wanted})
+        truth = measure(steps).model_copy(update={"fingerprint": wanted})
         truth.save(path)
     return truth
-
-
-def truth_paths(folder: Path, kinds: Sequence[TruthKind]) -> dict[TruthKind, Path]:
-    """Where each kind of ground truth stands in a folder."""
-    return {kind: folder / f"{kind}.json" for kind in kinds}
 
 
 def scores_of(paths: Sequence[Path]) -> dict[str, FloatArray]:

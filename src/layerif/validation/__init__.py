@@ -1,6 +1,10 @@
-"""Whether a layer score is any good: what pruning each layer really costs, and who foretells it."""
+"""Whether a layer score is any good: what a change of each layer really does, and who foretells it.
+
+The changes: weights are pruned, or adapters trained.
+"""
 
 from layerif.validation.agreement import advice, agreements
+from layerif.validation.capacity import capacity
 from layerif.validation.ground_truth import isolated, operating_point
 
-__all__ = ["advice", "agreements", "isolated", "operating_point"]
+__all__ = ["advice", "agreements", "capacity", "isolated", "operating_point"]

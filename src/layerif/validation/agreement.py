@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,30 @@ from layerif.errors import InputError
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How advice speaks of a ground truth."""
+
+    what: str
+    budget: str
+    judge: str
+    otherwise: str
+
+
+PRUNING = _Words(
+    what="the cost of pruning a layer",
+    budget="",
+    judge="Measure the perplexity of its plan beside the uniform one before you trust it.",
+    otherwise="Use the uniform plan, or one made at the operating point.",
+)
+CAPACITY = _Words(
+    what="what adapters in a layer alone gain",
+    budget=" for experts or ranks",
+    judge="Fine-tune with its plan and with the uniform one before you trust it.",
+    otherwise="Use the uniform plan of experts or ranks.",
+)
 
 
 def agreements(
@@ -42,27 +67,34 @@ def agreements(
                 "would be one score a layer of the same model"
             )
         if np.ptp(vector) == 0:
-            found.append(Agreement(name=name, spearman=None, low=None, high=None))
+            found.append(Agreement(name=name, truth=truth.kind, spearman=None, low=None, high=None))
             continue
         value = float(spearmanr(vector, costs.mean(1))[0])
         low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975])
-        found.append(Agreement(name=name, spearman=value, low=float(low), high=float(high)))
+        found.append(
+            Agreement(name=name, truth=truth.kind, spearman=value, low=float(low), high=float(high))
+        )
     return sorted(found, key=lambda a: -abs(a.spearman or 0.0))
 
 
 def advice(found: Sequence[Agreement]) -> str:
-    """Which score to use, in words, or that none is better than uniform."""
+    """Which score to use, in words, or that none is better than uniform.
+
+    Args:
+        found: at least one, all beside one ground truth, the strongest correlation first.
+    """
+    words = CAPACITY if found[0].truth == "capacity" else PRUNING
     sure = [each for each in found if each.orientation is not None]
     if not sure:
         return (
-            "No better than uniform: the interval of every score's correlation with the cost holds "
-            "0. Use the uniform plan, or one made at the operating point."
+            f"No better than uniform: the interval of every score's correlation with {words.what} "
+            f"holds 0. {words.otherwise}"
         )
     best = sure[0]
     return (
-        f"Use {best.name} with --orientation {best.orientation}: its correlation with the cost of "
-        f"pruning a layer is {best.spearman:+.2f} ({best.low:+.2f} to {best.high:+.2f}). Measure "
-        "the perplexity of its plan beside the uniform one before you trust it."
+        f"Use {best.name} with --orientation {best.orientation}{words.budget}: its correlation "
+        f"with {words.what} is {best.spearman:+.2f} ({best.low:+.2f} to {best.high:+.2f}). "
+        f"{words.judge}"
     )
 
 

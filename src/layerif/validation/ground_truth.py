@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from layerif.artifacts import GroundTruth
-from layerif.batching import Batch, Encoded, collate, pack
+from layerif.batching import Encoded
 from layerif.calibration import InputNorms, walk
 from layerif.checkpoint import NO_STEPS, Steps
+from layerif.choices import PruningTruth
 from layerif.errors import InputError
 from layerif.model import (
     DecoderLayers,
@@ -35,6 +36,7 @@ from layerif.model import (
 from layerif.progress import progress
 from layerif.pruning import wanda_mask
 from layerif.validation.partial import PartialForward
+from layerif.validation.rows import Rows
 
 
 def isolated(
@@ -136,29 +138,24 @@ class _Bench:
     def __init__(self, model: Any, chunks: Sequence[Encoded], batch_tokens: int) -> None:
         self.model = unwrapped(model)
         self.layers: DecoderLayers = find_decoder_layers(self.model)
-        self._chunks = chunks
-        device = input_device(self.model)
-        groups = pack(chunks, batch_tokens)
-        self._batches: list[Batch] = [collate(items, device=device) for items in groups]
-        self.inputs = [batch.inputs for batch in self._batches]
+        self._rows = Rows(chunks, batch_tokens, input_device(self.model))
+        self.inputs = [batch.inputs for batch in self._rows.batches]
         self._partial = PartialForward(self.model, self.layers)
         self._hidden: list[list[torch.Tensor]] = []
-        place = {chunk.index: row for row, chunk in enumerate(chunks)}
-        self._order = torch.tensor([place[item.index] for group in groups for item in group])
-        self._scored = torch.tensor([chunk.scored for chunk in chunks], dtype=torch.float64)
 
     def base(self) -> torch.Tensor:
         """(chunks,) nats a token of the model as it is; what each layer gets is kept."""
-        found = [self._partial.whole(batch) for batch in self._batches]
+        found = [self._partial.whole(batch) for batch in self._rows.batches]
         self._hidden = [inputs for _, inputs in found]
-        return self._by_chunk([nats for nats, _ in found])
+        return self._rows.means([nats for nats, _ in found])
 
+    @torch.no_grad()
     def losses(self, layer: int) -> torch.Tensor:
         """(chunks,) nats a token, the layers below `layer` being as they were at `base`."""
-        return self._by_chunk(
+        return self._rows.means(
             [
                 self._partial.upwards(batch, layer, hidden[layer])
-                for batch, hidden in zip(self._batches, self._hidden, strict=True)
+                for batch, hidden in zip(self._rows.batches, self._hidden, strict=True)
             ]
         )
 
@@ -200,14 +197,13 @@ class _Bench:
 
     def result(
         self,
-        kind: Literal["isolated", "operating_point"],
+        kind: PruningTruth,
         sparsity: float,
         delta: float | None,
         costs: list[list[float]],
         base: torch.Tensor,
         text: dict[str, Any] | None,
     ) -> GroundTruth:
-        tokens = int(self._scored.sum())
         return GroundTruth(
             kind=kind,
             sparsity=sparsity,
@@ -215,14 +211,9 @@ class _Bench:
             costs=costs,
             base_loss=base.mean().item(),
             model=describe(self.model),
-            text={**(text or {}), "chunks": len(self._chunks), "tokens": tokens},
+            text={**(text or {}), "chunks": len(self._rows), "tokens": self._rows.tokens},
             setting=setting(self.model),
         )
-
-    def _by_chunk(self, nats: Sequence[torch.Tensor]) -> torch.Tensor:
-        found = torch.empty_like(self._scored)
-        found[self._order] = torch.cat([each.cpu() for each in nats])
-        return found / self._scored
 
 
 def _check_sparsity(sparsity: float) -> None:

@@ -51,9 +51,11 @@ class PartialForward:
         self._tuples = tuples
         return nats, inputs
 
-    @torch.no_grad()
     def upwards(self, batch: Batch, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """(B,) summed nats of each row, with `hidden` as what `layer` gets."""
+        """(B,) summed nats of each row, with `hidden` as what `layer` gets.
+
+        Where gradients are wanted, they go as far down as `layer`. `whole` has to have run before.
+        """
         if layer == 0:
             return row_sums(token_losses(self._model, batch).double(), batch)
         with _skipped(self._layers.modules[:layer], hidden, self._tuples):

@@ -1,0 +1,166 @@
+"""A fresh LoRA put on projections for a while, and a few steps of AdamW on it.
+
+The model's own weights stay as they are throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from layerif.errors import InputError, NumericalError
+from layerif.influence.subspaces import FreshLora
+from layerif.influence.subspaces.base import generator_for
+from layerif.model import Projection
+from layerif.progress import Advance
+
+RATE = 3e-4
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """So many steps, at a rate that falls linearly from `rate` to 0.
+
+    Attributes:
+        name: of the work, for errors; with the seed it gives the order of the batches.
+        steps: of the optimiser, one batch each; all batches go by before one comes again.
+        rate: of the first step.
+        seed: of the order.
+    """
+
+    name: str
+    steps: int
+    rate: float = RATE
+    seed: int = 0
+
+    def order(self, batches: int) -> list[int]:
+        """Which of so many batches each step takes."""
+        generator = generator_for(self.seed, self.name)
+        found: list[int] = []
+        while len(found) < self.steps:
+            # From the end of each draw to its beginning.
+            found += reversed(torch.randperm(batches, generator=generator).tolist())
+        return found[: self.steps]
+
+
+def refuse_adapted(model: Any, right: str) -> None:
+    """Refuse a model that has adapters already.
+
+    Raises:
+        InputError: it has; `right` says what would be right.
+    """
+    if any(hasattr(module, "get_base_layer") for module in model.modules()):
+        raise InputError(f"the model has adapters already, {right}")
+
+
+@contextmanager
+def fresh_adapter(
+    model: Any, path: str, projections: Sequence[Projection], lora: FreshLora, name: str
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Put a LoRA on the projections; at the end it is taken out and the model as it was found.
+
+    A is as a fresh LoRA of layerif has it and B = 0, in float32 (float64 in a float64 model)
+    whatever the model's dtype. Inside, no other parameter of the model wants a gradient.
+
+    Args:
+        model: without adapters.
+        path: of the decoder layers in it.
+        projections: of those layers.
+        lora: its rank, alpha and seed.
+        name: of the adapter.
+
+    Yields:
+        A and B of every projection, by the projection's name and `.lora_A` or `.lora_B`.
+    """
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tuner = _injected(model, path, projections, lora, name)
+    try:
+        yield _filled(model, projections, lora, name)
+    finally:
+        tuner.unload()
+        vars(model).pop("peft_config", None)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def fine_tune(
+    parameters: Mapping[str, nn.Parameter],
+    loss: Callable[[int], torch.Tensor],
+    batches: int,
+    schedule: Schedule,
+    advance: Advance,
+) -> list[float]:
+    """AdamW without weight decay, one batch a step.
+
+    Args:
+        parameters: what is trained.
+        loss: of a batch by its number, with a gradient.
+        batches: how many there are.
+        advance: told of every step.
+
+    Returns:
+        The loss of each step's batch before it.
+
+    Raises:
+        NumericalError: a loss is not finite.
+    """
+    optimizer = AdamW(parameters.values(), lr=schedule.rate, weight_decay=0.0)
+    losses: list[float] = []
+    for step, number in enumerate(schedule.order(batches)):
+        found = loss(number)
+        losses.append(found.item())
+        if not found.isfinite():
+            raise NumericalError(
+                f"the loss of step {step} of fine-tuning ({schedule.name}) is {found.item()}; "
+                "stopped (try --dtype float32)"
+            )
+        optimizer.zero_grad()
+        found.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate * (1 - step / schedule.steps)
+        optimizer.step()
+        advance()
+    for parameter in parameters.values():
+        parameter.grad = None
+    return losses
+
+
+def _injected(
+    model: Any, path: str, projections: Sequence[Projection], lora: FreshLora, name: str
+) -> Any:
+    from peft import LoraConfig, LoraModel
+    from transformers.pytorch_utils import Conv1D
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type,unused-ignore]
+        target_modules=[f"{path}.{p.layer}.{p.name}" for p in projections],
+        fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in projections),
+    )
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn anew by name
+        return LoraModel(model, {name: config}, name)
+
+
+def _filled(
+    model: Any, projections: Sequence[Projection], lora: FreshLora, name: str
+) -> dict[str, nn.Parameter]:
+    wrappers = {
+        id(module.get_base_layer()): module
+        for module in model.modules()
+        if hasattr(module, "get_base_layer")
+    }
+    pairs: dict[str, nn.Parameter] = {}
+    for projection in projections:
+        wrapper = wrappers[id(projection.module)]
+        down, up = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
+        dtype = torch.promote_types(down.dtype, torch.float32)
+        down.data = lora.down(projection).to(down.device, dtype)
+        up.data = torch.zeros_like(up, dtype=dtype)
+        pairs |= {f"{projection.key}.lora_A": down, f"{projection.key}.lora_B": up}
+    return pairs

@@ -1,0 +1,190 @@
+"""What adapters in one decoder layer alone really gain: which layers want capacity.
+
+For each layer a fresh LoRA on its projections, all other layers without, is fine-tuned for a small
+budget of steps, the same batches in the same order for every layer; the ground truth is the fall
+of the loss on rows that training did not see. Nothing below the layer is run again: its inputs are
+those of the unchanged model, and are kept for one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from layerif.artifacts import GroundTruth
+from layerif.batching import Encoded
+from layerif.calibration import walk
+from layerif.checkpoint import NO_STEPS, Steps
+from layerif.errors import InputError, NumericalError
+from layerif.influence import FreshLora
+from layerif.influence.fine_tuning import Schedule, fine_tune, fresh_adapter, refuse_adapted
+from layerif.model import (
+    DecoderLayers,
+    describe,
+    evaluation_mode,
+    find_decoder_layers,
+    input_device,
+    setting,
+    unwrapped,
+)
+from layerif.progress import Advance, progress
+from layerif.validation.partial import PartialForward
+from layerif.validation.rows import Rows
+
+NAME = "capacity"
+
+
+def capacity(
+    model: Any,
+    train: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    train_steps: int = 20,
+    rate: float = 1e-3,
+    batch_tokens: int = 2048,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    steps: Steps = NO_STEPS,
+) -> GroundTruth:
+    """Adapters in each layer alone, and the fall of the validation rows' mean completion loss.
+
+    AdamW without weight decay at a rate that falls linearly to 0, one batch of training rows a
+    step, the mean over its rows of their mean completion loss; dropout off. The LoRA is in float32
+    (float64 in a float64 model).
+
+    Args:
+        model: a causal LM of transformers without adapters; left as it was found.
+        train, validation: tokenised rows of a task.
+        rank, alpha: of the LoRA on all projections of a layer; its A is drawn by `seed` and the
+            projection's name, its B begins at 0.
+        train_steps: how many, at least 1.
+        rate: of the first step.
+        batch_tokens: tokens of a batch, padding counted; it says what a step trains on.
+        seed: also of the order of the batches.
+        text: where the rows come from, for the record.
+        steps: keeps finished layers.
+
+    Raises:
+        InputError: no rows, a number out of its range, or a model with adapters already.
+        NumericalError: a loss is not finite.
+    """
+    _check(train, validation, train_steps, rate)
+    lora = FreshLora(rank, alpha, seed)
+    model = unwrapped(model)
+    refuse_adapted(model, "so what fresh ones gain in one layer alone is not seen; open it without")
+    layers = find_decoder_layers(model)
+    device = input_device(model)
+    trained, judged = (Rows(rows, batch_tokens, device) for rows in (train, validation))
+    trial = _Trial(model, layers, lora, Schedule(NAME, train_steps, rate, seed), trained, judged)
+    gains, parameters = [], []
+    # A layer costs what those from it upwards cost.
+    total = train_steps * len(layers) * (len(layers) + 1) // 2
+    with evaluation_mode(model), progress("adapters in one layer", total) as advance:
+        base = trial.base()
+        inputs = [batch.inputs for batch in (*trained.batches, *judged.batches)]
+        for visit in walk(model, layers, inputs):
+            step = f"capacity-{visit.index:04d}"
+            kept = steps.load(step)
+            if kept is None:
+                # Not held here, so that they go as the walk makes those of the next layer.
+                kept = {"nats": trial.after(visit.index, list(visit.inputs()), advance)}
+                steps.save(step, kept)
+            else:
+                advance((len(layers) - visit.index) * train_steps)
+            gains.append((base - kept["nats"]).tolist())
+            own = layers.of(visit.index)
+            parameters.append(rank * sum(p.in_features + p.out_features for p in own))
+    return GroundTruth(
+        kind="capacity",
+        sparsity=None,
+        delta=None,
+        training={
+            "rank": rank,
+            "alpha": alpha,
+            "steps": train_steps,
+            "rate": rate,
+            "batch_tokens": batch_tokens,
+            "rows": len(trained),
+            "seed": seed,
+            "parameters": parameters,
+        },
+        costs=gains,
+        base_loss=base.mean().item(),
+        model=describe(model),
+        text={**(text or {}), "rows": len(judged), "tokens": judged.tokens},
+        setting=setting(model),
+    )
+
+
+@dataclass
+class _Trial:
+    """Adapters in one layer of the model at a time."""
+
+    model: Any
+    layers: DecoderLayers
+    lora: FreshLora
+    schedule: Schedule
+    trained: Rows
+    judged: Rows
+
+    def __post_init__(self) -> None:
+        self._partial = PartialForward(self.model, self.layers)
+
+    def base(self) -> torch.Tensor:
+        """(rows,) nats a token of the rows that are judged, without adapters."""
+        nats = [self._partial.whole(batch)[0] for batch in self.judged.batches]
+        return _finite(self.judged.means(nats), "without adapters")
+
+    def after(self, layer: int, hidden: Sequence[torch.Tensor], advance: Advance) -> torch.Tensor:
+        """The same with adapters trained in one layer, which are gone afterwards.
+
+        Args:
+            layer: which one.
+            hidden: what it gets of each batch, of training rows and then of those that are judged.
+            advance: told of the layers that every step runs.
+        """
+        above = len(self.layers) - layer
+
+        def loss(number: int) -> torch.Tensor:
+            batch = self.trained.batches[number]
+            nats = self._partial.upwards(batch, layer, hidden[number])
+            return (nats / batch.counts.to(nats.device)).mean()
+
+        count = len(self.trained.batches)
+        own = self.layers.of(layer)
+        with fresh_adapter(self.model, self.layers.path, own, self.lora, NAME) as pairs:
+            fine_tune(pairs, loss, count, self.schedule, lambda _units=1: advance(above))
+            with torch.no_grad():
+                nats = [
+                    self._partial.upwards(batch, layer, inputs)
+                    for batch, inputs in zip(self.judged.batches, hidden[count:], strict=True)
+                ]
+        return _finite(self.judged.means(nats), f"with adapters in layer {layer}")
+
+
+def _check(train: Sequence[Any], validation: Sequence[Any], steps: int, rate: float) -> None:
+    if not train or not validation:
+        raise InputError(
+            f"there are {len(train)} training and {len(validation)} validation rows; at least one "
+            "of each is needed"
+        )
+    if steps < 1 or not 0 < rate < float("inf"):
+        raise InputError(
+            f"{steps} steps at a rate of {rate:g} train nothing; right would be at least 1 step, "
+            "and a rate above 0"
+        )
+
+
+def _finite(nats: torch.Tensor, when: str) -> torch.Tensor:
+    if not nats.isfinite().all():
+        row = int((~nats.isfinite()).nonzero()[0, 0])
+        raise NumericalError(
+            f"the loss of validation row {row} {when} is {nats[row].item()}; stopped (try --dtype "
+            "float32, or a smaller --rate)"
+        )
+    return nats

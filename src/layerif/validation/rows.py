@@ -1,0 +1,40 @@
+"""Texts as batches, and what comes of the batches by text again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from layerif.batching import Batch, Encoded, collate, pack
+
+
+class Rows:
+    """Texts in batches of similar length.
+
+    Args:
+        items: the texts, each with an index of its own.
+        batch_tokens: tokens of a batch, padding counted.
+        device: where the batches lie.
+
+    Attributes:
+        batches: all texts, in another order.
+        tokens: how many are scored.
+    """
+
+    def __init__(self, items: Sequence[Encoded], batch_tokens: int, device: torch.device) -> None:
+        groups = pack(items, batch_tokens)
+        self.batches: list[Batch] = [collate(group, device=device) for group in groups]
+        place = {item.index: row for row, item in enumerate(items)}
+        self._order = torch.tensor([place[item.index] for group in groups for item in group])
+        self._scored = torch.tensor([item.scored for item in items], dtype=torch.float64)
+        self.tokens = int(self._scored.sum())
+
+    def __len__(self) -> int:
+        return len(self._scored)
+
+    def means(self, nats: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(texts,) float64 nats a scored token, of each batch's summed nats (B,)."""
+        found = torch.empty_like(self._scored)
+        found[self._order] = torch.cat([each.double().cpu() for each in nats])
+        return found / self._scored
