@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from layerif.evaluation import harness_results as harness_results
     from layerif.evaluation import load_harness as load_harness
     from layerif.evaluation.evaluate import evaluate as evaluate
+    from layerif.finetuning import FinetuneOptions as FinetuneOptions
+    from layerif.finetuning.finetune import finetune as finetune
     from layerif.influence import score as score
     from layerif.metrics import metric_scores as metric_scores
     from layerif.metrics import register_metric as register_metric
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Allocation": "artifacts",
     "Example": "tasks",
+    "FinetuneOptions": "finetuning",
     "LayerScores": "artifacts",
     "LayerifError": "errors",
     "MetricScores": "artifacts",
@@ -50,6 +53,7 @@ _HOMES = {
     "allocate_sparsity": "allocate",
     "compare": "evaluation",
     "evaluate": "evaluation",
+    "finetune": "finetuning",
     "harness_results": "evaluation",
     "load_calibration": "tasks",
     "load_corpus": "tasks",
