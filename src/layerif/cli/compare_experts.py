@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from layerif.cli import options, training
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+
+if TYPE_CHECKING:
+    from layerif.studies.compare_experts import Cells
 
 
 def experts(
@@ -85,7 +90,7 @@ def experts(
     mean over seeds; differences from the uniform plan are tested with seeds and rows resampled. Cut
     short, the same command goes on after the last whole checkpoint.
     """
-    from layerif.artifacts import Comparisons, LayerScores
+    from layerif.artifacts import LayerScores
     from layerif.tasks import load_task
 
     asked = training.with_preset(context, preset)
@@ -95,17 +100,9 @@ def experts(
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
 
-    from layerif.evaluation.seeds import figures_of
     from layerif.metrics import metric_scores
     from layerif.model import describe, open_model
-    from layerif.report import comparison_lines, seeds_table
-    from layerif.studies.compare_experts import (
-        COMPARISON_FILE,
-        ExpertsStudy,
-        compare_experts,
-        results_of,
-        trained_parameters,
-    )
+    from layerif.studies.compare_experts import ExpertsStudy, compare_experts
     from layerif.studies.expert_plans import expert_plan, names_of
 
     settings = training.finetune_options(asked)
@@ -140,21 +137,38 @@ def experts(
         },
     )
     write_recipe(context, out)
-    found = {name: figures_of(results) for name, results in results_of(cells).items()}
-    figures = {
-        name: [(each.name, each.metric, each.by_seed.tolist()) for each in own]
-        for name, own in found.items()
-    }
-    parameters = trained_parameters(cells)
-    value: dict[str, Any] = {
-        name: {"trainable_parameters": parameters[name], "figures": own}
-        for name, own in figures.items()
-    }
     counted = f"{len(numbers)} seed{'s' if len(numbers) > 1 else ''}"
     title = f"{total} experts trained by several plans, {counted}"
-    emit(seeds_table(figures, parameters, title), value, as_json=as_json)
-    if len(cells) > 1:
-        lines = comparison_lines(Comparisons.load(out / COMPARISON_FILE).comparisons)
-        for line in lines:
-            say(line, as_json=as_json)
+    emit(cells_table(cells, title), cells_value(cells), as_json=as_json)
+    for line in cells_lines(out):
+        say(line, as_json=as_json)
     say(f"wrote {out}", as_json=as_json)
+
+
+def cells_table(cells: Mapping[str, Cells], title: str) -> Table:
+    """Plans side by side."""
+    from layerif.report import seeds_table
+    from layerif.studies.compare_experts import figures_by_seed, trained_parameters
+
+    return seeds_table(figures_by_seed(cells), trained_parameters(cells), title)
+
+
+def cells_value(cells: Mapping[str, Cells]) -> dict[str, Any]:
+    """The same for machines."""
+    from layerif.studies.compare_experts import figures_by_seed, trained_parameters
+
+    parameters = trained_parameters(cells)
+    return {
+        name: {"trainable_parameters": parameters[name], "figures": own}
+        for name, own in figures_by_seed(cells).items()
+    }
+
+
+def cells_lines(folder: Path) -> list[str]:
+    """How the plans of a folder compare, in words; none where there is but one."""
+    from layerif.artifacts import Comparisons
+    from layerif.report import comparison_lines
+    from layerif.studies.compare_experts import COMPARISON_FILE
+
+    path = folder / COMPARISON_FILE
+    return comparison_lines(Comparisons.load(path).comparisons) if path.is_file() else []

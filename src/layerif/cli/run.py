@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from layerif.cli import options
+from layerif.cli.compare_experts import cells_lines, cells_table, cells_value
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, replay
 
@@ -23,7 +24,7 @@ def run(
     no_cache: options.NoCache = False,
     as_json: options.Json = False,
 ) -> None:
-    """Score, plan, prune and evaluate from one file, the dense model and all plans side by side.
+    """Score, plan, prune, fine-tune and evaluate from one file, all plans side by side.
 
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
     that another command wrote is replayed.
@@ -44,14 +45,20 @@ def run(
     from layerif.artifacts import Comparisons
     from layerif.report import caveat_lines, comparison_lines, results_table
     from layerif.studies.pipeline import COMPARISON_FILE, run_recipe
+    from layerif.studies.trained import FOLDER
 
-    results = run_recipe(followed, cache=options.likelihood_cache(no_cache=no_cache))
-    emit(
-        results_table(results, f"{followed.model} at {followed.sparsity.target:.0%} sparsity"),
-        {name: result.model_dump(mode="json") for name, result in results.items()},
-        as_json=as_json,
-    )
+    outcome = run_recipe(followed, cache=options.likelihood_cache(no_cache=no_cache))
+    results = outcome.pruned
+    value: dict[str, Any] = {n: result.model_dump(mode="json") for n, result in results.items()}
+    if outcome.trained:
+        value[FOLDER] = cells_value(outcome.trained)
+    title = f"{followed.model} at {followed.sparsity.target:.0%} sparsity"
+    emit(results_table(results, title), value, as_json=as_json)
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
     for line in [*comparison_lines(found.comparisons), *caveat_lines(results)]:
         say(line, as_json=as_json)
+    if outcome.trained and not as_json:
+        emit(cells_table(outcome.trained, "Experts trained by plan"), {}, as_json=False)
+        for line in cells_lines(Path(followed.out) / FOLDER):
+            say(line, as_json=False)
     say(f"Scores, plans, pictures and the pruned models are in {followed.out}", as_json=as_json)

@@ -75,11 +75,7 @@ def finetune(
         NumericalError: a loss is not finite.
     """
     options = options or FinetuneOptions()
-    _check(options, validation)
-    items, dropped = _encoded(tokenizer, train, options, "training")
-    measured, unfit = (
-        _encoded(tokenizer, validation, options, "validation") if validation else ([], 0)
-    )
+    items, measured, left_out = encoded_rows(tokenizer, train, validation, options)
     info = describe(model)
     batches = Batches(items, options)
     wrapped, method = with_new_adapter(model, plan, options)
@@ -100,7 +96,7 @@ def finetune(
         trainable_parameters=count,
         task=task or {},
         options=asdict(options),
-        rows={"train": len(items), "validation": len(measured), "left_out": dropped + unfit},
+        rows={"train": len(items), "validation": len(measured), "left_out": left_out},
         steps=state.global_step,
         losses=[
             StepLoss(**{name: e[name] for name in StepLoss.model_fields if name in e})
@@ -120,7 +116,17 @@ def finetune(
     return wrapped, record
 
 
-def _check(options: FinetuneOptions, validation: Sequence[Example]) -> None:
+def encoded_rows(
+    tokenizer: Tokenizer,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    options: FinetuneOptions,
+) -> tuple[list[Encoded], list[Encoded], int]:
+    """Training and validation rows as tokens, and how many of both do not fit.
+
+    Raises:
+        InputError: none fits, or patience has nothing to go by, or a batch cannot be shared out.
+    """
     if options.patience is not None and not validation:
         raise InputError(
             "patience stops training by the loss on validation rows, and there are none; give "
@@ -131,14 +137,14 @@ def _check(options: FinetuneOptions, validation: Sequence[Example]) -> None:
             f"a batch of {options.batch_size} rows cannot be shared out among "
             f"{processes.count()} processes; raise --batch-size, or start fewer"
         )
-
-
-def _encoded(
-    tokenizer: Tokenizer, examples: Sequence[Example], options: FinetuneOptions, what: str
-) -> tuple[list[Encoded], int]:
-    texts = texts_of(tokenizer, examples, append_eos=options.append_eos)
-    items, dropped = encode_samples(tokenizer, texts, options.max_length, what)
-    return items, len(dropped)
+    found: list[list[Encoded]] = []
+    for rows, what in ((train, "training"), (validation, "validation")):
+        texts = texts_of(tokenizer, rows, append_eos=options.append_eos)
+        needed = rows or what == "training"
+        found.append(
+            encode_samples(tokenizer, texts, options.max_length, what)[0] if needed else []
+        )
+    return found[0], found[1], len(train) + len(validation) - len(found[0]) - len(found[1])
 
 
 def _train(

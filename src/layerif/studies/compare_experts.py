@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from layerif.artifacts import Allocation, Comparisons, Finetuning, Fingerprint, Results
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, evaluate
-from layerif.evaluation.seeds import compare_seeds
+from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning import FinetuneOptions
 from layerif.finetuning.adapters import taken_out
 from layerif.model import Tokenizer, describe, unwrapped, with_adapter
@@ -20,7 +20,7 @@ from layerif.studies.expert_plans import title_of
 from layerif.studies.finetuning import finetune_into
 from layerif.studies.folder import RunFolder
 from layerif.studies.stages import standing
-from layerif.tasks import Task
+from layerif.tasks import Example, Task
 
 COMPARISON_FILE = "comparison.json"
 BASELINE = "uniform"
@@ -46,6 +46,18 @@ class ExpertsStudy:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds are to be at least one, each once, and are {list(self.seeds)}")
+
+    def rows(self, task: Task) -> tuple[list[Example], list[Example]]:
+        """Training and validation rows.
+
+        Raises:
+            InputError: the task has fewer.
+        """
+        count = self.validation_samples
+        return (
+            task.sample("train", self.train_samples, self.data_seed),
+            task.sample("validation", count, self.data_seed) if count else [],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +105,7 @@ def compare_experts(
         plan.check_fits(describe(model), plan.kind)
     rows = {name: options[name] for name in ("samples", "seed", "max_length")}
     check_sources(model, tokenizer, [task], context_length=512, max_tokens=None, **rows)
-    train = task.sample("train", study.train_samples, study.data_seed)
-    count = study.validation_samples
-    validation = task.sample("validation", count, study.data_seed) if count else []
+    train, validation = study.rows(task)
     claimed = RunFolder(folder)
     found: dict[str, Cells] = {}
     with claimed.claimed():
@@ -169,6 +179,9 @@ def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:
     return {name: own.records[0].trainable_parameters for name, own in cells.items()}
 
 
-def results_of(cells: Mapping[str, Cells]) -> dict[str, Sequence[Results]]:
-    """Results of each plan, one a seed."""
-    return {name: own.results for name, own in cells.items()}
+def figures_by_seed(cells: Mapping[str, Cells]) -> dict[str, list[tuple[str, str, list[float]]]]:
+    """Of each plan (task, metric, one value a seed)."""
+    return {
+        name: [(f.name, f.metric, f.by_seed.tolist()) for f in figures_of(own.results)]
+        for name, own in cells.items()
+    }

@@ -78,6 +78,18 @@ def _by_depth(name: str, total: int, rank: int, layers: int) -> Allocation:
     )
 
 
+def check_plan(name: str, total: int, *, rank: int, layers: int) -> None:
+    """Refuse beforehand a name that no plan has, or a file of another total.
+
+    Raises:
+        InputError: as `expert_plan`, but for what scores bring.
+    """
+    if name.endswith(".json"):
+        _read(Path(name), total, rank)
+    elif name != "layerif" and name not in METRICS:
+        _by_depth(name, total, rank, layers)
+
+
 def names_of(words: Sequence[str]) -> list[str]:
     """What plans are called, the uniform one first, since all are compared with it."""
     return list(dict.fromkeys(("uniform", *words)))

@@ -1,5 +1,5 @@
-"""Follow a recipe: score, plan, prune by the plan and uniformly, measure all three models,
-and compare the two plans on the same items.
+"""Follow a recipe: score, plan, prune by the plan and uniformly, measure all three models, and
+compare the two plans on the same items; and where it asks for that, train the plan of experts.
 
 Each result carries the fingerprint of what it was made from, so that nothing finished is done
 twice, a changed option redoes just what depends on it, and a run that was cut short goes on after
@@ -31,9 +31,11 @@ from layerif.progress import note
 from layerif.pruning import check_pattern
 from layerif.report import plot_allocation, plot_scores
 from layerif.studies.beside import check_beside, plans_beside
+from layerif.studies.compare_experts import Cells
 from layerif.studies.folder import RunFolder
 from layerif.studies.recipe import Recipe
 from layerif.studies.stages import evaluate_into, prune_into, score_into
+from layerif.studies.trained import check_finetuning, trained_plans
 from layerif.tasks import (
     Corpus,
     Example,
@@ -58,7 +60,21 @@ class _Data:
     sources: list[Task | Corpus]
 
 
-def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Results]:
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a recipe came to.
+
+    Attributes:
+        pruned: results of the dense model, of uniform pruning, of the plans beside, and of pruning
+            by LayerIF's plan.
+        trained: what the plans of experts came to; empty without the stage `finetune`.
+    """
+
+    pruned: dict[str, Results]
+    trained: dict[str, Cells]
+
+
+def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> Outcome:
     """Carry out a recipe in its run folder.
 
     The folder ends with `comparison.json`: each plan beside the uniform one, item by item.
@@ -67,10 +83,6 @@ def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Result
         recipe: what to do; changed since the folder was written, just what depends on the change
             is done again.
         cache: where likelihoods are kept, see `evaluate`.
-
-    Returns:
-        The results of the dense model, of uniform pruning, of the plans beside, and of pruning by
-        LayerIF's plan.
 
     Raises:
         InputError: something the recipe asks for cannot be had, found before the first stage; or
@@ -82,7 +94,8 @@ def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Result
     folder = RunFolder(Path(recipe.out))
     with folder.claimed(recipe.text()):
         scores = _score(recipe, folder.path, data)
-        plan, uniform = _plan(recipe, folder, scores)
+        allocations = _plan(recipe, folder, scores)
+        plan, uniform = allocations["sparsity"], allocations["uniform"]
         measure = partial(_measure, recipe, folder.path, data, cache)
         plans = {"uniform": uniform}
         if isinstance(data.calibration, Corpus):
@@ -94,7 +107,11 @@ def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Result
         pruned = {title: results[title] for title in plans}
         comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
         comparisons.save(folder.path / COMPARISON_FILE)
-    return results
+        experts = allocations.get("experts")
+        trained = {}
+        if experts is not None:
+            trained = trained_plans(recipe, folder.path, data.task, scores, experts)
+    return Outcome(results, trained)
 
 
 def _load(recipe: Recipe) -> _Data:
@@ -132,6 +149,7 @@ def _check(recipe: Recipe, data: _Data) -> None:
                 f"the recipe asks for {stage.total} {kind}, fewer than the {layers} decoder layers "
                 f"of {recipe.model}, each of which needs one; ask for {layers} or more"
             )
+    check_finetuning(recipe, skeleton, tokenizer, data.task)
     max_length = usable_length(skeleton, recipe.score.max_length)
     check_samples(tokenizer, data.train, max_length, "training")
     check_samples(tokenizer, data.validation, max_length, "validation")
@@ -201,8 +219,8 @@ def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
     )
 
 
-def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> tuple[Allocation, Allocation]:
-    """The sparsity plan and the uniform one; plans of experts and ranks are only written."""
+def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> dict[str, Allocation]:
+    """The plans of `sparsity`, of it `uniform`, and of `experts` and `ranks` if asked for."""
     stage = recipe.sparsity
     plan = allocate_sparsity(
         scores,
@@ -231,7 +249,7 @@ def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> tuple[Alloc
         folder.keep_plan(name, allocation)
         if name != "uniform":
             plot_allocation(allocation, folder.path / name)
-    return plan, uniform
+    return plans
 
 
 def _measure(
