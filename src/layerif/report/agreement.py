@@ -61,11 +61,11 @@ def plot_agreement(
     shown = [each for each in found if each.spearman is not None][:PANELS]
     columns = min(3, max(1, len(shown)))
     rows = -(-len(shown) // columns) or 1
-    figure = Figure(figsize=(2.6 * columns, 2.4 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(4.0, 2.6 * columns), 2.4 * rows + 0.6), layout="constrained")
     what = _measured(truth.kind).removeprefix("the ").capitalize()
     how = "" if truth.sparsity is None else f", {truth.sparsity:.0%} sparsity"
     figure.suptitle(
-        f"{what}, {TITLES[truth.kind]}: {truth.model.name}{how}",
+        f"{what}, {TITLES[truth.kind]}\n{truth.model.name}{how}",
         fontsize=10,
         color=INK,
     )
