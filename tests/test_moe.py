@@ -241,12 +241,12 @@ def test_routing_is_in_float32_whatever_the_dtype():
     model = adapted(tiny_model(dtype=torch.bfloat16))
     layer = next(m for m in moe_layers(model) if m.experts["default"] > 1)
     x = torch.randn(1, 50, layer.in_features, dtype=torch.bfloat16)
-    from layerif.moe.routing import probabilities
+    from layerif.moe.routing import gates, logits
 
-    chances = probabilities(x, layer.lora_moe_router["default"])
-    assert chances.dtype == torch.float32
+    scores = logits(x, layer.lora_moe_router["default"])
+    assert scores.dtype == gates(scores, 2)[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(probabilities(x, layer.lora_moe_router["default"]), chances)
+        assert torch.equal(logits(x, layer.lora_moe_router["default"]), scores)
     assert layer(x).dtype == torch.bfloat16
 
 

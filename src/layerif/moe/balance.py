@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from layerif.moe.routing import assigned
+
 
 @dataclass(eq=False)
 class BatchState:
@@ -67,22 +69,22 @@ def _tell_mask(state: BatchState, _model: nn.Module, _args: Any, kwargs: Any) ->
 
 
 def balance_loss(
-    chances: torch.Tensor, taken: torch.Tensor, state: BatchState, top_k: int
+    chances: torch.Tensor, chosen: torch.Tensor, state: BatchState, top_k: int
 ) -> torch.Tensor:
     """The mean over sequences of n sum_e f_e P_e.
 
     Args:
         chances: (..., n) probabilities of the experts, before the top k.
-        taken: (..., n) bool, true at the experts that a token is sent to.
+        chosen: (..., k) the experts that a token is sent to.
         state: which tokens count.
         top_k: experts of a token.
     """
     rows, mask = state.tokens_of(chances)
-    sent, _ = state.tokens_of(taken.to(chances.dtype))
+    sent, _ = state.tokens_of(assigned(chances.detach(), chosen))
     counts = mask.sum(1).clamp(min=1)[:, None]
     shares = (sent * mask[..., None]).sum(1) / (counts * top_k)
     means = (rows * mask[..., None]).sum(1) / counts
-    return rows.shape[-1] * (shares.detach() * means).sum(-1).mean()
+    return rows.shape[-1] * (shares * means).sum(-1).mean()
 
 
 def injected(output: torch.Tensor, loss: torch.Tensor, factor: float) -> torch.Tensor:

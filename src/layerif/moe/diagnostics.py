@@ -14,6 +14,7 @@ from layerif.errors import InputError
 from layerif.model import describe, find_decoder_layers
 from layerif.moe.balance import BatchState
 from layerif.moe.layer import LoraMoeLinear
+from layerif.moe.routing import assigned
 
 
 @dataclass(eq=False)
@@ -36,9 +37,9 @@ class RouterUse:
     entropy_sum: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
 
-    def add(self, chances: torch.Tensor, taken: torch.Tensor, state: BatchState) -> None:
+    def add(self, chances: torch.Tensor, chosen: torch.Tensor, state: BatchState) -> None:
         rows, mask = state.tokens_of(chances.detach())
-        sent, _ = state.tokens_of(taken.to(chances.dtype))
+        sent, _ = state.tokens_of(assigned(chances.detach(), chosen))
         counts = (sent * mask[..., None]).sum((0, 1), dtype=torch.float64).long()
         entropy = -torch.special.xlogy(rows, rows).sum(-1)
         found = (counts, (entropy * mask).sum(dtype=torch.float64), mask.sum().long())

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from layerif.errors import InputError
 from layerif.moe.balance import BatchState, balance_loss, injected
 from layerif.moe.config import LoraMoeConfig
-from layerif.moe.routing import gates, probabilities
+from layerif.moe.routing import gates, logits
 
 
 class LoraMoeLinear(nn.Module, BaseTunerLayer):
@@ -123,22 +123,27 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
 
     def _mixture(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
         """(..., out) what one adapter adds."""
-        reduced = self._reduced(inputs, name)
+        reduced, up = self._reduced(inputs, name), self.lora_moe_B[name]
         if self.experts[name] > 1:
-            reduced = self._gated(reduced, inputs, name)
-        return functional.linear(reduced, self.lora_moe_B[name]) * self.scaling[name]
+            return functional.linear(self._gated(reduced, inputs, name), up)
+        # In the order of PEFT's plain LoRA, so that it is that to the bit.
+        return functional.linear(reduced, up) * self.scaling[name]
 
     def _gated(self, reduced: torch.Tensor, inputs: torch.Tensor, name: str) -> torch.Tensor:
-        """(..., n r) each expert's part times its weight."""
-        chances = probabilities(inputs, self.lora_moe_router[name])
-        weights, taken = gates(chances, self.top_k[name])
+        """(..., n r) each expert's part times its weight and alpha / r.
+
+        Scaling the weights, n numbers a token, saves a pass over the output each way.
+        """
+        scores = logits(inputs, self.lora_moe_router[name])
+        weights, chosen = gates(scores, self.top_k[name])
         if name in self.observers:
-            self.observers[name](chances, taken, self.state)
+            self.observers[name](scores.softmax(-1), chosen, self.state)
         apart = reduced.unflatten(-1, (self.experts[name], self.rank[name]))
-        gated = (apart * weights.to(reduced.dtype).unsqueeze(-1)).flatten(-2)
+        scaled = (weights * self.scaling[name]).to(reduced.dtype)
+        gated = (apart * scaled.unsqueeze(-1)).flatten(-2)
         factor = self.balance[name] * self.state.scale
         if factor and self.training and torch.is_grad_enabled():
-            loss = balance_loss(chances, taken, self.state, self.top_k[name])
+            loss = balance_loss(scores.softmax(-1), chosen, self.state, self.top_k[name])
             gated = injected(gated, loss, factor)
         return gated
 
