@@ -1,29 +1,19 @@
-"""Fine-tuning: the steps against plain autograd and AdamW, resuming, stopping, processes."""
+"""Fine-tuning: the steps against plain autograd and AdamW, early stopping, what is refused."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
 
-from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, RoutingUse
+from layerif.artifacts import Allocation
 from layerif.batching import collate, encode
-from layerif.checkpoint import steps_folder
 from layerif.errors import InputError, NumericalError
 from layerif.finetuning import FinetuneOptions, finetune
 from layerif.finetuning.adapters import with_new_adapter
 from layerif.finetuning.batches import Batches, texts_of
 from layerif.likelihood import token_losses
-from layerif.moe import LoraMoeConfig, LoraMoeLinear
-from layerif.studies.finetuning import finetune_into
-from layerif.tasks import Example, Task
-from test_processes import free_port
+from layerif.moe import LoraMoeLinear
+from layerif.tasks import Example
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 
 EXPERTS = Allocation(kind="experts", allocation=[1, 3, 4])
@@ -201,118 +191,6 @@ def test_it_stops_early_and_returns_the_best():
     assert sum(own) / len(own) == pytest.approx(losses[best], rel=1e-5)
 
 
-TASK = Task("rows", {"train": TRAIN, "validation": VALIDATION, "test": []})
-
-
-def into(folder, plan=EXPERTS, model=None, **options):
-    """What `finetune_into` makes of the rows."""
-    return finetune_into(
-        folder,
-        model or tiny_model("llama"),
-        tiny_tokenizer(),
-        TASK,
-        train=TRAIN,
-        validation=VALIDATION,
-        plan=plan,
-        options=settings(**options),
-    )
-
-
-@pytest.mark.parametrize("plan", [None, EXPERTS], ids=["lora", "experts"])
-def test_the_folder_is_an_adapter_that_peft_reads(plan, tmp_path):
-    record = into(tmp_path / "out", plan)
-    read = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out").eval()
-    trained = finetune(
-        tiny_model("llama"), tiny_tokenizer(), TRAIN, VALIDATION, plan=plan, options=settings()
-    )[0].eval()
-    ids = torch.arange(12).view(1, 12)
-    with torch.no_grad():
-        torch.testing.assert_close(read(ids).logits, trained(ids).logits)
-    assert Finetuning.load(tmp_path / "out" / FINETUNING_FILE) == record
-    assert not steps_folder(tmp_path / "out").exists()
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert ({"routing.json", "routing.png"} <= names) == (plan is not None)
-    if plan is not None:
-        use = RoutingUse.load(tmp_path / "out" / "routing.json")
-        texts = texts_of(tiny_tokenizer(), VALIDATION, append_eos=True)
-        tokens = sum(len(item.input_ids) for item in encode(tiny_tokenizer(), texts, 512)[0])
-        assert {router.tokens for router in use.routers} == {tokens}
-        assert {router.layer for router in use.routers} == {1, 2}
-    again = into(tmp_path / "out", plan)  # found, and not done again
-    assert again.seconds == record.seconds
-    with pytest.raises(InputError, match=r"learning_rate was 0\.003 and is 0\.004"):
-        into(tmp_path / "out", plan, learning_rate=0.004)
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("step", [1, 4, 5])
-def test_cut_short_it_goes_on_to_the_same_bits(step, tmp_path, monkeypatch):
-    """Dropout drawn, rates falling, an epoch begun: all of it goes on where it was."""
-    options = {"dropout": 0.2, "checkpoint_every": 2, "evaluate_every": 3}
-    whole = into(tmp_path / "whole", **options)
-    from layerif.finetuning.trainer import CompletionTrainer
-
-    run = CompletionTrainer.training_step
-    ran = []
-
-    def dying(self, model, inputs, *args, **kwargs):
-        if len(ran) == step:
-            raise Killed
-        ran.append(self.state.global_step)
-        return run(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(CompletionTrainer, "training_step", dying)
-    with pytest.raises(Killed):
-        into(tmp_path / "cut", **options)
-    ran.clear()
-    monkeypatch.setattr(
-        CompletionTrainer,
-        "training_step",
-        lambda self, *a, **k: (ran.append(self.state.global_step), run(self, *a, **k))[1],
-    )
-    cut = into(tmp_path / "cut", **options)
-    assert ran[0] == step // 2 * 2
-    same = load_file(tmp_path / "whole" / "adapter_model.safetensors")
-    found = load_file(tmp_path / "cut" / "adapter_model.safetensors")
-    assert all(torch.equal(same[name], found[name]) for name in same)
-    assert cut.losses == whole.losses
-    assert cut.evaluations == whole.evaluations
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
-    from layerif.finetuning.trainer import CompletionTrainer
-
-    save = CompletionTrainer._save_optimizer_and_scheduler
-
-    def dying(self, folder):
-        if self.state.global_step == 4:
-            raise Killed
-        save(self, folder)
-
-    monkeypatch.setattr(CompletionTrainer, "_save_optimizer_and_scheduler", dying)
-    with pytest.raises(Killed):
-        into(tmp_path / "cut", checkpoint_every=2)
-    kept = steps_folder(tmp_path / "cut")
-    assert (kept / "checkpoint-4").is_dir()  # begun
-    monkeypatch.setattr(CompletionTrainer, "_save_optimizer_and_scheduler", save)
-    first = []
-    run = CompletionTrainer.training_step
-    monkeypatch.setattr(
-        CompletionTrainer,
-        "training_step",
-        lambda self, *a, **k: (first.append(self.state.global_step), run(self, *a, **k))[1],
-    )
-    into(tmp_path / "cut", checkpoint_every=2)
-    assert first[0] == 2
-    into(tmp_path / "whole", checkpoint_every=50)
-    same = load_file(tmp_path / "whole" / "adapter_model.safetensors")
-    found = load_file(tmp_path / "cut" / "adapter_model.safetensors")
-    assert all(torch.equal(same[name], found[name]) for name in same)
-
-
 def test_every_row_comes_once_in_an_epoch_whatever_the_processes(monkeypatch):
     tokenizer = tiny_tokenizer()
     items, _ = encode(tokenizer, texts_of(tokenizer, TRAIN, append_eos=True), 512)
@@ -364,82 +242,3 @@ def test_what_cannot_be_trained_is_refused():
     model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(NumericalError, match="the loss of step 1 is nan"):
         finetune(model, tokenizer, TRAIN, options=settings())
-
-
-def test_rows_as_jsonl_by_the_command_line(layerif, model, tmp_path):
-    lines = [
-        json.dumps({"prompt": f"is {i} even?", "completion": " yes" if i % 2 == 0 else " no"})
-        for i in range(60)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    EXPERTS.save(tmp_path / "plan.json")
-    asked = ["finetune", "--model", model, "--task", tmp_path / "rows.jsonl"]
-    asked += ["--validation-samples", 5, "--max-steps", 3, "--batch-size", 4]
-    with_plan = [*asked, "--plan", tmp_path / "plan.json", "--out", tmp_path / "moe"]
-    status, out, err = layerif(*with_plan, "--json")
-    assert status == 0, err
-    record = json.loads(out)
-    assert (record["method"], record["steps"], record["options"]["rank"]) == ("lora_moe", 3, 8)
-    assert "nothing is done again" in layerif("run", tmp_path / "moe" / "recipe.yaml")[2]
-    paper = ["--preset", "paper", "--rank", 2, "--out", tmp_path / "paper", "--json"]
-    options = json.loads(layerif(*asked, *paper)[1])["options"]
-    assert (options["rank"], options["dropout"], options["batch_size"]) == (2, 0.05, 4)
-    assert options["max_length"] == 256
-    status, out, err = layerif(*asked, "--out", tmp_path / "lora")
-    assert "LoRA, 11,136 trainable parameters" in " ".join(out.split())
-    status, out, err = layerif(*asked, "--batch-size", 0, "--out", tmp_path / "none")
-    assert status == 2
-    assert "batch_size is 0" in err
-
-
-MEMBER = """
-import sys
-import torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from pathlib import Path
-from test_finetune import into
-from tiny import tiny_model
-into(Path(sys.argv[1]), model=tiny_model("llama", dtype=torch.float64), balance=0.05,
-            checkpoint_every=3, evaluate_every=3, batch_size=4)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_give_what_one_gives(tmp_path):
-    tests = os.path.dirname(__file__)
-    shared = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "OMP_NUM_THREADS": "1",
-    }
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER.format(tests=tests), str(tmp_path / "two")],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [member.communicate(timeout=180)[1] for member in members]
-    assert [member.returncode for member in members] == [0, 0], said
-    model = tiny_model("llama", dtype=torch.float64)
-    one = into(tmp_path / "one", model=model, balance=0.05, evaluate_every=3)
-    two = Finetuning.load(tmp_path / "two" / FINETUNING_FILE)
-    assert two.processes == 2
-    assert [e.loss for e in two.losses] == pytest.approx([e.loss for e in one.losses], rel=1e-6)
-    for ours, theirs in zip(one.evaluations, two.evaluations, strict=True):
-        assert theirs.loss == pytest.approx(ours.loss, rel=1e-9)
-    same = load_file(tmp_path / "one" / "adapter_model.safetensors")
-    found = load_file(tmp_path / "two" / "adapter_model.safetensors")
-    for name, value in same.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
-
-
-def test_the_configuration_is_saved_with_the_adapter(tmp_path):
-    into(tmp_path / "out", max_steps=1, top_k=1)
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["num_experts"] == [1, 3, 4]
-    assert LoraMoeConfig.from_pretrained(tmp_path / "out").top_k == 1
