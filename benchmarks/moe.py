@@ -8,7 +8,7 @@ processor of each are compared. The loops are those of moe_loops.py. Peak memory
 process of its own for each form, above what the open model takes.
 
     OMP_NUM_THREADS=1 python benchmarks/moe.py
-    OMP_NUM_THREADS=1 python benchmarks/moe.py --dtype bfloat16 --rows 1
+    OMP_NUM_THREADS=1 python benchmarks/moe.py --dtype bfloat16 --rows 1 --length 32
     OMP_NUM_THREADS=1 python benchmarks/moe.py --generate 32
     OMP_NUM_THREADS=1 python benchmarks/moe.py --memory --length 256
 """

@@ -50,9 +50,9 @@ class RouterUse:
             self.entropy_sum += found[1]
             self.tokens += found[2]
 
-    def add_trained(self, chances: torch.Tensor, taken: torch.Tensor, state: BatchState) -> None:
+    def add_trained(self, chances: torch.Tensor, chosen: torch.Tensor, state: BatchState) -> None:
         if torch.is_grad_enabled():
-            self.add(chances, taken, state)
+            self.add(chances, chosen, state)
 
     def forget(self) -> None:
         """Begin anew."""
