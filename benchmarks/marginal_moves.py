@@ -70,7 +70,7 @@ def main() -> None:
         uniform = units.uniform()
         point.prune(units.spread(uniform), lambda row, order: orders.update({row: order}))
         bands = [orders[row].band(options.sparsity, DELTA) for row in range(len(orders))]
-        widths = np.array([int(band.sum()) for band in bands])
+        widths = np.array([band.width for band in bands])
 
         def products(items: list) -> Vector:
             """(texts, projections) <dL/dW, W * R> of each text."""

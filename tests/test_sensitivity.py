@@ -73,40 +73,47 @@ def test_magnitude_takes_the_smallest_weights_of_the_whole_projection():
             assert weight[mask].abs().max() < weight[~mask].abs().min()
 
 
-def test_sparsegpt_begins_with_the_least_of_its_saliency_in_each_row():
-    model = tiny_model()
-    seen = {}
+def test_sparsegpts_band_is_what_it_changes_between_two_sparsities():
+    """In the lowest layer, whose inputs no pruning changes, two whole runs of `prune` tell it."""
+    model, bands = tiny_model(), {}
     with held(model, "sparsegpt") as point:
-        point.prune([0.5] * len(point.sizes), lambda row, order: seen.update({row: order}))
-        first = point.layers.projections[0]
-        pruned, order = first.weight == 0, seen[0]
-        original, inputs = point.originals[0], []
-        point.restore()
-        handle = first.module.register_forward_pre_hook(lambda _m, a: inputs.append(a[0][0]))
-        for chunk in chunks():
-            model(torch.tensor([chunk.input_ids]))
-        handle.remove()
-    x = torch.cat(inputs).double()
-    hessian = 2 * x.T @ x / len(x)
-    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
-    upper = torch.linalg.cholesky(hessian.inverse(), upper=True)
-    saliency = original.double().square() / upper.diagonal().square()
-    rows, each = original.shape[0], original.shape[1] // 2
-    expected = torch.zeros_like(pruned)
-    expected.scatter_(1, saliency.argsort(dim=1)[:, :each], True)
-    assert torch.equal(order.mask(rows * each), expected)
-    assert (expected == pruned).double().mean() > 0.6, "near to what it takes as it goes"
+        keep = lambda row, refitting: bands.update({row: refitting.band(0.5, 0.1)})  # noqa: E731
+        point.prune([0.5] * len(point.sizes), keep)
+    pruned = []
+    for sparsity in (0.4, 0.6):
+        reference = tiny_model()
+        prune(
+            reference,
+            sparsity,
+            tokenizer=tiny_tokenizer(),
+            calibration=TEXT,
+            method="sparsegpt",
+            samples=8,
+            context_length=32,
+            batch_tokens=64,
+        )
+        pruned.append([p.weight for p in find_decoder_layers(reference).of(0)])
+    for row, (less, more) in enumerate(zip(*pruned, strict=True)):
+        if find_decoder_layers(model).projections[row].name in (
+            "self_attn.q_proj",
+            "self_attn.v_proj",
+        ):
+            assert torch.equal(bands[row].change(torch.empty(0)), less - more)
+        zeros = [int((weight == 0).sum()) for weight in (less, more)]
+        assert bands[row].width == zeros[1] - zeros[0]
 
 
 def test_a_band_holds_the_weights_between_two_sparsities_and_stops_at_the_ends():
     weight = torch.randn(20, 10, generator=torch.Generator().manual_seed(2))
     order = RemovalOrder.of(weight, torch.ones(10), "wanda")
     band = order.band(0.4, 0.1)
-    assert torch.equal(band, order.mask(100) & ~order.mask(60))
-    assert int(band.sum()) == 40
-    assert int((band & order.mask(80)).sum()) == 20, "half of them are pruned now"
-    assert int(order.band(0.02, 0.1).sum()) == 24
-    assert int(order.band(0.99, 0.1).sum()) == 22
+    assert torch.equal(band.marked, order.mask(100) & ~order.mask(60))
+    assert band.width == int(band.marked.sum()) == 40
+    assert int((band.marked & order.mask(80)).sum()) == 20, "half of them are pruned now"
+    assert torch.equal(band.change(weight), weight * band.marked)
+    for sparsity, width in ((0.02, 24), (0.99, 22)):
+        ends = order.band(sparsity, 0.1)
+        assert ends.width == int(ends.marked.sum()) == width
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
@@ -131,10 +138,11 @@ def test_sensitivities_are_the_inner_products_of_autograds_gradients(architectur
             gradient = p.module.weight.grad / len(items)
             if type(p.module).__name__ == "Conv1D":
                 gradient = gradient.T
-            expected = (gradient * originals[row] * bands[row]).sum().item()
-            scale = gradient.norm().item() * (originals[row] * bands[row]).norm().item()
+            change = bands[row].change(originals[row])
+            expected = (gradient * change).sum().item()
+            scale = gradient.norm().item() * change.norm().item()
             assert abs(found.products[row] - expected) <= tolerance * scale + 1e-15
-            assert found.widths[row] == int(bands[row].sum())
+            assert found.widths[row] == bands[row].width
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
@@ -228,5 +236,32 @@ def test_the_predicted_change_is_that_of_a_real_small_change_of_density():
             # Per unit of density given, so many of the mean projection's weights.
             real.append((losses[0] - losses[1]) / width * np.mean(point.sizes) / size)
             point.take_out(row, orders[row], round(sparsity * size))
+    assert pearsonr(predicted, real)[0] > 0.9
+    assert np.mean(np.sign(predicted) == np.sign(real)) > 0.8
+
+
+def test_so_it_is_by_sparsegpt_where_other_weights_change_with_them():
+    """The same, each projection refitted; the weights that come back by themselves would not do."""
+    model = trained_model(torch.float64)
+    items, delta, sparsity = chunks(24, seed=2), 0.02, 0.5
+    with held(model, "sparsegpt") as point:
+        seen, count = {}, len(point.sizes)
+
+        def see(row, refitting):
+            ends = [round((sparsity + sign * delta) * point.sizes[row]) for sign in (-1, 1)]
+            seen[row] = [refitting.band(sparsity, delta), *(refitting.at(end) for end in ends)]
+
+        point.prune([sparsity] * count, see)
+        bands = [seen[row][0] for row in range(count)]
+        found = sensitivities(point, bands, items, batch_tokens=10_000)
+        predicted = found.per_density(np.arange(count), float(np.mean(point.sizes)))
+        real = []
+        for row, projection in enumerate(point.layers.projections):
+            here, losses = projection.weight.clone(), []
+            for weight in seen[row][1:]:
+                projection.weight.copy_(weight)
+                losses.append(mean_loss(point, items, batch_tokens=10_000))
+            projection.weight.copy_(here)
+            real.append((losses[0] - losses[1]) / bands[row].width * np.mean(point.sizes))
     assert pearsonr(predicted, real)[0] > 0.9
     assert np.mean(np.sign(predicted) == np.sign(real)) > 0.8

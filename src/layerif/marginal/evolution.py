@@ -24,7 +24,7 @@ from layerif.choices import SaliencyMethod, check_choice
 from layerif.errors import InputError
 from layerif.marginal.moves import Counts, initial_counts, mutated
 from layerif.marginal.operating_point import OperatingPoint
-from layerif.marginal.order import RemovalOrder
+from layerif.marginal.order import Prunable, RemovalOrder
 from layerif.marginal.planning import Units, calibration_batches, plan_of
 from layerif.marginal.sensitivity import mean_loss
 from layerif.marginal.texts import texts_for, tokens_of
@@ -132,7 +132,12 @@ def evolve(
     batches = calibration_batches(model, texts, batch_tokens)
     with OperatingPoint.held(model, layers, batches, method) as point:
         orders: dict[int, RemovalOrder] = {}
-        point.prune(units.spread(units.uniform()), lambda row, order: orders.update({row: order}))
+
+        def see(row: int, order: Prunable) -> None:
+            assert isinstance(order, RemovalOrder)
+            orders[row] = order
+
+        point.prune(units.spread(units.uniform()), see)
         search = _Search(
             point,
             [orders[row] for row in range(len(orders))],

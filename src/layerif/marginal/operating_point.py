@@ -8,15 +8,16 @@ from typing import Any, Self
 
 import torch
 
-from layerif.calibration import Hessians, InputNorms, Statistics, walk
+from layerif.calibration import Hessians, InputNorms, walk
 from layerif.choices import PruningMethod
-from layerif.marginal.order import RemovalOrder
-from layerif.model import DecoderLayers, Projection, evaluation_mode
+from layerif.marginal.order import Prunable, RemovalOrder
+from layerif.marginal.refitting import Refitting
+from layerif.model import DecoderLayers, evaluation_mode
 from layerif.pruning.base import Target
 from layerif.pruning.registry import find_pruner
 
-# Takes the row of a projection, and the order in which its weights go.
-See = Callable[[int, RemovalOrder], None]
+# Takes the row of a projection, and how it is pruned: a RemovalOrder, or by SparseGPT a Refitting.
+See = Callable[[int, Prunable], None]
 
 
 class OperatingPoint:
@@ -87,7 +88,8 @@ class OperatingPoint:
 
         Args:
             sparsities: one for each projection.
-            see: is shown each projection's order of removal, which it may keep.
+            see: is shown each projection as it can be pruned. It may keep a RemovalOrder; what it
+                keeps of a Refitting keeps the layer's statistics too.
 
         Raises:
             NumericalError: the inputs of a projection are not finite.
@@ -97,9 +99,7 @@ class OperatingPoint:
         pruner = find_pruner(self._method)
         if pruner.statistics is None:
             for row in range(len(self.originals)):
-                order = RemovalOrder.of(self.originals[row], None, self._method)
-                see(row, order)
-                self.take_out(row, order, counts[row])
+                self._take_out_first(row, None, counts[row], see)
             return
         rows = {projection.key: row for row, projection in enumerate(self.layers.projections)}
         for visit in walk(self.model, self.layers, self._batches):
@@ -108,23 +108,22 @@ class OperatingPoint:
             visit.observe(statistics)
             for projection in projections:
                 row = rows[projection.key]
-                norms = _norms(projection, statistics)
-                order = RemovalOrder.of(self.originals[row], norms, self._method)
-                see(row, order)
-                if self._method == "wanda":
-                    self.take_out(row, order, counts[row])
-                else:
+                if isinstance(statistics, Hessians):
+                    see(row, Refitting(self.originals[row], statistics.factor(projection)))
                     pruner.prune(projection, statistics, Target(counts[row]))
+                else:
+                    assert isinstance(statistics, InputNorms)
+                    norms = statistics.norms(projection).to(projection.weight.device)
+                    self._take_out_first(row, norms, counts[row], see)
+
+    def _take_out_first(self, row: int, norms: torch.Tensor | None, count: int, see: See) -> None:
+        order = RemovalOrder.of(
+            self.originals[row], norms, "magnitude" if norms is None else "wanda"
+        )
+        see(row, order)
+        self.take_out(row, order, count)
 
     def take_out(self, row: int, order: RemovalOrder, count: int) -> None:
         """Prune one projection anew: the first `count` weights of its order are zero."""
         weight = self.layers.projections[row].weight
         weight.copy_(self.originals[row]).masked_fill_(order.mask(count), 0)
-
-
-def _norms(projection: Projection, statistics: Statistics) -> torch.Tensor:
-    """(in,) the factors of the weights' magnitudes in the saliency that these statistics serve."""
-    if isinstance(statistics, Hessians):
-        return statistics.factor(projection).upper.diagonal().reciprocal()
-    assert isinstance(statistics, InputNorms)
-    return statistics.norms(projection).to(projection.weight.device)

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 
-from layerif.choices import PruningMethod, check_choice
+from layerif.choices import SaliencyMethod, check_choice
 from layerif.pruning.base import ranked
 from layerif.pruning.wanda import wanda_saliency
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """What a pruner changes of a projection between two sparsities.
+
+    Attributes:
+        width: weights that the less sparse of the two keeps more.
+        marked: (out, in) bool, true at these weights, which then have their original values; or, of
+            a pruner that changes others with them, the difference of all weights.
+    """
+
+    width: int
+    marked: torch.Tensor
+
+    def change(self, original: torch.Tensor) -> torch.Tensor:
+        """(out, in) the weights at the lower sparsity less those at the higher one."""
+        return original * self.marked if self.marked.dtype == torch.bool else self.marked
+
+
+class Prunable(Protocol):
+    """One projection with its inputs, pruned to any sparsity."""
+
+    def band(self, sparsity: float, delta: float) -> Band:
+        """What changes between sparsity - delta and + delta, as far as they lie within 0 to 1."""
+
+
+def edges(sparsity: float, delta: float, numel: int) -> tuple[int, int]:
+    """Zeros of a projection at sparsity - delta and + delta, as far as they lie within 0 to 1."""
+    low, high = (min(max(edge, 0.0), 1.0) for edge in (sparsity - delta, sparsity + delta))
+    return round(low * numel), round(high * numel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,9 +49,7 @@ class RemovalOrder:
 
     Wanda (arXiv 2306.11695) compares within an output row, magnitude within the whole projection,
     which is then one long row. The first k weights of the order are those that go when k do, so
-    what goes at a lower sparsity goes at a higher one, too. For Wanda they are `wanda_mask`'s. For
-    SparseGPT, which chooses as it goes and within blocks of columns, they are those of the saliency
-    that it begins with, |W_ij| / U_jj, within a row: near to what it takes, and not the same.
+    what goes at a lower sparsity goes at a higher one, too. For Wanda they are `wanda_mask`'s.
 
     Attributes:
         shape: (out, in) of the projection.
@@ -35,17 +64,16 @@ class RemovalOrder:
     order: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, norms: torch.Tensor | None, method: PruningMethod) -> Self:
+    def of(cls, weight: torch.Tensor, norms: torch.Tensor | None, method: SaliencyMethod) -> Self:
         """The order of a weight.
 
         Args:
             weight: (out, in), as it is before anything is pruned; it must not change while the
                 order is in use.
-            norms: (in,) |X_j|_2 of the inputs for Wanda, 1 / U_jj for SparseGPT; unused by
-                magnitude.
+            norms: (in,) |X_j|_2 of the inputs for Wanda; unused by magnitude.
             method: whose order.
         """
-        check_choice(method, PruningMethod, "pruning method")
+        check_choice(method, SaliencyMethod, "pruning method")
         if method == "magnitude":
             rows, norms = weight.reshape(1, -1), None
         else:
@@ -71,16 +99,10 @@ class RemovalOrder:
             mask[chosen, following[chosen]] = True
         return mask.view(self.shape)
 
-    def band(self, sparsity: float, delta: float) -> torch.Tensor:
-        """(out, in) bool, true at the weights ranked between sparsity - delta and + delta.
-
-        What lies below 0 or above 1 is left out.
-        """
-        first, last = (
-            round(min(max(edge, 0.0), 1.0) * self.numel)
-            for edge in (sparsity - delta, sparsity + delta)
-        )
-        return self.mask(last) & ~self.mask(first)
+    def band(self, sparsity: float, delta: float) -> Band:
+        """The weights ranked between sparsity - delta and + delta, within 0 to 1."""
+        first, last = edges(sparsity, delta, self.numel)
+        return Band(last - first, self.mask(last) & ~self.mask(first))
 
 
 def _saliency(weights: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from layerif.checkpoint import NoSteps, Steps
 from layerif.choices import Granularity, PruningMethod, check_choice
 from layerif.errors import InputError
 from layerif.marginal.operating_point import OperatingPoint
-from layerif.marginal.order import RemovalOrder
+from layerif.marginal.order import Band, Prunable
 from layerif.marginal.planning import Units, calibration_batches, plan_of
 from layerif.marginal.sensitivity import mean_loss, sensitivities
 from layerif.marginal.texts import Texts, texts_for, tokens_of
@@ -255,12 +255,12 @@ class _Runner:
             return Round.of(kept)
         began = time.perf_counter()
         spread = self.units.spread(sparsities)
-        bands: dict[int, torch.Tensor] = {}
+        bands: dict[int, Band] = {}
         more = number < len(self.gradient_texts)
 
-        def see(row: int, order: RemovalOrder) -> None:
+        def see(row: int, prunable: Prunable) -> None:
             if more:
-                bands[row] = order.band(spread[row], self.delta)
+                bands[row] = prunable.band(spread[row], self.delta)
 
         self.point.prune(spread, see)
         loss = mean_loss(self.point, self.texts.held_out, batch_tokens=self.batch_tokens)

@@ -1,10 +1,11 @@
 """What the next weights of each projection are worth to the model as it is pruned now.
 
-At sparsities s the band R of a projection marks its weights ranked between s - delta and s + delta:
-half of them are pruned, half still there. With W the original weights, the loss changes by
-<dL/dW(s), W * R> / 2, to first order, when a fraction delta more of the weights is kept. Since
-dL/dW = sum_t e_t a_t^T, that inner product is sum_t e_t . ((W * R) a_t): one forward and one
-backward pass serves all projections, and no gradient of a weight is formed.
+At sparsities s the band of a projection is D = W(s - delta) - W(s + delta), what the pruner changes
+of it between the two, its inputs being given. To first order the loss changes by <dL/dW(s), D> / 2
+when a fraction delta more of the weights is kept. For a pruner that leaves the weights that stay as
+they are D = W * R, with R the weights ranked between s - delta and s + delta. Since dL/dW = sum_t
+e_t a_t^T, the inner product is sum_t e_t . (D a_t): one forward and one backward pass serves all
+projections, and no gradient of a weight is formed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces import FullWeights
 from layerif.likelihood import row_sums, token_losses
 from layerif.marginal.operating_point import OperatingPoint
+from layerif.marginal.order import Band
 from layerif.model import input_device
 from layerif.progress import Advance
 
@@ -32,7 +34,7 @@ class Sensitivities:
     """Predicted changes of the loss, at one operating point.
 
     Attributes:
-        products: (projections,) float64 <dL/dW(s), W * R>, in nats.
+        products: (projections,) float64 <dL/dW(s), D>, in nats.
         widths: (projections,) int64, weights in each band.
         loss: mean over the texts of their mean loss a scored token, in nats.
     """
@@ -61,7 +63,7 @@ class Sensitivities:
 
 def sensitivities(
     point: OperatingPoint,
-    bands: Sequence[torch.Tensor],
+    bands: Sequence[Band],
     items: Sequence[Encoded],
     *,
     batch_tokens: int,
@@ -71,7 +73,7 @@ def sensitivities(
 
     Args:
         point: the model, pruned.
-        bands: for each projection its R, (out, in) bool, on its device.
+        bands: for each projection what its pruner changes, on its device.
         items: the texts; each counts alike, whatever its length.
         batch_tokens: tokens of a batch, padding counted.
         advance: the progress bar's, told of tokens.
@@ -83,7 +85,7 @@ def sensitivities(
     products: list[torch.Tensor | None] = [None] * len(projections)
 
     def take(row: int, gradients: FactoredGradients) -> None:
-        reached = gradients.times((point.originals[row] * bands[row]).flatten()).sum()
+        reached = gradients.times(bands[row].change(point.originals[row]).flatten()).sum()
         kept = products[row]
         products[row] = reached if kept is None else kept + reached
 
@@ -105,7 +107,7 @@ def sensitivities(
             raise NumericalError(
                 f"the sensitivity of {projection.key} is {value}; try --dtype float32"
             )
-    widths = np.array([int(band.sum()) for band in bands], dtype=np.int64)
+    widths = np.array([band.width for band in bands], dtype=np.int64)
     return Sensitivities(found, widths, total / len(items))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerif.errors import InputError
-from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, sensitivities
+from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, Prunable, sensitivities
 from layerif.metrics.base import MetricValues, Subject
 
 
@@ -38,8 +38,8 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
     bands = {}
     with OperatingPoint.held(model, subject.layers, batches, "wanda") as point:
 
-        def see(row: int, order: RemovalOrder) -> None:
-            bands[row] = order.band(sparsity, delta)
+        def see(row: int, prunable: Prunable) -> None:
+            bands[row] = prunable.band(sparsity, delta)
 
         point.prune([sparsity] * len(projections), see)
         kept = [bands[row] for row in range(len(projections))]
