@@ -155,9 +155,16 @@ def _train(
     steps: Steps,
 ) -> Any:
     """Run transformers' Trainer; the state it ends with."""
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers import PrinterCallback
 
-    from layerif.finetuning.trainer import CHECKPOINT, CompletionTrainer, KeepCheckpoints
+    from layerif.finetuning.trainer import (
+        CompletionTrainer,
+        KeepCheckpoints,
+        StopEarly,
+        checkpoint_in,
+        is_over,
+        noted_step,
+    )
 
     with ExitStack() as stack:
         stack.enter_context(quiet_transformers())
@@ -167,22 +174,25 @@ def _train(
         stack.callback(setattr, config, "use_cache", getattr(config, "use_cache", True))
         folder = steps.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         advance = stack.enter_context(progress("fine-tuning", len(batches)))
-        keep = KeepCheckpoints(steps, advance, measured=bool(validation))
+        keep = KeepCheckpoints(steps, folder, advance, measured=bool(validation))
         callbacks: list[Any] = [keep, LogRouting()]
         if options.patience is not None:
-            callbacks.append(EarlyStoppingCallback(options.patience))
-        kept = steps.load(CHECKPOINT)
+            callbacks.append(StopEarly(options.patience))
         arguments = _arguments(model, folder, batches, options, measured=bool(validation))
+        # One speaks for all: a disk that machines share may show the note to some of them later.
+        done = processes.agreed(lambda: noted_step(steps)) if steps.folder else None
+        resumed = None
+        if done is not None:
+            resumed = str(checkpoint_in(folder, done))
+            note(f"going on after step {done} of {len(batches)}")
+            advance(done)
+            if options.patience is not None and is_over(Path(resumed), options.patience):
+                # Killed after its last step: nothing is left but to take the best.
+                batches, arguments.max_steps = batches.until(done), done
         trainer = CompletionTrainer(
             model, arguments, batches, validation, options.batch_tokens, callbacks
         )
         trainer.remove_callback(PrinterCallback)
-        resumed = None
-        if kept is not None:
-            done = int(kept["step"])
-            resumed = str(folder / f"checkpoint-{done}")
-            advance(done)
-            note(f"going on after step {done} of {len(batches)}")
         if options.gradient_checkpointing:
             layers = find_decoder_layers(unwrapped(model))
             stack.enter_context(checkpointed(layers.modules, training=True))
@@ -211,8 +221,7 @@ def _arguments(
         eval_steps=evaluate_every,
         save_strategy="steps",
         save_steps=evaluate_every if best else options.checkpoint_every,
-        # One more than is gone on with: the older goes before the newer is said to be whole.
-        save_total_limit=2,
+        save_total_limit=None,  # old ones go when a newer is noted as whole
         load_best_model_at_end=best,
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,

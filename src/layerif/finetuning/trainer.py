@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from layerif import processes
 from layerif.batching import Encoded, collate, pack
@@ -117,11 +122,20 @@ class CompletionTrainer(Trainer):
 class KeepCheckpoints(TrainerCallback):
     """Says which of the Trainer's checkpoints is whole, so that a half-written one is passed over.
 
-    Also has the last step measured, and moves the progress bar.
+    Older ones go only after that, but for the best, where one is to be chosen. Also has the last
+    step measured, and moves the progress bar.
     """
 
-    def __init__(self, steps: Steps, advance: Advance, *, measured: bool) -> None:
-        self._steps, self._advance, self._measured = steps, advance, measured
+    def __init__(self, steps: Steps, folder: Path, advance: Advance, *, measured: bool) -> None:
+        self._steps, self._folder = steps, folder
+        self._advance, self._measured = advance, measured
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The Trainer goes by what it wrote in the checkpoint that is gone on with: by the best
+        # one's full path, which holds until the folder is moved, and by how often it was saved.
+        if state.best_global_step:
+            state.best_model_checkpoint = str(checkpoint_in(self._folder, state.best_global_step))
+        state.save_steps = args.save_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._advance()
@@ -132,3 +146,45 @@ class KeepCheckpoints(TrainerCallback):
         processes.barrier()  # each process has written its part
         if processes.is_first():
             self._steps.save(CHECKPOINT, {"step": torch.tensor(state.global_step)})
+            steps = (state.global_step, state.best_global_step)
+            kept = {checkpoint_in(self._folder, step) for step in steps if step}
+            for found in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                if found not in kept:
+                    shutil.rmtree(found)
+
+
+class StopEarly(TrainerCallback):
+    """Stops when so many measurements in a row have brought no lower loss.
+
+    It goes by the history, which checkpoints hold, so that a run that was cut short stops where it
+    would have: what transformers' own counts is lost then.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if _spent(state.log_history, self._patience):
+            control.should_training_stop = True
+
+
+def noted_step(steps: Steps) -> int | None:
+    """The step of the last checkpoint that is whole; None without any."""
+    kept = steps.load(CHECKPOINT)
+    return None if kept is None else int(kept["step"])
+
+
+def is_over(checkpoint: Path, patience: int) -> bool:
+    """Whether the run that wrote a checkpoint had stopped early there."""
+    written = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return _spent(written["log_history"], patience)
+
+
+def _spent(history: Sequence[dict[str, float]], patience: int) -> bool:
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+def checkpoint_in(folder: Path, step: int) -> Path:
+    """Where the Trainer writes the checkpoint of a step."""
+    return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
