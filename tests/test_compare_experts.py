@@ -55,6 +55,8 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
     before = hash_model(model)
     cells = compared(tmp_path / "run", model)
     assert hash_model(model) == before
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m.training for m in model.modules())
     assert not any(hasattr(m, "get_base_layer") for m in model.modules())
     assert list(cells) == ["uniform", "top", "lora"]
     for name, own in cells.items():

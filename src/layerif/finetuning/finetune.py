@@ -17,8 +17,9 @@ from layerif import processes
 from layerif.artifacts import Allocation, Finetuning, StepLoss, ValidationLoss
 from layerif.batching import Encoded, encode_samples
 from layerif.checkpoint import NO_STEPS, Steps
-from layerif.errors import InputError
-from layerif.finetuning.adapters import trainable_parameters, with_new_adapter
+from layerif.chunks import usable_length
+from layerif.errors import InputError, NumericalError
+from layerif.finetuning.adapters import taken_out, trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches, texts_of
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import (
@@ -67,15 +68,15 @@ def finetune(
             one, to the same weights.
 
     Returns:
-        The PEFT model, and the record of how it was trained.
+        The PEFT model in evaluation mode, and the record of how it was trained.
 
     Raises:
         InputError: there are no rows, or none fits; or as `with_new_adapter`; or patience is asked
             for without validation rows; or there are more processes than rows in a batch.
-        NumericalError: a loss is not finite.
+        NumericalError: a loss is not finite, or the adapter is not.
     """
     options = options or FinetuneOptions()
-    items, measured, left_out = encoded_rows(tokenizer, train, validation, options)
+    items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
     batches = Batches(items, options)
     wrapped, method = with_new_adapter(model, plan, options)
@@ -87,7 +88,12 @@ def finetune(
         f"{len(items):,} rows of {tokens:,} tokens in an epoch"
     )
     started = time.monotonic()
-    state = _train(wrapped, batches, measured, options, steps)
+    try:
+        state = _train(wrapped, batches, measured, options, steps)
+    except BaseException:
+        taken_out(wrapped)
+        raise
+    wrapped.eval()
     best = state.best_global_step if options.patience is not None else None
     record = Finetuning(
         model=info,
@@ -117,12 +123,15 @@ def finetune(
 
 
 def encoded_rows(
+    model: Any,
     tokenizer: Tokenizer,
     train: Sequence[Example],
     validation: Sequence[Example],
     options: FinetuneOptions,
 ) -> tuple[list[Encoded], list[Encoded], int]:
     """Training and validation rows as tokens, and how many of both do not fit.
+
+    No longer ones than the model, a skeleton will do, has positions for.
 
     Raises:
         InputError: none fits, or patience has nothing to go by, or a batch cannot be shared out.
@@ -137,13 +146,12 @@ def encoded_rows(
             f"a batch of {options.batch_size} rows cannot be shared out among "
             f"{processes.count()} processes; raise --batch-size, or start fewer"
         )
+    length = usable_length(model, options.max_length)
     found: list[list[Encoded]] = []
     for rows, what in ((train, "training"), (validation, "validation")):
         texts = texts_of(tokenizer, rows, append_eos=options.append_eos)
         needed = rows or what == "training"
-        found.append(
-            encode_samples(tokenizer, texts, options.max_length, what)[0] if needed else []
-        )
+        found.append(encode_samples(tokenizer, texts, length, what)[0] if needed else [])
     return found[0], found[1], len(train) + len(validation) - len(found[0]) - len(found[1])
 
 
@@ -158,6 +166,7 @@ def _train(
     from transformers import PrinterCallback
 
     from layerif.finetuning.trainer import (
+        REMEDY,
         CompletionTrainer,
         KeepCheckpoints,
         StopEarly,
@@ -196,7 +205,15 @@ def _train(
         if options.gradient_checkpointing:
             layers = find_decoder_layers(unwrapped(model))
             stack.enter_context(checkpointed(layers.modules, training=True))
+        # What routers are told of the last part would hold in a loop of the caller's own, too.
+        stack.callback(setattr, trainer.routers, "scale", 1.0)
         trainer.train(resume_from_checkpoint=resumed)
+    if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
+        # A gradient may overflow where the loss does not, and no loss comes after the last step.
+        raise NumericalError(
+            f"the adapter after step {trainer.state.global_step} has values that are not finite "
+            f"({REMEDY})"
+        )
     return trainer.state
 
 
@@ -213,7 +230,8 @@ def _arguments(
         max_steps=len(batches),
         learning_rate=options.learning_rate,
         lr_scheduler_type=SCHEDULES[options.schedule],
-        warmup_steps=math.ceil(options.warmup_ratio * len(batches)),
+        # Its rate is 0 at first: a run of one step would learn nothing.
+        warmup_steps=min(math.ceil(options.warmup_ratio * len(batches)), len(batches) - 1),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         optim="adamw_torch",

@@ -27,6 +27,7 @@ from layerif.moe.balance import BatchState
 from layerif.progress import Advance
 
 CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
+REMEDY = "try a smaller --learning-rate, or --dtype float32"
 
 
 class CompletionTrainer(Trainer):
@@ -56,7 +57,7 @@ class CompletionTrainer(Trainer):
         self._validation, self._batch_tokens = validation, batch_tokens
         self._base = unwrapped(model)
         routed = any(isinstance(module, LoraMoeLinear) for module in model.modules())
-        self._routers = batch_state(model) if routed else BatchState()
+        self.routers = batch_state(model) if routed else BatchState()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not prepared by accelerate, which would share the batches out: each is shared out itself.
@@ -86,7 +87,7 @@ class CompletionTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for place, items in enumerate(inputs.parts):
             batch = collate(items, device=device, mask_padding=True)
-            self._routers.scale = 0 if inputs.spare else world * len(items) / inputs.rows
+            self.routers.scale = 0 if inputs.spare else world * len(items) / inputs.rows
             last = place + 1 == len(inputs.parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 nats = token_losses(self._base, batch, through=model).sum()
@@ -95,8 +96,8 @@ class CompletionTrainer(Trainer):
             total += loss.detach().to(total.device)
         if not bool(total.isfinite()):
             raise NumericalError(
-                f"the loss of step {self.state.global_step + 1} is {total.item()}; stopped (try a "
-                "smaller --learning-rate, or --dtype float32)"
+                f"the loss of step {self.state.global_step + 1} is {total.item()}; stopped "
+                f"({REMEDY})"
             )
         return total
 
@@ -111,6 +112,11 @@ class CompletionTrainer(Trainer):
                 rows = row_sums(token_losses(self._base, batch).double(), batch)
                 total += (rows / batch.counts.to(rows.device)).sum().cpu()
         processes.add([total])
+        if not bool(total.isfinite()):
+            raise NumericalError(
+                f"the validation loss after step {self.state.global_step} is {total.item()}; "
+                f"stopped ({REMEDY})"
+            )
         metrics = {"eval_loss": total.item() / len(self._validation)}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(

@@ -13,7 +13,7 @@ from layerif.errors import InputError
 from layerif.evaluation import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning import FinetuneOptions
-from layerif.finetuning.adapters import taken_out
+from layerif.finetuning.adapters import as_found, taken_out
 from layerif.model import Tokenizer, describe, unwrapped, with_adapter
 from layerif.progress import note
 from layerif.studies.expert_plans import title_of
@@ -167,11 +167,12 @@ def _measured(
 
 @contextmanager
 def _adapter_in(model: Any, cell: Path) -> Iterator[Any]:
-    adapted = with_adapter(model, cell)
-    try:
-        yield adapted
-    finally:
-        taken_out(adapted)
+    with as_found(model):
+        adapted = with_adapter(model, cell)
+        try:
+            yield adapted
+        finally:
+            taken_out(adapted)
 
 
 def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:

@@ -41,7 +41,7 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
         layers = describe(skeleton).layers
         check_plan(name, recipe.experts.total, rank=stage.rank, layers=layers)
     train, validation = study.rows(task)
-    encoded_rows(tokenizer, train, validation, study.options)
+    encoded_rows(skeleton, tokenizer, train, validation, study.options)
     check_sources(
         skeleton,
         tokenizer,
