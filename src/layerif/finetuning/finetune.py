@@ -208,6 +208,9 @@ def _train(
         # What routers are told of the last part would hold in a loop of the caller's own, too.
         stack.callback(setattr, trainer.routers, "scale", 1.0)
         trainer.train(resume_from_checkpoint=resumed)
+        if steps.folder is None:
+            # The best was written by the first process, to a folder that the others do not see.
+            processes.spread([p.detach() for p in model.parameters() if p.requires_grad])
     if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         # A gradient may overflow where the loss does not, and no loss comes after the last step.
         raise NumericalError(

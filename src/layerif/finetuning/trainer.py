@@ -71,6 +71,8 @@ class CompletionTrainer(Trainer):
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return  # every process comes here, and one file is written
         # The adapter alone: PEFT would ask the hub whether the vocabulary has grown.
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
 
