@@ -104,6 +104,11 @@ def test_other_test_rows_are_measured_again_and_fewer_plans_compared(tmp_path, m
     assert Comparisons.load(tmp_path / "comparison.json").comparisons == []
 
 
+def test_seeds_out_of_range_are_refused_beforehand():
+    with pytest.raises(InputError, match="seed is -1; it must be at least 0"):
+        replace(STUDY, seeds=(0, -1))
+
+
 def test_no_two_plans_have_one_name(tmp_path):
     with pytest.raises(InputError, match=r"uniform and mine/Uniform\.json would both be called"):
         compare_experts(

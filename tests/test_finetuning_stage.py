@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from layerif.artifacts import FINETUNING_FILE, Finetuning, RoutingUse
+from layerif.artifacts import FINETUNING_FILE, Finetuning, RoutingUse, ValidationLoss
 from layerif.batching import encode
 from layerif.checkpoint import steps_folder
 from layerif.errors import InputError
@@ -175,7 +175,7 @@ from test_finetuning_stage import into
 from tiny import tiny_model, tiny_tokenizer
 out = Path(sys.argv[1])
 into(out, model=tiny_model("llama", dtype=torch.float64), balance=0.05,
-            checkpoint_every=3, evaluate_every=3, batch_size=4)
+            checkpoint_every=3, evaluate_every=3, batch_size=13)
 options = settings(**{{name: value for name, value in RISING.items() if name != "plan"}})
 model, record = finetune(tiny_model(), tiny_tokenizer(), TRAIN, VALIDATION, options=options)
 assert record.best_step < record.steps
@@ -204,7 +204,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
     said = [member.communicate(timeout=180)[1] for member in members]
     assert [member.returncode for member in members] == [0, 0], said
     model = tiny_model("llama", dtype=torch.float64)
-    one = into(tmp_path / "one", model=model, balance=0.05, evaluate_every=3)
+    # Of 14 rows the last batch of an epoch has one, and the second process none of its own.
+    one = into(tmp_path / "one", model=model, balance=0.05, evaluate_every=3, batch_size=13)
     two = Finetuning.load(tmp_path / "two" / FINETUNING_FILE)
     assert two.processes == 2
     assert [e.loss for e in two.losses] == pytest.approx([e.loss for e in one.losses], rel=1e-6)
@@ -226,9 +227,13 @@ def test_the_configuration_is_saved_with_the_adapter(tmp_path):
     assert LoraMoeConfig.from_pretrained(tmp_path / "out").top_k == 1
 
 
-def test_a_long_run_shows_the_step_that_was_kept(tmp_path):
-    record = into(tmp_path / "out", max_steps=40, evaluate_every=1)
-    shown = finetuning_table(record.model_copy(update={"best_step": 18}))
+def test_a_long_run_shows_the_step_that_was_kept():
+    options = settings(max_steps=1)
+    _, record = finetune(tiny_model("llama"), tiny_tokenizer(), TRAIN, options=options)
+    measured = [ValidationLoss(step=step, loss=2.0) for step in range(1, 41)]
+    shown = finetuning_table(
+        record.model_copy(update={"evaluations": measured, "best_step": 18})
+    )
     steps, losses = list(shown.columns[0].cells), list(shown.columns[2].cells)
     assert len(steps) == 13
     assert steps[-1] == "40"

@@ -53,6 +53,8 @@ class ExpertsStudy:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds are to be at least one, each once, and are {list(self.seeds)}")
+        for seed in self.seeds:
+            replace(self.options, seed=seed)  # refuses one out of range before the first is trained
 
     def rows(self, task: Task) -> tuple[list[Example], list[Example]]:
         """Training and validation rows.
