@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,34 @@ def test_steps_of_other_work_are_refused_and_the_difference_is_named(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cut_short(out, fingerprint("m", "d", {"rank": 2}))
     with resumable(out, fingerprint("n", "d", {}), restart=True) as steps:
+        assert steps.load("one") is None
+
+
+@pytest.mark.parametrize("error", [None, NumericalError("the loss is nan")])
+def test_steps_that_were_going_are_not_gone_on_with(error, tmp_path, monkeypatch):
+    """A step may speak of a folder beside it, which a kill amid removing them took away."""
+    out, wanted = tmp_path / "run", fingerprint("m", "d", {"rank": 2})
+    with pytest.raises(KeyboardInterrupt):
+        cut_short(out, wanted)
+    (steps_folder(out) / "checkpoint-2").mkdir()
+
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    def removing():
+        if error is not None:
+            with resumable(out, wanted):
+                raise error
+        monkeypatch.setattr(Path, "iterdir", lambda folder: [folder / "checkpoint-2"])
+        with resumable(out, fingerprint("n", "d", {}), restart=True):
+            pass
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        removing()
+    monkeypatch.undo()
+    assert (steps_folder(out) / "one.safetensors").is_file()
+    with resumable(out, wanted) as steps:
         assert steps.load("one") is None
 
 

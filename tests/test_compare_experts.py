@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.evaluation.statistics import crossed_bootstrap, paired_bootstrap
 from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.trainer import CompletionTrainer
 from layerif.metrics import metric_scores
 from layerif.model import with_adapter
 from layerif.studies.compare_experts import ExpertsStudy, compare_experts, trained_parameters
@@ -55,6 +57,8 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
     before = hash_model(model)
     cells = compared(tmp_path / "run", model)
     assert hash_model(model) == before
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m.training for m in model.modules())
     assert not any(hasattr(m, "get_base_layer") for m in model.modules())
     assert list(cells) == ["uniform", "top", "lora"]
     for name, own in cells.items():
@@ -69,8 +73,6 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
     shapes = trained_parameters(cells)
     routers = sum(p.in_features for p in projections(model))
     assert shapes["uniform"] - shapes["lora"] == 2 * routers
-    from layerif.finetuning.trainer import CompletionTrainer
-
     monkeypatch.setattr(CompletionTrainer, "training_step", None)
     again = compared(tmp_path / "run", model)
     for name in cells:
@@ -82,6 +84,42 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
         (name, metric) for name in ("top", "lora") for metric in ("accuracy", "completion_loss")
     ]
     assert {c.count for c in comparisons} == {12}
+
+
+def test_other_test_rows_are_measured_again_and_fewer_plans_compared(tmp_path, monkeypatch):
+    plans = {name: PLANS[name] for name in ("uniform", "lora")}
+    study = ExpertsStudy(replace(STUDY.options, max_steps=1), (0,), validation_samples=0)
+
+    def results(plans, task=TASK):
+        cells = compare_experts(
+            tmp_path, tiny_model(), tiny_tokenizer(), plans, study, task=task, options=OPTIONS
+        )
+        return cells["uniform"].results[0].measurements[0].outcomes
+
+    first = results(plans)
+    assert len(Comparisons.load(tmp_path / "comparison.json").comparisons) == 2
+    monkeypatch.setattr(CompletionTrainer, "training_step", None)  # nothing is trained again
+    other = Task("even", TASK.splits | {"test": rows(50, 12)})
+    assert results({"uniform": PLANS["uniform"]}, other).items != first.items
+    assert Comparisons.load(tmp_path / "comparison.json").comparisons == []
+
+
+def test_seeds_out_of_range_are_refused_beforehand():
+    with pytest.raises(InputError, match="seed is -1; it must be at least 0"):
+        replace(STUDY, seeds=(0, -1))
+
+
+def test_no_two_plans_have_one_name(tmp_path):
+    with pytest.raises(InputError, match=r"uniform and mine/Uniform\.json would both be called"):
+        compare_experts(
+            tmp_path,
+            tiny_model(),
+            tiny_tokenizer(),
+            {"uniform": PLANS["uniform"], "mine/Uniform.json": PLANS["top"]},
+            STUDY,
+            task=TASK,
+            options=OPTIONS,
+        )
 
 
 def projections(model):

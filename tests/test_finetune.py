@@ -11,6 +11,7 @@ from layerif.errors import InputError, NumericalError
 from layerif.finetuning import FinetuneOptions, finetune
 from layerif.finetuning.adapters import with_new_adapter
 from layerif.finetuning.batches import Batches, texts_of
+from layerif.finetuning.trainer import CompletionTrainer
 from layerif.likelihood import token_losses
 from layerif.moe import LoraMoeLinear
 from layerif.tasks import Example
@@ -77,6 +78,25 @@ def test_it_is_adamw_on_the_mean_over_completion_tokens(plan):
     for name, value in found.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9)
     assert max(float(v.abs().max()) for n, v in found.items() if "_B" in n) > 1e-3
+    # What comes next has its own scale of load balancing, and no dropout.
+    assert not any(module.training for module in model.modules())
+    assert {m.state.scale for m in model.modules() if isinstance(m, LoraMoeLinear)} <= {1.0}
+
+
+def test_one_step_learns():
+    options = settings(max_steps=1)
+    model, record = finetune(tiny_model("llama"), tiny_tokenizer(), TRAIN, options=options)
+    assert [entry.learning_rate for entry in record.losses] == [options.learning_rate]
+    assert max(float(v.abs().max()) for n, v in weights(model).items() if "_B" in n) > 1e-3
+
+
+def test_rows_are_no_longer_than_the_model():
+    """Of more tokens than it has positions a learnt table of them has no row."""
+    rows = [Example("x" * 200, "yes")] * 4
+    _, record = finetune(
+        tiny_model("gpt2"), tiny_tokenizer(), rows, rows, options=settings(max_steps=1)
+    )
+    assert record.rows == {"train": 4, "validation": 4, "left_out": 0}
 
 
 def test_parts_and_checkpointing_change_nothing():
@@ -215,6 +235,7 @@ def test_every_row_comes_once_in_an_epoch_whatever_the_processes(monkeypatch):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"warmup_ratio": 1.0}, "warmup_ratio is 1.0"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"seed": 2**32}, "seed is 4294967296"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
     ],
 )
@@ -242,3 +263,22 @@ def test_what_cannot_be_trained_is_refused():
     model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(NumericalError, match="the loss of step 1 is nan"):
         finetune(model, tokenizer, TRAIN, options=settings())
+
+
+def test_what_is_not_finite_is_refused_and_leaves_the_model_without_adapters(monkeypatch):
+    tokenizer, model = tiny_tokenizer(), tiny_model("llama")
+    model.model.embed_tokens.weight.data[tokenizer("Q")["input_ids"]] = float("nan")
+    options = settings(max_steps=2, evaluate_every=1)
+    with pytest.raises(NumericalError, match="validation loss after step 1 is nan"):
+        finetune(model, tokenizer, TRAIN, [Example("Q: ", "yes")], options=options)
+    step = CompletionTrainer.training_step
+
+    def overflowing(self, wrapped, *args, **given):
+        loss = step(self, wrapped, *args, **given)
+        next(p for p in wrapped.parameters() if p.grad is not None).grad[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(CompletionTrainer, "training_step", overflowing)
+    with pytest.raises(NumericalError, match="adapter after step 1 has values that are not"):
+        finetune(model, tokenizer, TRAIN, options=settings(max_steps=1))
+    assert not any(hasattr(module, "get_base_layer") for module in model.modules())

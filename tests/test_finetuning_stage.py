@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from layerif.artifacts import FINETUNING_FILE, Finetuning, RoutingUse
+from layerif.artifacts import FINETUNING_FILE, Finetuning, RoutingUse, ValidationLoss
 from layerif.batching import encode
 from layerif.checkpoint import steps_folder
 from layerif.errors import InputError
@@ -20,6 +20,7 @@ from layerif.finetuning import finetune
 from layerif.finetuning.batches import texts_of
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.moe import LoraMoeConfig
+from layerif.report import finetuning_table
 from layerif.studies.finetuning import finetune_into
 from layerif.tasks import Task
 from test_finetune import EXPERTS, TRAIN, VALIDATION, settings
@@ -166,10 +167,19 @@ import torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from pathlib import Path
+from safetensors.torch import save_file
+from layerif.finetuning import finetune
+from test_finetune import TRAIN, VALIDATION, settings, weights
+from test_finetuning_cut_short import RISING
 from test_finetuning_stage import into
-from tiny import tiny_model
-into(Path(sys.argv[1]), model=tiny_model("llama", dtype=torch.float64), balance=0.05,
-            checkpoint_every=3, evaluate_every=3, batch_size=4)
+from tiny import tiny_model, tiny_tokenizer
+out = Path(sys.argv[1])
+into(out, model=tiny_model("llama", dtype=torch.float64), balance=0.05,
+            checkpoint_every=3, evaluate_every=3, batch_size=13)
+options = settings(**{{name: value for name, value in RISING.items() if name != "plan"}})
+model, record = finetune(tiny_model(), tiny_tokenizer(), TRAIN, VALIDATION, options=options)
+assert record.best_step < record.steps
+save_file(weights(model), out.with_name("best-" + sys.argv[2]))
 """
 
 
@@ -184,7 +194,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     }
     members = [
         subprocess.Popen(
-            [sys.executable, "-c", MEMBER.format(tests=tests), str(tmp_path / "two")],
+            [sys.executable, "-c", MEMBER.format(tests=tests), str(tmp_path / "two"), str(rank)],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -194,7 +204,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
     said = [member.communicate(timeout=180)[1] for member in members]
     assert [member.returncode for member in members] == [0, 0], said
     model = tiny_model("llama", dtype=torch.float64)
-    one = into(tmp_path / "one", model=model, balance=0.05, evaluate_every=3)
+    # Of 14 rows the last batch of an epoch has one, and the second process none of its own.
+    one = into(tmp_path / "one", model=model, balance=0.05, evaluate_every=3, batch_size=13)
     two = Finetuning.load(tmp_path / "two" / FINETUNING_FILE)
     assert two.processes == 2
     assert [e.loss for e in two.losses] == pytest.approx([e.loss for e in one.losses], rel=1e-6)
@@ -204,6 +215,9 @@ def test_two_processes_give_what_one_gives(tmp_path):
     found = load_file(tmp_path / "two" / "adapter_model.safetensors")
     for name, value in same.items():
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
+    # Where no folder is shared, too, the best is everyone's.
+    first, second = (load_file(tmp_path / f"best-{rank}") for rank in range(2))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
 def test_the_configuration_is_saved_with_the_adapter(tmp_path):
@@ -211,3 +225,16 @@ def test_the_configuration_is_saved_with_the_adapter(tmp_path):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["num_experts"] == [1, 3, 4]
     assert LoraMoeConfig.from_pretrained(tmp_path / "out").top_k == 1
+
+
+def test_a_long_run_shows_the_step_that_was_kept():
+    options = settings(max_steps=1)
+    _, record = finetune(tiny_model("llama"), tiny_tokenizer(), TRAIN, options=options)
+    measured = [ValidationLoss(step=step, loss=2.0) for step in range(1, 41)]
+    shown = finetuning_table(
+        record.model_copy(update={"evaluations": measured, "best_step": 18})
+    )
+    steps, losses = list(shown.columns[0].cells), list(shown.columns[2].cells)
+    assert len(steps) == 13
+    assert steps[-1] == "40"
+    assert [s for s, loss in zip(steps, losses, strict=True) if "kept" in loss] == ["18"]

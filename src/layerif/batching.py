@@ -208,7 +208,8 @@ def collate(
 
     Args:
         mask_padding: mask it on the right too, for those that read in the mask what is padding, as
-            routers do; every row still attends to something.
+            routers do. Every row still attends to something, unless its padding is longer than a
+            sliding window: that is NaN, and refused, in float64 with eager attention alone.
     """
     width = max(len(item.input_ids) for item in items)
     # Any token pads: none of a text attends to it, and no padded position is scored.

@@ -178,13 +178,13 @@ def resumable(
             yield DiskSteps(folder)
         except NumericalError:
             # It would come out the same again: there is nothing to go on with.
-            shutil.rmtree(folder)
+            _remove(folder)
             raise
         except BaseException:
             if not any(folder.glob("*.safetensors")):
-                shutil.rmtree(folder)
+                _remove(folder)
             raise
-        shutil.rmtree(folder)
+        _remove(folder)
 
 
 @contextmanager
@@ -284,9 +284,15 @@ def remove_leftover(out: Path) -> None:
     if folder.is_dir():
         try:
             with FileLock(folder / LOCK_FILE, timeout=0):
-                shutil.rmtree(folder)
+                _remove(folder)
         except Timeout:
             pass
+
+
+def _remove(folder: Path) -> None:
+    """Remove steps, the fingerprint first: what a kill leaves of them is not gone on with."""
+    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> None:
@@ -303,6 +309,7 @@ def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> No
                 f"{wanted.differences(found)}; finish that one by its own command, pass "
                 "--overwrite to begin anew, or choose another --out"
             )
+    path.unlink(missing_ok=True)
     for stale in folder.iterdir():
         if stale.is_dir():
             shutil.rmtree(stale)

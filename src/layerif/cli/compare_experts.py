@@ -170,5 +170,4 @@ def cells_lines(folder: Path) -> list[str]:
     from layerif.report import comparison_lines
     from layerif.studies.compare_experts import COMPARISON_FILE
 
-    path = folder / COMPARISON_FILE
-    return comparison_lines(Comparisons.load(path).comparisons) if path.is_file() else []
+    return comparison_lines(Comparisons.load(folder / COMPARISON_FILE).comparisons)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -49,6 +50,12 @@ class Batches(torch.utils.data.Dataset[StepBatch]):
             size = options.batch_size
             self._rows += [order[i : i + size] for i in range(0, len(order), size)]
         del self._rows[asked:]
+
+    def until(self, steps: int) -> Self:
+        """The batches of the first steps alone."""
+        first = copy(self)
+        first._rows = self._rows[:steps]
+        return first
 
     def __len__(self) -> int:
         return len(self._rows)

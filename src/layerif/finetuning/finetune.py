@@ -17,8 +17,9 @@ from layerif import processes
 from layerif.artifacts import Allocation, Finetuning, StepLoss, ValidationLoss
 from layerif.batching import Encoded, encode_samples
 from layerif.checkpoint import NO_STEPS, Steps
-from layerif.errors import InputError
-from layerif.finetuning.adapters import trainable_parameters, with_new_adapter
+from layerif.chunks import usable_length
+from layerif.errors import InputError, NumericalError
+from layerif.finetuning.adapters import taken_out, trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches, texts_of
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import (
@@ -67,15 +68,15 @@ def finetune(
             one, to the same weights.
 
     Returns:
-        The PEFT model, and the record of how it was trained.
+        The PEFT model in evaluation mode, and the record of how it was trained.
 
     Raises:
         InputError: there are no rows, or none fits; or as `with_new_adapter`; or patience is asked
             for without validation rows; or there are more processes than rows in a batch.
-        NumericalError: a loss is not finite.
+        NumericalError: a loss is not finite, or the adapter is not.
     """
     options = options or FinetuneOptions()
-    items, measured, left_out = encoded_rows(tokenizer, train, validation, options)
+    items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
     batches = Batches(items, options)
     wrapped, method = with_new_adapter(model, plan, options)
@@ -87,7 +88,12 @@ def finetune(
         f"{len(items):,} rows of {tokens:,} tokens in an epoch"
     )
     started = time.monotonic()
-    state = _train(wrapped, batches, measured, options, steps)
+    try:
+        state = _train(wrapped, batches, measured, options, steps)
+    except BaseException:
+        taken_out(wrapped)
+        raise
+    wrapped.eval()
     best = state.best_global_step if options.patience is not None else None
     record = Finetuning(
         model=info,
@@ -117,12 +123,15 @@ def finetune(
 
 
 def encoded_rows(
+    model: Any,
     tokenizer: Tokenizer,
     train: Sequence[Example],
     validation: Sequence[Example],
     options: FinetuneOptions,
 ) -> tuple[list[Encoded], list[Encoded], int]:
     """Training and validation rows as tokens, and how many of both do not fit.
+
+    No longer ones than the model, a skeleton will do, has positions for.
 
     Raises:
         InputError: none fits, or patience has nothing to go by, or a batch cannot be shared out.
@@ -137,13 +146,12 @@ def encoded_rows(
             f"a batch of {options.batch_size} rows cannot be shared out among "
             f"{processes.count()} processes; raise --batch-size, or start fewer"
         )
+    length = usable_length(model, options.max_length)
     found: list[list[Encoded]] = []
     for rows, what in ((train, "training"), (validation, "validation")):
         texts = texts_of(tokenizer, rows, append_eos=options.append_eos)
         needed = rows or what == "training"
-        found.append(
-            encode_samples(tokenizer, texts, options.max_length, what)[0] if needed else []
-        )
+        found.append(encode_samples(tokenizer, texts, length, what)[0] if needed else [])
     return found[0], found[1], len(train) + len(validation) - len(found[0]) - len(found[1])
 
 
@@ -155,9 +163,17 @@ def _train(
     steps: Steps,
 ) -> Any:
     """Run transformers' Trainer; the state it ends with."""
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers import PrinterCallback
 
-    from layerif.finetuning.trainer import CHECKPOINT, CompletionTrainer, KeepCheckpoints
+    from layerif.finetuning.trainer import (
+        REMEDY,
+        CompletionTrainer,
+        KeepCheckpoints,
+        StopEarly,
+        checkpoint_in,
+        is_over,
+        noted_step,
+    )
 
     with ExitStack() as stack:
         stack.enter_context(quiet_transformers())
@@ -167,26 +183,40 @@ def _train(
         stack.callback(setattr, config, "use_cache", getattr(config, "use_cache", True))
         folder = steps.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         advance = stack.enter_context(progress("fine-tuning", len(batches)))
-        keep = KeepCheckpoints(steps, advance, measured=bool(validation))
+        keep = KeepCheckpoints(steps, folder, advance, measured=bool(validation))
         callbacks: list[Any] = [keep, LogRouting()]
         if options.patience is not None:
-            callbacks.append(EarlyStoppingCallback(options.patience))
-        kept = steps.load(CHECKPOINT)
+            callbacks.append(StopEarly(options.patience))
         arguments = _arguments(model, folder, batches, options, measured=bool(validation))
+        # One speaks for all: a disk that machines share may show the note to some of them later.
+        done = processes.agreed(lambda: noted_step(steps)) if steps.folder else None
+        resumed = None
+        if done is not None:
+            resumed = str(checkpoint_in(folder, done))
+            note(f"going on after step {done} of {len(batches)}")
+            advance(done)
+            if options.patience is not None and is_over(Path(resumed), options.patience):
+                # Killed after its last step: nothing is left but to take the best.
+                batches, arguments.max_steps = batches.until(done), done
         trainer = CompletionTrainer(
             model, arguments, batches, validation, options.batch_tokens, callbacks
         )
         trainer.remove_callback(PrinterCallback)
-        resumed = None
-        if kept is not None:
-            done = int(kept["step"])
-            resumed = str(folder / f"checkpoint-{done}")
-            advance(done)
-            note(f"going on after step {done} of {len(batches)}")
         if options.gradient_checkpointing:
             layers = find_decoder_layers(unwrapped(model))
             stack.enter_context(checkpointed(layers.modules, training=True))
+        # What routers are told of the last part would hold in a loop of the caller's own, too.
+        stack.callback(setattr, trainer.routers, "scale", 1.0)
         trainer.train(resume_from_checkpoint=resumed)
+        if steps.folder is None:
+            # The best was written by the first process, to a folder that the others do not see.
+            processes.spread([p.detach() for p in model.parameters() if p.requires_grad])
+    if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
+        # A gradient may overflow where the loss does not, and no loss comes after the last step.
+        raise NumericalError(
+            f"the adapter after step {trainer.state.global_step} has values that are not finite "
+            f"({REMEDY})"
+        )
     return trainer.state
 
 
@@ -203,7 +233,8 @@ def _arguments(
         max_steps=len(batches),
         learning_rate=options.learning_rate,
         lr_scheduler_type=SCHEDULES[options.schedule],
-        warmup_steps=math.ceil(options.warmup_ratio * len(batches)),
+        # Its rate is 0 at first: a run of one step would learn nothing.
+        warmup_steps=min(math.ceil(options.warmup_ratio * len(batches)), len(batches) - 1),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         optim="adamw_torch",
@@ -211,8 +242,7 @@ def _arguments(
         eval_steps=evaluate_every,
         save_strategy="steps",
         save_steps=evaluate_every if best else options.checkpoint_every,
-        # One more than is gone on with: the older goes before the newer is said to be whole.
-        save_total_limit=2,
+        save_total_limit=None,  # old ones go when a newer is noted as whole
         load_best_model_at_end=best,
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,

@@ -70,11 +70,12 @@ class FinetuneOptions:
         for name in ("alpha", "epochs", "learning_rate"):
             value = getattr(self, name)
             self._require(name, 0 < value < math.inf, "positive and finite")
-        for name in ("balance", "weight_decay", "max_grad_norm", "seed"):
+        for name in ("balance", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             self._require(name, 0 <= value < math.inf, "0 or more, and finite")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._require("warmup_ratio", 0 <= self.warmup_ratio < 1, "at least 0 and below 1")
+        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
         self._require("max_length", self.max_length >= 2, "at least 2")
 
     def _require(self, name: str, holds: bool, right: str) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from layerif.artifacts import RoutingUse
 from layerif.batching import collate, encode_samples, pack
+from layerif.chunks import usable_length
 from layerif.finetuning.batches import texts_of
 from layerif.finetuning.options import FinetuneOptions
 from layerif.likelihood import token_losses
@@ -30,8 +31,9 @@ def routing_on(
         InputError: as `encode_samples`, or there is no router.
     """
     texts = texts_of(tokenizer, rows, append_eos=options.append_eos)
-    items, _ = encode_samples(tokenizer, texts, options.max_length, "validation")
     base = unwrapped(model)
+    length = usable_length(base, options.max_length)
+    items, _ = encode_samples(tokenizer, texts, length, "validation")
     device = input_device(base)
     with evaluation_mode(model), routing(model) as seen:
         for group in pack(items, options.batch_tokens):

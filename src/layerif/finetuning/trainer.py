@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from layerif import processes
 from layerif.batching import Encoded, collate, pack
@@ -22,6 +27,7 @@ from layerif.moe.balance import BatchState
 from layerif.progress import Advance
 
 CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
+REMEDY = "try a smaller --learning-rate, or --dtype float32"
 
 
 class CompletionTrainer(Trainer):
@@ -51,7 +57,7 @@ class CompletionTrainer(Trainer):
         self._validation, self._batch_tokens = validation, batch_tokens
         self._base = unwrapped(model)
         routed = any(isinstance(module, LoraMoeLinear) for module in model.modules())
-        self._routers = batch_state(model) if routed else BatchState()
+        self.routers = batch_state(model) if routed else BatchState()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not prepared by accelerate, which would share the batches out: each is shared out itself.
@@ -65,6 +71,8 @@ class CompletionTrainer(Trainer):
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return  # every process comes here, and one file is written
         # The adapter alone: PEFT would ask the hub whether the vocabulary has grown.
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
 
@@ -81,7 +89,7 @@ class CompletionTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for place, items in enumerate(inputs.parts):
             batch = collate(items, device=device, mask_padding=True)
-            self._routers.scale = 0 if inputs.spare else world * len(items) / inputs.rows
+            self.routers.scale = 0 if inputs.spare else world * len(items) / inputs.rows
             last = place + 1 == len(inputs.parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 nats = token_losses(self._base, batch, through=model).sum()
@@ -90,8 +98,8 @@ class CompletionTrainer(Trainer):
             total += loss.detach().to(total.device)
         if not bool(total.isfinite()):
             raise NumericalError(
-                f"the loss of step {self.state.global_step + 1} is {total.item()}; stopped (try a "
-                "smaller --learning-rate, or --dtype float32)"
+                f"the loss of step {self.state.global_step + 1} is {total.item()}; stopped "
+                f"({REMEDY})"
             )
         return total
 
@@ -106,6 +114,11 @@ class CompletionTrainer(Trainer):
                 rows = row_sums(token_losses(self._base, batch).double(), batch)
                 total += (rows / batch.counts.to(rows.device)).sum().cpu()
         processes.add([total])
+        if not bool(total.isfinite()):
+            raise NumericalError(
+                f"the validation loss after step {self.state.global_step} is {total.item()}; "
+                f"stopped ({REMEDY})"
+            )
         metrics = {"eval_loss": total.item() / len(self._validation)}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(
@@ -117,11 +130,20 @@ class CompletionTrainer(Trainer):
 class KeepCheckpoints(TrainerCallback):
     """Says which of the Trainer's checkpoints is whole, so that a half-written one is passed over.
 
-    Also has the last step measured, and moves the progress bar.
+    Older ones go only after that, but for the best, where one is to be chosen. Also has the last
+    step measured, and moves the progress bar.
     """
 
-    def __init__(self, steps: Steps, advance: Advance, *, measured: bool) -> None:
-        self._steps, self._advance, self._measured = steps, advance, measured
+    def __init__(self, steps: Steps, folder: Path, advance: Advance, *, measured: bool) -> None:
+        self._steps, self._folder = steps, folder
+        self._advance, self._measured = advance, measured
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The Trainer goes by what it wrote in the checkpoint that is gone on with: by the best
+        # one's full path, which holds until the folder is moved, and by how often it was saved.
+        if state.best_global_step:
+            state.best_model_checkpoint = str(checkpoint_in(self._folder, state.best_global_step))
+        state.save_steps = args.save_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._advance()
@@ -132,3 +154,45 @@ class KeepCheckpoints(TrainerCallback):
         processes.barrier()  # each process has written its part
         if processes.is_first():
             self._steps.save(CHECKPOINT, {"step": torch.tensor(state.global_step)})
+            steps = (state.global_step, state.best_global_step)
+            kept = {checkpoint_in(self._folder, step) for step in steps if step}
+            for found in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                if found not in kept:
+                    shutil.rmtree(found)
+
+
+class StopEarly(TrainerCallback):
+    """Stops when so many measurements in a row have brought no lower loss.
+
+    It goes by the history, which checkpoints hold, so that a run that was cut short stops where it
+    would have: what transformers' own counts is lost then.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if _spent(state.log_history, self._patience):
+            control.should_training_stop = True
+
+
+def noted_step(steps: Steps) -> int | None:
+    """The step of the last checkpoint that is whole; None without any."""
+    kept = steps.load(CHECKPOINT)
+    return None if kept is None else int(kept["step"])
+
+
+def is_over(checkpoint: Path, patience: int) -> bool:
+    """Whether the run that wrote a checkpoint had stopped early there."""
+    written = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return _spent(written["log_history"], patience)
+
+
+def _spent(history: Sequence[dict[str, float]], patience: int) -> bool:
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+def checkpoint_in(folder: Path, step: int) -> Path:
+    """Where the Trainer writes the checkpoint of a step."""
+    return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"

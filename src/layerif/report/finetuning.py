@@ -12,7 +12,7 @@ NAMES = {"lora": "LoRA", "lora_moe": "a mixture of LoRA experts"}
 
 
 def finetuning_table(record: Finetuning) -> Table:
-    """The losses as training went; of a long run, a dozen rows.
+    """The losses as training went; of a long run, a dozen rows and that of the adapter kept.
 
     The training loss is the mean over the steps since the row above.
     """
@@ -22,11 +22,13 @@ def finetuning_table(record: Finetuning) -> Table:
     )
     measured = {entry.step: entry.loss for entry in record.evaluations}
     steps = sorted(measured) or [entry.step for entry in record.losses]
-    shown = sorted({steps[round(i * (len(steps) - 1) / (ROWS - 1))] for i in range(ROWS)})
+    shown = {steps[round(i * (len(steps) - 1) / (ROWS - 1))] for i in range(ROWS)}
+    if record.best_step is not None:
+        shown.add(record.best_step)
     for column in ("step", "training loss", *(["validation loss"] if measured else [])):
         table.add_column(column, justify="right")
     above = 0
-    for step in shown:
+    for step in sorted(shown):
         since = [e.loss for e in record.losses if above < e.step <= step]
         kept = " (kept)" if step == record.best_step else ""
         row = [f"{step}", f"{sum(since) / len(since):.4f}" if since else ""]

@@ -8,18 +8,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Allocation, Comparisons, Finetuning, Fingerprint, Results
+from layerif.artifacts import (
+    Allocation,
+    Comparisons,
+    Finetuning,
+    Fingerprint,
+    Results,
+    hash_texts,
+)
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning import FinetuneOptions
-from layerif.finetuning.adapters import taken_out
+from layerif.finetuning.adapters import as_found, taken_out
 from layerif.model import Tokenizer, describe, unwrapped, with_adapter
 from layerif.progress import note
-from layerif.studies.expert_plans import title_of
+from layerif.studies.expert_plans import check_titles
 from layerif.studies.finetuning import finetune_into
 from layerif.studies.folder import RunFolder
-from layerif.studies.stages import standing
+from layerif.studies.stages import content_of, standing
 from layerif.tasks import Example, Task
 
 COMPARISON_FILE = "comparison.json"
@@ -46,6 +53,8 @@ class ExpertsStudy:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds are to be at least one, each once, and are {list(self.seeds)}")
+        for seed in self.seeds:
+            replace(self.options, seed=seed)  # refuses one out of range before the first is trained
 
     def rows(self, task: Task) -> tuple[list[Example], list[Example]]:
         """Training and validation rows.
@@ -96,10 +105,11 @@ def compare_experts(
         options: of `evaluate`.
 
     Raises:
-        InputError: as `finetune` and `evaluate`, or there are too few rows; or the folder holds
-            something else, or a plan that was edited.
+        InputError: as `finetune`, `evaluate` and `check_titles`, or there are too few rows; or the
+            folder holds something else, or a plan that was edited.
         NumericalError: a loss or a likelihood is not finite.
     """
+    titles = check_titles(plans)
     model = unwrapped(model)
     for plan in plans.values():
         plan.check_fits(describe(model), plan.kind)
@@ -109,8 +119,7 @@ def compare_experts(
     claimed = RunFolder(folder)
     found: dict[str, Cells] = {}
     with claimed.claimed():
-        for name, plan in plans.items():
-            title = title_of(name)
+        for title, plan in zip(titles, plans.values(), strict=True):
             claimed.keep_plan(title, plan)
             cells = found[title] = Cells(plan, [], [])
             for seed in study.seeds:
@@ -129,10 +138,9 @@ def compare_experts(
                 )
                 cells.records.append(record)
                 cells.results.append(_measured(cell, record, model, tokenizer, task, options))
-        if len(found) > 1:
-            results = {name: cells.results for name, cells in found.items()}
-            compared = Comparisons(comparisons=compare_seeds(results, BASELINE))
-            compared.save(folder / COMPARISON_FILE)
+        results = {name: cells.results for name, cells in found.items()}
+        compared = Comparisons(comparisons=compare_seeds(results, BASELINE))
+        compared.save(folder / COMPARISON_FILE)
     return found
 
 
@@ -149,7 +157,10 @@ def _measured(
     trained = record.fingerprint
     assert trained is not None
     wanted = trained.model_copy(
-        update={"options": {"adapter": trained.model_dump(mode="json"), **options}}
+        update={
+            "data": hash_texts(content_of(task, options)),
+            "options": {"adapter": trained.model_dump(mode="json"), **options},
+        }
     )
 
     def load() -> tuple[Results, Fingerprint | None]:
@@ -167,11 +178,12 @@ def _measured(
 
 @contextmanager
 def _adapter_in(model: Any, cell: Path) -> Iterator[Any]:
-    adapted = with_adapter(model, cell)
-    try:
-        yield adapted
-    finally:
-        taken_out(adapted)
+    with as_found(model):
+        adapted = with_adapter(model, cell)
+        try:
+            yield adapted
+        finally:
+            taken_out(adapted)
 
 
 def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:

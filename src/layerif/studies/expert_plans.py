@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,24 @@ def check_plan(name: str, total: int, *, rank: int, layers: int) -> None:
 def names_of(words: Sequence[str]) -> list[str]:
     """What plans are called, the uniform one first, since all are compared with it."""
     return list(dict.fromkeys(("uniform", *words)))
+
+
+def check_titles(names: Iterable[str]) -> list[str]:
+    """What each plan is called, in order.
+
+    Raises:
+        InputError: two would be called the same, capitals aside (some disks take no notice of
+            them), and the results of one would be taken for the other's.
+    """
+    titles: dict[str, str] = {}
+    for name in names:
+        title = title_of(name)
+        if (other := titles.setdefault(title.lower(), name)) != name:
+            raise InputError(
+                f"the plans {other} and {name} would both be called {title} in tables and files; "
+                "give the file another name"
+            )
+    return [title_of(name) for name in titles.values()]
 
 
 def title_of(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerprint, hash_texts
 from layerif.checkpoint import resumable
 from layerif.finetuning import FinetuneOptions, finetune
-from layerif.finetuning.adapters import taken_out
+from layerif.finetuning.adapters import as_found, taken_out
 from layerif.finetuning.routed import routing_on
 from layerif.model import Tokenizer, quiet_transformers
 from layerif.processes import is_first
@@ -40,7 +40,7 @@ def finetune_into(
 
     Of a mixture of experts also how it sends the validation rows to them, with a picture.
 
-    The adapter is taken out of the model again, whose weights are as before. Of several processes
+    The adapter is taken out of the model again, which is as before. Of several processes
     each comes here with the same.
 
     Raises:
@@ -57,7 +57,7 @@ def finetune_into(
 
     if file.is_file() and (done := standing(load, folder, wanted, overwrite=overwrite)):
         return done
-    with resumable(folder, wanted, restart=overwrite, together=True) as steps:
+    with resumable(folder, wanted, restart=overwrite, together=True) as steps, as_found(model):
         adapted, record = finetune(
             model,
             tokenizer,

@@ -235,7 +235,7 @@ def evaluate_into(
 
     if path is None:
         return measured()
-    texts = [_content(source, options) for source in on]
+    texts = [content_of(source, options) for source in on]
     asked: dict[str, Any] = {}
     if harness is not None:
         texts += [[name, *map(str, task.eval_docs)] for name, task in harness.tasks.items()]
@@ -307,7 +307,7 @@ def standing(
     return None
 
 
-def _content(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
+def content_of(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
     """What is measured of a source, as plain values."""
     if isinstance(source, Corpus):
         return [source.name, source.text("evaluation")]

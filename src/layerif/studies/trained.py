@@ -14,7 +14,7 @@ from layerif.metrics import metric_scores
 from layerif.model import Tokenizer, describe, open_model
 from layerif.progress import note
 from layerif.studies.compare_experts import Cells, ExpertsStudy, compare_experts
-from layerif.studies.expert_plans import check_plan, expert_plan, names_of
+from layerif.studies.expert_plans import check_plan, check_titles, expert_plan, names_of
 from layerif.studies.recipe import FinetuneStage, Recipe
 from layerif.tasks import Task
 
@@ -37,11 +37,12 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
             "or leave `finetune` out"
         )
     study = _study(recipe, stage)
+    check_titles([*names_of(stage.plans), TITLE])
     for name in stage.plans:
         layers = describe(skeleton).layers
         check_plan(name, recipe.experts.total, rank=stage.rank, layers=layers)
     train, validation = study.rows(task)
-    encoded_rows(tokenizer, train, validation, study.options)
+    encoded_rows(skeleton, tokenizer, train, validation, study.options)
     check_sources(
         skeleton,
         tokenizer,
