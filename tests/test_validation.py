@@ -21,6 +21,7 @@ from layerif.errors import InputError
 from layerif.model import describe, evaluation_mode, find_decoder_layers, setting
 from layerif.pruning import prune, wanda_mask
 from layerif.report import agreement_table, plot_agreement
+from layerif.studies.validation import scores_of
 from layerif.validation import advice, agreements, isolated, operating_point
 from layerif.validation.partial import PartialForward
 from tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, tiny_tokenizer
@@ -223,6 +224,28 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
     assert "No better than uniform" in advice([by_name["constant"]])
     with pytest.raises(InputError, match="short has 3 scores, and the ground truth 12 layers"):
         agreements({"short": [1, 2, 3]}, truth_of(costs))
+
+
+def test_costs_that_are_all_equal_speak_for_no_score():
+    # Pruning so little that no weight goes costs nothing anywhere; scipy gives NaN.
+    (found,) = agreements({"rising": np.arange(6.0)}, truth_of(np.zeros((6, 4))))
+    assert (found.spearman, found.low, found.high, found.orientation) == (0, 0, 0, None)
+    assert "No better than uniform" in advice([found])
+
+
+def test_scores_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    paths = [tmp_path / "a" / "gain.json", tmp_path / "b" / "gain.json", tmp_path / "depth.json"]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([number, 1, 2]))
+    found = scores_of(paths)
+    assert {name: list(vector) for name, vector in found.items()} == {
+        str(paths[0]): [0, 1, 2],
+        str(paths[1]): [1, 1, 2],
+        "depth": [2, 1, 2],
+    }
+    with pytest.raises(InputError, match=r"depth\.json are named twice"):
+        scores_of([paths[2], paths[0], paths[2]])
 
 
 def test_the_table_and_the_picture_are_of_the_same(tmp_path):
