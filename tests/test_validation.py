@@ -253,11 +253,15 @@ def test_the_table_and_the_picture_are_of_the_same(tmp_path):
     truth = truth_of(costs)
     scores = {"rising": np.arange(6.0), "flat [x]": np.ones(6)}
     found = agreements(scores, truth)
-    console = Console(width=120, file=io.StringIO())
-    console.print(agreement_table({"isolated": found}))
-    text = console.file.getvalue()
-    assert "+1.00 [+1.00, +1.00]" in text
-    assert "flat [x]" in text
+    console = Console(width=80, file=io.StringIO())
+    console.print(agreement_table({"isolated": found, "operating_point": found[::-1]}))
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    shown = lines[lines.index("pruned alone") :]
+    rising, flat = "rising +1.00 [+1.00, +1.00] inverse", "flat [x] constant"
+    assert [line for line in shown if line.strip("─")] == [
+        *("pruned alone", rising, flat),
+        *("at the operating point", flat, rising),
+    ]
     written = plot_agreement(scores, found, truth, tmp_path / "scatter")
     assert [path.name for path in written] == ["scatter.png", "scatter.svg"]
     assert "rising: +1.00" in (tmp_path / "scatter.svg").read_text()
