@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -330,6 +331,22 @@ def test_help_and_version_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["score", "metric", "validate", "finetune", "allocate sparsity", "compare experts", "run"],
+)
+def test_help_fills_its_lines_and_shows_no_empty_default(layerif, monkeypatch, command):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    status, out, err = layerif(*command.split(), "--help")
+    assert status == 0, err
+    assert "default: ()" not in out
+    # What a docstring breaks into lines is broken anew for the terminal: no line ends early.
+    above = out[out.index("Usage:") :].partition("╭")[0].splitlines()
+    for line, below in itertools.pairwise(above):
+        if line.strip() and below.strip():
+            assert len(line.strip()) + 1 + len(below.split()[0]) > 75, line
 
 
 def test_the_version_is_printed(layerif):

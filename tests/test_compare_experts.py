@@ -217,7 +217,7 @@ def test_plans_by_name_have_one_total(tmp_path):
     assert names_of(["lora", "uniform", "lora"]) == ["uniform", "lora"]
 
 
-def test_the_command_prints_one_table(layerif, model, tmp_path):
+def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     lines = [
         json.dumps({"prompt": e.prompt, "choices": list(CHOICES), "answer": e.answer})
         for e in rows(0, 60)
@@ -245,4 +245,8 @@ def test_the_command_prints_one_table(layerif, model, tmp_path):
     value = json.loads(layerif(*asked, "--json")[1])
     assert set(value) == {"uniform", "layerif", "lora"}
     assert "seeds are to be at least one" in layerif(*asked, "--seeds", "1,1")[2]
-    assert "there is no plan 'moola'" in layerif(*base, "--plans", "moola")[2]
+    assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
+    # Before the scores of any other plan are measured.
+    monkeypatch.setattr("layerif.metrics.metric_scores", None)
+    assert "there is no plan 'moola'" in layerif(*base, "--plans", "alphalora,moola")[2]
+    assert "give --scores" in layerif(*base, "--plans", "alphalora,layerif")[2]

@@ -231,9 +231,7 @@ def test_a_long_run_shows_the_step_that_was_kept():
     options = settings(max_steps=1)
     _, record = finetune(tiny_model("llama"), tiny_tokenizer(), TRAIN, options=options)
     measured = [ValidationLoss(step=step, loss=2.0) for step in range(1, 41)]
-    shown = finetuning_table(
-        record.model_copy(update={"evaluations": measured, "best_step": 18})
-    )
+    shown = finetuning_table(record.model_copy(update={"evaluations": measured, "best_step": 18}))
     steps, losses = list(shown.columns[0].cells), list(shown.columns[2].cells)
     assert len(steps) == 13
     assert steps[-1] == "40"

@@ -271,6 +271,16 @@ def test_dropout_keeps_the_mean_and_strict_draws_a_mask_for_each_expert(strict):
     assert same is not strict
 
 
+def test_an_adapter_that_is_replaced_leaves_no_router():
+    several, one = (LoraMoeConfig(num_experts=n, r=2) for n in (3, 1))
+    layer = LoraMoeLinear(nn.Linear(5, 4), "default", several, 0)
+    layer.update_layer("default", one)
+    assert {name for name, _ in layer.named_parameters() if "lora_moe" in name} == {
+        "lora_moe_A.default",
+        "lora_moe_B.default",
+    }
+
+
 def test_a_plan_of_experts_becomes_a_configuration():
     plan = Allocation(
         kind="experts", allocation=EXPERTS, total=8, layer_sizes=[1] * LAYERS, how={"map": "mola"}

@@ -263,7 +263,7 @@ def test_the_commented_recipe_holds_every_option_at_its_default(layerif, tmp_pat
         assert line.split(":")[0].strip(" -") in text, line
     status, _, err = layerif("init", path)
     assert status == 2
-    assert "already holds" in err
+    assert "is there already; name another file" in err
     assert path.read_text() == text
 
 

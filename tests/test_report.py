@@ -148,15 +148,15 @@ class TestPlots:
         assert run.stdout == "False None\n", run.stderr
 
 
-def render(table: Table) -> list[str]:
-    console = Console(width=120, record=True, file=io.StringIO())
+def render(table: Table, width: int = 120) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(table)
     return [line for line in console.export_text().splitlines() if line.strip()]
 
 
-def rows(table: Table) -> list[list[str]]:
+def rows(table: Table, width: int = 120) -> list[list[str]]:
     """The cells of the rows that begin with the number of a layer, as they are shown."""
-    split = (line.split() for line in render(table))
+    split = (line.split() for line in render(table, width))
     return [cells for cells in split if cells and cells[0].isdigit()]
 
 
@@ -165,10 +165,11 @@ class TestTables:
     def test_scores(self, aggregate: Aggregation) -> None:
         scores = make_scores()
         table = scores_table(scores, aggregate)
-        title, head = render(table)[:2]
+        title, head, below = render(table)[:3]
         assert "tiny/llama, mrpc" in title
         names = list(dict.fromkeys(["all", "positive", "top", aggregate]))
-        assert head.split() == ["layer", *names, "helpful", "samples", aggregate]
+        assert head.split() == ["helpful"]
+        assert below.split() == ["layer", *names, "samples", aggregate]
         shown = rows(table)
         assert [int(row[0]) for row in shown] == [0, 1, 2, 3, 4]
         for column, name in enumerate(names, start=1):
@@ -183,6 +184,12 @@ class TestTables:
     def test_scores_that_are_all_zero(self) -> None:
         shown = rows(scores_table(make_scores(np.ones((5, 12))), "negative"))
         assert shown == [[str(layer), "12", "12", "3", "0", "100%"] for layer in range(5)]
+
+    def test_bars_keep_their_proportions_where_there_is_no_room(self) -> None:
+        # Cut off at the edge, those of 10 and 4 experts would look alike.
+        shown = rows(allocation_table(EXPERTS), width=28)
+        assert [len(row[2]) for row in shown] == [round(6 * n / 10) for n in EXPERTS.allocation]
+        assert "…" not in str(shown)
 
     def test_sparsity_plan(self) -> None:
         plan = make_plan()

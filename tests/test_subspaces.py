@@ -223,7 +223,7 @@ def test_adapters_hide_no_projection_and_add_none(architecture, tmp_path):
     assert evaluate(model, tiny_tokenizer(), [task], samples=4).sparsity == pytest.approx(0.5)
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    with pytest.raises(InputError, match="adapters in it, and only these would be written"):
+    with pytest.raises(InputError, match="adapters already, and only these would be written"):
         save_pruned(model, tiny_tokenizer(), manifest, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
 

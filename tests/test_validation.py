@@ -21,6 +21,7 @@ from layerif.errors import InputError
 from layerif.model import describe, evaluation_mode, find_decoder_layers, setting
 from layerif.pruning import prune, wanda_mask
 from layerif.report import agreement_table, plot_agreement
+from layerif.studies.validation import scores_of
 from layerif.validation import advice, agreements, isolated, operating_point
 from layerif.validation.partial import PartialForward
 from tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, tiny_tokenizer
@@ -225,16 +226,42 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
         agreements({"short": [1, 2, 3]}, truth_of(costs))
 
 
+def test_costs_that_are_all_equal_speak_for_no_score():
+    # Pruning so little that no weight goes costs nothing anywhere; scipy gives NaN.
+    (found,) = agreements({"rising": np.arange(6.0)}, truth_of(np.zeros((6, 4))))
+    assert (found.spearman, found.low, found.high, found.orientation) == (0, 0, 0, None)
+    assert "No better than uniform" in advice([found])
+
+
+def test_scores_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    paths = [tmp_path / "a" / "gain.json", tmp_path / "b" / "gain.json", tmp_path / "depth.json"]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([number, 1, 2]))
+    found = scores_of(paths)
+    assert {name: list(vector) for name, vector in found.items()} == {
+        str(paths[0]): [0, 1, 2],
+        str(paths[1]): [1, 1, 2],
+        "depth": [2, 1, 2],
+    }
+    with pytest.raises(InputError, match=r"depth\.json are named twice"):
+        scores_of([paths[2], paths[0], paths[2]])
+
+
 def test_the_table_and_the_picture_are_of_the_same(tmp_path):
     costs = np.arange(6.0)[:, None] + np.zeros((6, 3))
     truth = truth_of(costs)
     scores = {"rising": np.arange(6.0), "flat [x]": np.ones(6)}
     found = agreements(scores, truth)
-    console = Console(width=120, file=io.StringIO())
-    console.print(agreement_table({"isolated": found}))
-    text = console.file.getvalue()
-    assert "+1.00 [+1.00, +1.00]" in text
-    assert "flat [x]" in text
+    console = Console(width=80, file=io.StringIO())
+    console.print(agreement_table({"isolated": found, "operating_point": found[::-1]}))
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    shown = lines[lines.index("pruned alone") :]
+    rising, flat = "rising +1.00 [+1.00, +1.00] inverse", "flat [x] constant"
+    assert [line for line in shown if line.strip("─")] == [
+        *("pruned alone", rising, flat),
+        *("at the operating point", flat, rising),
+    ]
     written = plot_agreement(scores, found, truth, tmp_path / "scatter")
     assert [path.name for path in written] == ["scatter.png", "scatter.svg"]
     assert "rising: +1.00" in (tmp_path / "scatter.svg").read_text()

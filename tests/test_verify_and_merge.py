@@ -118,7 +118,7 @@ def test_the_command_line_says_whether_it_holds(layerif, folder, tmp_path):
     (copy / "model.safetensors").unlink()
     assert "holds no safetensors" in layerif("verify", copy)[2]
     (copy / MANIFEST_FILE).unlink()
-    assert "does not exist" in layerif("verify", copy)[2]
+    assert "layerif_manifest.json, which `layerif prune` writes" in layerif("verify", copy)[2]
 
 
 def trained_lora(folder, path, targets):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from layerif.artifacts.allocation import Allocation
 from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
 from layerif.artifacts.fingerprint import Fingerprint
+from layerif.errors import InputError
 
 MANIFEST_FILE = "layerif_manifest.json"
 
@@ -64,6 +66,20 @@ class Manifest(JsonArtifact):
     setting: Setting
     merged: str | None = None
     fingerprint: Fingerprint | None = None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """The manifest of a pruned model's folder.
+
+        Raises:
+            InputError: there is none, or it is not valid.
+        """
+        if not (folder / MANIFEST_FILE).is_file():
+            raise InputError(
+                f"no pruned model in {folder}: {MANIFEST_FILE}, which `layerif prune` writes "
+                "beside the weights, does not exist"
+            )
+        return cls.load(folder / MANIFEST_FILE)
 
     @property
     def planned_sparsity(self) -> float:

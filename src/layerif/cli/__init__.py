@@ -37,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     help="How well does each decoder layer of a language model serve a task? "
     "Score the layers, plan a budget by the scores, prune by the plan, and measure the result.",
     epilog="Exit status: 0 done; 2 bad input; 3 a value that is not finite; "

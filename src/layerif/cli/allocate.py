@@ -99,7 +99,7 @@ def sparsity(
         typer.Option(
             "--model",
             help="Model that plain scores belong to, or that marginal measures.",
-            show_default="",
+            show_default=False,
         ),
     ] = None,
     rounds: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -33,16 +32,11 @@ def sparsity(
             "--tasks", help="Tasks and corpora to measure on, with commas.", show_default=False
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
+    out: options.OutFolder,
     plans: Annotated[
         str, typer.Option("--plans", help="With commas: uniform, layerif, random and these.")
     ] = "alphapruning,owl,dlp,marginal",
-    scores: Annotated[
-        Path | None,
-        typer.Option(
-            "--scores", help="Run folder of `layerif score`, for the plan layerif.", show_default=""
-        ),
-    ] = None,
+    scores: options.InfluenceScores = None,
     method: Annotated[PruningMethod, typer.Option("--method", help="How weights are chosen.")] = (
         "wanda"
     ),
@@ -51,7 +45,7 @@ def sparsity(
         typer.Option(
             "--nm",
             help="N:M pattern, whose N each projection takes from its plan: 4:8.",
-            show_default="",
+            show_default=False,
         ),
     ] = None,
     tries: Annotated[
@@ -88,7 +82,7 @@ def sparsity(
     from layerif.artifacts import Comparisons, LayerScores
     from layerif.tasks import load_corpus, load_sources
 
-    names = [word.strip() for word in plans.split(",") if word.strip()]
+    names = options.words(plans)
     for name in names:
         check_choice(name, PlanName, "plan")
     influence = None if scores is None else LayerScores.load(scores)

@@ -20,18 +20,11 @@ if TYPE_CHECKING:
 def experts(
     context: typer.Context,
     model: options.Model,
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            help="One of `layerif tasks`, or a JSONL, CSV or parquet file.",
-            show_default=False,
-        ),
-    ],
+    task: options.Task,
     total: Annotated[
         int, typer.Option("--total", help="Experts of all layers together.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
+    out: options.OutFolder,
     plans: Annotated[
         str,
         typer.Option(
@@ -40,19 +33,14 @@ def experts(
             "equal total rank), or files of plans; uniform always comes first.",
         ),
     ] = "mola-2468,alphalora,lora",
-    scores: Annotated[
-        Path | None,
-        typer.Option(
-            "--scores", help="Run folder of `layerif score`, for the plan layerif.", show_default=""
-        ),
-    ] = None,
+    scores: options.InfluenceScores = None,
     seeds: Annotated[
         str, typer.Option("--seeds", help="Of the training runs of each plan, with commas.")
     ] = "0,1,2",
     samples: Annotated[
         int | None, typer.Option("--samples", help="Test rows.", show_default="all")
     ] = None,
-    preset: training.FinetuningPreset = None,
+    preset: options.PresetOption = None,
     train_samples: training.TrainSamples = None,
     validation_samples: training.ValidationSamples = 100,
     rank: training.Rank = 8,
@@ -94,7 +82,7 @@ def experts(
     from layerif.tasks import load_task
 
     asked = training.with_preset(context, preset)
-    numbers = [int(number) for number in options.numbers(seeds, "--seeds")]
+    numbers = options.whole_numbers(seeds, "--seeds")
     influence = None if scores is None else LayerScores.load(scores)
     style = asked["style"]
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
@@ -103,14 +91,16 @@ def experts(
     from layerif.metrics import metric_scores
     from layerif.model import describe, open_model
     from layerif.studies.compare_experts import ExpertsStudy, compare_experts
-    from layerif.studies.expert_plans import expert_plan, names_of
+    from layerif.studies.expert_plans import check_plan, expert_plan, names_of
 
     settings = training.finetune_options(asked)
     study = ExpertsStudy(settings, tuple(numbers), train_samples, validation_samples, seed)
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-    words = [word.strip() for word in plans.split(",") if word.strip()]
+    names, layers = names_of(options.words(plans)), describe(opened).layers
+    for name in names:
+        check_plan(name, total, rank=settings.rank, layers=layers, scored=scores is not None)
     chosen = {
         name: expert_plan(
             name,
@@ -118,9 +108,9 @@ def experts(
             rank=settings.rank,
             metric=lambda metric: metric_scores(opened, metric, seed=seed),
             influence=influence,
-            layers=describe(opened).layers,
+            layers=layers,
         )
-        for name in names_of(words)
+        for name in names
     }
     cells = compare_experts(
         out,

@@ -15,15 +15,8 @@ from layerif.cli.replay import write_recipe
 def finetune(
     context: typer.Context,
     model: options.Model,
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            help="One of `layerif tasks`, or a JSONL, CSV or parquet file.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
+    task: options.Task,
+    out: options.OutFolder,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -32,7 +25,7 @@ def finetune(
             show_default="LoRA of one rank",
         ),
     ] = None,
-    preset: training.FinetuningPreset = None,
+    preset: options.PresetOption = None,
     train_samples: training.TrainSamples = None,
     validation_samples: training.ValidationSamples = 100,
     rank: training.Rank = 8,

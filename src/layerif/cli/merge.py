@@ -21,7 +21,7 @@ def merge(
         Path,
         typer.Option("--adapter", help="Folder of a LoRA that PEFT wrote.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)],
+    out: options.OutModel,
     adapter_name: options.AdapterName = "default",
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",

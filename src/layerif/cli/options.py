@@ -7,13 +7,47 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import Aggregation, Dtype, OnConstant, Orientation, PromptStyle, TaskScoring
+from layerif.choices import (
+    Aggregation,
+    Dtype,
+    OnConstant,
+    Orientation,
+    Preset,
+    PromptStyle,
+    TaskScoring,
+)
 
 Model = Annotated[
     str,
     typer.Option(
         "--model",
         help="Hub id, model folder, .gguf file, or the alias smollm2.",
+        show_default=False,
+    ),
+]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="One of `layerif tasks`, or a JSONL, CSV or parquet file.",
+        show_default=False,
+    ),
+]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)]
+OutModel = Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)]
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(
+        "--preset",
+        help="paper: LayerIF's own setting in place of the defaults; what is given wins.",
+        show_default=False,
+    ),
+]
+InfluenceScores = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores",
+        help="Run folder of `layerif score`, for the plan layerif.",
         show_default=False,
     ),
 ]
@@ -122,6 +156,11 @@ def given(context: Any) -> set[str]:
     }
 
 
+def words(text: str) -> list[str]:
+    """The words of an option that takes several, with commas between them."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def numbers(text: str | None, option: str) -> list[float]:
     """The numbers of an option that takes several, with commas between them.
 
@@ -131,10 +170,27 @@ def numbers(text: str | None, option: str) -> list[float]:
     from layerif.errors import InputError
 
     try:
-        return [float(word) for word in (text or "").split(",") if word.strip()]
+        return [float(word) for word in words(text or "")]
     except ValueError:
         raise InputError(
             f"{option} takes numbers with commas between them, such as 0.01,1, and not {text!r}"
+        ) from None
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """The same for whole numbers.
+
+    Raises:
+        InputError: one is none.
+    """
+    from layerif.errors import InputError
+
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise InputError(
+            f"{option} takes whole numbers with commas between them, such as 0,1,2, and not "
+            f"{text!r}"
         ) from None
 
 

@@ -17,7 +17,7 @@ from layerif.errors import InputError
 def prune(
     context: typer.Context,
     model: options.Model,
-    out: Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)],
+    out: options.OutModel,
     plan: Annotated[
         Path | None, typer.Option("--plan", help="Sparsity plan to follow.", show_default=False)
     ] = None,

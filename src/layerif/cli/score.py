@@ -19,14 +19,7 @@ COMBINED = ("subspace", "rank", "alpha", "size", "estimator", "keep", "memory", 
 def score(
     context: typer.Context,
     model: options.Model,
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            help="One of `layerif tasks`, or a JSONL, CSV or parquet file.",
-            show_default=False,
-        ),
-    ],
+    task: options.Task,
     out: Annotated[Path, typer.Option("--out", help="Run folder to write to.", show_default=False)],
     train_samples: Annotated[
         int, typer.Option("--train-samples", help="Samples whose influence is measured.")
@@ -34,14 +27,7 @@ def score(
     validation_samples: Annotated[
         int, typer.Option("--validation-samples", help="Samples whose mean loss is moved.")
     ] = 50,
-    preset: Annotated[
-        Preset | None,
-        typer.Option(
-            "--preset",
-            help="paper: LayerIF's own setting in place of the defaults; what is given wins.",
-            show_default=False,
-        ),
-    ] = None,
+    preset: options.PresetOption = None,
     subspace: Annotated[
         SubspaceName,
         typer.Option(

@@ -12,14 +12,6 @@ from layerif.cli.options import given
 _ADAPTER = {"rich_help_panel": "Adapter"}
 _TRAINING = {"rich_help_panel": "Training"}
 
-FinetuningPreset = Annotated[
-    Preset | None,
-    typer.Option(
-        "--preset",
-        help="paper: LayerIF's own setting in place of the defaults; what is given wins.",
-        show_default=False,
-    ),
-]
 TrainSamples = Annotated[
     int | None, typer.Option("--train-samples", help="Training rows.", show_default="all")
 ]
@@ -45,7 +37,7 @@ MaxSteps = Annotated[
     typer.Option(
         "--max-steps",
         help="Steps of the optimiser, in place of --epochs.",
-        show_default="",
+        show_default=False,
         **_TRAINING,
     ),
 ]

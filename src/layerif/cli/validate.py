@@ -27,7 +27,7 @@ def validate(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
+    out: options.OutFolder,
     truth: Annotated[
         TruthKind | None,
         typer.Option(
@@ -93,7 +93,7 @@ def validate(
             "the ground truth capacity trains on a task, and no other reads one: give both --truth "
             "capacity and --task, or neither"
         )
-    vectors = scores_of([Path(word.strip()) for word in scores.split(",") if word.strip()])
+    vectors = scores_of([Path(word) for word in options.words(scores)])
     if task is not None:
         words = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
         data = load_task(task, data_dir=data_dir, style=style, tokenizer=words)

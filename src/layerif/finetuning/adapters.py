@@ -12,7 +12,7 @@ import torch
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
-from layerif.model import describe, evaluation_mode, find_decoder_layers
+from layerif.model import describe, evaluation_mode, find_decoder_layers, refuse_adapted
 from layerif.moe import LoraMoeConfig, lora_config_for
 
 Method = Literal["lora", "lora_moe"]
@@ -35,11 +35,11 @@ def with_new_adapter(
     """
     from peft import get_peft_model
 
-    if any(hasattr(module, "get_base_layer") for module in model.modules()):
-        raise InputError(
-            "the model has adapters already, and a fresh one is to be trained; open it without, or "
-            "merge them before (`merge_and_unload()`)"
-        )
+    refuse_adapted(
+        model,
+        "and a fresh one is to be trained; open it without, or merge them before "
+        "(`merge_and_unload()`)",
+    )
     if plan is not None and plan.kind == "sparsity":
         raise InputError(
             "the plan is one of sparsity, which pruning takes; fine-tuning takes a plan of experts "

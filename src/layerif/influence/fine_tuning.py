@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from layerif.errors import InputError, NumericalError
+from layerif.errors import NumericalError
 from layerif.influence.subspaces import FreshLora
 from layerif.influence.subspaces.base import generator_for
-from layerif.model import Projection
+from layerif.model import Projection, adapted_modules
 from layerif.progress import Advance
 
 RATE = 3e-4
@@ -47,16 +47,6 @@ class Schedule:
             # From the end of each draw to its beginning.
             found += reversed(torch.randperm(batches, generator=generator).tolist())
         return found[: self.steps]
-
-
-def refuse_adapted(model: Any, right: str) -> None:
-    """Refuse a model that has adapters already.
-
-    Raises:
-        InputError: it has; `right` says what would be right.
-    """
-    if any(hasattr(module, "get_base_layer") for module in model.modules()):
-        raise InputError(f"the model has adapters already, {right}")
 
 
 @contextmanager
@@ -150,11 +140,7 @@ def _injected(
 def _filled(
     model: Any, projections: Sequence[Projection], lora: FreshLora, name: str
 ) -> dict[str, nn.Parameter]:
-    wrappers = {
-        id(module.get_base_layer()): module
-        for module in model.modules()
-        if hasattr(module, "get_base_layer")
-    }
+    wrappers = {id(module.get_base_layer()): module for module in adapted_modules(model)}
     pairs: dict[str, nn.Parameter] = {}
     for projection in projections:
         wrapper = wrappers[id(projection.module)]

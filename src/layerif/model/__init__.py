@@ -1,6 +1,6 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
-from layerif.model.adapters import with_adapter
+from layerif.model.adapters import adapted_modules, refuse_adapted, with_adapter
 from layerif.model.checkpointing import checkpointed
 from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
@@ -21,6 +21,7 @@ __all__ = [
     "DecoderLayers",
     "Projection",
     "Tokenizer",
+    "adapted_modules",
     "checkpointed",
     "describe",
     "evaluation_mode",
@@ -31,6 +32,7 @@ __all__ = [
     "open_tokenizer",
     "parse_device",
     "quiet_transformers",
+    "refuse_adapted",
     "replaced_forwards",
     "setting",
     "unwrapped",

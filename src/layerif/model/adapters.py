@@ -104,12 +104,26 @@ def with_adapter(model: Any, folder: Path, name: str = DEFAULT) -> Any:
     return wrapped.eval()
 
 
+def adapted_modules(model: Any) -> list[Any]:
+    """The modules that PEFT has put adapters beside."""
+    return [module for module in model.modules() if hasattr(module, "get_base_layer")]
+
+
+def refuse_adapted(model: Any, right: str) -> None:
+    """Refuse a model that has adapters already.
+
+    Raises:
+        InputError: it has; `right` goes on with why not, and what would be right.
+    """
+    if adapted_modules(model):
+        raise InputError(f"the model has adapters already, {right}")
+
+
 def adapters_at_work(model: Any) -> list[str]:
     """Kind and name of each adapter that is at work at some module, merged or beside it."""
     kinds = getattr(model, "peft_config", {})
     names: dict[str, None] = {}
-    for module in model.modules():
-        if hasattr(module, "get_base_layer"):
-            beside = [] if module.disable_adapters else module.active_adapters
-            names |= dict.fromkeys([*module.merged_adapters, *beside])
+    for module in adapted_modules(model):
+        beside = [] if module.disable_adapters else module.active_adapters
+        names |= dict.fromkeys([*module.merged_adapters, *beside])
     return [f"{kinds[name].peft_type.value} {name}" for name in names if name in kinds]

@@ -92,6 +92,8 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         stacked = experts * rank
         self.lora_moe_A[adapter_name] = nn.Parameter(torch.randn(stacked, self.in_features))
         self.lora_moe_B[adapter_name] = nn.Parameter(torch.randn(self.out_features, stacked))
+        if adapter_name in self.lora_moe_router:
+            del self.lora_moe_router[adapter_name]  # of the one that is replaced
         if experts > 1:
             self.lora_moe_router[adapter_name] = nn.Parameter(
                 torch.randn(experts, self.in_features)

@@ -10,7 +10,7 @@ import torch
 from layerif.artifacts import MANIFEST_FILE, Manifest
 from layerif.checkpoint import check_out
 from layerif.errors import InputError
-from layerif.model import find_decoder_layers, open_model
+from layerif.model import adapted_modules, find_decoder_layers, open_model
 from layerif.model.adapters import DEFAULT
 from layerif.pruning.saving import save_pruned
 
@@ -32,7 +32,7 @@ def merged(model: Any) -> Any:
     Raises:
         InputError: the model has no adapter in it, or one that is merged already.
     """
-    wrapped = [m for m in model.modules() if hasattr(m, "get_base_layer")]
+    wrapped = adapted_modules(model)
     if not wrapped or not hasattr(model, "merge_and_unload"):
         raise InputError("the model has no adapter to merge; open it with one (--adapter DIR)")
     if any(module.merged for module in wrapped):
@@ -76,7 +76,7 @@ def merge_into(
     check_out(folder, folder / MANIFEST_FILE, overwrite=overwrite)
     if (folder / MANIFEST_FILE).is_file() and not overwrite:
         raise InputError(f"{folder} already holds a model; choose another --out, or --overwrite")
-    manifest = Manifest.load(pruned / MANIFEST_FILE)
+    manifest = Manifest.of_folder(pruned)
     model, tokenizer = open_model(pruned, adapter=adapter, adapter_name=adapter_name, **opening)
     zeros = _zeros(model)
     said = {m.module: m.zeros for m in manifest.modules}

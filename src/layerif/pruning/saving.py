@@ -8,7 +8,7 @@ from typing import Any
 
 from layerif.artifacts import MANIFEST_FILE, Manifest
 from layerif.errors import InputError
-from layerif.model import Projection, Tokenizer, quiet_transformers
+from layerif.model import Projection, Tokenizer, quiet_transformers, refuse_adapted
 from layerif.runs import new_folder
 
 
@@ -50,8 +50,8 @@ def refuse_adapters(model: Any) -> None:
     Raises:
         InputError: it has some.
     """
-    if any(hasattr(module, "get_base_layer") for module in model.modules()):
-        raise InputError(
-            "the model has adapters in it, and only these would be written; take them out "
-            "(`unload()`) or into the weights (`merge_and_unload()`) before"
-        )
+    refuse_adapted(
+        model,
+        "and only these would be written; take them out (`unload()`) or into the weights "
+        "(`merge_and_unload()`) before",
+    )

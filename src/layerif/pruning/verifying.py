@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
-from layerif.artifacts import MANIFEST_FILE, Manifest, PrunedModule
+from layerif.artifacts import Manifest, PrunedModule
 from layerif.artifacts.naming import layer_of
 from layerif.errors import InputError
 from layerif.model import Projection, find_decoder_layers, open_skeleton
@@ -67,7 +67,7 @@ def verify(folder: str | Path) -> Verification:
         InputError: the folder holds no manifest, no model, or weights that cannot be read.
     """
     folder = Path(folder)
-    manifest = Manifest.load(folder / MANIFEST_FILE)
+    manifest = Manifest.of_folder(folder)
     projections = {p.key: p for p in _projections(folder)}
     verdicts = []
     with _Tensors(folder) as tensors:

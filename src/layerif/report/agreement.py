@@ -25,30 +25,28 @@ COST, GAIN = "the cost of pruning a layer", "the fall of the loss by adapters"
 
 
 def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
-    """One row a score, one pair of columns a ground truth.
+    """One row a score, one part a ground truth: beside each other they are wider than a terminal.
 
     Args:
-        found: of each kind of ground truth the agreements.
+        found: of each kind of ground truth the agreements, the strongest correlation first.
     """
     both = [words for words in (COST, GAIN) if words in {_measured(kind) for kind in found}]
     table = plain_table(f"Rank correlation of scores with {', and with '.join(both)}")
     table.add_column("score")
-    for kind in found:
-        table.add_column(f"{TITLES[kind]}\nSpearman, 95 %", justify="right")
-        table.add_column("orientation")
-    columns = {kind: {each.name: each for each in rows} for kind, rows in found.items()}
-    for name in [each.name for each in next(iter(found.values()))]:
-        cells = []
-        for by_name in columns.values():
-            each = by_name[name]
+    table.add_column("Spearman, 95 %", justify="right")
+    table.add_column("orientation")
+    for kind, rows in found.items():
+        table.add_row(TITLES[kind], style="italic")
+        for each in rows:
             if each.spearman is None:
-                cells += ["constant", ""]
+                cells = ["constant", ""]
             else:
-                cells += [
+                cells = [
                     f"{each.spearman:+.2f} [{each.low:+.2f}, {each.high:+.2f}]",
                     each.orientation or "neither",
                 ]
-        table.add_row(escape(name), *(escape(cell) for cell in cells))
+            table.add_row(f"  {escape(each.name)}", *(escape(cell) for cell in cells))
+        table.add_section()
     return table
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement as Width
 from rich.table import Table
+from rich.text import Text
 
 from layerif.artifacts import (
     Allocation,
@@ -19,7 +23,7 @@ from layerif.artifacts import (
 from layerif.choices import Aggregation
 from layerif.report.plots import LABELS
 
-BAR = 24
+BAR, LEAST = 24, 4  # characters of a bar, and what tables may shorten it to
 SAME_TOTAL = 5e-7
 SIDE_BY_SIDE = 4  # measurements that fit beside each other into an ordinary terminal
 
@@ -39,7 +43,7 @@ def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Ta
         f"Influence per decoder layer: {scores.model.name}, "
         f"{(scores.record.task or {}).get('name', 'examples in memory')}"
     )
-    for column in ("layer", *columns, "helpful samples"):
+    for column in ("layer", *columns, "helpful\nsamples"):
         table.add_column(column, justify="right")
     table.add_column(aggregate)
     for layer, value in enumerate(values):
@@ -249,9 +253,24 @@ def _of_the_others(measurement: Measurement) -> str:
     return "" if share is None else f"; of the others {share:.1%} are right"
 
 
-def _bar(value: float, highest: float) -> str:
-    share = value / highest if highest > 0 else 0.0
-    return "█" * round(BAR * max(share, 0.0))
+def _bar(value: float, highest: float) -> Bar:
+    return Bar(max(value / highest, 0.0) if highest > 0 else 0.0)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share as a bar, the whole as long as there is room in the terminal for, at most `BAR`.
+
+    Cut off at the edge instead, bars would all look alike.
+    """
+
+    share: float
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("█" * round(min(BAR, options.max_width) * self.share))
+
+    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Width:
+        return Width(LEAST, BAR).with_maximum(options.max_width)
 
 
 def plain_table(title: str) -> Table:

@@ -18,6 +18,10 @@ METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
 }
 NAMES = "uniform, layerif, alphalora, mola-2468, mola-5555, mola-8642, random, lora"
+NO_INFLUENCE = (
+    "the plan layerif is made from influence: give --scores, a run folder of `layerif score`, or "
+    "leave the plan out"
+)
 
 Scores = Callable[[str], MetricScores]
 
@@ -49,10 +53,7 @@ def expert_plan(
         return _read(Path(name), total, rank)
     if name == "layerif":
         if influence is None:
-            raise InputError(
-                "the plan layerif is made from influence: give --scores, a run folder of `layerif "
-                "score`, or leave the plan out"
-            )
+            raise InputError(NO_INFLUENCE)
         return allocate_experts(influence, total)
     if name in METRICS:
         of_metric, of_map = METRICS[name]
@@ -78,14 +79,20 @@ def _by_depth(name: str, total: int, rank: int, layers: int) -> Allocation:
     )
 
 
-def check_plan(name: str, total: int, *, rank: int, layers: int) -> None:
-    """Refuse beforehand a name that no plan has, or a file of another total.
+def check_plan(name: str, total: int, *, rank: int, layers: int, scored: bool = True) -> None:
+    """Refuse beforehand a name that no plan has, a file of another total, `layerif` without scores.
+
+    Args:
+        name, total, rank, layers: as `expert_plan`.
+        scored: whether there is influence for the plan `layerif`, or will be.
 
     Raises:
         InputError: as `expert_plan`, but for what scores bring.
     """
     if name.endswith(".json"):
         _read(Path(name), total, rank)
+    elif name == "layerif" and not scored:
+        raise InputError(NO_INFLUENCE)
     elif name != "layerif" and name not in METRICS:
         _by_depth(name, total, rank, layers)
 

@@ -140,22 +140,29 @@ def _measured_once(
 def scores_of(paths: Sequence[Path]) -> dict[str, FloatArray]:
     """Vectors of one score a layer by their names; every aggregation of influence is one.
 
+    A name is that of the folder or file, or where several are called so the whole path.
+
     Raises:
-        InputError: no path is given, or one of them holds no scores.
+        InputError: no path is given, one of them twice, or one of them holds no scores.
     """
     if not paths:
         raise InputError("no scores are named; give run folders or files, with commas between them")
+    names = [_name_of(path) for path in paths]
     found: dict[str, FloatArray] = {}
-    for path in paths:
-        scores = read_scores(path)
+    for path, name in zip(paths, names, strict=True):
+        if paths.count(path) > 1:
+            raise InputError(f"the scores {path} are named twice; give each once")
+        scores, title = read_scores(path), name if names.count(name) == 1 else str(path)
         if isinstance(scores, LayerScores):
-            for how in get_args(Aggregation):
-                found[f"{path.name} {how}"] = scores.aggregate(how)
-        elif isinstance(scores, MetricScores):
-            found[path.stem] = np.array(scores.scores)
+            found |= {f"{title} {how}": scores.aggregate(how) for how in get_args(Aggregation)}
         else:
-            found[path.stem] = scores
+            found[title] = np.array(scores.scores) if isinstance(scores, MetricScores) else scores
     return found
+
+
+def _name_of(path: Path) -> str:
+    # A run folder has no suffix, whatever dots are in its name; `.` is called as the folder it is.
+    return path.absolute().name if path.is_dir() else path.stem
 
 
 def check_layers(vectors: Mapping[str, FloatArray], model: ModelInfo) -> None:

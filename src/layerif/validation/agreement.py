@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 
 from layerif.artifacts import Agreement, GroundTruth
 from layerif.budgets.scores import check_scores
@@ -69,7 +69,7 @@ def agreements(
         if np.ptp(vector) == 0:
             found.append(Agreement(name=name, truth=truth.kind, spearman=None, low=None, high=None))
             continue
-        value = float(spearmanr(vector, costs.mean(1))[0])
+        value = float(_correlations(vector, costs.mean(1)[None])[0])
         low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975])
         found.append(
             Agreement(name=name, truth=truth.kind, spearman=value, low=float(low), high=float(high))
@@ -99,10 +99,10 @@ def advice(found: Sequence[Agreement]) -> str:
 
 
 def _correlations(vector: FloatArray, resampled: FloatArray) -> FloatArray:
-    """(resamples,) Spearman's correlation of a vector with each row."""
+    """(resamples,) Spearman's correlation of a vector with each row; 0 with a constant row."""
     ranks = rankdata(resampled, axis=1)
     own = rankdata(vector)
     ranks -= ranks.mean(1, keepdims=True)
     own = own - own.mean()
     norms = np.linalg.norm(ranks, axis=1) * np.linalg.norm(own)
-    return np.asarray(ranks @ own / np.where(norms > 0, norms, 1.0))
+    return np.asarray((ranks @ own / np.where(norms > 0, norms, 1.0)).clip(-1, 1))

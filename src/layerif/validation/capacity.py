@@ -20,13 +20,14 @@ from layerif.calibration import walk
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora
-from layerif.influence.fine_tuning import Schedule, fine_tune, fresh_adapter, refuse_adapted
+from layerif.influence.fine_tuning import Schedule, fine_tune, fresh_adapter
 from layerif.model import (
     DecoderLayers,
     describe,
     evaluation_mode,
     find_decoder_layers,
     input_device,
+    refuse_adapted,
     setting,
     unwrapped,
 )
