@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -51,6 +53,8 @@ def by_hand(plan, options):
     losses = []
     for step, rows in enumerate(batches):
         falling = (len(batches) - step) / (len(batches) - rising)
+        if options.schedule == "cosine":
+            falling = (1 - math.cos(math.pi * falling)) / 2
         rate = options.learning_rate * min(step / rising, falling)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -67,7 +71,8 @@ def by_hand(plan, options):
 @pytest.mark.parametrize("plan", [None, EXPERTS], ids=["lora", "experts"])
 def test_it_is_adamw_on_the_mean_over_completion_tokens(plan):
     # Parts of 60 tokens hold two or three of a batch's four rows.
-    options = settings(balance=0.01 if plan else 0.0)
+    others = {"schedule": "cosine", "weight_decay": 0.5, "max_grad_norm": 0.1, "balance": 0.01}
+    options = settings(**(others if plan else {}))
     start = tiny_model("llama", dtype=torch.float64)
     model, record = finetune(start, tiny_tokenizer(), TRAIN, plan=plan, options=options)
     expected, losses = by_hand(plan, options)
@@ -191,7 +196,8 @@ def test_experts_layer_by_layer_and_what_is_recorded():
 
 def test_it_stops_early_and_returns_the_best():
     # A rate so high that the loss soon rises.
-    options = settings(learning_rate=0.3, epochs=12.0, evaluate_every=1, patience=2)
+    # Dropout is not measured.
+    options = settings(learning_rate=0.3, epochs=12.0, evaluate_every=1, patience=2, dropout=0.1)
     model, record = finetune(
         tiny_model("llama"), tiny_tokenizer(), TRAIN, VALIDATION, options=options
     )
@@ -209,6 +215,12 @@ def test_it_stops_early_and_returns_the_best():
             for item in items
         ]
     assert sum(own) / len(own) == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_completions_end_once():
+    rows = [Example("a", "b"), Example("a", "b</s>")]
+    assert texts_of(tiny_tokenizer(), rows, append_eos=True) == [("a", "b</s>")] * 2
+    assert texts_of(tiny_tokenizer(), rows, append_eos=False) == [("a", "b"), ("a", "b</s>")]
 
 
 def test_every_row_comes_once_in_an_epoch_whatever_the_processes(monkeypatch):
