@@ -245,6 +245,7 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     value = json.loads(layerif(*asked, "--json")[1])
     assert set(value) == {"uniform", "layerif", "lora"}
     assert "seeds are to be at least one" in layerif(*asked, "--seeds", "1,1")[2]
+    assert "none negative, and are [0, -1]" in layerif(*asked, "--seeds", "0,-1")[2]
     assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
     # Before the scores of any other plan are measured.
     monkeypatch.setattr("layerif.metrics.metric_scores", None)

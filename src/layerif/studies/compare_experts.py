@@ -51,10 +51,12 @@ class ExpertsStudy:
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds are to be at least one, each once, and are {list(self.seeds)}")
-        for seed in self.seeds:
-            replace(self.options, seed=seed)  # refuses one out of range before the first is trained
+        once = len(set(self.seeds)) == len(self.seeds)
+        if not self.seeds or not once or min(self.seeds) < 0:
+            raise InputError(
+                "seeds are to be at least one, each once and none negative, and are "
+                f"{list(self.seeds)}"
+            )
 
     def rows(self, task: Task) -> tuple[list[Example], list[Example]]:
         """Training and validation rows.
