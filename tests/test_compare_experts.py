@@ -105,7 +105,7 @@ def test_other_test_rows_are_measured_again_and_fewer_plans_compared(tmp_path, m
 
 
 def test_seeds_out_of_range_are_refused_beforehand():
-    with pytest.raises(InputError, match="seed is -1; it must be at least 0"):
+    with pytest.raises(InputError, match="each once and none negative"):
         replace(STUDY, seeds=(0, -1))
 
 
