@@ -233,6 +233,12 @@ def test_costs_that_are_all_equal_speak_for_no_score():
     assert "No better than uniform" in advice([found])
 
 
+def test_one_text_alone_speaks_for_no_score():
+    (found,) = agreements({"rising": np.arange(6.0)}, truth_of(np.arange(6.0)[:, None]))
+    assert (found.spearman, found.low, found.high) == (pytest.approx(1), -1, 1)
+    assert "No better than uniform" in advice([found])
+
+
 def test_scores_of_one_name_are_told_apart_by_their_paths(tmp_path):
     paths = [tmp_path / "a" / "gain.json", tmp_path / "b" / "gain.json", tmp_path / "depth.json"]
     for number, path in enumerate(paths):
@@ -265,6 +271,18 @@ def test_the_table_and_the_picture_are_of_the_same(tmp_path):
     written = plot_agreement(scores, found, truth, tmp_path / "scatter")
     assert [path.name for path in written] == ["scatter.png", "scatter.svg"]
     assert "rising: +1.00" in (tmp_path / "scatter.svg").read_text()
+
+
+def test_a_delta_that_does_not_fit_is_refused_before_anything_is_measured(
+    layerif, model, text, tmp_path
+):
+    (tmp_path / "depth.json").write_text(json.dumps(list(range(LAYERS))))
+    asked = ["validate", "--model", model, "--scores", tmp_path / "depth.json"]
+    asked += ["--calibration", text, "--out", tmp_path / "checked", "--delta", 0.9]
+    status, _, err = layerif(*asked)
+    assert status == 2
+    assert "a delta of 0.9 does not fit around a sparsity of 0.5" in err
+    assert not (tmp_path / "checked").exists()
 
 
 def test_the_command_measures_both_truths_once(layerif, model, text, tmp_path):

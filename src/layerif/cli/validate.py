@@ -87,6 +87,7 @@ def validate(
         write_verdict,
     )
     from layerif.tasks import load_corpus, load_task
+    from layerif.validation import check_point
 
     if (truth == "capacity") != (task is not None):
         raise InputError(
@@ -100,6 +101,8 @@ def validate(
         train = data.sample("train", train_samples, seed)
         validation = data.sample("validation", validation_samples, seed)
     else:
+        # Before the first of the two is measured.
+        check_point(sparsity, None if truth == "isolated" else delta)
         corpus = load_corpus(calibration, data_dir=data_dir)
 
     from layerif.model import describe, open_model

@@ -5,6 +5,6 @@ The changes: weights are pruned, or adapters trained.
 
 from layerif.validation.agreement import advice, agreements
 from layerif.validation.capacity import capacity
-from layerif.validation.ground_truth import isolated, operating_point
+from layerif.validation.ground_truth import check_point, isolated, operating_point
 
-__all__ = ["advice", "agreements", "capacity", "isolated", "operating_point"]
+__all__ = ["advice", "agreements", "capacity", "check_point", "isolated", "operating_point"]

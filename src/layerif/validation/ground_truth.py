@@ -58,8 +58,8 @@ def isolated(
     Raises:
         InputError: the sparsity is not within 0 to 1.
     """
+    check_point(sparsity)
     bench = _Bench(model, chunks, batch_tokens)
-    _check_sparsity(sparsity)
     costs = []
     with evaluation_mode(bench.model), progress("one layer at a time", len(bench.layers)) as tick:
         dense = bench.base()
@@ -96,13 +96,8 @@ def operating_point(
     Raises:
         InputError: sparsity or delta is out of its range.
     """
+    check_point(sparsity, delta)
     bench = _Bench(model, chunks, batch_tokens)
-    _check_sparsity(sparsity)
-    if not 0 < delta <= min(sparsity, 1 - sparsity):
-        raise InputError(
-            f"a delta of {delta:g} does not fit around a sparsity of {sparsity:g}; right would be "
-            f"above 0 and at most {min(sparsity, 1 - sparsity):g}"
-        )
     dense = [p.weight.clone() for p in bench.layers.projections]
     norms: list[InputNorms] = []
     costs = []
@@ -216,6 +211,16 @@ class _Bench:
         )
 
 
-def _check_sparsity(sparsity: float) -> None:
+def check_point(sparsity: float, delta: float | None = None) -> None:
+    """Refuse what no layer can be pruned at, or moved by.
+
+    Raises:
+        InputError: sparsity, or delta if it is given, is out of its range.
+    """
     if not 0 < sparsity < 1:
         raise InputError(f"the sparsity is {sparsity:g}; it must lie between 0 and 1")
+    if delta is not None and not 0 < delta <= min(sparsity, 1 - sparsity):
+        raise InputError(
+            f"a delta of {delta:g} does not fit around a sparsity of {sparsity:g}; right would be "
+            f"above 0 and at most {min(sparsity, 1 - sparsity):g}"
+        )
