@@ -12,7 +12,7 @@ import torch
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results, hash_model
 from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
-from layerif.evaluation.statistics import crossed_bootstrap, paired_bootstrap
+from layerif.evaluation.statistics import crossed_bootstrap, holm, paired_bootstrap
 from layerif.finetuning import FinetuneOptions
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.metrics import metric_scores
@@ -84,6 +84,8 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
         (name, metric) for name in ("top", "lora") for metric in ("accuracy", "completion_loss")
     ]
     assert {c.count for c in comparisons} == {12}
+    assert [c.p_holm for c in comparisons] == holm([c.p for c in comparisons])
+    assert any(c.p_holm > c.p for c in comparisons)
 
 
 def test_other_test_rows_are_measured_again_and_fewer_plans_compared(tmp_path, monkeypatch):
@@ -156,6 +158,8 @@ def test_the_crossed_bootstrap_resamples_seeds_and_rows():
     # What seeds do to all rows at once is seen, which rows alone would not show.
     of_rows = paired_bootstrap(first.mean(0), second.mean(0))
     assert found.high - found.low > 1.5 * (of_rows.high - of_rows.low)
+    # Two rows, however sure, are two coins.
+    assert crossed_bootstrap(first[:, :2] + 99, second[:, :2]).p == 0.5
     one = crossed_bootstrap(first[:1], second[:1], resamples=20_000)
     paired = paired_bootstrap(first[0], second[0])
     assert (one.low, one.high) == pytest.approx((paired.low, paired.high), abs=0.04)
@@ -175,7 +179,9 @@ def test_two_seeds_of_noise_are_inside_the_noise(tmp_path):
         assert comparison.inside_noise
     accuracy, loss = figures_of(cells["top"].results)
     assert accuracy.values.shape == loss.values.shape == (2, 12)
-    assert loss.by_seed[1] == pytest.approx(loss.values[1].mean())
+    outcomes = cells["top"].results[1].measurements[0].outcomes
+    each = [nats / tokens for nats, tokens in zip(outcomes.nats, outcomes.tokens, strict=True)]
+    assert loss.by_seed[1] == pytest.approx(sum(each) / 12)
     with pytest.raises(InputError, match="results under 1 seeds, and a under 2"):
         compare_seeds({"a": results["a"], "b": results["a"][:1]}, "a")
     other = results["a"][1].model_copy(deep=True)

@@ -177,7 +177,7 @@ def test_experts_layer_by_layer_and_what_is_recorded():
         TRAIN,
         VALIDATION,
         plan=EXPERTS,
-        options=settings(rank=4, max_steps=4, evaluate_every=2),
+        options=settings(rank=4, max_steps=5, evaluate_every=2, strict_dropout=True),
     )
     layers = [m for m in model.modules() if isinstance(m, LoraMoeLinear)]
     assert {(m.layer, m.experts["default"], m.rank["default"]) for m in layers} == {
@@ -185,13 +185,23 @@ def test_experts_layer_by_layer_and_what_is_recorded():
         (1, 3, 4),
         (2, 4, 4),
     }
+    assert all(m.strict["default"] and m.scaling["default"] == 16 / 4 for m in layers)
     assert record.method == "lora_moe"
     assert record.rows == {"train": 14, "validation": 8, "left_out": 0}
-    assert [e.step for e in record.evaluations] == [2, 4]
+    assert [e.step for e in record.evaluations] == [2, 4, 5]
     for entry in record.losses:
         assert 0 < entry.router_entropy < 1.4  # ln 4, the most
         assert 1 / 3 <= entry.largest_load <= 0.5  # a token goes to two
     assert record.trainable_parameters == sum(v.numel() for v in weights(model).values())
+
+
+def test_ranks_have_one_scale():
+    plan = Allocation(kind="ranks", allocation=[2, 4, 12])
+    model, method = with_new_adapter(tiny_model("llama"), plan, settings(rank=8, alpha=24.0))
+    layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
+    assert method == "lora"
+    assert {m.r["default"] for m in layers} == {2, 4, 12}
+    assert {m.scaling["default"] for m in layers} == {24 / 8}
 
 
 def test_it_stops_early_and_returns_the_best():
