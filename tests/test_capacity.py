@@ -16,7 +16,7 @@ from layerif.batching import encode, pack
 from layerif.checkpoint import resumable
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora
-from layerif.influence.fine_tuning import Schedule
+from layerif.influence.fresh_adapter import Schedule
 from layerif.model import find_decoder_layers
 from layerif.report import agreement_table, plot_agreement
 from layerif.validation import advice, agreements, capacity

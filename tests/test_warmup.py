@@ -15,7 +15,7 @@ from layerif.batching import collate, encode
 from layerif.checkpoint import NO_STEPS, resumable
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora
-from layerif.influence.fine_tuning import RATE
+from layerif.influence.fresh_adapter import RATE
 from layerif.influence.warmup import warmed_up
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import find_decoder_layers, open_model

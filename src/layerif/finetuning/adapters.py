@@ -90,13 +90,6 @@ def as_found(model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def taken_out(wrapped: Any) -> Any:
-    """The model of transformers as it was before `with_new_adapter`, frozen weights aside."""
-    model = wrapped.unload()
-    vars(model).pop("peft_config", None)
-    return model
-
-
 def trainable_parameters(model: Any) -> int:
     """How many numbers training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

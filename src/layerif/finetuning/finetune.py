@@ -19,7 +19,7 @@ from layerif.batching import Encoded, encode_samples
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
-from layerif.finetuning.adapters import taken_out, trainable_parameters, with_new_adapter
+from layerif.finetuning.adapters import trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches, texts_of
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import (
@@ -30,6 +30,7 @@ from layerif.model import (
     input_device,
     quiet_transformers,
     setting,
+    taken_out,
     unwrapped,
 )
 from layerif.moe import LogRouting

@@ -16,7 +16,7 @@ from layerif.batching import Encoded, collate, pack
 from layerif.checkpoint import Steps
 from layerif.choices import PaddingSide
 from layerif.errors import InputError
-from layerif.influence.fine_tuning import RATE, Schedule, fine_tune, fresh_adapter
+from layerif.influence.fresh_adapter import RATE, Schedule, fine_tune, fresh_adapter
 from layerif.influence.subspaces import AdapterSubspace, FreshLora
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import DecoderLayers, evaluation_mode, input_device, refuse_adapted

@@ -1,6 +1,11 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
-from layerif.model.adapters import adapted_modules, refuse_adapted, with_adapter
+from layerif.model.adapters import (
+    adapted_modules,
+    refuse_adapted,
+    taken_out,
+    with_adapter,
+)
 from layerif.model.checkpointing import checkpointed
 from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
@@ -35,6 +40,7 @@ __all__ = [
     "refuse_adapted",
     "replaced_forwards",
     "setting",
+    "taken_out",
     "unwrapped",
     "with_adapter",
 ]

@@ -20,8 +20,8 @@ from layerif.errors import InputError
 from layerif.evaluation import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning import FinetuneOptions
-from layerif.finetuning.adapters import as_found, taken_out
-from layerif.model import Tokenizer, describe, unwrapped, with_adapter
+from layerif.finetuning.adapters import as_found
+from layerif.model import Tokenizer, describe, taken_out, unwrapped, with_adapter
 from layerif.progress import note
 from layerif.studies.expert_plans import check_titles
 from layerif.studies.finetuning import finetune_into

@@ -20,7 +20,7 @@ from layerif.calibration import walk
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora
-from layerif.influence.fine_tuning import Schedule, fine_tune, fresh_adapter
+from layerif.influence.fresh_adapter import Schedule, fine_tune, fresh_adapter
 from layerif.model import (
     DecoderLayers,
     describe,

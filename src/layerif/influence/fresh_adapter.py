@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from layerif.errors import NumericalError
 from layerif.influence.subspaces import FreshLora
 from layerif.influence.subspaces.base import generator_for
-from layerif.model import Projection, adapted_modules
+from layerif.model import Projection, adapted_modules, taken_out
 from layerif.progress import Advance
 
 RATE = 3e-4
@@ -73,8 +73,7 @@ def fresh_adapter(
     try:
         yield _filled(model, projections, lora, name)
     finally:
-        tuner.unload()
-        vars(model).pop("peft_config", None)
+        taken_out(tuner)
         for parameter in wanted:
             parameter.requires_grad_(True)
 
