@@ -1,4 +1,4 @@
-"""What the commands that make plans share: their scores, and a plan printed and kept."""
+"""What the commands that make plans share: a plan printed, and kept."""
 
 from __future__ import annotations
 
