@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from layerif.checkpoint import steps_folder
 from layerif.finetuning.trainer import CompletionTrainer, KeepCheckpoints
 from layerif.studies import finetuning
-from test_finetuning_stage import Killed, into
+from test_finetuning_stage import Killed, assert_same_run, into
 
 # So high a rate that the loss soon rises: the third step's is the lowest, and the fifth the last.
 RISING = {"learning_rate": 0.6, "epochs": 3.0, "evaluate_every": 1, "patience": 2, "plan": None}
@@ -36,12 +34,12 @@ def die_at(monkeypatch, owner, name, state_of, step):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "out"
-    return into(folder, **RISING), load_file(folder / "adapter_model.safetensors")
+    return into(folder, **RISING), folder
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_it_stops_where_it_would_have_and_keeps_the_best(place, whole, tmp_path, monkeypatch):
-    record, weights = whole
+    record, folder = whole
     assert (record.best_step, record.steps) == (3, 5)
     with monkeypatch.context() as patch:
         die_at(patch, *PLACES[place])
@@ -51,8 +49,5 @@ def test_it_stops_where_it_would_have_and_keeps_the_best(place, whole, tmp_path,
     (tmp_path / "there").rename(tmp_path / "here")
     cut = into(tmp_path / "here" / "out", **RISING)
     assert (cut.best_step, cut.steps) == (record.best_step, record.steps)
-    assert cut.evaluations == record.evaluations
-    assert cut.losses == record.losses
-    found = load_file(tmp_path / "here" / "out" / "adapter_model.safetensors")
-    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    assert_same_run(cut, tmp_path / "here" / "out", record, folder)
     assert not steps_folder(tmp_path / "here" / "out").exists()

@@ -31,10 +31,10 @@ TASK = Task("rows", {"train": TRAIN, "validation": VALIDATION, "test": []})
 
 
 def into(folder, plan=EXPERTS, model=None, **options):
-    """What `finetune_into` makes of the rows."""
+    """What `finetune_into` makes of the rows; in float64, unless a model is given."""
     return finetune_into(
         folder,
-        model or tiny_model("llama"),
+        model or tiny_model("llama", torch.float64),
         tiny_tokenizer(),
         TASK,
         train=TRAIN,
@@ -70,12 +70,23 @@ def test_the_folder_is_an_adapter_that_peft_reads(plan, tmp_path):
         into(tmp_path / "out", plan, learning_rate=0.004)
 
 
+def assert_same_run(record, folder, other, other_folder):
+    """Not to the bit: some machines sum in another order when tensors lie elsewhere in memory."""
+    for found, wanted in ((record.losses, other.losses), (record.evaluations, other.evaluations)):
+        assert [at.step for at in found] == [at.step for at in wanted]
+        assert [at.loss for at in found] == pytest.approx([at.loss for at in wanted], rel=1e-6)
+    weights, expected = (
+        load_file(path / "adapter_model.safetensors") for path in (folder, other_folder)
+    )
+    torch.testing.assert_close(weights, expected, rtol=1e-7, atol=1e-9)
+
+
 class Killed(BaseException):
     pass
 
 
 @pytest.mark.parametrize("step", [1, 4, 5])
-def test_cut_short_it_goes_on_to_the_same_bits(step, tmp_path, monkeypatch):
+def test_cut_short_it_goes_on_to_the_same_adapter(step, tmp_path, monkeypatch):
     """Dropout drawn, rates falling, an epoch begun: all of it goes on where it was."""
     options = {"dropout": 0.2, "checkpoint_every": 2, "evaluate_every": 3}
     whole = into(tmp_path / "whole", **options)
@@ -99,11 +110,7 @@ def test_cut_short_it_goes_on_to_the_same_bits(step, tmp_path, monkeypatch):
     )
     cut = into(tmp_path / "cut", **options)
     assert ran[0] == step // 2 * 2
-    same = load_file(tmp_path / "whole" / "adapter_model.safetensors")
-    found = load_file(tmp_path / "cut" / "adapter_model.safetensors")
-    assert all(torch.equal(same[name], found[name]) for name in same)
-    assert cut.losses == whole.losses
-    assert cut.evaluations == whole.evaluations
+    assert_same_run(cut, tmp_path / "cut", whole, tmp_path / "whole")
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
@@ -128,12 +135,10 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
         lambda self, *a, **k: (first.append(self.state.global_step), run(self, *a, **k))[1],
     )
     # How a run is made safe is no part of the work.
-    into(tmp_path / "cut", checkpoint_every=3, gradient_checkpointing=True)
+    cut = into(tmp_path / "cut", checkpoint_every=3, gradient_checkpointing=True)
     assert first[0] == 2
-    into(tmp_path / "whole", checkpoint_every=50)
-    same = load_file(tmp_path / "whole" / "adapter_model.safetensors")
-    found = load_file(tmp_path / "cut" / "adapter_model.safetensors")
-    assert all(torch.equal(same[name], found[name]) for name in same)
+    whole = into(tmp_path / "whole", checkpoint_every=50)
+    assert_same_run(cut, tmp_path / "cut", whole, tmp_path / "whole")
 
 
 def test_rows_as_jsonl_by_the_command_line(layerif, model, tmp_path):
