@@ -12,12 +12,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from artifact_samples import MODEL, make_scores
 from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, LayerScores, ModelInfo
 from layerif.budgets import ConstantScoresError
 from layerif.choices import Aggregation
 from layerif.errors import InputError
-from test_artifacts import MODEL, make_scores
 
 AGGREGATIONS = get_args(Aggregation)
 VECTOR = [0.3, 2.0, -1.0, 0.7, 1.1]

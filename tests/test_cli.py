@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+from artifact_samples import make_results
 from layerif.artifacts import Allocation, LayerScores, Manifest, Results
-from test_artifacts import make_results
 from test_subspaces import adapted
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 

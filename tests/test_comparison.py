@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from artifact_samples import MODEL, SETTING
 from layerif.artifacts import Comparisons, Measurement, Outcomes, Results
 from layerif.errors import InputError
 from layerif.evaluation import compare, evaluate
@@ -14,7 +15,6 @@ from layerif.evaluation.statistics import holm
 from layerif.report import comparison_lines
 from layerif.tasks.base import Example, Task
 from layerif.tasks.corpora import Corpus
-from test_artifacts import MODEL, SETTING
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS = [

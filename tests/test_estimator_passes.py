@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from estimator_oracles import close, draw, rule, solve
 from layerif.errors import InputError
 from layerif.influence.estimators import (
     Block,
@@ -23,7 +24,7 @@ from layerif.influence.estimators import (
     registry,
     sweep,
 )
-from test_estimators import IN, OUT, close, draw, layer_block, rule, solve
+from test_estimators import IN, OUT, layer_block
 
 STREAMED = [name for name in names() if find(name).passes is not None]
 

@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerif.artifacts import LayerScores
-from layerif.errors import InputError
-from layerif.influence import FreshLora, register_estimator
-from layerif.influence.estimators import Solution, registry
-from layerif.model import find_decoder_layers
-from test_estimators import (
+from estimator_oracles import (
     DENSE,
     close,
     dense_datainf,
@@ -22,6 +17,11 @@ from test_estimators import (
     dense_ekfac,
     rule,
 )
+from layerif.artifacts import LayerScores
+from layerif.errors import InputError
+from layerif.influence import FreshLora, register_estimator
+from layerif.influence.estimators import Solution, registry
+from layerif.model import find_decoder_layers
 from test_influence import (
     ALPHA,
     DAMPING,

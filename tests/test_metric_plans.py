@@ -8,13 +8,13 @@ from math import fsum
 import numpy as np
 import pytest
 
+from artifact_samples import make_scores
 from layerif import budgets
 from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, Manifest, MetricScores
 from layerif.errors import InputError
 from layerif.metrics import metric_scores
 from layerif.reading import read_scores
-from test_artifacts import make_scores
 from tiny import tiny_model
 
 MAPS = ["layerif", "owl", "dlp", "uniform"]

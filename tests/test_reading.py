@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from artifact_samples import MODEL, make_scores
 from layerif.allocate import allocate_sparsity
 from layerif.errors import InputError
 from layerif.reading import read_scores
-from test_artifacts import MODEL, make_scores
 
 VECTOR = [0.3, 2.0, -1.0, 0.7, 1.1]
 

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from rich.console import Console
 from rich.table import Table
 
+from artifact_samples import MODEL, make_manifest, make_plan, make_results, make_scores
 from layerif.allocate import allocate_experts, allocate_sparsity
 from layerif.artifacts import Allocation, Results
 from layerif.choices import Aggregation
@@ -30,7 +31,6 @@ from layerif.report import (
     scores_table,
 )
 from layerif.report.plots import ACCENT
-from test_artifacts import MODEL, make_manifest, make_plan, make_results, make_scores
 
 EXPERTS = Allocation(kind="experts", allocation=[1, 2, 3, 4, 10], model=MODEL)
 
