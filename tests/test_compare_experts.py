@@ -240,7 +240,7 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     status, out, err = layerif(*asked)
     assert status == 0, err
     words = " ".join(out.split())
-    assert "6 experts trained by several plans, 2 seeds" in words
+    assert "6 experts trained by several plans, 2 seeds, 6 test rows" in words
     assert "answer loss: layerif" in words
     saved = Allocation.load(tmp_path / "run" / "layerif.json")
     assert saved.realised_total == 6

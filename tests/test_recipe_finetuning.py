@@ -26,7 +26,7 @@ def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, mode
     path = recipe(model, text, tmp_path, finetune=stage)
     status, out, err = layerif("run", path)
     assert status == 0, err
-    assert "Experts trained by plan" in out
+    assert "Experts trained by plan, 6 test rows" in out
     assert "agreement answer loss: LayerIF" in out
     folder = tmp_path / "run" / "finetuned"
     assert Allocation.load(folder / "LayerIF.json") == Allocation.load(

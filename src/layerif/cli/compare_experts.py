@@ -140,6 +140,8 @@ def cells_table(cells: Mapping[str, Cells], title: str) -> Table:
     from layerif.report import seeds_table
     from layerif.studies.compare_experts import figures_by_seed, trained_parameters
 
+    rows = next(iter(cells.values())).results[0].measurements[0].count
+    title = f"{title}, {rows:,} test rows"
     return seeds_table(figures_by_seed(cells), trained_parameters(cells), title)
 
 
