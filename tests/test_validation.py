@@ -226,6 +226,24 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
         agreements({"short": [1, 2, 3]}, truth_of(costs))
 
 
+def test_a_score_that_chance_may_have_made_is_no_better_than_uniform():
+    rng = np.random.default_rng(0)
+    scores = {"chance": rng.permutation(30) + 0.3 * np.arange(30.0)}
+    costs = np.arange(30.0)[:, None] + 0.01 * rng.normal(size=(30, 40))
+    (alone,) = agreements(scores, truth_of(costs))
+    expected = spearmanr(scores["chance"], costs.mean(1))
+    assert 0.05 < expected.pvalue < 0.5
+    assert alone.p == pytest.approx(expected.pvalue, abs=0.01)
+    # The text leaves no doubt of the correlation, and that is not enough.
+    assert alone.orientation == "inverse"
+    assert "a score in random order would correlate" in advice([alone])
+    rising = {"rising": np.arange(30.0)}
+    best, other = agreements(scores | rising, truth_of(costs))
+    assert other.p == alone.p  # Holm: the largest is not multiplied
+    assert best.p == pytest.approx(2 / 20_001)
+    assert "Use rising" in advice([best, other])
+
+
 def test_costs_that_are_all_equal_speak_for_no_score():
     # Pruning so little that no weight goes costs nothing anywhere; scipy gives NaN.
     (found,) = agreements({"rising": np.arange(6.0)}, truth_of(np.zeros((6, 4))))
@@ -263,7 +281,7 @@ def test_the_table_and_the_picture_are_of_the_same(tmp_path):
     console.print(agreement_table({"isolated": found, "operating_point": found[::-1]}))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     shown = lines[lines.index("pruned alone") :]
-    rising, flat = "rising +1.00 [+1.00, +1.00] inverse", "flat [x] constant"
+    rising, flat = "rising +1.00 [+1.00, +1.00] 0.0035 inverse", "flat [x] constant"
     assert [line for line in shown if line.strip("─")] == [
         *("pruned alone", rising, flat),
         *("at the operating point", flat, rising),

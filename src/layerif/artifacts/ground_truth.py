@@ -73,6 +73,8 @@ class Agreement(Record):
         truth: what it is beside.
         spearman: correlation over layers, None where the score is constant.
         low, high: its 95 % interval, a bootstrap over the texts that the ground truth is of.
+        p: how often a score in random order of the layers correlates as strongly, adjusted for the
+            scores beside it (Holm).
     """
 
     name: str
@@ -80,6 +82,7 @@ class Agreement(Record):
     spearman: float | None
     low: float | None
     high: float | None
+    p: float | None = None
 
     @property
     def orientation(self) -> Orientation | None:

@@ -34,15 +34,17 @@ def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
     table = plain_table(f"Rank correlation of scores with {', and with '.join(both)}")
     table.add_column("score")
     table.add_column("Spearman, 95 %", justify="right")
+    table.add_column("p", justify="right")
     table.add_column("orientation")
     for kind, rows in found.items():
         table.add_row(TITLES[kind], style="italic")
         for each in rows:
             if each.spearman is None:
-                cells = ["constant", ""]
+                cells = ["constant", "", ""]
             else:
                 cells = [
                     f"{each.spearman:+.2f} [{each.low:+.2f}, {each.high:+.2f}]",
+                    "" if each.p is None else f"{each.p:.2g}",
                     each.orientation or "neither",
                 ]
             table.add_row(f"  {escape(each.name)}", *(escape(cell) for cell in cells))

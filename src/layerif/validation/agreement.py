@@ -1,4 +1,8 @@
-"""How well scores foretell a ground truth: rank correlation, with an interval over the text."""
+"""How well scores foretell a ground truth: rank correlation, an interval over the text, and chance.
+
+The interval says how far the text decides, for these layers and this score. A score that has
+nothing to do with the model correlates with so few layers too, and as surely: p says how often.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,13 @@ from scipy.stats import rankdata
 from layerif.artifacts import Agreement, GroundTruth
 from layerif.budgets.scores import check_scores
 from layerif.errors import InputError
+from layerif.evaluation.comparison import SIGNIFICANCE
+from layerif.evaluation.statistics import holm
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 2000
+ORDERS = 20_000
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def agreements(
     Args:
         scores: (layers,) each, by name.
         truth: the costs.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the random orders.
 
     Raises:
         InputError: a score has another number of layers.
@@ -58,6 +66,9 @@ def agreements(
     layers, chunks = costs.shape
     draws = np.random.default_rng(seed).integers(0, chunks, (RESAMPLES, chunks))
     resampled = np.stack([costs[:, own].mean(1) for own in draws])  # (resamples, layers)
+    # Of any score without ties in random order: Spearman's correlation knows ranks alone.
+    shuffled = np.random.default_rng(seed).permuted(np.tile(costs.mean(1), (ORDERS, 1)), axis=1)
+    by_chance = np.sort(abs(_correlations(np.arange(float(layers)), shuffled)))
     found = []
     for name, values in scores.items():
         vector = check_scores(values, name=f"scores {name}")
@@ -77,7 +88,13 @@ def agreements(
         found.append(
             Agreement(name=name, truth=truth.kind, spearman=value, low=float(low), high=float(high))
         )
-    return sorted(found, key=lambda a: -abs(a.spearman or 0.0))
+    found.sort(key=lambda a: -abs(a.spearman or 0.0))
+    told = [each for each in found if each.spearman is not None]
+    strengths = [abs(each.spearman or 0.0) - ROUNDING for each in told]
+    beyond = ORDERS - np.searchsorted(by_chance, strengths)
+    adjusted = holm(((1 + beyond) / (1 + ORDERS)).tolist())
+    tested = {each.name: p for each, p in zip(told, adjusted, strict=True)}
+    return [each.model_copy(update={"p": tested.get(each.name)}) for each in found]
 
 
 def advice(found: Sequence[Agreement]) -> str:
@@ -92,6 +109,12 @@ def advice(found: Sequence[Agreement]) -> str:
         return (
             f"No better than uniform: the interval of every score's correlation with {words.what} "
             f"holds 0. {words.otherwise}"
+        )
+    sure = [each for each in sure if each.p is None or each.p < SIGNIFICANCE]
+    if not sure:
+        return (
+            f"No better than uniform: a score in random order would correlate with {words.what} as "
+            f"strongly too often. {words.otherwise}"
         )
     best = sure[0]
     return (
