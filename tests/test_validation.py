@@ -235,12 +235,14 @@ def test_a_score_that_chance_may_have_made_is_no_better_than_uniform():
     assert 0.05 < expected.pvalue < 0.5
     assert alone.p == pytest.approx(expected.pvalue, abs=0.01)
     # The text leaves no doubt of the correlation, and that is not enough.
-    assert alone.orientation == "inverse"
-    assert "a score in random order would correlate" in advice([alone])
+    assert alone.low > 0
+    assert (alone.by_chance, alone.orientation) == (True, None)
+    assert "or the score in random order of the layers correlates" in advice([alone])
     rising = {"rising": np.arange(30.0)}
     best, other = agreements(scores | rising, truth_of(costs))
     assert other.p == alone.p  # Holm: the largest is not multiplied
     assert best.p == pytest.approx(2 / 20_001)
+    assert (best.by_chance, best.orientation) == (False, "inverse")
     assert "Use rising" in advice([best, other])
 
 

@@ -73,8 +73,9 @@ class Agreement(Record):
         truth: what it is beside.
         spearman: correlation over layers, None where the score is constant.
         low, high: its 95 % interval, a bootstrap over the texts that the ground truth is of.
-        p: how often a score in random order of the layers correlates as strongly, adjusted for the
-            scores beside it (Holm).
+        p: how often the score in random order of the layers correlates as strongly, adjusted for
+            the scores beside it (Holm).
+        by_chance: p is not below 0.05, so that the correlation says nothing of the score.
     """
 
     name: str
@@ -83,10 +84,14 @@ class Agreement(Record):
     low: float | None
     high: float | None
     p: float | None = None
+    by_chance: bool = False
 
     @property
     def orientation(self) -> Orientation | None:
-        """The orientation that the ground truth speaks for, None where the interval holds 0."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+        """The orientation that the ground truth speaks for.
+
+        None where the interval holds 0, or chance does as well.
+        """
+        if self.low is None or self.high is None or self.low <= 0 <= self.high or self.by_chance:
             return None
         return "direct" if (self.low > 0) == (self.truth == "capacity") else "inverse"

@@ -66,10 +66,10 @@ def agreements(
     layers, chunks = costs.shape
     draws = np.random.default_rng(seed).integers(0, chunks, (RESAMPLES, chunks))
     resampled = np.stack([costs[:, own].mean(1) for own in draws])  # (resamples, layers)
-    # Of any score without ties in random order: Spearman's correlation knows ranks alone.
+    # The same score in random order of the layers is the same costs in random order.
     shuffled = np.random.default_rng(seed).permuted(np.tile(costs.mean(1), (ORDERS, 1)), axis=1)
-    by_chance = np.sort(abs(_correlations(np.arange(float(layers)), shuffled)))
-    found = []
+    found: list[Agreement] = []
+    chances: dict[str, float] = {}
     for name, values in scores.items():
         vector = check_scores(values, name=f"scores {name}")
         if len(vector) != layers:
@@ -85,16 +85,18 @@ def agreements(
         low, high = -1.0, 1.0
         if chunks > 1:
             low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975])
+        as_strong = abs(_correlations(vector, shuffled)) >= abs(value) - ROUNDING
+        chances[name] = float(1 + as_strong.sum()) / (1 + ORDERS)
         found.append(
             Agreement(name=name, truth=truth.kind, spearman=value, low=float(low), high=float(high))
         )
-    found.sort(key=lambda a: -abs(a.spearman or 0.0))
-    told = [each for each in found if each.spearman is not None]
-    strengths = [abs(each.spearman or 0.0) - ROUNDING for each in told]
-    beyond = ORDERS - np.searchsorted(by_chance, strengths)
-    adjusted = holm(((1 + beyond) / (1 + ORDERS)).tolist())
-    tested = {each.name: p for each, p in zip(told, adjusted, strict=True)}
-    return [each.model_copy(update={"p": tested.get(each.name)}) for each in found]
+    adjusted = dict(zip(chances, holm(list(chances.values())), strict=True))
+    judged = [
+        each.model_copy(update={"p": p, "by_chance": p is not None and p >= SIGNIFICANCE})
+        for each in found
+        for p in [adjusted.get(each.name)]
+    ]
+    return sorted(judged, key=lambda a: -abs(a.spearman or 0.0))
 
 
 def advice(found: Sequence[Agreement]) -> str:
@@ -108,13 +110,8 @@ def advice(found: Sequence[Agreement]) -> str:
     if not sure:
         return (
             f"No better than uniform: the interval of every score's correlation with {words.what} "
-            f"holds 0. {words.otherwise}"
-        )
-    sure = [each for each in sure if each.p is None or each.p < SIGNIFICANCE]
-    if not sure:
-        return (
-            f"No better than uniform: a score in random order would correlate with {words.what} as "
-            f"strongly too often. {words.otherwise}"
+            "holds 0, or the score in random order of the layers correlates as strongly. "
+            f"{words.otherwise}"
         )
     best = sure[0]
     return (
