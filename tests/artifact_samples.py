@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,10 @@ def make_manifest() -> Manifest:
         seconds=1.5,
         setting=SETTING,
     )
+
+
+def write(folder: Path, text: str) -> Path:
+    """A file of an artifact as somebody may have written it."""
+    path = folder / "plan.json"
+    path.write_text(text, "utf-8")
+    return path

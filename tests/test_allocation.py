@@ -11,18 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifact_samples import MODEL, make_plan
+from artifact_samples import MODEL, make_plan, write
 from layerif.artifacts import Allocation, ModelInfo
 from layerif.errors import InputError
 from layerif.runs import json_text
 
 EXPERTS = {"kind": "experts", "allocation": [1, 2, 3, 4, 5], "total": 15}
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "plan.json"
-    path.write_text(text, "utf-8")
-    return path
 
 
 class TestAllocation:

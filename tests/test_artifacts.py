@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
-from artifact_samples import MODEL, make_manifest, make_results, make_scores
+from artifact_samples import MODEL, make_manifest, make_results, make_scores, write
 from layerif.artifacts import (
     Allocation,
     LayerScores,
@@ -242,12 +242,6 @@ class TestDamagedRunFolders:
             broken.save(run_folder)
         with pytest.raises(InputError, match=f"{SCORES_FILE} does not exist"):
             LayerScores.load(run_folder)
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "plan.json"
-    path.write_text(text, "utf-8")
-    return path
 
 
 class TestResultsAndManifest:
