@@ -16,7 +16,6 @@ from estimator_oracles import (
     close,
     dense_datainf,
     dense_direction,
-    dense_ekfac,
     dense_exact,
     double_loop_datainf,
     draw,
@@ -28,7 +27,6 @@ from layerif.influence.estimators import (
     Block,
     Damping,
     EstimatorOptions,
-    Factors,
     Part,
     block,
     find,
@@ -188,55 +186,6 @@ def test_the_largest_eigenvalue_is_found(shape):
     expected = np.linalg.norm(gradients, 2) ** 2 / len(gradients)
     found = [largest_eigenvalue(made, seed) for seed in range(5)]
     assert all(0.9 * expected <= value <= expected * (1 + 1e-12) for value in found)
-
-
-class TestEkfac:
-    @pytest.mark.parametrize("samples", [1, 3, 30])
-    def test_equals_the_dense_kronecker_product(self, samples):
-        gradients, v = draw(samples, OUT * IN)
-        found = solve("ekfac", gradients, v, shape=(OUT, IN))
-        close(found.influence, dense_ekfac(gradients, v, rule(gradients), (OUT, IN)))
-        assert found.damping == pytest.approx(rule(gradients), rel=1e-12)
-
-    def test_takes_factors_that_were_collected(self):
-        gradients, v = draw(20, OUT * IN)
-        inputs, outputs = (draw(50, size, seed=size)[0] for size in (IN, OUT))
-        factors = inputs.T @ inputs, outputs.T @ outputs
-        given = Factors(*map(torch.from_numpy, factors))
-        found = solve("ekfac", gradients, v, shape=(OUT, IN), factors=given)
-        close(found.influence, dense_ekfac(gradients, v, rule(gradients), (OUT, IN), factors))
-        scaled = Factors(7 * given.inputs, given.outputs / 9)
-        again = solve("ekfac", gradients, v, shape=(OUT, IN), factors=scaled)
-        close(again.influence, found.influence.numpy())
-        own = solve("ekfac", gradients, v, shape=(OUT, IN))
-        assert not torch.allclose(own.influence, found.influence)
-
-    def test_is_exact_where_the_eigenbases_diagonalise_the_hessian(self):
-        """Gradients that are each one entry of the matrix: H is diagonal in the given basis."""
-        weights, v = draw(OUT * IN, 1)[0], draw(1, OUT * IN)[1]
-        gradients = np.diag(weights[:, 0])
-        found = solve("ekfac", gradients, v, shape=(OUT, IN))
-        close(found.influence, dense_exact(gradients, v, rule(gradients)))
-
-    def test_a_layer_is_block_diagonal_with_one_lambda(self):
-        shapes = [(4, 3), (2, 5)]
-        made, gradients, v = layer_block([a * b for a, b in shapes], shapes=shapes)
-        found = find("ekfac").solve(made, EstimatorOptions("ekfac"))
-        assert found.damping == pytest.approx(rule(gradients), rel=1e-12)
-        for part, columns, shape in zip(
-            found.by_part, (slice(12), slice(12, 22)), shapes, strict=True
-        ):
-            close(part, dense_ekfac(gradients[:, columns], v[columns], found.damping, shape))
-
-    def test_says_what_it_misses(self):
-        gradients, v = draw(3, OUT * IN)
-        with pytest.raises(InputError, match=r"the shape of b is not given.*out \* in = 12"):
-            solve("ekfac", gradients, v)
-        wrong = Factors(torch.eye(OUT), torch.eye(IN))
-        with pytest.raises(InputError, match=r"right would be \(3, 3\) and \(4, 4\)"):
-            solve("ekfac", gradients, v, shape=(OUT, IN), factors=wrong)
-        with pytest.raises(InputError, match=r"a matrix of shape \(5, 3\)"):
-            solve("ekfac", gradients, v, shape=(5, 3))
 
 
 def layer_block(sizes, samples=6, shapes=None):

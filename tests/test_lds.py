@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,11 @@ from tiny import tiny_model, tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def lds():
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "lds.py"
-    spec = importlib.util.spec_from_file_location("lds", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lds"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["lds"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
+        yield importlib.import_module("lds")
+        for name in ("lds", "lds_statistics"):
+            del sys.modules[name]
 
 
 def test_spearman_is_scipys_with_ties_too(lds):
