@@ -246,6 +246,13 @@ def test_a_score_that_chance_may_have_made_is_no_better_than_uniform():
     assert "Use rising" in advice([best, other])
 
 
+def test_chance_knows_the_ties_of_a_score():
+    # Two of the 20 ways to put three high scores among six layers are as far from the middle.
+    costs = np.arange(6.0)[:, None] + np.zeros((6, 4))
+    (found,) = agreements({"halves": [0, 0, 0, 1, 1, 1]}, truth_of(costs))
+    assert found.p == pytest.approx(2 / 20, abs=0.01)
+
+
 def test_costs_that_are_all_equal_speak_for_no_score():
     # Pruning so little that no weight goes costs nothing anywhere; scipy gives NaN.
     (found,) = agreements({"rising": np.arange(6.0)}, truth_of(np.zeros((6, 4))))
