@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,7 +21,7 @@ from layerif.report import finetuning_table
 from layerif.studies.finetuning import finetune_into
 from layerif.tasks import Task
 from test_finetune import EXPERTS, TRAIN, VALIDATION, settings
-from test_processes import free_port
+from test_processes import ended, members_of
 from tiny import tiny_model, tiny_tokenizer
 
 TASK = Task("rows", {"train": TRAIN, "validation": VALIDATION, "test": []})
@@ -168,9 +165,8 @@ def test_rows_as_jsonl_by_the_command_line(layerif, model, tmp_path):
 
 
 MEMBER = """
-import sys
+import os, sys
 import torch
-sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from pathlib import Path
 from safetensors.torch import save_file
@@ -182,33 +178,18 @@ from tiny import tiny_model, tiny_tokenizer
 out = Path(sys.argv[1])
 into(out, model=tiny_model("llama", dtype=torch.float64), balance=0.05,
             checkpoint_every=3, evaluate_every=3, batch_size=13)
-options = settings(**{{name: value for name, value in RISING.items() if name != "plan"}})
+options = settings(**{name: value for name, value in RISING.items() if name != "plan"})
 model, record = finetune(tiny_model(), tiny_tokenizer(), TRAIN, VALIDATION, options=options)
 assert record.best_step < record.steps
-save_file(weights(model), out.with_name("best-" + sys.argv[2]))
+save_file(weights(model), out.with_name("best-" + os.environ["RANK"]))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
-    tests = os.path.dirname(__file__)
-    shared = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "OMP_NUM_THREADS": "1",
-    }
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER.format(tests=tests), str(tmp_path / "two"), str(rank)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [member.communicate(timeout=180)[1] for member in members]
-    assert [member.returncode for member in members] == [0, 0], said
+    members = members_of(2, MEMBER, tmp_path / "two")
+    for member, said in zip(members, ended(members), strict=True):
+        assert member.returncode == 0, said
     model = tiny_model("llama", dtype=torch.float64)
     # Of 14 rows the last batch of an epoch has one, and the second process none of its own.
     one = into(tmp_path / "one", model=model, balance=0.05, evaluate_every=3, batch_size=13)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from layerif.errors import InputError
 from layerif.moe import LogRouting, LoraMoeConfig, ScaleBalanceLoss, batch_state, routing
 from moe_models import adapted, part, texts
-from test_processes import ended, free_port
+from test_processes import ended, members_of
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -260,23 +257,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_gradient_of_one_with_both_batches(tmp_path):
-    tests = os.path.dirname(__file__)
-    shared = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-    }
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(tmp_path / "gradients")],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    members = members_of(2, MEMBER, tmp_path / "gradients")
     for member, said in zip(members, ended(members), strict=True):
         assert member.returncode == 0, said
     found = torch.load(tmp_path / "gradients", weights_only=True)

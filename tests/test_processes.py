@@ -57,6 +57,11 @@ def free_port():
 
 
 def start(folder, count, *arguments):
+    """The processes that measure, each with these arguments."""
+    return members_of(count, MEMBER, folder, *arguments)
+
+
+def members_of(count, script, *arguments):
     """The processes, with no launcher over them that would end one for the other's sake."""
     tests = os.path.dirname(__file__)
     shared = os.environ | {
@@ -68,7 +73,7 @@ def start(folder, count, *arguments):
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(folder), *map(str, arguments)],
+            [sys.executable, "-c", script, *map(str, arguments)],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -80,7 +85,7 @@ def start(folder, count, *arguments):
 def ended(members):
     """What each said on its standard error; none is left running."""
     try:
-        return [member.communicate(timeout=120)[1] for member in members]
+        return [member.communicate(timeout=180)[1] for member in members]
     finally:
         for member in members:
             member.kill()
@@ -116,6 +121,35 @@ def test_kept_on_disk_they_are_the_same_to_the_bit(count, tokens, tmp_path):
     assert np.array_equal(found.projection_influence, expected.projection_influence)
     assert np.array_equal(found.train_losses, expected.train_losses)
     assert found.record.validation_loss == expected.record.validation_loss
+
+
+# How many threads of gloo a process has, before its group is ended and after.
+THREADS = """
+import sys
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from layerif import processes
+
+def running():
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return names.count("pt_gloo_runloop\\n")
+
+processes.barrier()
+DistributedDataParallel(torch.nn.Linear(2, 2))
+ours, _ = running(), processes._end()
+print(ours, running(), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the threads from /proc")
+def test_no_thread_of_the_group_outlives_it():
+    """One that does may abort the process as Python ends, if it still has tensors to free."""
+    members = members_of(2, THREADS)
+    default = 2  # threads of the default group, which torch itself keeps
+    for member, said in zip(members, ended(members), strict=True):
+        assert member.returncode == 0, said
+        assert said.split() == [str(2 * default), str(default)]
 
 
 @pytest.mark.slow

@@ -134,27 +134,34 @@ def _talking() -> Iterator[Any]:
 @cache
 def _group() -> Any:
     distributed = _distributed()
-    if distributed.is_initialized():
-        # A script's own group may be NCCL's, which takes nothing that lies in main memory.
-        group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
-        atexit.register(_end, group)
-        return group
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InputError(
-            f"the environment speaks of {count()} processes (WORLD_SIZE), and {missing[0]} is not "
-            "set; start them by torchrun or accelerate launch, or unset WORLD_SIZE to work alone"
-        )
-    distributed.init_process_group("gloo", timeout=TIMEOUT)
-    atexit.register(_end, None)
-    return distributed.group.WORLD
+    if not distributed.is_initialized():
+        names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in os.environ]
+        if missing:
+            raise InputError(
+                f"the environment speaks of {count()} processes (WORLD_SIZE), and {missing[0]} is "
+                "not set; start them by torchrun or accelerate launch, or unset WORLD_SIZE to work "
+                "alone"
+            )
+        distributed.init_process_group("gloo", timeout=TIMEOUT)
+    # Not the default group: a script's may be NCCL's, which takes nothing that lies in main memory,
+    # and no default group can be ended (see _end).
+    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    atexit.register(_end)
+    return group
 
 
-def _end(group: Any) -> None:
-    """End a group's threads while Python still stands: one that outlives it aborts the process."""
+def _end() -> None:
+    """End the group's threads while Python still stands: one that outlives it aborts the process.
+
+    Such a thread may still hold the tensors of the last exchange, and freeing them takes Python's
+    lock. `destroy_process_group` only forgets a group; its threads are waited for when the last
+    reference goes. That of the default group never does: torch keeps it as a default argument.
+    """
     distributed = _distributed()
     if distributed.is_initialized():  # a script may have ended all groups itself
-        distributed.destroy_process_group(group)
+        distributed.destroy_process_group(_group())
+    _group.cache_clear()
 
 
 def _distributed() -> Any:
