@@ -4,7 +4,9 @@ One model, one corpus, Wanda. Plans are calibrated on the corpus' calibration te
 is held out to judge rounds by, and measured on its evaluation text, which nothing else reads. Every
 round that was not taken back is a plan; its seconds and tokens are those of all rounds up to it:
 forward for calibration (every layer runs its tokens twice) and for judging, forward and backward
-for gradients. With --evolution-seconds an evolutionary search has so long, beside them.
+for gradients. The seconds are also given in bare passes forward and backward over 8,192 tokens of
+the dense model, timed before and after. With --evolution-seconds an evolutionary search has so long,
+beside them.
 
     python benchmarks/marginal.py --data-dir DIR --corpus wikitext2 --max-tokens 65536
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,15 @@ from typing import Any
 import torch
 
 from layerif.artifacts import Allocation, Results
+from layerif.batching import collate, pack
 from layerif.checkpoint import NoSteps
+from layerif.chunks import cut, draw
 from layerif.evaluation import compare, evaluate
-from layerif.marginal import allocate_marginal, evolve
+from layerif.likelihood import token_losses
+from layerif.marginal import BACKWARD_TOKENS, allocate_marginal, evolve
 from layerif.marginal.planning import Units, plan_of
 from layerif.marginal.rounds import Round
-from layerif.model import find_decoder_layers, open_model
+from layerif.model import find_decoder_layers, input_device, open_model
 from layerif.pruning import prune
 from layerif.runs import write_json
 from layerif.tasks import Corpus, load_corpus
@@ -50,6 +56,8 @@ def main() -> None:
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6])
     parser.add_argument("--rounds", type=int, default=5, help="plans of 1 to so many rounds")
     parser.add_argument("--granularity", nargs="+", default=["projection"])
+    parser.add_argument("--below", type=float, default=0.25, help="of a projection's band")
+    parser.add_argument("--above", type=float, default=0.2)
     parser.add_argument("--tokens", type=int, default=4096, help="of each round's gradient")
     parser.add_argument("--held-out-tokens", type=int, default=8192)
     parser.add_argument("--max-tokens", type=int, default=65_536, help="of evaluation text")
@@ -88,9 +96,10 @@ def main() -> None:
         for name, plan, cost in plans(model, sparsity, common, options):
             (found,) = compare({"uniform": uniform, name: measure(plan)}, "uniform")
             low, high = (found.low or math.nan), (found.high or math.nan)
+            passes = f" ({cost['passes']:.1f} passes)" if "passes" in cost else ""
             print(
                 f"  {name}: perplexity {found.value:.2f}, {found.difference:+.2f} "
-                f"[{low:+.2f}, {high:+.2f}]; {cost['seconds']:.0f} s, "
+                f"[{low:+.2f}, {high:+.2f}]; {cost['seconds']:.0f} s{passes}, "
                 f"{cost['forward_tokens']:,} tokens forward, "
                 f"{cost.get('gradient_tokens', 0):,} forward and backward",
                 flush=True,
@@ -109,6 +118,7 @@ def plans(
     layers = find_decoder_layers(model)
     for granularity in options.granularity:
         recorder = Recorder()
+        before = seconds_of_a_pass(model, common)
         allocate_marginal(
             model,
             sparsity,
@@ -116,10 +126,14 @@ def plans(
             rounds=options.rounds,
             tokens=options.tokens,
             held_out_tokens=options.held_out_tokens,
+            below=options.below,
+            above=options.above,
             steps=recorder,
             **common,
         )
-        units = Units.among(layers, granularity, sparsity, below=0.25, above=0.2)
+        one_pass = min(before, seconds_of_a_pass(model, common))
+        print(f"  one pass forward and backward of 8,192 tokens: {one_pass:.1f} s", flush=True)
+        units = Units.among(layers, granularity, sparsity, below=options.below, above=options.above)
         best = recorder.rounds[0]
         for number, each in enumerate(recorder.rounds[1:], start=1):
             name = f"marginal by {granularity}, round {number}"
@@ -135,6 +149,7 @@ def plans(
                 {
                     "held_out_loss": each.held_out_loss,
                     "seconds": seconds,
+                    "passes": seconds / one_pass,
                     "forward_tokens": (number + 1)
                     * (2 * options.samples * options.context_length + options.held_out_tokens),
                     "gradient_tokens": number * options.tokens,
@@ -153,6 +168,24 @@ def plans(
                 "trace": [[entry.seconds, entry.loss] for entry in found.trace],
             },
         )
+
+
+def seconds_of_a_pass(model: Any, common: dict[str, Any]) -> float:
+    """The dense model forward and backward over 8,192 tokens, with the gradients of all weights."""
+    text = common["calibration"].text("calibration")
+    chunks = cut(common["tokenizer"], text, common["context_length"])
+    few = draw(chunks, 8192 // common["context_length"], common["seed"])
+    batches = [collate(items, device=input_device(model)) for items in pack(few, BACKWARD_TOKENS)]
+    began = time.perf_counter()
+    with torch.enable_grad():
+        for weight in model.parameters():
+            weight.requires_grad_(True)
+        for batch in batches:
+            token_losses(model, batch).sum().backward()
+            model.zero_grad()
+        for weight in model.parameters():
+            weight.requires_grad_(False)
+    return time.perf_counter() - began
 
 
 def measurer(
