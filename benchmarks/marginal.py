@@ -4,9 +4,8 @@ One model, one corpus, Wanda. Plans are calibrated on the corpus' calibration te
 is held out to judge rounds by, and measured on its evaluation text, which nothing else reads. Every
 round that was not taken back is a plan; its seconds and tokens are those of all rounds up to it:
 forward for calibration (every layer runs its tokens twice) and for judging, forward and backward
-for gradients. The seconds are also given in bare passes forward and backward over 8,192 tokens of
-the dense model, timed before and after. With --evolution-seconds an evolutionary search has so long,
-beside them.
+for gradients. Seconds are given in passes of the dense model forward and backward over 8,192 tokens
+too, timed before and after. With --evolution-seconds an evolutionary search has so long.
 
     python benchmarks/marginal.py --data-dir DIR --corpus wikitext2 --max-tokens 65536
 """
