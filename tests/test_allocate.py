@@ -133,6 +133,10 @@ class TestSparsity:
             assert plan.allocation == [0.6] * 5
             assert plan.how == {"map": "uniform"}
 
+    def test_the_uniform_plan_keeps_to_s_max_too(self) -> None:
+        with pytest.raises(InputError, match=r"stay at or below s_max = 0\.5"):
+            allocate_sparsity(make_scores(), 0.6, map="uniform", s_max=0.5)
+
     def test_no_layer_exceeds_s_max(self) -> None:
         plan = allocate_sparsity(make_scores(), 0.6, epsilon=1.0, s_max=0.7)
         assert max(plan.allocation) == 0.7

@@ -7,13 +7,19 @@ import json
 import numpy as np
 import pytest
 
+from layerif.allocate import allocate_sparsity
 from layerif.artifacts import Allocation, Comparisons, Results
 from layerif.chunks import cut, draw
+from layerif.errors import InputError
 from layerif.evaluation import perplexity
 from layerif.model import open_model
 from layerif.pruning import prune
 from layerif.studies.candidates import WAYS
+from layerif.studies.compare_sparsity import SparsityStudy, compare_sparsity
 from layerif.tasks import load_corpus
+from marginal_models import corpus
+from test_influence import measure
+from tiny import tiny_model, tiny_tokenizer
 
 TRIES = 2
 
@@ -111,7 +117,60 @@ def test_what_a_plan_misses_is_said_before_any_work(layerif, model, text, tmp_pa
     status, _, err = layerif(*asked(model, text, out, "owl"), "--held-out-tokens", 10**6)
     assert status == 2
     assert "chunks of 32 tokens" in err
+    for option, value, message in [
+        ("--held-out-tokens", 0, "held-out tokens must be at least 1, not 0"),
+        ("--tries", 7, "the plan dlp has 6 values to try, not 7"),
+    ]:
+        status, _, err = layerif(*asked(model, text, out, "marginal,dlp"), option, value)
+        assert status == 2
+        assert message in err
     assert not out.exists()
+
+
+def test_every_value_that_is_tried_is_legal():
+    scores = np.arange(1.0, 9.0)
+    for name, way in WAYS.items():
+        for _, of_map in way.options(100):
+            plan = allocate_sparsity(scores, 0.5, **of_map)
+            assert plan.realised_total == pytest.approx(0.5), name
+
+
+def test_scores_of_another_model_are_refused_before_any_work(tmp_path):
+    study = SparsityStudy(sparsity=0.5, context_length=32, samples=4, held_out_tokens=64)
+    scores = measure(tiny_model("gpt2"))
+    with pytest.raises(InputError, match="right would be scores of the model that is pruned"):
+        compare_sparsity(
+            tmp_path / "out",
+            tiny_model(),
+            tiny_tokenizer(),
+            ["layerif"],
+            study,
+            calibration=corpus(),
+            on=[corpus()],
+            options={"context_length": 32},
+            influence=scores,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_context_of_the_evaluation_is_measured_anew(tmp_path):
+    def perplexities(folder, length):
+        found = compare_sparsity(
+            tmp_path / folder,
+            tiny_model(),
+            tiny_tokenizer(),
+            ["uniform"],
+            SparsityStudy(sparsity=0.5, context_length=32, samples=4, held_out_tokens=64),
+            calibration=corpus(),
+            on=[corpus()],
+            options={"context_length": length, "samples": None, "max_tokens": None, "seed": 0},
+        )
+        return {name: each.measurements[0].value for name, each in found.items()}
+
+    first = perplexities("one", 64)
+    again = perplexities("one", 16)
+    assert again == perplexities("two", 16)
+    assert again["uniform"] != first["uniform"]
 
 
 def test_nothing_of_other_work_is_written_over(compared, layerif, model, text, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from layerif.errors import InputError
 from layerif.evaluation import perplexity
 from layerif.influence import score
 from layerif.model import find_decoder_layers, open_model, open_skeleton
-from layerif.pruning import prune
+from layerif.pruning import prune, save_pruned, verify
 from layerif.tasks.base import Example
 from tiny import ARCHITECTURES, CONFIGS, LAYERS, SHAPE, tiny_model, tiny_tokenizer
 
@@ -108,6 +110,17 @@ def test_the_layers_of_a_multimodal_model_are_those_of_its_language_model(seeing
         towers = [m for name, m in model.named_modules() if name.endswith("encoder.layers")]
         assert [len(tower) for tower in towers] == [LAYERS]
         assert sum(p.numel() for p in towers[0].parameters()) > layers.sizes.sum()
+
+
+def test_what_is_written_of_a_multimodal_model_is_verified(seeing, tmp_path):
+    text = " ".join(f"Line {i} of {i * i}." for i in range(200))
+    about = {"tokenizer": tiny_tokenizer(), "calibration": text, "samples": 4}
+    pruned = copy.deepcopy(seeing)
+    manifest = prune(pruned, 0.5, context_length=32, **about)
+    save_pruned(pruned, tiny_tokenizer(), manifest, tmp_path / "pruned")
+    found = verify(tmp_path / "pruned")
+    assert found.ok
+    assert found.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_multimodal_model_is_scored_pruned_and_measured_as_a_language_model(seeing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 
@@ -16,9 +17,10 @@ from layerif.marginal import allocate_marginal, evolve
 from layerif.marginal.moves import initial_counts, mutated
 from layerif.marginal.planning import Units
 from layerif.marginal.rounds import move
+from layerif.marginal.texts import texts_for
 from layerif.model import find_decoder_layers
 from layerif.pruning import prune
-from layerif.studies.marginal import marginal_into
+from layerif.studies.marginal import check_unedited, marginal_into
 from layerif.tasks import load_task
 from marginal_models import corpus, trained_model
 from tiny import tiny_model, tiny_tokenizer
@@ -152,6 +154,24 @@ def test_the_loss_may_be_that_of_a_task_or_of_another_corpus():
     assert found[1] != found[2]
 
 
+def test_a_target_that_is_the_calibration_text_is_none_of_its_own():
+    def texts(target):
+        return texts_for(
+            tiny_model(),
+            tiny_tokenizer(),
+            corpus(),
+            target,
+            samples=8,
+            context_length=32,
+            held_out_tokens=256,
+            seed=0,
+        )
+
+    found = texts(corpus())
+    assert not {c.index for c in found.held_out} & {c.index for c in found.calibration}
+    assert found == texts(None)
+
+
 @pytest.mark.parametrize("cut_after", [1, 2, 3])
 def test_cut_short_it_goes_on_to_the_same_plan(cut_after):
     model = trained_model()
@@ -191,6 +211,19 @@ def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
         made(0.6, options=options)
     with pytest.raises(InputError, match="the data were another then"):
         made(options=options, target=corpus(90))
+    text = path.read_text()
+    edited = json.loads(text)
+    ends = ("layers.0.mlp.gate_proj", "layers.0.mlp.up_proj")  # of one size
+    one, other = (m for m in edited["modules"] if m["module"].endswith(ends))
+    one["sparsity"] += 1e-3
+    other["sparsity"] -= 1e-3
+    path.write_text(json.dumps(edited))
+    with pytest.raises(InputError, match="it was edited since it was made; choose another --out"):
+        made(options=options)
+    with pytest.raises(InputError, match=r"was edited since it was made.*move it away"):
+        check_unedited(path)
+    path.write_text(text)
+    check_unedited(path)
     assert made(0.6, options=options, overwrite=True).total == 0.6
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     Allocation(kind="sparsity", allocation=[0.5]).save(path)
@@ -342,6 +375,10 @@ def test_the_command_makes_the_plan_once_and_prune_follows_it(layerif, model, te
     status, printed, err = layerif(*asked, "--out", plan)
     assert status == 0, err
     assert "50.00% overall" in printed
+    for unused in ("--s-max", "--epsilon"):
+        status, _, err = layerif(*asked, unused, 0.55, "--out", plan)
+        assert status == 2
+        assert f"{unused} says how scores become a plan, and the map marginal takes none" in err
     made = Allocation.load(plan)
     assert made.how["map"] == "marginal"
     assert len({module.sparsity for module in made.modules}) > 1

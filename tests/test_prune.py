@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from layerif.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
 from layerif.model import describe, find_decoder_layers
 from layerif.pruning import prune, save_pruned, wanda_mask
+from layerif.pruning.base import relative
 from tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 
 TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
@@ -146,9 +148,26 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
 
 def test_activations_that_are_not_finite_stop_the_run_by_name():
     model = tiny_model()
-    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.inf
-    with pytest.raises(NumericalError, match=r"inputs of layers\.0\.mlp\.down_proj"):
+    model.model.layers[0].input_layernorm.weight.data[0] = torch.inf
+    with pytest.raises(NumericalError, match=r"inputs of layers\.0\.self_attn\.q_proj"):
         prune_tiny(model, 0.5)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_not_finite_stops_the_run_by_name(method, value):
+    model = tiny_model()
+    model.model.layers[-1].mlp.down_proj.weight.data[0, 0] = value
+    with pytest.raises(NumericalError, match=r"mlp\.down_proj holds NaN or infinity"):
+        prune_tiny(model, 0.5, method=method)
+
+
+def test_an_error_that_is_not_finite_is_not_taken_for_none():
+    nan, zero, one = torch.tensor(torch.nan), torch.tensor(0.0), torch.tensor(1.0)
+    assert math.isnan(relative(one, nan))
+    assert math.isnan(relative(nan, one))
+    assert relative(zero, zero) == 0
+    assert relative(one, 4 * one) == 0.25
 
 
 def test_the_draw_of_chunks_is_seeded_and_nested():

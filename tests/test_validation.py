@@ -17,7 +17,7 @@ from layerif.batching import Encoded, collate
 from layerif.calibration import InputNorms
 from layerif.checkpoint import resumable
 from layerif.chunks import cut
-from layerif.errors import InputError
+from layerif.errors import InputError, NumericalError
 from layerif.model import describe, evaluation_mode, find_decoder_layers, setting
 from layerif.pruning import prune, wanda_mask
 from layerif.report import agreement_table, plot_agreement
@@ -179,6 +179,14 @@ def test_what_cannot_be_moved_is_refused():
         isolated(tiny_model(), chunks(), 1.0)
     with pytest.raises(InputError, match=r"above 0 and at most 0\.2"):
         operating_point(tiny_model(), chunks(), 0.8, delta=0.3)
+
+
+@pytest.mark.parametrize("truth", [isolated, operating_point])
+def test_a_loss_that_is_not_finite_is_named(truth):
+    model = tiny_model()
+    model.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(NumericalError, match=r"the loss of chunk 0 .* is nan"):
+        truth(model, chunks(), 0.5)
 
 
 def truth_of(costs):

@@ -96,7 +96,7 @@ def allocate_sparsity(
     if on_constant == "uniform" and _constant(vector):
         map = "uniform"  # recorded as what was done
     if map == "uniform":
-        plan = budgets.uniform_sparsity(sparsity, sizes)
+        plan = budgets.uniform_sparsity(sparsity, sizes, s_max=s_max)
         how = {"map": map}
     elif map == "layerif":
         orientation = orientation or "direct"

@@ -154,13 +154,14 @@ def dlp_map(
     )
 
 
-def uniform_map(sparsity: float, layer_sizes: ArrayLike) -> FloatArray:
+def uniform_map(sparsity: float, layer_sizes: ArrayLike, *, s_max: float = 1.0) -> FloatArray:
     """Give every layer the same `sparsity`; shape (layers,).
 
     Raises:
-        InputError: the sparsity is outside [0, 1], or a size is not positive.
+        InputError: the sparsity is outside [0, s_max], or a size is not positive.
     """
     _check_range(sparsity, "sparsity")
+    _check_ceiling(sparsity, s_max)
     return np.full(_check_sizes(layer_sizes).size, float(sparsity))
 
 
@@ -233,15 +234,19 @@ def _checked(
     vector = check_scores(scores)
     sizes = _check_sizes(layer_sizes, beside=vector)
     _check_range(sparsity, "sparsity")
+    _check_ceiling(sparsity, s_max)
+    check_choice(on_constant, OnConstant, "on_constant")
+    check_choice(orientation, Orientation, "orientation")
+    return vector, sizes
+
+
+def _check_ceiling(sparsity: float, s_max: float) -> None:
     _check_range(s_max, "s_max")
     if sparsity > s_max:
         raise InputError(
             f"a sparsity of {sparsity:g} in all cannot be had from layers that stay at or below "
             f"s_max = {s_max:g}; lower the one or raise the other"
         )
-    check_choice(on_constant, OnConstant, "on_constant")
-    check_choice(orientation, Orientation, "orientation")
-    return vector, sizes
 
 
 def _check_range(value: float, name: str, highest: float = 1) -> None:

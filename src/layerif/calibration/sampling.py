@@ -47,7 +47,8 @@ def sampled_chunks(
         )
     begin = beginning(tokenizer)
     special = set(tokenizer.all_special_ids)
-    plain = [token for token in range(len(tokenizer)) if token not in special]
+    size = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    plain = [token for token in range(size) if token not in special]
     rows = max(1, batch_tokens // context_length)
     chunks: list[Encoded] = []
     with evaluation_mode(model), progress("sampling text", count) as advance:

@@ -28,6 +28,8 @@ app.command("ranks")(allocate_counts.ranks)
 
 # Options that count under the map marginal alone, which measures the model and takes no scores.
 MARGINAL = "With --map marginal"
+# And those that count under every other.
+OF_SCORES = {"aggregate", "epsilon", "lam", "smooth", "orientation", "s_max", "on_constant"}
 
 
 @app.command("sparsity")
@@ -202,6 +204,13 @@ def sparsity(
             raise InputError(
                 "the map marginal measures a model and takes no scores: give --model alone"
             )
+        for option in context.command.params:
+            usual = option.get_default(context)
+            if option.name in OF_SCORES and context.params[option.name] != usual:
+                raise InputError(
+                    f"{option.opts[0]} says how scores become a plan, and the map marginal takes "
+                    "none; leave it out"
+                )
         from layerif.cli.marginal import marginal_plan
 
         plan = marginal_plan(

@@ -79,6 +79,8 @@ def texts_for(
         raise InputError(f"held-out tokens must be at least 1, not {held_out_tokens}")
     chunks = cut(tokenizer, calibration.text("calibration"), context_length)
     wanted = -(-held_out_tokens // context_length)
+    if isinstance(target, Corpus) and target.text("calibration") == calibration.text("calibration"):
+        target = None  # else the same draw would hold out what pruning is calibrated on
     if target is None:
         draw(chunks, samples + wanted, seed)  # refuses what there is not
         drawn = draw(chunks, len(chunks), seed)

@@ -43,7 +43,8 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
 
         point.prune([sparsity] * len(projections), see)
         kept = [bands[row] for row in range(len(projections))]
-        found = sensitivities(point, kept, subject.texts, batch_tokens=BACKWARD_TOKENS)
+        tokens = min(subject.batch_tokens, BACKWARD_TOKENS)
+        found = sensitivities(point, kept, subject.texts, batch_tokens=tokens)
     owners = np.array([p.layer for p in projections])
     whole = sum(p.numel for p in projections)
     return MetricValues(

@@ -96,7 +96,8 @@ def hill_alpha(spectrum: torch.Tensor, compat: AlphaCompat = "corrected") -> flo
     """
     check_choice(compat, AlphaCompat, "compat")
     found = spectrum.to(torch.float64)
-    found = found[(found > EIGENVALUE_FLOOR * found.max()) & (found > 0)]
+    if len(found):
+        found = found[(found > EIGENVALUE_FLOOR * found.max()) & (found > 0)]
     if len(found) < 2:
         raise InputError(
             f"the spectrum has {len(found)} eigenvalues above round-off; a power law needs two at "

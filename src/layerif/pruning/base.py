@@ -70,5 +70,5 @@ def group_mask(saliency: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
 
 def relative(lost: torch.Tensor, whole: torch.Tensor) -> float:
-    """lost / whole, and 0 where there was nothing to lose."""
-    return float(lost.clamp(min=0) / whole) if bool(whole > 0) else 0.0
+    """lost / whole, and 0 where there was nothing to lose; not finite where one of them is not."""
+    return 0.0 if bool(whole == 0) else float(lost.clamp(min=0) / whole)

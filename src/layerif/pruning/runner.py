@@ -166,13 +166,20 @@ def _prune_layer(
             together.setdefault(sharing, []).append(projection)
         for projection in (p for alike in together.values() for p in alike):
             began = time.perf_counter()
-            if bool(projection.weight.isnan().any()):
-                raise NumericalError(f"the weight of {projection.key} holds NaN, which has no rank")
+            if not bool(projection.weight.isfinite().all()):
+                raise NumericalError(
+                    f"the weight of {projection.key} holds NaN or infinity, which has no rank"
+                )
             figures = pruner.prune(projection, statistics, asked[projection.key])
             if figures.error is not None and not math.isfinite(figures.error):
                 raise NumericalError(
                     f"the output of {projection.key} on the calibration text is not finite; try "
                     "--dtype float32"
+                )
+            if not bool(projection.weight.isfinite().all()):
+                raise NumericalError(
+                    f"a weight of {projection.key} that stays leaves the range of "
+                    f"{projection.weight.dtype} as it is refitted; try --dtype float32"
                 )
             found[projection.key] = figures, time.perf_counter() - began
         table = _as_table([found[p.key] for p in projections])

@@ -171,9 +171,15 @@ class _Tensors:
         return weight.T if projection.transposed else weight
 
     def _names(self, parameter: str) -> Iterator[str]:
-        """The name itself, or without the prefix that some models leave out of their files."""
+        """The name itself, or as some models write it.
+
+        Without its prefix, or, where a language model stands among others, with its parts in
+        another order.
+        """
         if parameter in self._where:
             yield parameter
         short = parameter.split(".", 1)[-1]
         if short in self._where:
             yield short
+        parts = sorted(parameter.split("."))
+        yield from (name for name in self._where if sorted(name.split(".")) == parts)

@@ -11,7 +11,7 @@ from layerif.model import open_model
 from layerif.progress import note
 from layerif.studies.candidates import WAYS, plans_of
 from layerif.studies.folder import RunFolder
-from layerif.studies.marginal import marginal_into
+from layerif.studies.marginal import check_unedited, marginal_into
 from layerif.studies.recipe import Recipe
 from layerif.studies.stages import measure_into
 from layerif.tasks import Corpus, SelfText
@@ -55,13 +55,16 @@ def _plan(recipe: Recipe, folder: RunFolder, name: BesidePlan, calibration: Corp
         "batch_tokens": stage.batch_tokens,
     }
     if name == "marginal":
+        path = folder.path / "marginal.json"
+        check_unedited(path)
         return marginal_into(
-            folder.path / "marginal.json",
+            path,
             *opened,
             recipe.sparsity.target,
             calibration=calibration,
             options={
                 **text,
+                "method": stage.method,
                 "rounds": recipe.sparsity.rounds,
                 "tokens": recipe.sparsity.round_tokens,
                 "held_out_tokens": recipe.sparsity.round_tokens,

@@ -8,7 +8,7 @@ comparison is judged by.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from layerif.allocate import allocate_sparsity
 from layerif.artifacts import Allocation, LayerScores, MetricScores
 from layerif.budgets import DLP_LAMBDA, OWL_LAMBDA
 from layerif.choices import Orientation, PlanName, SparsityMap
+from layerif.errors import InputError
 
 # Of the authors' value, in the order in which they are tried.
-FACTORS = (1.0, 2.0, 0.5, 3.0, 1.5, 4.0)
+FACTORS = (1.0, 2.0, 0.5, 3.0, 1.5, 0.25)
 # How many of them come before other values of the metric's parameter.
 FIRST = 4
 # AlphaPruning's and LayerIF's.
@@ -77,6 +78,20 @@ WAYS: dict[PlanName, Way] = {
     "dlp": Way("dlp", "dlp", "lam", DLP_LAMBDA),
     "random": Way("random", "layerif"),
 }
+
+
+def check_tries(names: Sequence[PlanName], tries: int) -> None:
+    """Refuse more tries than one of the plans has values for: none may have fewer than another.
+
+    Raises:
+        InputError: names the plan, and how many it has.
+    """
+    for name in names:
+        if name not in WAYS or WAYS[name].map == "uniform":
+            continue
+        most = len(WAYS[name].options(tries))
+        if most < tries:
+            raise InputError(f"the plan {name} has {most} values to try, not {tries}")
 
 
 def plans_of(

@@ -28,13 +28,20 @@ from layerif.errors import InputError
 from layerif.evaluation import check_sources, compare, evaluate
 from layerif.evaluation.summed import summed_nats
 from layerif.metrics import metric_scores
-from layerif.model import Tokenizer, evaluation_mode, find_decoder_layers, setting, unwrapped
+from layerif.model import (
+    Tokenizer,
+    describe,
+    evaluation_mode,
+    find_decoder_layers,
+    setting,
+    unwrapped,
+)
 from layerif.progress import note
 from layerif.pruning import check_pattern, prune
 from layerif.runs import write_json
-from layerif.studies.candidates import WAYS, plans_of
+from layerif.studies.candidates import WAYS, check_tries, plans_of
 from layerif.studies.folder import RunFolder
-from layerif.studies.marginal import marginal_into
+from layerif.studies.marginal import check_unedited, marginal_into
 from layerif.studies.stages import standing
 from layerif.tasks import Corpus, Task
 
@@ -70,6 +77,8 @@ class SparsityStudy:
             raise InputError(f"the sparsity is {self.sparsity:g}; it must lie between 0 and 1")
         if self.tries < 1:
             raise InputError(f"each plan needs at least 1 try, not {self.tries}")
+        if self.held_out_tokens < 1:
+            raise InputError(f"held-out tokens must be at least 1, not {self.held_out_tokens}")
 
 
 def compare_sparsity(
@@ -107,7 +116,13 @@ def compare_sparsity(
             "the plan layerif is made from influence: give --scores, a run folder of `layerif "
             "score`, or leave the plan out"
         )
+    check_tries(names, study.tries)
     model = unwrapped(model)
+    if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
+        raise InputError(
+            f"the scores are of {influence.model.name}, whose layers are not those of this model; "
+            "right would be scores of the model that is pruned"
+        )
     check_sources(
         model,
         tokenizer,
@@ -220,8 +235,10 @@ class _Bench:
 
     def _marginal(self) -> Allocation:
         study = self._study
+        path = self._folder / "marginal.json"
+        check_unedited(path)
         return marginal_into(
-            self._folder / "marginal.json",
+            path,
             self._model,
             self._tokenizer,
             study.sparsity,
@@ -280,8 +297,8 @@ class _Bench:
             shares = plan.modules or plan.allocation
             asked["plan"] = [s if isinstance(s, int | float) else s.sparsity for s in shares]
             text = hash_texts([self._calibration.text("calibration")])
-            asked |= {**asdict(self._study), "calibration": text}
-            asked.pop("tries")
+            study = {name: value for name, value in asdict(self._study).items() if name != "tries"}
+            asked |= {"study": study, "calibration": text}
         asked |= setting(self._model).model_dump()
         return Fingerprint(model=self._hash, data=data, options=asked)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from layerif.artifacts import Allocation, Fingerprint, hash_texts
 from layerif.checkpoint import resumable
+from layerif.errors import InputError
 from layerif.marginal import allocate_marginal
 from layerif.model import Tokenizer
 from layerif.studies.stages import fingerprint_of, standing
@@ -16,6 +17,8 @@ from layerif.tasks import Corpus, Task
 
 # In a plan's `how`, where the fingerprint of what it was made from is kept.
 FINGERPRINT = "fingerprint"
+# And the hash of the plan itself, which tells whether a person has edited it since.
+CONTENT = "content"
 
 
 def marginal_into(
@@ -32,7 +35,8 @@ def marginal_into(
     """`allocate_marginal` with `options`, saved as JSON; finished rounds survive an interruption.
 
     Raises:
-        InputError: as `allocate_marginal` and `resumable`; or the file holds another plan.
+        InputError: as `allocate_marginal` and `resumable`; or the file holds another plan, or one
+            that was edited.
         NumericalError: as `allocate_marginal`.
     """
     data = hash_texts([calibration.text("calibration"), _content(target)])
@@ -42,6 +46,8 @@ def marginal_into(
     def load() -> tuple[Allocation, Fingerprint | None]:
         plan = Allocation.load(path)
         kept = plan.how.get(FINGERPRINT)
+        if _edited(plan):
+            raise InputError("it was edited since it was made")
         return plan, None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
 
     if path.is_file() and (done := standing(load, path, wanted, overwrite=overwrite)):
@@ -56,10 +62,36 @@ def marginal_into(
             steps=steps,
             **options,
         )
-        how = {**plan.how, FINGERPRINT: wanted.model_dump(mode="json")}
+        how = {
+            **plan.how,
+            CONTENT: _hash(plan),
+            FINGERPRINT: wanted.model_dump(mode="json"),
+        }
         plan = plan.model_copy(update={"how": how})
         plan.save(path)
     return plan
+
+
+def check_unedited(path: Path) -> None:
+    """Refuse to go on where a plan of ours now holds other numbers: nothing may replace them.
+
+    Raises:
+        InputError: it does.
+    """
+    if path.is_file() and _edited(Allocation.load(path)):
+        raise InputError(
+            f"{path} was edited since it was made, and is not replaced; move it away, and the plan "
+            "is made anew"
+        )
+
+
+def _edited(plan: Allocation) -> bool:
+    return CONTENT in plan.how and plan.how[CONTENT] != _hash(plan)
+
+
+def _hash(plan: Allocation) -> str:
+    """Of all that the plan says but how it was made."""
+    return hash_texts([plan.model_dump_json(exclude={"how"})])
 
 
 def _defaults() -> dict[str, Any]:

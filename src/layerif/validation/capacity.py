@@ -18,7 +18,7 @@ from layerif.artifacts import GroundTruth
 from layerif.batching import Encoded
 from layerif.calibration import walk
 from layerif.checkpoint import NO_STEPS, Steps
-from layerif.errors import InputError, NumericalError
+from layerif.errors import InputError
 from layerif.influence import FreshLora
 from layerif.influence.fresh_adapter import Schedule, fine_tune, fresh_adapter
 from layerif.model import (
@@ -33,9 +33,11 @@ from layerif.model import (
 )
 from layerif.progress import Advance, progress
 from layerif.validation.partial import PartialForward
-from layerif.validation.rows import Rows
+from layerif.validation.rows import Rows, finite
 
 NAME = "capacity"
+# What else to try where a loss is not finite.
+RATE = ", or a smaller --rate"
 
 
 def capacity(
@@ -139,7 +141,7 @@ class _Trial:
     def base(self) -> torch.Tensor:
         """(rows,) nats a token of the rows that are judged, without adapters."""
         nats = [self._partial.whole(batch)[0] for batch in self.judged.batches]
-        return _finite(self.judged.means(nats), "without adapters")
+        return finite(self.judged.means(nats), "validation row", "without adapters", RATE)
 
     def after(self, layer: int, hidden: Sequence[torch.Tensor], advance: Advance) -> torch.Tensor:
         """The same with adapters trained in one layer, which are gone afterwards.
@@ -165,7 +167,8 @@ class _Trial:
                     self._partial.upwards(batch, layer, inputs)
                     for batch, inputs in zip(self.judged.batches, hidden[count:], strict=True)
                 ]
-        return _finite(self.judged.means(nats), f"with adapters in layer {layer}")
+        when = f"with adapters in layer {layer}"
+        return finite(self.judged.means(nats), "validation row", when, RATE)
 
 
 def _check(train: Sequence[Any], validation: Sequence[Any], steps: int, rate: float) -> None:
@@ -179,13 +182,3 @@ def _check(train: Sequence[Any], validation: Sequence[Any], steps: int, rate: fl
             f"{steps} steps at a rate of {rate:g} train nothing; right would be at least 1 step, "
             "and a rate above 0"
         )
-
-
-def _finite(nats: torch.Tensor, when: str) -> torch.Tensor:
-    if not nats.isfinite().all():
-        row = int((~nats.isfinite()).nonzero()[0, 0])
-        raise NumericalError(
-            f"the loss of validation row {row} {when} is {nats[row].item()}; stopped (try --dtype "
-            "float32, or a smaller --rate)"
-        )
-    return nats

@@ -36,7 +36,7 @@ from layerif.model import (
 from layerif.progress import progress
 from layerif.pruning import wanda_mask
 from layerif.validation.partial import PartialForward
-from layerif.validation.rows import Rows
+from layerif.validation.rows import Rows, finite
 
 
 def isolated(
@@ -57,6 +57,7 @@ def isolated(
 
     Raises:
         InputError: the sparsity is not within 0 to 1.
+        NumericalError: a loss is not finite.
     """
     check_point(sparsity)
     bench = _Bench(model, chunks, batch_tokens)
@@ -95,6 +96,7 @@ def operating_point(
 
     Raises:
         InputError: sparsity or delta is out of its range.
+        NumericalError: a loss is not finite.
     """
     check_point(sparsity, delta)
     bench = _Bench(model, chunks, batch_tokens)
@@ -142,17 +144,16 @@ class _Bench:
         """(chunks,) nats a token of the model as it is; what each layer gets is kept."""
         found = [self._partial.whole(batch) for batch in self._rows.batches]
         self._hidden = [inputs for _, inputs in found]
-        return self._rows.means([nats for nats, _ in found])
+        return finite(self._rows.means([nats for nats, _ in found]), "chunk", "as the model is")
 
     @torch.no_grad()
     def losses(self, layer: int) -> torch.Tensor:
         """(chunks,) nats a token, the layers below `layer` being as they were at `base`."""
-        return self._rows.means(
-            [
-                self._partial.upwards(batch, layer, hidden[layer])
-                for batch, hidden in zip(self._rows.batches, self._hidden, strict=True)
-            ]
-        )
+        nats = [
+            self._partial.upwards(batch, layer, hidden[layer])
+            for batch, hidden in zip(self._rows.batches, self._hidden, strict=True)
+        ]
+        return finite(self._rows.means(nats), "chunk", f"with layer {layer} pruned")
 
     def prune(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from layerif.batching import Batch, Encoded, collate, pack
+from layerif.errors import NumericalError
 
 
 class Rows:
@@ -38,3 +39,24 @@ class Rows:
         found = torch.empty_like(self._scored)
         found[self._order] = torch.cat([each.double().cpu() for each in nats])
         return found / self._scored
+
+
+def finite(nats: torch.Tensor, what: str, when: str, advice: str = "") -> torch.Tensor:
+    """The losses of texts, all of them finite.
+
+    Args:
+        nats: (texts,).
+        what: one of the texts, in words.
+        when: what the model was like.
+        advice: beside float32.
+
+    Raises:
+        NumericalError: one is not; names it.
+    """
+    if not nats.isfinite().all():
+        row = int((~nats.isfinite()).nonzero()[0, 0])
+        raise NumericalError(
+            f"the loss of {what} {row} {when} is {nats[row].item()}; stopped (try --dtype float32"
+            f"{advice})"
+        )
+    return nats
