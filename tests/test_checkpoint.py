@@ -195,6 +195,29 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
+def test_one_that_waits_may_take_the_lock_while_the_folder_goes(tmp_path, monkeypatch):
+    out, wanted = tmp_path / "run", fingerprint("m", "d", {"rank": 2})
+    unlink, left = Path.unlink, []
+
+    def taken_at_once(path, missing_ok=False):
+        if path.name == LOCK_FILE:
+            left.extend(sorted(other.name for other in path.parent.iterdir()))
+        unlink(path, missing_ok=missing_ok)
+        if path.name == LOCK_FILE:
+            path.touch()
+
+    with resumable(out, wanted) as steps:
+        steps.save("one", {"x": torch.ones(1)})
+        (steps_folder(out) / "checkpoint-2").mkdir()
+        monkeypatch.setattr(Path, "unlink", taken_at_once)
+    monkeypatch.undo()
+    assert left == [LOCK_FILE], "nothing of the first run is removed after its lock"
+    assert [path.name for path in steps_folder(out).iterdir()] == [LOCK_FILE], "the other's stands"
+    with resumable(out, wanted) as steps:
+        assert steps.load("one") is None
+    assert not steps_folder(out).exists()
+
+
 def test_a_fault_of_the_work_itself_leaves_no_steps(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(NumericalError):

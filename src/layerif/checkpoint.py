@@ -8,6 +8,7 @@ folder goes when the result stands.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -290,9 +291,27 @@ def remove_leftover(out: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove steps, the fingerprint first: what a kill leaves of them is not gone on with."""
+    """Remove steps and their folder, the lock last.
+
+    Without its lock the folder may be that of another process, which has waited for this one.
+    """
+    _empty(folder)
+    (folder / LOCK_FILE).unlink(missing_ok=True)
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, the fingerprint first: what a kill leaves is not gone on with."""
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
 
 
 def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> None:
@@ -309,10 +328,5 @@ def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> No
                 f"{wanted.differences(found)}; finish that one by its own command, pass "
                 "--overwrite to begin anew, or choose another --out"
             )
-    path.unlink(missing_ok=True)
-    for stale in folder.iterdir():
-        if stale.is_dir():
-            shutil.rmtree(stale)
-        elif stale.name != LOCK_FILE:
-            stale.unlink()
+    _empty(folder)
     wanted.save(path)
