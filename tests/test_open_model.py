@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,26 @@ def test_smollm2_is_the_dequantised_file_as_a_plain_model(smollm2, tmp_path):
     model.save_pretrained(tmp_path / "plain")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").num_parameters() > 134e6
     assert tokenizer.decode(tokenizer("Hello, world 42")["input_ids"]) == "Hello, world 42"
+
+
+def test_code_of_a_models_own_runs_when_asked_for_alone(layerif, folder, tmp_path, monkeypatch):
+    """A pruned folder of such a model is verified by the same code, which it brings with it."""
+    cache = "transformers.dynamic_module_utils.HF_MODULES_CACHE"
+    monkeypatch.setattr(cache, str(tmp_path / "code"))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    pruned = tmp_path / "pruned"
+    prune = f"prune --model {folder} --method magnitude --sparsity 0.5 --out {pruned}".split()
+    for command in (prune, ["verify", str(pruned)]):
+        status, _, says = layerif(*command)
+        assert status == 2
+        assert "brings Python code of its own" in says
+        assert "pass --trust-remote-code" in says
+        assert layerif(*command, "--trust-remote-code")[0] == 0

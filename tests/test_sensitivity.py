@@ -133,7 +133,6 @@ def test_sensitivities_are_the_inner_products_of_autograds_gradients(architectur
         # Divided afterwards: norms are in float32 whatever the dtype, so a factor shows there.
         loss = token_losses(model, batch).view(len(items), -1).mean(1).sum()
         loss.backward()
-        assert found.loss == pytest.approx(loss.item() / len(items), rel=tolerance)
         for row, p in enumerate(projections):
             gradient = p.module.weight.grad / len(items)
             if type(p.module).__name__ == "Conv1D":

@@ -20,7 +20,6 @@ from layerif.budgets import (
     apportion_as_authors,
     mola_map,
     power_map,
-    top_k,
     uniform_experts,
 )
 from layerif.errors import InputError
@@ -298,17 +297,6 @@ def test_alphas_are_taken_as_they_are(paper: dict[str, Any]) -> None:
     assert ours.tolist() == apportion(alpha**2.5, 160).tolist()
     authors = power_map(alpha, 160, beta=2.5, normalise="none", compat="authors")
     assert authors.tolist() == step_by_step((alpha**2.5).tolist(), 160)
-
-
-def test_top_k() -> None:
-    assert top_k([1, 2, 3, 8]).tolist() == [1, 2, 2, 2]
-    assert top_k([1]).dtype == np.int64
-
-
-@pytest.mark.parametrize("experts", [[0, 2], [2, -1], [1.5, 2], []])
-def test_top_k_refuses(experts: list[float]) -> None:
-    with pytest.raises(InputError):
-        top_k(experts)
 
 
 @pytest.mark.parametrize(

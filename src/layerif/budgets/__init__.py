@@ -1,7 +1,7 @@
 """Budgets: from one score per layer to experts, ranks or sparsities, with an exact total."""
 
 from layerif.budgets.counts import apportion, apportion_as_authors
-from layerif.budgets.experts import MOLA_SHAPE, mola_map, power_map, top_k
+from layerif.budgets.experts import MOLA_SHAPE, mola_map, power_map
 from layerif.budgets.experts import uniform_map as uniform_experts
 from layerif.budgets.ranks import equal_rank, equal_ranks
 from layerif.budgets.scores import (
@@ -44,7 +44,6 @@ __all__ = [
     "project_to_total",
     "smooth",
     "smoothing_window",
-    "top_k",
     "uniform_experts",
     "uniform_sparsity",
 ]

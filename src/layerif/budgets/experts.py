@@ -144,15 +144,6 @@ def uniform_map(layers: int, total: int) -> IntArray:
     return apportion(np.ones(check_count(layers, "number of layers")), total)
 
 
-def top_k(experts: ArrayLike) -> IntArray:
-    """How many experts each token uses, per layer: two, or one where there is only one.
-
-    Raises:
-        InputError: some number of experts is not a whole number of at least 1.
-    """
-    return np.minimum(2, check_experts(experts))
-
-
 def check_experts(experts: ArrayLike, *, name: str = "experts") -> IntArray:
     """Whole numbers of at least 1, int64 of shape (layers,).
 

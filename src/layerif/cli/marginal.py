@@ -33,7 +33,6 @@ def marginal_plan(
     style: PromptStyle = "alpaca",
     dtype: Dtype = "float32",
     device: str = "auto",
-    device_map: str | None = None,
     data_dir: Path | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
@@ -72,11 +71,7 @@ def marginal_plan(
     from layerif.studies.marginal import marginal_into
 
     opened, tokenizer = open_model(
-        model,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
     options: dict[str, Any] = {
         "method": method,

@@ -22,6 +22,7 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(help="Pruned model folder, with its manifest.", show_default=False)
     ],
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Count a pruned model's zeros in its files, and hold them against its manifest.
@@ -30,7 +31,7 @@ def verify(
     """
     from layerif.pruning import verify as verify_folder
 
-    found = verify_folder(folder)
+    found = verify_folder(folder, trust_remote_code=trust_remote_code)
     value = {"folder": str(folder), "ok": found.ok, **asdict(found)}
     emit(_table(found, str(folder)), value, as_json=as_json)
     for verdict in found.modules:

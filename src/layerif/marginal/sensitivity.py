@@ -36,12 +36,10 @@ class Sensitivities:
     Attributes:
         products: (projections,) float64 <dL/dW(s), D>, in nats.
         widths: (projections,) int64, weights in each band.
-        loss: mean over the texts of their mean loss a scored token, in nats.
     """
 
     products: NDArray[np.float64]
     widths: NDArray[np.int64]
-    loss: float
 
     def per_density(self, groups: NDArray[np.int64], mean_size: float) -> NDArray[np.float64]:
         """(groups,) g: predicted change of the loss per unit of density given to each group.
@@ -91,15 +89,13 @@ def sensitivities(
 
     device = input_device(point.model)
     matrices = FullWeights().matrices(projections)
-    total = 0.0
     with (
         frozen(point.model),
         PerSampleGradients(point.model, projections, matrices) as per_sample,
     ):
         for group in pack(items, batch_tokens):
             batch = collate(group, device=device)
-            losses = per_sample.visit(batch, take, "text")
-            total += losses.sum(dtype=torch.float64).item()
+            per_sample.visit(batch, take, "text")
             advance(batch.tokens)
     found = np.array([0.0 if p is None else p.item() for p in products]) / len(items)
     for projection, value in zip(projections, found, strict=True):
@@ -108,7 +104,7 @@ def sensitivities(
                 f"the sensitivity of {projection.key} is {value}; try --dtype float32"
             )
     widths = np.array([band.width for band in bands], dtype=np.int64)
-    return Sensitivities(found, widths, total / len(items))
+    return Sensitivities(found, widths)
 
 
 @torch.inference_mode()

@@ -245,6 +245,11 @@ def _reading(name: str) -> Iterator[None]:
         with quiet_transformers():
             yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{name!r} brings Python code of its own for the model's structure; read it, and "
+                "pass --trust-remote-code (trust_remote_code=True) to run it here"
+            ) from error
         first_line = str(error).strip().splitlines()[0]
         raise InputError(
             f"cannot open {name!r} as a causal language model: it is neither the alias 'smollm2', "

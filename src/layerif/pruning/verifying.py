@@ -58,17 +58,21 @@ class Verification:
         return all(verdict.fault is None for verdict in self.modules)
 
 
-def verify(folder: str | Path) -> Verification:
+def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
     """Count the zeros of every projection in a folder's safetensors, and check N:M group by group.
 
     Only the projections are read, one at a time, and no model is built.
+
+    Args:
+        folder: as `layerif prune` writes it.
+        trust_remote_code: run code that the folder brings, for the model's structure.
 
     Raises:
         InputError: the folder holds no manifest, no model, or weights that cannot be read.
     """
     folder = Path(folder)
     manifest = Manifest.of_folder(folder)
-    projections = {p.key: p for p in _projections(folder)}
+    projections = {p.key: p for p in _projections(folder, trust_remote_code=trust_remote_code)}
     verdicts = []
     with _Tensors(folder) as tensors:
         for entry in manifest.modules:
@@ -117,9 +121,9 @@ def _breach(weight: torch.Tensor, pattern: Pattern) -> str | None:
     return f"breaks {pattern} in {over:,} of {len(kept):,} groups" if over else None
 
 
-def _projections(folder: Path) -> list[_Located]:
+def _projections(folder: Path, *, trust_remote_code: bool) -> list[_Located]:
     """All projections of the model, from its configuration."""
-    skeleton = open_skeleton(folder)
+    skeleton = open_skeleton(folder, trust_remote_code=trust_remote_code)
     paths = {id(module): path for path, module in skeleton.named_modules()}
     return [
         _Located(p, f"{paths[id(p.module)]}.weight")
