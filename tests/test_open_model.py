@@ -125,7 +125,15 @@ def test_code_of_a_models_own_runs_when_asked_for_alone(layerif, folder, tmp_pat
     (folder / "config.json").write_text(json.dumps(config))
     pruned = tmp_path / "pruned"
     prune = f"prune --model {folder} --method magnitude --sparsity 0.5 --out {pruned}".split()
-    for command in (prune, ["verify", str(pruned)]):
+    (tmp_path / "scores.json").write_text("[0.1, 0.3, 0.2]")
+    named = f"{tmp_path / 'scores.json'} --model {folder}"
+    for command in (
+        prune,
+        ["verify", str(pruned)],
+        f"allocate sparsity {named} --sparsity 0.5".split(),
+        f"allocate experts {named} --total 6".split(),
+        f"allocate ranks {named} --total 6".split(),
+    ):
         status, _, says = layerif(*command)
         assert status == 2
         assert "brings Python code of its own" in says

@@ -262,12 +262,14 @@ def sparsity(
         orientation=orientation,
         s_max=s_max,
         on_constant=on_constant,
-        model=_describe(model, scores, found),
+        model=_describe(model, scores, found, trust_remote_code=trust_remote_code),
     )
     deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
 
 
-def _describe(name: str | None, scores: Path, found: Any) -> ModelInfo | None:
+def _describe(
+    name: str | None, scores: Path, found: Any, *, trust_remote_code: bool
+) -> ModelInfo | None:
     """The shape of the model named, for plain scores; other scores know their own model."""
     if name is None:
         return None
@@ -276,4 +278,4 @@ def _describe(name: str | None, scores: Path, found: Any) -> ModelInfo | None:
         raise InputError(f"{scores} is {what}, which knows its model; leave out --model")
     from layerif.model import describe, open_skeleton
 
-    return describe(open_skeleton(name))
+    return describe(open_skeleton(name, trust_remote_code=trust_remote_code))

@@ -67,6 +67,7 @@ def experts(
     shape: Shape = "2-4-6-8",
     on_constant: options.ConstantOption = "error",
     model: ModelOfPlan = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     rank: Annotated[
         int, typer.Option("--rank", min=1, help="With --model: rank of each expert.")
     ] = 8,
@@ -79,7 +80,7 @@ def experts(
     from layerif.reading import read_scores
 
     found = read_scores(scores)
-    skeleton = _skeleton(model)
+    skeleton = _skeleton(model, trust_remote_code=trust_remote_code)
     plan = allocate_experts(
         found,
         total,
@@ -111,6 +112,7 @@ def ranks(
     shape: Shape = "2-4-6-8",
     on_constant: options.ConstantOption = "error",
     model: ModelOfPlan = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     out: PlanOut = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -120,7 +122,7 @@ def ranks(
     from layerif.reading import read_scores
 
     found = read_scores(scores)
-    skeleton = _skeleton(model)
+    skeleton = _skeleton(model, trust_remote_code=trust_remote_code)
     plan = allocate_ranks(
         found,
         total,
@@ -137,13 +139,13 @@ def ranks(
     _deliver(context, plan, out, skeleton=skeleton, overwrite=overwrite, as_json=as_json)
 
 
-def _skeleton(name: str | None) -> Any:
+def _skeleton(name: str | None, *, trust_remote_code: bool) -> Any:
     """The model named, without its weights."""
     if name is None:
         return None
     from layerif.model import open_skeleton
 
-    return open_skeleton(name)
+    return open_skeleton(name, trust_remote_code=trust_remote_code)
 
 
 def _described(skeleton: Any, found: Any) -> Any:
