@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from layerif.artifacts import LayerScores, Results
-from layerif.runs import cache_folder
+from layerif.files import cache_folder
 
 LAYERIF = Path(sys.executable).with_name("layerif")
 KILLS_A_TRIAL = 3

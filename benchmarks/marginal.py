@@ -27,13 +27,13 @@ from layerif.batching import collate, pack
 from layerif.checkpoint import NoSteps
 from layerif.chunks import cut, draw
 from layerif.evaluation import compare, evaluate
+from layerif.files import write_json
 from layerif.likelihood import token_losses
 from layerif.marginal import BACKWARD_TOKENS, allocate_marginal, evolve
 from layerif.marginal.planning import Units, plan_of
 from layerif.marginal.rounds import Round
 from layerif.model import find_decoder_layers, input_device, open_model
 from layerif.pruning import prune
-from layerif.runs import write_json
 from layerif.tasks import Corpus, load_corpus
 
 

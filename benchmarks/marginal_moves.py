@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.chunks import cut, draw
+from layerif.files import write_json
 from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, mean_loss, sensitivities
 from layerif.marginal.planning import Units, calibration_batches
 from layerif.marginal.rounds import standardised
 from layerif.marginal.texts import Texts
 from layerif.model import find_decoder_layers, open_model
 from layerif.progress import progress
-from layerif.runs import write_json
 from layerif.tasks import load_corpus
 
 DELTA = 0.05

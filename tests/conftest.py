@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from layerif import cli
-from layerif.runs import cache_folder
+from layerif.files import cache_folder
 from tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

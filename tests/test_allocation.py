@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from artifact_samples import MODEL, make_plan, write
 from layerif.artifacts import Allocation, ModelInfo
 from layerif.errors import InputError
-from layerif.runs import json_text
+from layerif.files import json_text
 
 EXPERTS = {"kind": "experts", "allocation": [1, 2, 3, 4, 5], "total": 15}
 

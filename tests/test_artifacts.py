@@ -28,7 +28,7 @@ from layerif.artifacts import (
 )
 from layerif.artifacts.scores import INFLUENCE_FILE, SCORES_FILE
 from layerif.errors import InputError
-from layerif.runs import json_text
+from layerif.files import json_text
 
 
 class TestLayerScores:

@@ -9,7 +9,7 @@ import yaml
 
 from layerif.artifacts import Allocation, Comparisons, Manifest, MetricScores, Results
 from layerif.checkpoint import alone
-from layerif.runs import cache_folder
+from layerif.files import cache_folder
 from layerif.studies import folder as run_folder
 from layerif.studies import pipeline
 from layerif.studies.recipe import ScoreStage

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 from layerif import processes
 from layerif.artifacts import Fingerprint
 from layerif.errors import InputError, NumericalError
+from layerif.files import new_file, refuse_existing, require_disk
 from layerif.progress import note
-from layerif.runs import new_file, refuse_existing, require_disk
 
 if TYPE_CHECKING:
     import torch

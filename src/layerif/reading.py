@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from layerif import budgets
 from layerif.artifacts import METRIC_FORMAT, LayerScores, MetricScores
 from layerif.errors import InputError
-from layerif.runs import read_json
+from layerif.files import read_json
 
 
 def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.float64]:

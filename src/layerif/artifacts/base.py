@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from layerif.errors import InputError
-from layerif.runs import read_json, write_json
+from layerif.files import read_json, write_json
 
 RECORDED_PACKAGES = ("layerif", "torch", "transformers", "numpy")
 

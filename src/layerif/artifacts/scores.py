@@ -18,7 +18,7 @@ from layerif.artifacts.fingerprint import Fingerprint
 from layerif.budgets.scores import aggregate
 from layerif.choices import Aggregation, BlockGranularity, Normalise
 from layerif.errors import InputError
-from layerif.runs import new_file, read_json, write_json
+from layerif.files import new_file, read_json, write_json
 
 FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
 SCORES_FILE = "scores.json"

@@ -13,8 +13,8 @@ import torch
 
 from layerif.choices import HiddenStatesPlace, check_choice
 from layerif.errors import InputError
+from layerif.files import require_disk
 from layerif.progress import note
-from layerif.runs import require_disk
 
 # Of what is free, hidden states get at most this much of memory.
 SHARE = 0.5

@@ -17,7 +17,7 @@ def init(
     from importlib.resources import files
 
     from layerif.errors import InputError
-    from layerif.runs import refuse_existing, write_text
+    from layerif.files import refuse_existing, write_text
 
     if path.exists():
         raise InputError(f"{path} is there already; name another file: layerif init other.yaml")

@@ -196,6 +196,6 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 def likelihood_cache(*, no_cache: bool) -> Path | None:
     """Where the command line keeps likelihoods, by model and texts."""
-    from layerif.runs import cache_folder
+    from layerif.files import cache_folder
 
     return None if no_cache else cache_folder() / "likelihoods"

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from layerif.files import json_text
 from layerif.processes import is_first
-from layerif.runs import json_text
 
 console = Console(highlight=False)
 

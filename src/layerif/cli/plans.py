@@ -46,7 +46,7 @@ def deliver(
 def _keep(plan: Allocation, out: Path, *, overwrite: bool) -> None:
     """Save a plan, unless the file holds this very plan already; another one is not lost."""
     from layerif.artifacts import Allocation
-    from layerif.runs import refuse_existing
+    from layerif.files import refuse_existing
 
     if out.is_file() and not overwrite:
         try:

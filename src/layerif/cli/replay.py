@@ -26,7 +26,7 @@ def write_recipe(context: typer.Context, out: Path) -> None:
     """Write the recipe of the command that `context` runs, into `out` or beside the file `out`."""
     import yaml
 
-    from layerif.runs import write_text
+    from layerif.files import write_text
 
     words: list[str] = []
     here: Any = context

@@ -59,7 +59,7 @@ def show(
 
     They are the first ones that a run with this seed draws.
     """
-    from layerif.runs import json_text
+    from layerif.files import json_text
     from layerif.tasks import load_task
 
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)

@@ -12,10 +12,10 @@ import torch
 from layerif import processes
 from layerif.choices import Keep, check_choice
 from layerif.errors import InputError
+from layerif.files import has_room
 from layerif.influence.estimators import EstimatorOptions, find
 from layerif.influence.subspaces import Matrix
 from layerif.progress import note
-from layerif.runs import has_room
 
 # Never all that is free: the model's own activations and others' processes want some.
 SHARE = 0.9

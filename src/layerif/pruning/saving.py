@@ -8,8 +8,8 @@ from typing import Any
 
 from layerif.artifacts import MANIFEST_FILE, Manifest
 from layerif.errors import InputError
+from layerif.files import new_folder
 from layerif.model import Projection, Tokenizer, quiet_transformers, refuse_adapted
-from layerif.runs import new_folder
 
 
 def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: str | Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from layerif.artifacts import Allocation, LayerScores
 from layerif.choices import Aggregation
-from layerif.runs import new_file
+from layerif.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,6 +27,7 @@ from layerif.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, compare, evaluate
 from layerif.evaluation.summed import summed_nats
+from layerif.files import write_json
 from layerif.metrics import metric_scores
 from layerif.model import (
     Tokenizer,
@@ -38,7 +39,6 @@ from layerif.model import (
 )
 from layerif.progress import note
 from layerif.pruning import check_pattern, prune
-from layerif.runs import write_json
 from layerif.studies.candidates import WAYS, check_tries, plans_of
 from layerif.studies.folder import RunFolder
 from layerif.studies.marginal import check_unedited, marginal_into

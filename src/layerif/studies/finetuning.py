@@ -9,13 +9,13 @@ from typing import Any
 
 from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerprint, hash_texts
 from layerif.checkpoint import resumable
+from layerif.files import new_folder
 from layerif.finetuning import FinetuneOptions, finetune
 from layerif.finetuning.adapters import as_found
 from layerif.finetuning.routed import routing_on
 from layerif.model import Tokenizer, quiet_transformers, taken_out
 from layerif.processes import is_first
 from layerif.report import plot_routing
-from layerif.runs import new_folder
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Example, Task
 

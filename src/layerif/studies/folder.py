@@ -10,7 +10,7 @@ from pathlib import Path
 from layerif.artifacts import Allocation
 from layerif.checkpoint import alone
 from layerif.errors import InputError
-from layerif.runs import json_text, read_json, write_json, write_text
+from layerif.files import json_text, read_json, write_json, write_text
 
 RECIPE_FILE = "recipe.yaml"
 # The plans that the run wrote, which a person may edit, with the hashes they were written with.

@@ -23,11 +23,11 @@ from layerif.checkpoint import Steps, resumable
 from layerif.choices import Aggregation, PruningTruth, TruthKind
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
+from layerif.files import write_json
 from layerif.influence import check_samples
 from layerif.model import Tokenizer
 from layerif.reading import read_scores
 from layerif.report import plot_agreement
-from layerif.runs import write_json
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Corpus, Example, Task
 from layerif.validation import advice, capacity, isolated, operating_point

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerif.errors import InputError
-from layerif.runs import (
+from layerif.files import (
     json_text,
     new_file,
     new_folder,
@@ -189,7 +189,7 @@ def killed_inside(code: str) -> Iterator[None]:
     prelude = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from layerif.runs import new_file, new_folder\n"
+        "from layerif.files import new_file, new_folder\n"
         "def wait_to_be_killed():\n"
         "    print('inside', flush=True)\n"
         "    time.sleep(60)\n"
