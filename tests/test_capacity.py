@@ -169,10 +169,11 @@ def test_a_high_score_beside_a_high_gain_speaks_for_direct(tmp_path):
         }
     )
     scores = {"with": np.arange(6.0) ** 2}
-    (found,) = agreements(scores, ascending)
+    (found,) = agreements(scores, {"capacity": ascending})["capacity"]
     assert (found.spearman, found.truth, found.orientation) == (1.0, "capacity", "direct")
     assert "Use with with --orientation direct for experts or ranks" in advice([found])
-    assert agreements({"against": -np.arange(6.0)}, ascending)[0].orientation == "inverse"
+    (against,) = agreements({"against": -np.arange(6.0)}, {"capacity": ascending})["capacity"]
+    assert against.orientation == "inverse"
     pruned = Agreement(name="with", truth="isolated", spearman=1.0, low=0.5, high=1.0)
     assert pruned.orientation == "inverse"
     none = Agreement(name="none", truth="capacity", spearman=0.1, low=-0.5, high=0.6)

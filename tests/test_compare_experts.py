@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results, hash_model
 from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
-from layerif.evaluation.statistics import crossed_bootstrap, holm, paired_bootstrap
+from layerif.evaluation.statistics import holm
 from layerif.finetuning import FinetuneOptions
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.metrics import metric_scores
 from layerif.model import with_adapter
+from layerif.report import comparison_lines
 from layerif.studies.compare_experts import ExpertsStudy, compare_experts, trained_parameters
 from layerif.studies.expert_plans import expert_plan, names_of
 from layerif.tasks import Example, Task
@@ -143,40 +143,14 @@ def by_hand(model):
     return losses
 
 
-def test_the_crossed_bootstrap_resamples_seeds_and_rows():
-    generator = np.random.default_rng(3)
-    first = generator.normal(size=(4, 30)) + generator.normal(size=(4, 1))
-    second = generator.normal(size=(4, 30))
-    found = crossed_bootstrap(first, second, resamples=20_000)
-    differences, means = first - second, []
-    for _ in range(6_000):
-        seeds, items = generator.integers(4, size=4), generator.integers(30, size=30)
-        means.append(differences[np.ix_(seeds, items)].mean())
-    low, high = np.quantile(means, [0.025, 0.975])
-    assert found.difference == pytest.approx(differences.mean())
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
-    # What seeds do to all rows at once is seen, which rows alone would not show.
-    of_rows = paired_bootstrap(first.mean(0), second.mean(0))
-    assert found.high - found.low > 1.5 * (of_rows.high - of_rows.low)
-    # Two rows, however sure, are two coins.
-    assert crossed_bootstrap(first[:, :2] + 99, second[:, :2]).p == 0.5
-    one = crossed_bootstrap(first[:1], second[:1], resamples=20_000)
-    paired = paired_bootstrap(first[0], second[0])
-    assert (one.low, one.high) == pytest.approx((paired.low, paired.high), abs=0.04)
-
-
-@pytest.mark.parametrize(("first", "second"), [([[1.0]], [[1.0, 2.0]]), ([], []), ([1.0], [2.0])])
-def test_figures_of_other_shapes_are_refused(first, second):
-    with pytest.raises(InputError, match="seeds and items"):
-        crossed_bootstrap(first, second)
-
-
 def test_two_seeds_of_noise_are_inside_the_noise(tmp_path):
     cells = compared(tmp_path / "run", tiny_model())
     results = {"a": cells["uniform"].results, "b": list(reversed(cells["uniform"].results))}
     for comparison in compare_seeds(results, "a"):
         assert comparison.difference == pytest.approx(0, abs=1e-12)
         assert comparison.inside_noise
+        assert comparison.seeds == 2
+    assert "2 seeds cannot show" in comparison_lines(compare_seeds(results, "a"))[-1]
     accuracy, loss = figures_of(cells["top"].results)
     assert accuracy.values.shape == loss.values.shape == (2, 12)
     outcomes = cells["top"].results[1].measurements[0].outcomes

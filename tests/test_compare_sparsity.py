@@ -12,6 +12,7 @@ from layerif.artifacts import Allocation, Comparisons, Results
 from layerif.chunks import cut, draw
 from layerif.errors import InputError
 from layerif.evaluation import perplexity
+from layerif.evaluation.statistics import holm
 from layerif.model import open_model
 from layerif.pruning import prune
 from layerif.studies.candidates import WAYS
@@ -55,6 +56,12 @@ def test_every_plan_is_measured_and_the_best_try_is_taken(compared):
     kept = Comparisons.load(out / "comparison.json").comparisons
     assert {each.baseline for each in kept if each.model != "marginal"} == {"uniform"}
     assert "against uniform" in printed
+    # Marginal's meeting with the best rival is of the family that the text names.
+    rivals = {each.baseline for each in kept if each.model == "marginal"} - {"uniform"}
+    best = min(("alphapruning", "owl", "dlp", "random"), key=lambda n: tuning[n]["held_out_loss"])
+    assert rivals == {best}
+    assert [each.p_holm for each in kept] == pytest.approx(holm([each.p for each in kept]))
+    assert f"adjusted for {len(kept)} comparisons" in " ".join(printed.split())
     assert Results.load(out / "owl-results.json").sparsity == pytest.approx(0.5, abs=1e-3)
     assert Allocation.load(out / "owl.json").realised_total == pytest.approx(0.5, abs=1e-9)
 

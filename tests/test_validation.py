@@ -18,6 +18,7 @@ from layerif.calibration import InputNorms
 from layerif.checkpoint import resumable
 from layerif.chunks import cut
 from layerif.errors import InputError, NumericalError
+from layerif.evaluation.statistics import holm
 from layerif.model import describe, evaluation_mode, find_decoder_layers, setting
 from layerif.pruning import prune, wanda_mask
 from layerif.report import agreement_table, plot_agreement
@@ -203,6 +204,11 @@ def truth_of(costs):
     )
 
 
+def beside(scores, truth):
+    """Agreements of scores with one ground truth alone."""
+    return agreements(scores, {truth.kind: truth})[truth.kind]
+
+
 def test_scores_are_ranked_by_their_correlation_with_the_costs():
     rng = np.random.default_rng(0)
     costs = np.arange(12.0)[:, None] + rng.normal(scale=15, size=(12, 40))
@@ -212,7 +218,7 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
         "with": np.sqrt(np.arange(12.0)) + 0.3 * rng.normal(size=12),
         "constant": np.ones(12),
     }
-    found = agreements(scores, truth_of(costs))
+    found = beside(scores, truth_of(costs))
     by_name = {each.name: each for each in found}
     assert found[0].name == "against"
     assert found[-1].spearman is None
@@ -231,14 +237,14 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
     assert "Use against with --orientation direct" in advice(found)
     assert "No better than uniform" in advice([by_name["constant"]])
     with pytest.raises(InputError, match="short has 3 scores, and the ground truth 12 layers"):
-        agreements({"short": [1, 2, 3]}, truth_of(costs))
+        beside({"short": [1, 2, 3]}, truth_of(costs))
 
 
 def test_a_score_that_chance_may_have_made_is_no_better_than_uniform():
     rng = np.random.default_rng(0)
     scores = {"chance": rng.permutation(30) + 0.3 * np.arange(30.0)}
     costs = np.arange(30.0)[:, None] + 0.01 * rng.normal(size=(30, 40))
-    (alone,) = agreements(scores, truth_of(costs))
+    (alone,) = beside(scores, truth_of(costs))
     expected = spearmanr(scores["chance"], costs.mean(1))
     assert 0.05 < expected.pvalue < 0.5
     assert alone.p == pytest.approx(expected.pvalue, abs=0.01)
@@ -247,29 +253,46 @@ def test_a_score_that_chance_may_have_made_is_no_better_than_uniform():
     assert (alone.by_chance, alone.orientation) == (True, None)
     assert "or the score in random order of the layers correlates" in advice([alone])
     rising = {"rising": np.arange(30.0)}
-    best, other = agreements(scores | rising, truth_of(costs))
+    best, other = beside(scores | rising, truth_of(costs))
     assert other.p == alone.p  # Holm: the largest is not multiplied
     assert best.p == pytest.approx(2 / 20_001)
     assert (best.by_chance, best.orientation) == (False, "inverse")
     assert "Use rising" in advice([best, other])
 
 
+def test_p_is_adjusted_over_all_that_the_table_shows():
+    rng = np.random.default_rng(1)
+    scores = {name: rng.normal(size=12) for name in "abc"} | {"constant": np.ones(12)}
+    isolated = truth_of(np.arange(12.0)[:, None] + rng.normal(scale=4, size=(12, 8)))
+    moved = truth_of(rng.normal(size=(12, 8))).model_copy(update={"kind": "operating_point"})
+    both = agreements(scores, {"isolated": isolated, "operating_point": moved})
+    raw = {
+        (truth.kind, name): beside({name: scores[name]}, truth)[0].p
+        for truth in (isolated, moved)
+        for name in "abc"
+    }
+    expected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    shown = {(e.truth, e.name): e.p for rows in both.values() for e in rows if e.p is not None}
+    assert shown == pytest.approx(expected)
+    assert len(shown) == 6
+
+
 def test_chance_knows_the_ties_of_a_score():
     # Two of the 20 ways to put three high scores among six layers are as far from the middle.
     costs = np.arange(6.0)[:, None] + np.zeros((6, 4))
-    (found,) = agreements({"halves": [0, 0, 0, 1, 1, 1]}, truth_of(costs))
+    (found,) = beside({"halves": [0, 0, 0, 1, 1, 1]}, truth_of(costs))
     assert found.p == pytest.approx(2 / 20, abs=0.01)
 
 
 def test_costs_that_are_all_equal_speak_for_no_score():
     # Pruning so little that no weight goes costs nothing anywhere; scipy gives NaN.
-    (found,) = agreements({"rising": np.arange(6.0)}, truth_of(np.zeros((6, 4))))
+    (found,) = beside({"rising": np.arange(6.0)}, truth_of(np.zeros((6, 4))))
     assert (found.spearman, found.low, found.high, found.orientation) == (0, 0, 0, None)
     assert "No better than uniform" in advice([found])
 
 
 def test_one_text_alone_speaks_for_no_score():
-    (found,) = agreements({"rising": np.arange(6.0)}, truth_of(np.arange(6.0)[:, None]))
+    (found,) = beside({"rising": np.arange(6.0)}, truth_of(np.arange(6.0)[:, None]))
     assert (found.spearman, found.low, found.high) == (pytest.approx(1), -1, 1)
     assert "No better than uniform" in advice([found])
 
@@ -293,7 +316,7 @@ def test_the_table_and_the_picture_are_of_the_same(tmp_path):
     costs = np.arange(6.0)[:, None] + np.zeros((6, 3))
     truth = truth_of(costs)
     scores = {"rising": np.arange(6.0), "flat [x]": np.ones(6)}
-    found = agreements(scores, truth)
+    found = beside(scores, truth)
     console = Console(width=80, file=io.StringIO())
     console.print(agreement_table({"isolated": found, "operating_point": found[::-1]}))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]

@@ -7,6 +7,8 @@ from typing import Literal
 from layerif.artifacts.base import JsonArtifact, Record
 from layerif.artifacts.results import Scoring
 
+SIGNIFICANCE = 0.05
+
 
 class Comparison(Record):
     """One figure of a model beside a baseline's, item by item.
@@ -18,9 +20,10 @@ class Comparison(Record):
         model, baseline: what the two are called.
         value, baseline_value: their figures.
         difference: value - baseline_value.
-        low, high: its 95 % interval by paired bootstrap; None from a single item.
+        low, high: its 95 % interval; None from a single item or seed.
         count: items in pairs: rows, or chunks.
-        test: what p comes from.
+        seeds: of training, where each figure is a mean over several runs; None for one model.
+        test: what p and the interval of a loss come from; `crossed_bootstrap` in older files.
         p: two-sided.
         p_holm: p adjusted for all comparisons made together (Holm).
         inside_noise: p_holm is not below 0.05, so the figures do not tell the two apart.
@@ -37,7 +40,8 @@ class Comparison(Record):
     low: float | None
     high: float | None
     count: int
-    test: Literal["mcnemar", "paired_bootstrap", "crossed_bootstrap"]
+    seeds: int | None = None
+    test: Literal["mcnemar", "paired_bootstrap", "crossed_t", "crossed_bootstrap"]
     p: float
     p_holm: float
     inside_noise: bool

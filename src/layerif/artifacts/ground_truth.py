@@ -74,7 +74,7 @@ class Agreement(Record):
         spearman: correlation over layers, None where the score is constant.
         low, high: its 95 % interval, a bootstrap over the texts that the ground truth is of.
         p: how often the score in random order of the layers correlates as strongly, adjusted for
-            the scores beside it (Holm).
+            all scores and ground truths beside it (Holm).
         by_chance: p is not below 0.05, so that the correlation says nothing of the score.
     """
 

@@ -155,7 +155,7 @@ def validate(
                     seed=seed,
                     overwrite=overwrite,
                 )
-    found = {kind: agreements(vectors, each, seed=seed) for kind, each in truths.items()}
+    found = agreements(vectors, truths, seed=seed)
     verdict = write_verdict(out, vectors, truths, found)
     write_recipe(context, out)
     emit(agreement_table(found), verdict, as_json=as_json)

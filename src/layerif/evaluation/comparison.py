@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from layerif.artifacts import Comparison, Measurement, Outcomes, Results
+from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.errors import InputError
 from layerif.evaluation.statistics import PairedDifference, holm, mcnemar, paired_bootstrap
 
-SIGNIFICANCE = 0.05
 _DECIMALS = 6  # of nats: more than any model's arithmetic settles, and short to read
 
 
@@ -33,7 +33,9 @@ def outcomes_of(
     )
 
 
-def compare(results: Mapping[str, Results], baseline: str) -> list[Comparison]:
+def compare(
+    results: Mapping[str, Results], baseline: str, *, beside: Sequence[tuple[str, str]] = ()
+) -> list[Comparison]:
     """Every model beside `baseline`, in each measurement that both have.
 
     A task with candidates is compared in accuracy (exact McNemar test) and in the mean loss of the
@@ -44,6 +46,7 @@ def compare(results: Mapping[str, Results], baseline: str) -> list[Comparison]:
     Args:
         results: one or more models beside the baseline, by the names they shall have.
         baseline: one of those names.
+        beside: more pairs of those names, model and baseline, that belong to the same family.
 
     Raises:
         InputError: two results share no measurement, or were not measured on the same items, or a
@@ -54,28 +57,28 @@ def compare(results: Mapping[str, Results], baseline: str) -> list[Comparison]:
             f"to compare with {baseline!r}, give its results and those of at least one other "
             f"model; there are results of {', '.join(results) or 'none'}"
         )
-    known = {_key(m): m for m in results[baseline].measurements}
-    found: list[tuple[str, Measurement, _Test]] = []
-    for name, result in results.items():
-        if name == baseline:
-            continue
-        shared = [m for m in result.measurements if _key(m) in known]
+    pairs = [(name, baseline) for name in results if name != baseline]
+    pairs += [pair for pair in beside if pair not in pairs]
+    found: list[tuple[str, str, Measurement, _Test]] = []
+    for name, other in pairs:
+        known = {_key(m): m for m in results[other].measurements}
+        shared = [m for m in results[name].measurements if _key(m) in known]
         if not shared:
             raise InputError(
-                f"{name} and {baseline} share no measurement: one has {_names(result)}, the other "
-                f"{_names(results[baseline])}"
+                f"{name} and {other} share no measurement: one has {_names(results[name])}, the "
+                f"other {_names(results[other])}"
             )
         for measurement in shared:
-            pair = _pair(measurement, known[_key(measurement)], name, baseline)
-            found += [(name, measurement, test) for test in _tests(measurement.metric, *pair)]
-    adjusted = holm([test.p for _, _, test in found])
+            outcomes = _pair(measurement, known[_key(measurement)], name, other)
+            found += [(name, other, measurement, t) for t in _tests(measurement.metric, *outcomes)]
+    adjusted = holm([test.p for *_, test in found])
     return [
         Comparison(
             name=measured.name,
             metric=test.metric,
             scoring=measured.scoring,
             model=name,
-            baseline=baseline,
+            baseline=other,
             value=test.paired.first,
             baseline_value=test.paired.second,
             difference=test.paired.difference,
@@ -87,7 +90,7 @@ def compare(results: Mapping[str, Results], baseline: str) -> list[Comparison]:
             p_holm=p_holm,
             inside_noise=p_holm >= SIGNIFICANCE,
         )
-        for (name, measured, test), p_holm in zip(found, adjusted, strict=True)
+        for (name, other, measured, test), p_holm in zip(found, adjusted, strict=True)
     ]
 
 

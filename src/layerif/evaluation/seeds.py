@@ -9,8 +9,8 @@ import numpy as np
 
 from layerif.artifacts import Comparison, Results
 from layerif.errors import InputError
-from layerif.evaluation.comparison import SIGNIFICANCE
-from layerif.evaluation.statistics import PairedDifference, crossed_bootstrap, holm
+from layerif.artifacts.comparison import SIGNIFICANCE
+from layerif.evaluation.statistics import PairedDifference, crossed_t, holm
 
 Metric = Literal["accuracy", "completion_loss"]
 
@@ -84,7 +84,7 @@ def compare_seeds(results: Mapping[str, Sequence[Results]], baseline: str) -> li
                 f"{len(results[baseline])}; the same are needed"
             )
         for figures, others in zip(figures_of(own), base, strict=True):
-            paired = crossed_bootstrap(figures.values, others.values)
+            paired = crossed_t(figures.values, others.values)
             found.append((name, figures, paired))
     adjusted = holm([paired.p for _, _, paired in found])
     return [
@@ -99,7 +99,8 @@ def compare_seeds(results: Mapping[str, Sequence[Results]], baseline: str) -> li
             low=paired.low,
             high=paired.high,
             count=figures.values.shape[1],
-            test="crossed_bootstrap",
+            seeds=figures.values.shape[0],
+            test="crossed_t",
             p=paired.p,
             p_holm=p_holm,
             inside_noise=p_holm >= SIGNIFICANCE,

@@ -2,8 +2,9 @@
 
 Sources: Wilson (JASA 22, 1927); McNemar (Psychometrika 12, 1947), in its exact form; Efron and
 Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16; Davison and Hinkley,
-Bootstrap Methods and their Application (1997), for the + 1 in p; Holm (Scand. J. Statist. 6,
-1979); Matthews (Biochim. Biophys. Acta 405, 1975).
+Bootstrap Methods and their Application (1997), for the + 1 in p; Satterthwaite (Biometrics Bull.
+2, 1946), for the variance of crossed samples; Holm (Scand. J. Statist. 6, 1979); Matthews (Biochim.
+Biophys. Acta 405, 1975).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from layerif.errors import InputError
 
@@ -112,18 +114,25 @@ def paired_bootstrap(
     )
 
 
-def crossed_bootstrap(
-    first: ArrayLike, second: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> PairedDifference:
-    """Difference of two means over the same seeds and items, both seeds and items resampled.
+def crossed_t(first: ArrayLike, second: ArrayLike) -> PairedDifference:
+    """Difference of two means over the same seeds and items, as a sample of both.
 
-    Training with another seed gives another model, and all of its items move with it: to resample
-    items alone would call that difference certain. Seeds and items are crossed, so each is drawn
-    with replacement by itself (Owen, Ann. Appl. Stat. 1, 2007); with a single seed it is the paired
-    bootstrap over items. p is as there.
+    Training with another seed gives another model, and all of its items move with it: to count the
+    items alone would call that difference certain. The differences d (seeds S, items I) are taken
+    as mu + seed + item + rest, all random, and from the mean squares of a two-way layout
+
+        variance of the mean = (MS_seed + MS_item - MS_rest) / (S I)
+
+    which is unbiased for any S of at least 2, where resampling few seeds is too small by 1 / S. The
+    interval and p are Student's with min(S, I) - 1 degrees of freedom: Satterthwaite's, which are
+    themselves estimated, cover too seldom with two or three seeds. p is not below 2^(1 - k), where
+    k seeds or k items differ: an exact test of k signs could not tell more.
 
     Args:
         first, second: (seeds, items) one figure of each item under each seed.
+
+    Returns:
+        The difference; without an interval, and with p = 1, from a single seed or item.
 
     Raises:
         InputError: there is no item, or the two have not one shape.
@@ -137,22 +146,25 @@ def crossed_bootstrap(
     differences = one - two
     seeds, items = differences.shape
     mean = float(differences.mean())
-    if items == 1:
-        return PairedDifference(float(one.mean()), float(two.mean()), mean, None, None, 1.0)
-    generator = np.random.default_rng(seed)
-    block = max(1, _DRAWN_AT_ONCE // items)
-    resampled = np.empty(resamples)
-    for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
-        of_items = generator.multinomial(items, np.full(items, 1 / items), size=count)
-        sums = ((of_seeds @ differences) * of_items).sum(1)
-        resampled[start : start + count] = sums / (seeds * items)
-    low, high = np.quantile(resampled, _LEVELS)
-    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    floor = 2.0 ** (1 - int(np.count_nonzero(differences.any(0))))
-    p = min(1.0, max(floor, 2 * (int(tail) + 1) / (resamples + 1)))
-    return PairedDifference(float(one.mean()), float(two.mean()), mean, float(low), float(high), p)
+    sides = float(one.mean()), float(two.mean())
+    if min(seeds, items) == 1:
+        return PairedDifference(*sides, mean, None, None, 1.0)
+    of_seeds, of_items = differences.mean(1) - mean, differences.mean(0) - mean
+    rest = differences - mean - of_seeds[:, None] - of_items[None]
+    seed_square = items * float((of_seeds**2).sum()) / (seeds - 1)
+    item_square = seeds * float((of_items**2).sum()) / (items - 1)
+    rest_square = float((rest**2).sum()) / ((seeds - 1) * (items - 1))
+    # By chance the sum may fall below either of the two, which it is not to.
+    total = max(seed_square + item_square - rest_square, seed_square, item_square)
+    differing = min(np.count_nonzero(differences.any(axis)) for axis in (0, 1))
+    floor = 2.0 ** (1 - int(differing))
+    if total <= 0:  # every item of every seed differs by the same
+        return PairedDifference(*sides, mean, mean, mean, min(1.0, floor))
+    student = stats.t(min(seeds, items) - 1)
+    error = math.sqrt(total / differences.size)
+    reach = float(student.ppf(_LEVELS[1])) * error
+    p = min(1.0, max(floor, 2 * float(student.sf(abs(mean) / error))))
+    return PairedDifference(*sides, mean, mean - reach, mean + reach, p)
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:

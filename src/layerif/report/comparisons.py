@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from layerif.artifacts import Comparison
+from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.report.tables import titled
 
 _WORDS = {"accuracy": "accuracy", "perplexity": "perplexity", "completion_loss": "answer loss"}
@@ -20,6 +22,14 @@ def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
         lines.append(
             f"Intervals are 95 % of each difference; p is adjusted for {len(lines)} comparisons "
             "(Holm)."
+        )
+    seeds = min((each.seeds for each in comparisons if each.seeds is not None), default=None)
+    # Fewer than this many signs cannot come out below 0.05, were they all alike.
+    needed = 2 + math.floor(math.log2(max(1, len(comparisons)) / SIGNIFICANCE))
+    if seeds is not None and seeds < needed:
+        lines.append(
+            f"{seeds} seed{'s' if seeds > 1 else ''} cannot show a difference between plans: p is "
+            f"at least {2.0 ** (1 - seeds):.2g} before it is adjusted. {needed} seeds can."
         )
     return lines
 

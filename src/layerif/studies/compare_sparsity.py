@@ -142,12 +142,11 @@ def compare_sparsity(
         write_json(folder / TUNING_FILE, tuning)
         pruned = {name: found for name, found in results.items() if name != "dense"}
         if len(pruned) > 1:
-            comparisons = compare(pruned, "uniform")
+            # Marginal also meets the rival that tuning would have chosen, in the same family.
             rivals = [n for n in pruned if n not in ("marginal", "uniform")]
-            if "marginal" in pruned and rivals:
-                best = min(rivals, key=lambda name: tuning[name]["held_out_loss"])
-                pair = {name: pruned[name] for name in ("marginal", best)}
-                comparisons += compare(pair, best)
+            best = min(rivals, key=lambda name: tuning[name]["held_out_loss"], default=None)
+            beside = [("marginal", best)] if "marginal" in pruned and best is not None else []
+            comparisons = compare(pruned, "uniform", beside=beside)
             Comparisons(comparisons=comparisons).save(folder / COMPARISON_FILE)
     return results
 

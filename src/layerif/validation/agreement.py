@@ -15,8 +15,9 @@ from scipy.stats import rankdata
 
 from layerif.artifacts import Agreement, GroundTruth
 from layerif.budgets.scores import check_scores
+from layerif.choices import TruthKind
 from layerif.errors import InputError
-from layerif.evaluation.comparison import SIGNIFICANCE
+from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.evaluation.statistics import holm
 
 FloatArray = NDArray[np.float64]
@@ -50,26 +51,47 @@ CAPACITY = _Words(
 
 
 def agreements(
-    scores: Mapping[str, ArrayLike], truth: GroundTruth, *, seed: int = 0
-) -> list[Agreement]:
-    """Each score beside the ground truth, the strongest correlation first.
+    scores: Mapping[str, ArrayLike], truths: Mapping[TruthKind, GroundTruth], *, seed: int = 0
+) -> dict[TruthKind, list[Agreement]]:
+    """Each score beside each ground truth, the strongest correlation first.
+
+    p is adjusted over all scores and ground truths together.
 
     Args:
         scores: (layers,) each, by name.
-        truth: the costs.
+        truths: the costs or gains, by their kind.
         seed: of the bootstrap, and of the random orders.
 
     Raises:
         InputError: a score has another number of layers.
     """
+    found = {kind: _beside(scores, truth, seed) for kind, truth in truths.items()}
+    tested = [(each, p) for rows in found.values() for each, p in rows if p is not None]
+    adjusted = iter(holm([p for _, p in tested]))
+    judged = {
+        kind: [each if p is None else _judged(each, next(adjusted)) for each, p in rows]
+        for kind, rows in found.items()
+    }
+    return {
+        kind: sorted(rows, key=lambda a: -abs(a.spearman or 0.0)) for kind, rows in judged.items()
+    }
+
+
+def _judged(agreement: Agreement, p: float) -> Agreement:
+    return agreement.model_copy(update={"p": p, "by_chance": p >= SIGNIFICANCE})
+
+
+def _beside(
+    scores: Mapping[str, ArrayLike], truth: GroundTruth, seed: int
+) -> list[tuple[Agreement, float | None]]:
+    """Each score beside one ground truth, with how often a random order correlates as strongly."""
     costs = truth.matrix
     layers, chunks = costs.shape
     draws = np.random.default_rng(seed).integers(0, chunks, (RESAMPLES, chunks))
     resampled = np.stack([costs[:, own].mean(1) for own in draws])  # (resamples, layers)
     # The same score in random order of the layers is the same costs in random order.
     shuffled = np.random.default_rng(seed).permuted(np.tile(costs.mean(1), (ORDERS, 1)), axis=1)
-    found: list[Agreement] = []
-    chances: dict[str, float] = {}
+    found: list[tuple[Agreement, float | None]] = []
     for name, values in scores.items():
         vector = check_scores(values, name=f"scores {name}")
         if len(vector) != layers:
@@ -78,7 +100,8 @@ def agreements(
                 "would be one score a layer of the same model"
             )
         if np.ptp(vector) == 0:
-            found.append(Agreement(name=name, truth=truth.kind, spearman=None, low=None, high=None))
+            constant = Agreement(name=name, truth=truth.kind, spearman=None, low=None, high=None)
+            found.append((constant, None))
             continue
         value = float(_correlations(vector, costs.mean(1)[None])[0])
         # Of one text alone no draw differs from another, which is no certainty.
@@ -86,17 +109,11 @@ def agreements(
         if chunks > 1:
             low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975])
         as_strong = abs(_correlations(vector, shuffled)) >= abs(value) - ROUNDING
-        chances[name] = float(1 + as_strong.sum()) / (1 + ORDERS)
-        found.append(
-            Agreement(name=name, truth=truth.kind, spearman=value, low=float(low), high=float(high))
+        agreement = Agreement(
+            name=name, truth=truth.kind, spearman=value, low=float(low), high=float(high)
         )
-    adjusted = dict(zip(chances, holm(list(chances.values())), strict=True))
-    judged = [
-        each.model_copy(update={"p": p, "by_chance": p is not None and p >= SIGNIFICANCE})
-        for each in found
-        for p in [adjusted.get(each.name)]
-    ]
-    return sorted(judged, key=lambda a: -abs(a.spearman or 0.0))
+        found.append((agreement, float(1 + as_strong.sum()) / (1 + ORDERS)))
+    return found
 
 
 def advice(found: Sequence[Agreement]) -> str:
