@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from layerif.artifacts import Comparison, Results
-from layerif.errors import InputError
 from layerif.artifacts.comparison import SIGNIFICANCE
+from layerif.errors import InputError
 from layerif.evaluation.statistics import PairedDifference, crossed_t, holm
 
 Metric = Literal["accuracy", "completion_loss"]

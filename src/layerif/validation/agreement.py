@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from layerif.artifacts import Agreement, GroundTruth
+from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.budgets.scores import check_scores
 from layerif.choices import TruthKind
 from layerif.errors import InputError
-from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.evaluation.statistics import holm
 
 FloatArray = NDArray[np.float64]
