@@ -29,6 +29,7 @@ from layerif.choices import (
     check_choice,
 )
 from layerif.errors import InputError
+from layerif.progress import note
 
 # The maps that spend a score within a band of sparsities, each with its authors' lam.
 BANDED = {
@@ -126,20 +127,50 @@ def allocate_sparsity(
             on_constant=on_constant,
         )
         how |= {"map": map, "lam": lam, "orientation": orientation, "s_max": s_max}
+    if map != "uniform":
+        _caution(scores, vector, aggregate, f"sparsities of {plan.min():.0%} to {plan.max():.0%}")
     if granularity == "projection":
         planned = [
             ModuleSparsity(module=module.module, sparsity=value, numel=module.numel)
             for module, value in zip(modules, plan.tolist(), strict=True)
         ]
         how |= {"granularity": granularity}
-        return Allocation.of_modules(planned, total=sparsity, model=model, how=how)
-    return Allocation(
-        kind="sparsity",
-        allocation=plan.tolist(),
-        total=sparsity,
-        model=model,
-        how=how,
-    )
+        made = Allocation.of_modules(planned, total=sparsity, model=model, how=how)
+    else:
+        made = Allocation(
+            kind="sparsity",
+            allocation=plan.tolist(),
+            total=sparsity,
+            model=model,
+            how=how,
+        )
+    note_emptied(made)
+    return made
+
+
+def note_emptied(plan: Allocation) -> None:
+    """Say which layers or projections a plan of sparsity leaves without any weight."""
+    names = [f"layer {layer}" for layer in range(len(plan.allocation))]
+    shares: Sequence[float] = plan.allocation
+    if plan.modules is not None:
+        names = [module.module for module in plan.modules]
+        shares = [module.sparsity for module in plan.modules]
+    if caution := budgets.emptied(names, shares):
+        note(caution)
+
+
+def _caution(
+    scores: LayerScores | MetricScores | ArrayLike,
+    vector: NDArray[np.float64],
+    aggregate: Aggregation,
+    spread: str,
+) -> None:
+    """Say so where scores that hardly tell the layers apart are spread over a whole range."""
+    cautions = [budgets.flat_scores(vector)]
+    if isinstance(scores, LayerScores):
+        cautions.append(budgets.unreliable_scores(scores.influence, aggregate))
+    for caution in filter(None, cautions):
+        note(f"{caution}, and min-max spreads them to {spread}; compare with the uniform plan")
 
 
 def allocate_experts(
@@ -181,6 +212,7 @@ def allocate_experts(
     """
     return _allocate_counts(
         "experts",
+        scores,
         _resolve(scores, aggregate, model),
         total,
         map=map,
@@ -223,6 +255,7 @@ def allocate_ranks(
     """
     return _allocate_counts(
         "ranks",
+        scores,
         _resolve(scores, aggregate, model),
         total,
         map=map,
@@ -237,6 +270,7 @@ def allocate_ranks(
 
 def _allocate_counts(
     kind: Literal["experts", "ranks"],
+    scores: LayerScores | MetricScores | ArrayLike,
     resolved: tuple[NDArray[np.float64], ModelInfo | None, dict[str, Any]],
     total: int,
     *,
@@ -264,6 +298,10 @@ def _allocate_counts(
         )
         how |= {"map": map, "beta": beta, "orientation": orientation}
         how |= {"normalise": normalise, "compat": compat}
+        if normalise == "minmax":
+            what = "experts" if kind == "experts" else "ranks"
+            aggregate = how.get("aggregate", "positive")
+            _caution(scores, vector, aggregate, f"{plan.min()} to {plan.max()} {what}")
     elif map == "mola":
         plan = budgets.mola_map(len(vector), total, shape)
         how = {"map": map, "shape": list(shape)}

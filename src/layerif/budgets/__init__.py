@@ -1,5 +1,6 @@
 """Budgets: from one score per layer to experts, ranks or sparsities, with an exact total."""
 
+from layerif.budgets.cautions import emptied, flat_scores, reliability, unreliable_scores
 from layerif.budgets.counts import apportion, apportion_as_authors
 from layerif.budgets.experts import MOLA_SHAPE, mola_map, power_map
 from layerif.budgets.experts import uniform_map as uniform_experts
@@ -33,8 +34,10 @@ __all__ = [
     "apportion_as_authors",
     "check_scores",
     "dlp_map",
+    "emptied",
     "equal_rank",
     "equal_ranks",
+    "flat_scores",
     "layerif_map",
     "minmax",
     "mola_map",
@@ -42,8 +45,10 @@ __all__ = [
     "owl_map",
     "power_map",
     "project_to_total",
+    "reliability",
     "smooth",
     "smoothing_window",
     "uniform_experts",
     "uniform_sparsity",
+    "unreliable_scores",
 ]

@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from layerif.allocate import note_emptied
 from layerif.artifacts import Allocation, Fingerprint, hash_texts
 from layerif.checkpoint import resumable
 from layerif.errors import InputError
@@ -68,6 +69,7 @@ def marginal_into(
             FINGERPRINT: wanted.model_dump(mode="json"),
         }
         plan = plan.model_copy(update={"how": how})
+        note_emptied(plan)
         plan.save(path)
     return plan
 

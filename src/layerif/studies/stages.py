@@ -11,6 +11,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from layerif.allocate import note_emptied
 from layerif.artifacts import (
     MANIFEST_FILE,
     Allocation,
@@ -168,6 +169,8 @@ def prune_into(
     wanted = _pruning_fingerprint(model, plan, calibration, options)
     if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
         return done
+    if isinstance(plan, Allocation):
+        note_emptied(plan)
     with resumable(folder, wanted, restart=overwrite) as steps:
         # The layers as they are finished, and then all of the model.
         sizes = [p.weight.nbytes for p in find_decoder_layers(model).projections]
