@@ -1,10 +1,10 @@
 """Kill commands at random moments; what they leave in the end must be as if nobody had.
 
-Every command that writes is run in a process of its own on a tiny model, and killed (SIGKILL) at
+Every command that writes runs in a process of its own on a tiny model, and is killed (SIGKILL) at
 moments drawn uniformly over an undisturbed run, several times each before one is let through. What
-it then leaves is compared with what the undisturbed run left, file by file and byte by byte, seconds
-aside: a file more, such as a hidden leftover, is a difference. Some commands replace another result
-with --overwrite: until the new one is whole, the old one is there or comes back.
+it then leaves is compared with what the undisturbed run left, byte by byte, seconds aside: a file
+more, such as a hidden leftover, is a difference. Some commands replace another result with
+--overwrite.
 
 The processes are forked from one that has imported everything, so that kills hit the work and not
 the imports.
@@ -206,8 +206,9 @@ def prepared(work: Path) -> Path:
     )
     transformers.logging.set_verbosity_error()
     base = ["--model", f"{given}/model"]
+    scores = f"{given}/scores"
     for command in (
-        ["score", *base, "--task", "agreement", *sizes(8, 4), "--out", f"{given}/scores"],
+        ["score", *base, "--task", "agreement", *sizes(8, 4), "--out", scores],
         [
             "allocate",
             "experts",
