@@ -155,7 +155,7 @@ def test_full_gradients_cannot_be_kept():
 
 def test_what_is_asked_for_is_used_within_the_memory_given(capsys):
     measure(tiny_model(), memory=1e-6)
-    assert "not kept, computed anew in each pass" in capsys.readouterr().err
+    assert "not kept, computed again in each pass" in capsys.readouterr().err
     measure(tiny_model())
     assert "in memory" in capsys.readouterr().err
     with pytest.raises(InputError, match="on disk in the run folder, and none is given"):

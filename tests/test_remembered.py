@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from layerif.artifacts import Fingerprint
-from layerif.checkpoint import remembered, steps_folder
+from layerif.caching import remembered
+from layerif.checkpoint import steps_folder
 from layerif.errors import NumericalError
 from layerif.evaluation import perplexity
 from layerif.evaluation.summed import Cache

@@ -1,9 +1,9 @@
 """Long work that may be cut short: finished steps stand beside the result until it is whole.
 
 A stage that writes `runs/demo` keeps its steps in `runs/.demo.steps`: one safetensors file a step,
-written aside and renamed, so that a step is either finished or absent. Started again with the same
-model, data and configuration it goes on after the last one, with the same result to the bit; the
-folder goes when the result stands.
+written aside and renamed, so that a step is either finished or absent; one that is not as it was
+written counts as absent. Started again with the same model, data and configuration it goes on after
+the last one, with the same result to the bit; the folder goes when the result exists.
 """
 
 from __future__ import annotations
@@ -13,17 +13,28 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from layerif import processes
-from layerif.artifacts import Fingerprint
+from layerif.artifacts import Fingerprint, hash_texts
 from layerif.errors import InputError, NumericalError
-from layerif.files import new_file, refuse_existing, require_disk
+from layerif.files import (
+    disk_error,
+    load_tensors,
+    refuse_existing,
+    require_disk,
+    save_tensors,
+    taken,
+    writing_to,
+)
 from layerif.progress import note
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 FINGERPRINT_FILE = "fingerprint.json"
 LOCK_FILE = "lock"
@@ -39,17 +50,36 @@ class Steps(Protocol):
     def folder(self) -> Path | None:
         """For files too large to be a step of their own; None where nothing is kept."""
 
-    def load(self, step: str) -> dict[str, torch.Tensor] | None:
-        """The tensors of a finished step; None where it is still to do."""
+    def of_kind(self, *kind: Any) -> Self:
+        """The same place for work of one kind; a step of another kind counts as absent.
 
-    def await_step(self, step: str) -> None:
-        """Wait until a step that another process has finished shows here."""
+        Args:
+            kind: plain JSON values that the steps depend on beside the fingerprint of the stage.
+        """
+
+    def load(self, step: str) -> dict[str, torch.Tensor] | None:
+        """The tensors of a finished step; None where it is still to do, or damaged."""
+
+    def awaited(
+        self, step: str, wanted: Callable[[dict[str, torch.Tensor]], bool] = lambda _kept: True
+    ) -> dict[str, torch.Tensor]:
+        """Those of a step that another process has finished, once it shows here.
+
+        Args:
+            wanted: tells it from an earlier one.
+        """
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Keep a finished step; one that stands is replaced."""
+        """Keep a finished step; one that is there is replaced."""
 
-    def reserve(self, size: int) -> None:
-        """Refuse beforehand to write `size` bytes of steps where there is no room for them."""
+    def reserve(self, size: float, what: str, of: str = "*") -> None:
+        """Refuse beforehand to write `size` bytes where there is no room for them.
+
+        Args:
+            size: of all of it, whatever is there already.
+            what: takes the room, for the error.
+            of: pattern of the names of what is there already and counts.
+        """
 
 
 class NoSteps:
@@ -57,16 +87,19 @@ class NoSteps:
 
     folder: Path | None = None
 
+    def of_kind(self, *_kind: Any) -> Self:
+        return self
+
     def load(self, step: str) -> None:
         return None
 
-    def await_step(self, step: str) -> None:
-        pass
+    def awaited(self, step: str, wanted: Any = None) -> dict[str, torch.Tensor]:
+        raise InputError(f"the step {step} is not kept, so no other process can take it")
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
         pass
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, size: float, what: str, of: str = "*") -> None:
         pass
 
 
@@ -79,25 +112,37 @@ class DiskSteps:
     def __init__(self, folder: Path) -> None:
         self.folder: Path | None = folder
         self._folder = folder
+        self._kind = ""
+
+    def of_kind(self, *kind: Any) -> Self:
+        own = copy(self)
+        own._kind = hash_texts([self._kind, *kind])
+        return own
 
     def load(self, step: str) -> dict[str, torch.Tensor] | None:
-        from safetensors.torch import load_file
-
         path = self._path(step)
-        return load_file(path) if path.is_file() else None
+        kept = load_tensors(path, self._kind)
+        if kept is None and path.exists():
+            note(f"{path} is damaged, or of work done in another way: computed again")
+        return kept
 
-    def await_step(self, step: str) -> None:
-        awaited(self._path(step))
+    def awaited(
+        self, step: str, wanted: Callable[[dict[str, torch.Tensor]], bool] = lambda _kept: True
+    ) -> dict[str, torch.Tensor]:
+        path = self._path(step)
+
+        def read() -> dict[str, torch.Tensor] | None:
+            kept = load_tensors(path, self._kind)
+            return kept if kept is not None and wanted(kept) else None
+
+        return _awaited(path, read)
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        from safetensors.torch import save_file
+        save_tensors(self._path(step), tensors, self._kind)
 
-        with new_file(self._path(step)) as part:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-
-    def reserve(self, size: int) -> None:
-        present = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
-        require_disk(self._folder, size - present, "the steps of this run")
+    def reserve(self, size: float, what: str, of: str = "*") -> None:
+        there = sum(map(taken, self._folder.glob(of)))
+        require_disk(self._folder, size - there, what)
 
     def _path(self, step: str) -> Path:
         return self._folder / f"{step}.safetensors"
@@ -126,8 +171,8 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
     held = FileLock(lock)
     waited = False
     while not held.is_locked:
-        lock.parent.mkdir(parents=True, exist_ok=True)
         try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
             held.acquire(timeout=-1 if waited else 0)
         except Timeout:
             if not wait:
@@ -139,6 +184,8 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
             waited = True
         except FileNotFoundError:
             pass  # the other was done at this moment, and its folder went
+        except OSError as error:
+            raise disk_error(error, lock) from error
     try:
         yield
     finally:
@@ -198,25 +245,31 @@ def _together(out: Path, fingerprint: Fingerprint, *, restart: bool, wait: bool)
             processes.agreed(lambda: held.enter_context(kept) and None)
         else:
             processes.agreed(lambda: None)
-            awaited(folder / FINGERPRINT_FILE)
+            path = folder / FINGERPRINT_FILE
+            _awaited(path, lambda: path.is_file() or None)
         yield
         processes.barrier()
 
 
-def awaited(path: Path) -> None:
-    """Wait for a file that another process has written: a network disk shows it a little later.
+def _awaited(path: Path, read: Callable[[], T | None]) -> T:
+    """What another process has written: a network disk shows it a little later.
+
+    Args:
+        path: of the file, for the error.
+        read: returns None until the file shows.
 
     Raises:
         InputError: it does not come; so the folder is not one that all processes see.
     """
     end = time.monotonic() + VISIBLE_WITHIN
-    while not path.is_file():
+    while (found := read()) is None:
         if time.monotonic() > end:
             raise InputError(
                 f"process {processes.rank()} does not see {path}, which another process has "
                 "written; the run folder (--out) has to lie on a disk that all machines share"
             )
         time.sleep(0.1)
+    return found
 
 
 def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
@@ -240,43 +293,6 @@ def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
         refuse_existing(out, overwrite=overwrite)
 
 
-def remembered(
-    folder: Path,
-    fingerprint: Fingerprint,
-    compute: Callable[[Steps], dict[str, torch.Tensor]],
-) -> dict[str, torch.Tensor]:
-    """What `compute` returns, taken from `folder` where it was computed before.
-
-    Cut short, it goes on after its last step; a process that wants the same at the same time waits
-    for the first.
-
-    Args:
-        folder: of such results, a file each.
-        fingerprint: all that the tensors depend on.
-        compute: does the work, keeping its steps.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
-    path = folder / f"{fingerprint.digest()}.safetensors"
-
-    def stored() -> dict[str, torch.Tensor] | None:
-        try:
-            return load_file(path) if path.is_file() else None
-        except SafetensorError:
-            return None  # damaged, by a full disk say: computed anew
-
-    found = stored()
-    if found is None:
-        with resumable(path, fingerprint, wait=True) as steps:
-            found = stored()  # another process may have been faster
-            if found is None:
-                found = compute(steps)
-                with new_file(path) as part:
-                    save_file(found, part)
-    return found
-
-
 def remove_leftover(out: Path) -> None:
     """Remove steps that were left beside a finished result, unless a process is at them."""
     from filelock import FileLock, Timeout
@@ -295,20 +311,21 @@ def _remove(folder: Path) -> None:
 
     Without its lock the folder may be that of another process, which has waited for this one.
     """
-    _empty(folder)
-    (folder / LOCK_FILE).unlink(missing_ok=True)
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-            raise
+    with writing_to(folder):
+        _empty(folder)
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
 
 
 def _empty(folder: Path) -> None:
     """Remove all but the lock, the fingerprint first: what a kill leaves is not gone on with."""
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != LOCK_FILE:
             path.unlink()
@@ -316,17 +333,25 @@ def _empty(folder: Path) -> None:
 
 def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> None:
     path = folder / FINGERPRINT_FILE
-    if path.is_file():
-        found = Fingerprint.load(path)
+    steps = len(list(folder.glob("*.safetensors")))
+    if path.exists() and (found := _readable(path)) is not None:
         if found == wanted:
-            steps = len(list(folder.glob("*.safetensors")))
             note(f"resuming: {steps} finished steps of {out} found")
             return
-        if not restart and any(folder.glob("*.safetensors")):
+        if not restart and steps:
             raise InputError(
-                f"an unfinished run for {out} stands in {folder}, and it is of other work: "
+                f"an unfinished run for {out} is kept in {folder}, and it has other settings: "
                 f"{wanted.differences(found)}; finish that one by its own command, pass "
-                "--overwrite to begin anew, or choose another --out"
+                "--overwrite to begin again, or choose another --out"
             )
     _empty(folder)
     wanted.save(path)
+
+
+def _readable(path: Path) -> Fingerprint | None:
+    """The fingerprint of a folder of steps; None where it is damaged, so that none can be used."""
+    try:
+        return Fingerprint.load(path)
+    except (InputError, OSError) as error:
+        note(f"the steps kept in {path.parent} cannot be used, and are done again: {error}")
+        return None

@@ -15,6 +15,18 @@ class InputError(LayerifError):
     exit_code = 2
 
 
+class DiskError(InputError):
+    """A file cannot be written where it should be: a full or read-only disk, a closed folder.
+
+    Attributes:
+        reason: the system's, without the file.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ProcessError(LayerifError):
     """One of several processes that work together has ended before the work was done."""
 

@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from layerif import errors
 from layerif.errors import InputError, LayerifError, ProcessError
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def agreed(call: Callable[[], T]) -> T:
             raise
         _from_first(json.dumps(answer).encode())
     if "error" in answer:
-        kinds = {kind.__name__: kind for kind in LayerifError.__subclasses__()}
-        raise kinds.get(answer["kind"], LayerifError)(answer["error"])
+        raise getattr(errors, answer["kind"], LayerifError)(answer["error"])
     value: T = answer["value"]
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 
 from layerif.choices import HiddenStatesPlace, check_choice
 from layerif.errors import InputError
-from layerif.files import require_disk
+from layerif.files import require_disk, writing_to
 from layerif.progress import note
 
 # Of what is free, hidden states get at most this much of memory.
@@ -47,6 +48,8 @@ class OnDisk:
 
     def append(self, tensor: torch.Tensor) -> None:
         path = self._folder / f"hidden-{len(self._maps):05d}.bin"
+        with writing_to(path):
+            _take_room(path, tensor.nbytes)
         mapped = torch.from_file(
             str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype
         ).view(tensor.shape)
@@ -59,6 +62,13 @@ class OnDisk:
     def __setitem__(self, batch: int, tensor: torch.Tensor) -> None:
         self._maps[batch].copy_(tensor)
         self._devices[batch] = tensor.device
+
+
+def _take_room(path: Path, size: int) -> None:
+    """Have the disk give a file its room: a page that finds none when it is written kills."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 @contextmanager
@@ -75,23 +85,25 @@ def hidden_states(
         folder: of the run's steps; None without a run folder.
 
     Raises:
-        InputError: no folder for files, or no room on its disk.
+        InputError: no folder for files, or no room on its disk, which is also refused later where
+            others have taken it meanwhile.
     """
     check_choice(place, HiddenStatesPlace, "place for hidden states")
+    below = None if folder is None else folder / "hidden"
+    if below is not None:
+        shutil.rmtree(below, ignore_errors=True)  # of a run that was killed
     if place == "auto":
         fits = size <= SHARE * _free(device)
         place = "memory" if fits or folder is None else "disk"
     if place == "memory":
         yield InMemory()
         return
-    if folder is None:
+    if below is None:
         raise InputError(
             "hidden states on disk lie in the run folder, and none is given; run `layerif prune`, "
             "or keep them in memory"
         )
-    below = folder / "hidden"
-    shutil.rmtree(below, ignore_errors=True)
-    require_disk(folder, size, "the hidden states of the calibration text")
+    require_disk(below, size, "the hidden states of the calibration text")
     below.mkdir()
     note(f"hidden states: {size / 1e9:.2f} GB on disk, in {below}")
     try:

@@ -12,7 +12,8 @@ import torch
 
 from layerif.artifacts import Fingerprint, hash_model, hash_texts
 from layerif.batching import Encoded, collate, pack
-from layerif.checkpoint import NoSteps, Steps, remembered
+from layerif.caching import remembered
+from layerif.checkpoint import NO_STEPS, Steps
 from layerif.errors import NumericalError
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import input_device, setting
@@ -50,10 +51,10 @@ class Cache:
             options: all else that the result depends on, rounding included.
         """
         if self.folder is None:
-            return compute(NoSteps())
+            return compute(NO_STEPS)
         options |= setting(model).model_dump()
         wanted = Fingerprint(model=self.model, data=hash_texts(data), options=options)
-        return remembered(self.folder, wanted, compute)
+        return remembered(self.folder, wanted, compute, optional=True)
 
 
 NO_CACHE = Cache()

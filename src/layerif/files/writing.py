@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from layerif.errors import InputError
+from layerif.files.failures import writing_to
 
-# Never fill a disk to the brim: others write there too.
-DISK_MARGIN = 1.1
 # In the names of unfinished files: on a shared disk, other machines have processes of their own.
 _HOST = platform.node() or "localhost"
 
@@ -41,29 +40,6 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def require_disk(folder: Path, size: float, what: str) -> None:
-    """Refuse beforehand to write `size` bytes to the disk of `folder` where there is no room.
-
-    Raises:
-        InputError: there is none; says how much is free.
-    """
-    if not has_room(folder, size):
-        raise InputError(
-            f"{what} take {size / 1e9:.1f} GB of disk at {folder}, where {_free(folder) / 1e9:.1f} "
-            "GB are free; make room, or choose another --out"
-        )
-
-
-def has_room(folder: Path, size: float) -> bool:
-    """Whether `size` bytes can be written to the disk of `folder`, with some to spare."""
-    return size * DISK_MARGIN <= _free(folder)
-
-
-def _free(folder: Path) -> int:
-    standing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(standing).free
-
-
 def cache_folder() -> Path:
     """Where what can be made again is kept: $LAYERIF_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("LAYERIF_CACHE"):
@@ -80,30 +56,33 @@ def new_file(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: `path` is a folder.
+        DiskError: the disk refuses.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; a file is to be written, so name one inside it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
     folder = _part(path)
-    folder.mkdir(exist_ok=True)
     part = folder / path.name
-    try:
+    with writing_to(path), _removed_in_the_end(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        folder.mkdir(exist_ok=True)
         yield part
         _make_readable(part, path.parent)
         part.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; it takes the place of `path` only on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    """Yield an empty folder beside `path`; it takes the place of `path` only on success.
+
+    Raises:
+        DiskError: the disk refuses.
+    """
     part = _part(path)
-    part.mkdir()
-    try:
+    with writing_to(path), _removed_in_the_end(part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        part.mkdir()
         yield part
         for file in part.rglob("*"):
             _make_readable(file, file.parent)
@@ -123,8 +102,14 @@ def new_folder(path: Path) -> Iterator[Path]:
                 old.unlink()
         else:
             part.rename(path)
+
+
+@contextmanager
+def _removed_in_the_end(folder: Path) -> Iterator[None]:
+    try:
+        yield
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _part(path: Path) -> Path:

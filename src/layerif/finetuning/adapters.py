@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,7 +10,7 @@ import torch
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
-from layerif.model import describe, evaluation_mode, find_decoder_layers, refuse_adapted
+from layerif.model import describe, find_decoder_layers, refuse_adapted
 from layerif.moe import LoraMoeConfig, lora_config_for
 
 Method = Literal["lora", "lora_moe"]
@@ -72,22 +70,6 @@ def with_new_adapter(
         torch.manual_seed(options.seed)
         wrapped = get_peft_model(model, config)
     return wrapped, "lora_moe" if isinstance(config, LoraMoeConfig) else "lora"
-
-
-@contextmanager
-def as_found(model: torch.nn.Module) -> Iterator[None]:
-    """Afterwards the same parameters want a gradient, and each module is in the mode it was in.
-
-    Args:
-        model: of transformers; adapters put into it inside are to be taken out again inside.
-    """
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        with evaluation_mode(model):
-            yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 def trainable_parameters(model: Any) -> int:

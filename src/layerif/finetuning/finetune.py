@@ -19,18 +19,19 @@ from layerif.batching import Encoded, encode_samples
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
+from layerif.files import require_disk
 from layerif.finetuning.adapters import trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches, texts_of
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import (
     Tokenizer,
+    as_found,
     checkpointed,
     describe,
     find_decoder_layers,
     input_device,
     quiet_transformers,
     setting,
-    taken_out,
     unwrapped,
 )
 from layerif.moe import LogRouting
@@ -60,7 +61,8 @@ def finetune(
     Of several processes each comes here with the same, and runs its share of every batch.
 
     Args:
-        model: a causal LM of transformers, without adapters; it is changed in place.
+        model: a causal LM of transformers, without adapters; it is changed in place, and left as it
+            was found where that fails.
         train: rows; their order is drawn anew in every epoch.
         validation: rows whose loss is measured as training goes; may be empty.
         plan: experts or ranks of each layer; None for LoRA of one rank.
@@ -80,46 +82,45 @@ def finetune(
     items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
     batches = Batches(items, options)
-    wrapped, method = with_new_adapter(model, plan, options)
-    count = trainable_parameters(wrapped)
-    tokens = sum(len(item.input_ids) for item in items)
-    note(
-        f"fine-tuning {count:,} parameters ({count * BYTES_PER_PARAMETER / 1e9:.2f} GB with "
-        f"gradients and AdamW): {len(batches):,} steps of {options.batch_size} rows, "
-        f"{len(items):,} rows of {tokens:,} tokens in an epoch"
-    )
-    started = time.monotonic()
-    try:
+    with ExitStack() as undoing:
+        undoing.enter_context(as_found(model))
+        wrapped, method = with_new_adapter(model, plan, options)
+        count = trainable_parameters(wrapped)
+        tokens = sum(len(item.input_ids) for item in items)
+        note(
+            f"fine-tuning {count:,} parameters ({count * BYTES_PER_PARAMETER / 1e9:.2f} GB with "
+            f"gradients and AdamW): {len(batches):,} steps of {options.batch_size} rows, "
+            f"{len(items):,} rows of {tokens:,} tokens in an epoch"
+        )
+        started = time.monotonic()
         state = _train(wrapped, batches, measured, options, steps)
-    except BaseException:
-        taken_out(wrapped)
-        raise
-    wrapped.eval()
-    best = state.best_global_step if options.patience is not None else None
-    record = Finetuning(
-        model=info,
-        method=method,
-        plan=plan,
-        trainable_parameters=count,
-        task=task or {},
-        options=asdict(options),
-        rows={"train": len(items), "validation": len(measured), "left_out": left_out},
-        steps=state.global_step,
-        losses=[
-            StepLoss(**{name: e[name] for name in StepLoss.model_fields if name in e})
-            for e in state.log_history
-            if "loss" in e
-        ],
-        evaluations=[
-            ValidationLoss(step=e["step"], loss=e["eval_loss"])
-            for e in state.log_history
-            if "eval_loss" in e
-        ],
-        best_step=best or None,
-        seconds=time.monotonic() - started,
-        processes=processes.count(),
-        setting=setting(model),
-    )
+        wrapped.eval()
+        best = state.best_global_step if options.patience is not None else None
+        record = Finetuning(
+            model=info,
+            method=method,
+            plan=plan,
+            trainable_parameters=count,
+            task=task or {},
+            options=asdict(options),
+            rows={"train": len(items), "validation": len(measured), "left_out": left_out},
+            steps=state.global_step,
+            losses=[
+                StepLoss(**{name: e[name] for name in StepLoss.model_fields if name in e})
+                for e in state.log_history
+                if "loss" in e
+            ],
+            evaluations=[
+                ValidationLoss(step=e["step"], loss=e["eval_loss"])
+                for e in state.log_history
+                if "eval_loss" in e
+            ],
+            best_step=best or None,
+            seconds=time.monotonic() - started,
+            processes=processes.count(),
+            setting=setting(model),
+        )
+        undoing.pop_all()  # it is done: the adapter stays
     return wrapped, record
 
 
@@ -190,7 +191,8 @@ def _train(
             callbacks.append(StopEarly(options.patience))
         arguments = _arguments(model, folder, batches, options, measured=bool(validation))
         # One speaks for all: a disk that machines share may show the note to some of them later.
-        done = processes.agreed(lambda: noted_step(steps)) if steps.folder else None
+        _reserve(model, steps, folder, best=options.patience is not None)
+        done = processes.agreed(lambda: noted_step(steps))
         resumed = None
         if done is not None:
             resumed = str(checkpoint_in(folder, done))
@@ -219,6 +221,18 @@ def _train(
             f"({REMEDY})"
         )
     return trainer.state
+
+
+def _reserve(model: Any, steps: Steps, folder: Path, *, best: bool) -> None:
+    """Refuse beforehand what the disk has no room for: the checkpoints, and the adapter itself."""
+    adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    # Each has AdamW's two means; beside the last one and the best, the next is written.
+    size = adapter + (3 if best else 2) * 3 * adapter
+    what = "checkpoints of the adapter's training"
+    if steps.folder is None:
+        require_disk(folder, size, what, remedy="set TMPDIR to a folder on another disk")
+    else:
+        steps.reserve(size, what, "checkpoint*")
 
 
 def _arguments(

@@ -19,12 +19,13 @@ from layerif import processes
 from layerif.batching import Encoded, collate, pack
 from layerif.checkpoint import Steps
 from layerif.errors import NumericalError
+from layerif.files import is_whole, seal, writing_to
 from layerif.finetuning.batches import Batches, StepBatch
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import evaluation_mode, input_device, unwrapped
 from layerif.moe import LoraMoeLinear, batch_state
 from layerif.moe.balance import BatchState
-from layerif.progress import Advance
+from layerif.progress import Advance, note
 
 CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
 REMEDY = "try a smaller --learning-rate, or --dtype float32"
@@ -75,6 +76,10 @@ class CompletionTrainer(Trainer):
             return  # every process comes here, and one file is written
         # The adapter alone: PEFT would ask the hub whether the vocabulary has grown.
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        with writing_to(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **options)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # an estimate that reads input_ids, which are not there yet
@@ -153,9 +158,11 @@ class KeepCheckpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         processes.barrier()  # each process has written its part
         if processes.is_first():
-            self._steps.save(CHECKPOINT, {"step": torch.tensor(state.global_step)})
-            steps = (state.global_step, state.best_global_step)
-            kept = {checkpoint_in(self._folder, step) for step in steps if step}
+            seal(checkpoint_in(self._folder, state.global_step))
+            steps = {step for step in (state.global_step, state.best_global_step) if step}
+            whole = {"step": torch.tensor(state.global_step), "kept": torch.tensor(sorted(steps))}
+            self._steps.save(CHECKPOINT, whole)
+            kept = {checkpoint_in(self._folder, step) for step in steps}
             for found in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 if found not in kept:
                     shutil.rmtree(found)
@@ -177,9 +184,16 @@ class StopEarly(TrainerCallback):
 
 
 def noted_step(steps: Steps) -> int | None:
-    """The step of the last checkpoint that is whole; None without any."""
+    """The step of the last checkpoint; None without any, or where one that is needed is damaged."""
     kept = steps.load(CHECKPOINT)
-    return None if kept is None else int(kept["step"])
+    if kept is None or steps.folder is None:
+        return None
+    for step in kept["kept"].tolist():
+        checkpoint = checkpoint_in(steps.folder, step)
+        if not is_whole(checkpoint):
+            note(f"{checkpoint} is damaged: training begins again")
+            return None
+    return int(kept["step"])
 
 
 def is_over(checkpoint: Path, patience: int) -> bool:

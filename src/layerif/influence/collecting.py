@@ -42,11 +42,14 @@ def collect(
 
     def run(number: int, items: Sequence[Encoded]) -> Step:
         found, gradients = runner.gradients(items, "training sample")
-        # The gradients first: the step says that they are there.
-        store.put(starts[number], gradients)
-        return {"losses": found.double().cpu()}
+        # The gradients first: the step says that they are there, and how to tell.
+        check = store.put(starts[number], gradients)
+        return {"losses": found.double().cpu(), "checksum": torch.tensor(check)}
 
-    batches = finished(train.batches, "training", steps, run)
+    def is_whole(number: int, kept: Step) -> bool:
+        return store.checksum(starts[number], len(kept["losses"])) == int(kept["checksum"])
+
+    batches = finished(train.batches, "training", steps, run, is_whole)
     for start, (items, kept, read) in zip(starts, batches, strict=True):
         losses[start : start + len(items)] = kept["losses"]
         if read:

@@ -27,6 +27,7 @@ from layerif.model import (
     DecoderLayers,
     Projection,
     Tokenizer,
+    as_found,
     evaluation_mode,
     find_decoder_layers,
     unwrapped,
@@ -190,29 +191,23 @@ def literal_gradients(
     Yields:
         The row of a projection, and its gradient in float32 at least.
     """
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ids = torch.tensor([item.input_ids], device=model.get_input_embeddings().weight.device)
-    model.requires_grad_(False)
-    try:
-        with evaluation_mode(model), torch.enable_grad():
-            for group in _groups(projections):
-                weights: list[Any] = [projections[row].module.weight for row in group]
-                for weight in weights:
-                    weight.requires_grad_(True)
-                logits = model(input_ids=ids, use_cache=False).logits[0, item.start - 1 : -1]
-                logits = logits if logits.dtype == torch.float64 else logits.float()
-                loss = functional.cross_entropy(logits, ids[0, item.start :])
-                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-                for row, weight, gradient in zip(group, weights, gradients, strict=True):
-                    weight.requires_grad_(False)
-                    stored = torch.zeros_like(weight) if gradient is None else gradient
-                    stored = stored.to(torch.promote_types(stored.dtype, torch.float32))
-                    transposed = isinstance(projections[row].module, Conv1D)
-                    yield row, stored.T if transposed else stored
-    finally:
+    with as_found(model), evaluation_mode(model), torch.enable_grad():
         model.requires_grad_(False)
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        for group in _groups(projections):
+            weights: list[Any] = [projections[row].module.weight for row in group]
+            for weight in weights:
+                weight.requires_grad_(True)
+            logits = model(input_ids=ids, use_cache=False).logits[0, item.start - 1 : -1]
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            loss = functional.cross_entropy(logits, ids[0, item.start :])
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            for row, weight, gradient in zip(group, weights, gradients, strict=True):
+                weight.requires_grad_(False)
+                stored = torch.zeros_like(weight) if gradient is None else gradient
+                stored = stored.to(torch.promote_types(stored.dtype, torch.float32))
+                transposed = isinstance(projections[row].module, Conv1D)
+                yield row, stored.T if transposed else stored
 
 
 def _groups(projections: Sequence[Projection]) -> Iterator[list[int]]:

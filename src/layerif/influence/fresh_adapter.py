@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from layerif.errors import NumericalError
 from layerif.influence.subspaces import FreshLora
 from layerif.influence.subspaces.base import generator_for
-from layerif.model import Projection, adapted_modules, taken_out
+from layerif.model import Projection, adapted_modules, as_found
 from layerif.progress import Advance
 
 RATE = 3e-4
@@ -53,7 +53,7 @@ class Schedule:
 def fresh_adapter(
     model: Any, path: str, projections: Sequence[Projection], lora: FreshLora, name: str
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """Put a LoRA on the projections; at the end it is taken out and the model as it was found.
+    """Put a LoRA on the projections; at the end the model is as it was found.
 
     A is as a fresh LoRA of layerif has it and B = 0, in float32 (float64 in a float64 model)
     whatever the model's dtype. Inside, no other parameter of the model wants a gradient.
@@ -68,14 +68,9 @@ def fresh_adapter(
     Yields:
         A and B of every projection, by the projection's name and `.lora_A` or `.lora_B`.
     """
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tuner = _injected(model, path, projections, lora, name)
-    try:
+    with as_found(model):
+        _inject(model, path, projections, lora, name)
         yield _filled(model, projections, lora, name)
-    finally:
-        taken_out(tuner)
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 def fine_tune(
@@ -120,9 +115,9 @@ def fine_tune(
     return losses
 
 
-def _injected(
+def _inject(
     model: Any, path: str, projections: Sequence[Projection], lora: FreshLora, name: str
-) -> Any:
+) -> None:
     from peft import LoraConfig, LoraModel
     from transformers.pytorch_utils import Conv1D
 
@@ -133,7 +128,7 @@ def _injected(
         fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in projections),
     )
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn anew by name
-        return LoraModel(model, {name: config}, name)
+        LoraModel(model, {name: config}, name)
 
 
 def _filled(

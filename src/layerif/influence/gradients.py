@@ -20,7 +20,7 @@ from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.influence.subspaces import Matrix
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import evaluation_mode
+from layerif.model import as_found, evaluation_mode
 from layerif.model.layers import Projection
 
 # Takes the row of a matrix, and the gradients of a batch's samples in it.
@@ -43,15 +43,18 @@ class PerSampleGradients:
         self._reached = [0] * len(matrices)
         self._rows = self._positions = 0
         self._hooks = ExitStack()
-        at: dict[int, list[int]] = {}
+        self._at: dict[int, list[int]] = {}
         for row, matrix in enumerate(matrices):
-            at.setdefault(matrix.projection, []).append(row)
-        for index, rows in at.items():
-            projection = projections[index]
-            handle = projection.module.register_forward_hook(self._observer(projection, rows))
-            self._hooks.callback(handle.remove)
+            self._at.setdefault(matrix.projection, []).append(row)
+        self._projections = projections
 
     def __enter__(self) -> Self:
+        with self._hooks as hooks:
+            for index, rows in self._at.items():
+                projection = self._projections[index]
+                handle = projection.module.register_forward_hook(self._observer(projection, rows))
+                hooks.callback(handle.remove)
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -181,17 +184,11 @@ def frozen(model: Any) -> Iterator[None]:
 
     The model is left as it was found.
     """
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def start_graph(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         return output.requires_grad_()
 
-    handle = model.get_input_embeddings().register_forward_hook(start_graph)
-    model.requires_grad_(False)
-    try:
-        with evaluation_mode(model):
-            yield
-    finally:
-        handle.remove()
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+    with as_found(model), evaluation_mode(model):
+        model.get_input_embeddings().register_forward_hook(start_graph)
+        model.requires_grad_(False)
+        yield

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from layerif import processes
-from layerif.checkpoint import VISIBLE_WITHIN, Steps
-from layerif.errors import InputError
+from layerif.checkpoint import Steps
 from layerif.influence.estimators.passes import Passes
 
 # Seconds of work that an interruption costs at most; more where the state is so large that writing
@@ -39,6 +38,10 @@ class Keeping:
         self._steps = steps
         self._generation = 0
         self._due = time.monotonic() + INTERVAL
+        # One of each process, and one that is written before it takes the place of the last.
+        state = sum(t.nbytes for passes in opened.values() for t in passes.state().values())
+        size = (processes.count() + 1) * (state + losses.nbytes)
+        steps.reserve(size, "the sums of the passes over the samples", f"{STEP}*")
 
     @property
     def finished(self) -> int:
@@ -57,7 +60,8 @@ class Keeping:
         """Go on from what was kept: the first process with all of it, the others beside that."""
         self._generation = processes.agreed(self._take_in)
         if self._generation and not processes.is_first():
-            self._restore(self._awaited())
+            own = self._generation
+            self._restore(self._steps.awaited(STEP, lambda kept: int(kept["generation"]) == own))
             if self.finished < self._any.needed:
                 for tensor in self._gathered().values():
                     tensor.zero_()
@@ -88,7 +92,7 @@ class Keeping:
         return next(iter(self._opened.values()))
 
     def _take_in(self) -> int:
-        """In the first process: what was kept by all, kept anew as its own; 0 where nothing was."""
+        """In the first process: what all had kept, now kept as its own; 0 without any."""
         base = self._steps.load(STEP)
         if base is None:
             return 0
@@ -102,20 +106,6 @@ class Keeping:
         self._generation = int(base["generation"]) + 1
         self._save()
         return self._generation
-
-    def _awaited(self) -> dict[str, torch.Tensor]:
-        """The step that the first process has just written."""
-        end = time.monotonic() + VISIBLE_WITHIN
-        while time.monotonic() < end:
-            base = self._steps.load(STEP)
-            if base is not None and int(base["generation"]) == self._generation:
-                return base
-            time.sleep(0.1)
-        raise InputError(
-            f"process {processes.rank()} does not see what the first process has written to "
-            f"{self._steps.folder}; the run folder (--out) has to lie on a disk that all machines "
-            "share"
-        )
 
     def _gathered(self) -> dict[str, torch.Tensor]:
         found = {

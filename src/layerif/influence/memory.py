@@ -12,8 +12,9 @@ import torch
 from layerif import processes
 from layerif.choices import Keep, check_choice
 from layerif.errors import InputError
-from layerif.files import has_room
+from layerif.files import has_room, require_disk, taken
 from layerif.influence.estimators import EstimatorOptions, find
+from layerif.influence.store import FILE
 from layerif.influence.subspaces import Matrix
 from layerif.progress import note
 
@@ -29,11 +30,18 @@ class Need:
         gradients: bytes of the training samples' gradients.
         workspace: bytes that the estimator takes beside them, in its largest block.
         free: bytes of memory that may be used.
+        written: bytes of the gradients that lie on disk already, from a run that was cut short.
     """
 
     gradients: int
     workspace: int
     free: float
+    written: int = 0
+
+    @property
+    def to_write(self) -> int:
+        """Bytes of disk that keeping the gradients there still takes."""
+        return self.gradients - self.written
 
 
 def choose(
@@ -52,7 +60,7 @@ def choose(
 
     With `auto`, a run folder keeps them on disk, where they are written anyway so that the run can
     go on after an interruption, and the system holds in memory what there is room for. Without one
-    they stay in memory where they fit. What has room nowhere is computed anew in several passes.
+    they stay in memory where they fit. What has room nowhere is computed again in several passes.
 
     Args:
         keep: what was asked for.
@@ -68,7 +76,8 @@ def choose(
     check_choice(keep, Keep, "place to keep gradients")
     numbers = sum(matrix.size for matrix in matrices)
     free = SHARE * psutil.virtual_memory().available if memory is None else memory
-    need = Need(samples * numbers * dtype.itemsize, workspace, free)
+    written = 0 if folder is None else taken(folder / FILE)
+    need = Need(samples * numbers * dtype.itemsize, workspace, free, written)
     name = options.name
     if not formed and keep not in ("auto", "passes"):
         raise InputError(
@@ -91,8 +100,12 @@ def choose(
             f"{need.free / 1e9:.1f} GB of memory may be used; give a run folder, or use fewer "
             "samples or a smaller subspace"
         )
-    if chosen == "disk" and folder is None:
-        raise InputError("gradients are kept on disk in the run folder, and none is given")
+    if chosen == "disk":
+        if folder is None:
+            raise InputError("gradients are kept on disk in the run folder, and none is given")
+        what = f"the gradients of {samples} training samples"
+        remedy = "choose another run folder, or another way to keep them"
+        require_disk(folder, need.to_write, what, remedy=remedy)
     if chosen == "passes" and find(name).passes is None:
         raise InputError(
             f"the estimator {name} reads gradients more often than passes can be afforded, so they "
@@ -113,7 +126,7 @@ def choose(
 def _automatic(need: Need, folder: Path | None, *, formed: bool) -> Keep:
     if not formed:
         return "passes"
-    if folder is not None and has_room(folder, need.gradients):
+    if folder is not None and has_room(folder, need.to_write):
         return "disk"
     fits = need.gradients + need.workspace <= need.free
     return "memory" if fits and processes.count() == 1 else "passes"
@@ -126,6 +139,6 @@ def _say(chosen: Keep, need: Need, numbers: int, samples: int) -> None:
         {
             "memory": f"{what}: {size} in memory, of {need.free / 1e9:.1f} GB that may be used",
             "disk": f"{what}: {size} on disk, in the run folder until the scores stand",
-            "passes": f"{what}: not kept, computed anew in each pass",
+            "passes": f"{what}: not kept, computed again in each pass",
         }[chosen]
     )

@@ -120,7 +120,11 @@ class Runner:
 
 
 def finished(
-    work: Sequence[T], kind: str, steps: Steps, do: Callable[[int, T], Step]
+    work: Sequence[T],
+    kind: str,
+    steps: Steps,
+    do: Callable[[int, T], Step],
+    is_whole: Callable[[int, Step], bool] = lambda _number, _step: True,
 ) -> Iterator[tuple[T, Step, bool]]:
     """What each piece of work leaves, in order; pieces with a step are not done again.
 
@@ -132,24 +136,29 @@ def finished(
         kind: of the pieces, for the names of their steps.
         steps: where they are kept; with several processes, in a folder that all of them see.
         do: does one piece, and returns what its step keeps.
+        is_whole: whether what a piece has left beside its step is still there as it was.
 
     Yields:
         The piece, what it left, and whether that was read and not done here.
     """
     names = [f"{kind}-{number:05d}" for number in range(len(work))]
+
+    def kept(number: int) -> Step | None:
+        found = steps.load(names[number])
+        return found if found is not None and is_whole(number, found) else None
+
     done = set()
-    if processes.count() > 1:
-        missing = [n for n, name in enumerate(names) if steps.load(name) is None]
-        for number in processes.share(processes.agreed(lambda: missing)):
+    together = processes.count() > 1
+    if together:
+        missing = processes.agreed(lambda: [n for n in range(len(work)) if kept(n) is None])
+        for number in processes.share(missing):
             steps.save(names[number], do(number, work[number]))
             done.add(number)
         processes.barrier()
-        for name in names:
-            steps.await_step(name)
     for number, name in enumerate(names):
-        kept = steps.load(name)
-        if kept is None:
-            kept = do(number, work[number])
-            steps.save(name, kept)
+        found = steps.awaited(name) if together else kept(number)
+        if found is None:
+            found = do(number, work[number])
+            steps.save(name, found)
             done.add(number)
-        yield work[number], kept, number not in done
+        yield work[number], found, number not in done

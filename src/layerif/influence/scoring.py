@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from layerif.influence.estimators import EstimatorOptions, checked_options, find
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.memory import choose
 from layerif.influence.passes import Measured, Runner, Samples
-from layerif.influence.store import DiskStore, GradientStore, MemoryStore
+from layerif.influence.store import FILE, DiskStore, GradientStore, MemoryStore
 from layerif.influence.streaming import factors_by_position, passes_needed, stream
 from layerif.influence.subspaces import FreshLora, FullWeights, Matrix, Subspace, subspace_of
 from layerif.influence.sweeping import swept
@@ -116,7 +117,7 @@ def score(
         warmup_steps: in its place a fresh LoRA of `rank` and `alpha` on every projection, which is
             fine-tuned on the training samples for so many steps, and taken out afterwards.
         keep: where training gradients are kept: in `memory`, on `disk` beside the steps, or nowhere
-            (`passes`: computed anew, memory independent of the samples); `auto` chooses.
+            (`passes`: computed again, memory independent of the samples); `auto` chooses.
         memory: GB that gradients and the estimator may take; None for nine tenths of what is free.
         gradient_checkpointing: run each layer again in the backward pass and keep no activations of
             it: less memory, a third more time. So too where the model has it switched on.
@@ -285,6 +286,19 @@ def _measured(
             formed=formed,
         )
     )
+    # What depends on the way of keeping, or on what a caller's own fingerprint may leave out.
+    steps = steps.of_kind(
+        chosen,
+        asdict(options),
+        {
+            name: [[matrices[row].key, *matrices[row].shape] for row in rows]
+            for name, rows in groups.items()
+        },
+        [[len(part.items), part.starts] for part in (train, validation)],
+        str(dtype),
+    )
+    if chosen != "disk" and steps.folder is not None and processes.is_first():
+        (steps.folder / FILE).unlink(missing_ok=True)  # of a run that kept them, and takes the room
     by_position = find(options.name).by_position
     rounds = passes_needed(options) if chosen == "passes" else 1 + by_position
     total = validation.tokens + rounds * train.tokens

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from layerif.files import writing_to
+from layerif.files.tensors import bytes_of, checksum
 from layerif.influence.estimators.block import Rows
 from layerif.influence.subspaces import Matrix
 
@@ -23,8 +25,15 @@ FILE = "gradients.bin"
 class GradientStore(Protocol):
     """Per-sample gradients of every matrix."""
 
-    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> None:
-        """Keep the gradients of a batch, (b, d) for each matrix, as the rows from `first` on."""
+    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> int:
+        """Keep the gradients of a batch, (b, d) for each matrix, as the rows from `first` on.
+
+        Returns:
+            Their checksum, which tells later whether they are still there.
+        """
+
+    def checksum(self, first: int, count: int) -> int:
+        """That of `count` rows from `first` on as they are now."""
 
     def of(self, matrix: int) -> Rows:
         """(n, d) the gradients of one matrix."""
@@ -36,9 +45,13 @@ class MemoryStore:
     def __init__(self, matrices: Sequence[Matrix], samples: int, dtype: torch.dtype) -> None:
         self._rows = [torch.empty(samples, matrix.size, dtype=dtype) for matrix in matrices]
 
-    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> None:
+    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> int:
         for rows, gradient in zip(self._rows, gradients, strict=True):
             rows[first : first + len(gradient)] = gradient
+        return 0  # what is in memory is there, or all is lost
+
+    def checksum(self, first: int, count: int) -> int:
+        return 0
 
     def of(self, matrix: int) -> torch.Tensor:
         return self._rows[matrix]
@@ -49,7 +62,11 @@ class DiskStore:
 
     The system keeps as much of the file in memory as it has room for and gives that room up when it
     is wanted, so there is no need to choose beforehand. Written rows survive the process: killed,
-    another one goes on.
+    another one goes on. Whether they survived a loss of power too, their checksum tells: they are
+    written in place, and the system may bring the step that vouches for them to the disk before.
+
+    Raises:
+        DiskError: as the file is opened or written to.
     """
 
     def __init__(
@@ -63,16 +80,28 @@ class DiskStore:
         self._offsets = [int(end) - samples * s for end, s in zip(ends, self._sizes, strict=True)]
         whole = int(ends[-1]) * dtype.itemsize
         # Opened without truncating it: another process may have written its rows already.
-        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+        with writing_to(self._path), self._path.open("ab") as file:
             if os.fstat(file.fileno()).st_size != whole:
                 file.truncate(whole)
 
-    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> None:
-        with self._path.open("r+b", buffering=0) as file:
+    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> int:
+        found = 0
+        with writing_to(self._path), self._path.open("r+b", buffering=0) as file:
             for size, offset, gradient in zip(self._sizes, self._offsets, gradients, strict=True):
                 file.seek((offset + first * size) * self._dtype.itemsize)
-                rows = gradient.detach().to("cpu", self._dtype).contiguous()
-                _write_all(file, rows.numpy().data.cast("B"))
+                rows = bytes_of(gradient.to(self._dtype))
+                found = checksum([rows], found)
+                _write_all(file, rows)
+        return found
+
+    def checksum(self, first: int, count: int) -> int:
+        def pieces() -> Iterator[bytes]:
+            with self._path.open("rb") as file:
+                for size, offset in zip(self._sizes, self._offsets, strict=True):
+                    file.seek((offset + first * size) * self._dtype.itemsize)
+                    yield file.read(count * size * self._dtype.itemsize)
+
+        return checksum(pieces())
 
     def of(self, matrix: int) -> FileRows:
         shape = (self._samples, self._sizes[matrix])

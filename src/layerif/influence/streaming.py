@@ -134,9 +134,7 @@ def _validation(
         if processes.is_first():
             steps.save(step, {"loss": loss} | {f"{row}": mean for row, mean in enumerate(means)})
     else:
-        steps.await_step(step)
-        kept = steps.load(step)
-        assert kept is not None
+        kept = steps.awaited(step)
         means, loss = [kept[f"{row}"] for row in range(len(matrices))], kept["loss"]
         for items in validation.batches:
             runner.skip(items)

@@ -3,13 +3,12 @@
 from layerif.model.adapters import (
     adapted_modules,
     refuse_adapted,
-    taken_out,
     with_adapter,
 )
 from layerif.model.checkpointing import checkpointed
 from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
-from layerif.model.modes import evaluation_mode
+from layerif.model.modes import as_found, evaluation_mode
 from layerif.model.opening import (
     Tokenizer,
     describe,
@@ -27,6 +26,7 @@ __all__ = [
     "Projection",
     "Tokenizer",
     "adapted_modules",
+    "as_found",
     "checkpointed",
     "describe",
     "evaluation_mode",
@@ -40,7 +40,6 @@ __all__ = [
     "refuse_adapted",
     "replaced_forwards",
     "setting",
-    "taken_out",
     "unwrapped",
     "with_adapter",
 ]

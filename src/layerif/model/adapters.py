@@ -127,13 +127,3 @@ def adapters_at_work(model: Any) -> list[str]:
         beside = [] if module.disable_adapters else module.active_adapters
         names |= dict.fromkeys([*module.merged_adapters, *beside])
     return [f"{kinds[name].peft_type.value} {name}" for name in names if name in kinds]
-
-
-def taken_out(adapted: Any) -> Any:
-    """The model of transformers inside a PEFT model or tuner, with no adapter in it any more.
-
-    What its parameters and modules were set to is the caller's to restore.
-    """
-    model = adapted.unload()
-    vars(model).pop("peft_config", None)
-    return model

@@ -23,13 +23,13 @@ def replaced_forwards(
     """
     # A forward of the module's own stands there already where accelerate places the module.
     own = [vars(module).get("forward") for module in modules]
-    for place, module in enumerate(modules):
-        module.forward = replacement(place, module.forward)
     try:
+        for place, module in enumerate(modules):
+            module.forward = replacement(place, module.forward)
         yield
     finally:
         for module, forward in zip(modules, own, strict=True):
             if forward is None:
-                del module.forward
+                vars(module).pop("forward", None)
             else:
                 module.forward = forward

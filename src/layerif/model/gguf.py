@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from layerif.artifacts import Fingerprint
+from layerif.checkpoint import resumable
 from layerif.errors import InputError, MissingDependencyError
 from layerif.files import cache_folder, new_folder, require_disk
 from layerif.progress import note
@@ -54,15 +56,25 @@ def converted(file: Path) -> Path:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}-{CONVERSION}"
     if not (folder / "config.json").is_file():
-        # Imported here, since all of transformers comes with it.
-        from layerif.model.quiet import quiet_transformers
-
-        formats = _formats(file)
-        note(f"converting {file.name} to a plain model, once (about a minute for 100 MB) ...")
-        require_disk(folder, 4 * formats.total(), f"{file.name} as a float32 model")
-        with quiet_transformers(), new_folder(folder) as part:
-            _convert(file, digest, formats, part)
+        wanted = Fingerprint(model=digest, data="", options={"conversion": CONVERSION})
+        # One process converts, and others that want the same wait for it.
+        with resumable(folder, wanted, restart=True, wait=True):
+            if not (folder / "config.json").is_file():
+                _convert_into(folder, file, digest)
     return folder
+
+
+def _convert_into(folder: Path, file: Path, digest: str) -> None:
+    # Imported here, since all of transformers comes with it.
+    from layerif.model.quiet import quiet_transformers
+
+    formats = _formats(file)
+    note(f"converting {file.name} to a plain model, once (about a minute for 100 MB) ...")
+    remedy = "set LAYERIF_CACHE to a folder on another disk"
+    what = f"{file.name} as a float32 model"
+    require_disk(folder, 4 * formats.total(), what, remedy=remedy)
+    with quiet_transformers(), new_folder(folder) as part:
+        _convert(file, digest, formats, part)
 
 
 def _convert(file: Path, digest: str, formats: Counter[str], folder: Path) -> None:

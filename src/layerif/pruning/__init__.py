@@ -3,7 +3,7 @@
 from layerif.pruning.merging import merge_into, merged
 from layerif.pruning.pattern import Pattern
 from layerif.pruning.runner import prune
-from layerif.pruning.saving import refuse_adapters, refuse_packed, save_pruned
+from layerif.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
 from layerif.pruning.targets import check_pattern
 from layerif.pruning.verifying import Verification, verify
 from layerif.pruning.wanda import wanda_mask
@@ -18,6 +18,7 @@ __all__ = [
     "refuse_adapters",
     "refuse_packed",
     "save_pruned",
+    "saved_size",
     "verify",
     "wanda_mask",
 ]

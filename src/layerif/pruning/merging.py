@@ -10,9 +10,10 @@ import torch
 from layerif.artifacts import MANIFEST_FILE, Manifest
 from layerif.checkpoint import check_out
 from layerif.errors import InputError
+from layerif.files import require_disk
 from layerif.model import adapted_modules, find_decoder_layers, open_model
 from layerif.model.adapters import DEFAULT
-from layerif.pruning.saving import save_pruned
+from layerif.pruning.saving import save_pruned, saved_size
 
 
 @torch.no_grad()
@@ -85,6 +86,7 @@ def merge_into(
             f"{pruned} is not what its manifest says: {wrong[0]} has {zeros[wrong[0]]:,} zeros; "
             "`layerif verify` lists all"
         )
+    require_disk(folder, saved_size(model), "the merged model")
     plain = merged(model)
     counted = _zeros(plain)
     modules = [

@@ -28,6 +28,12 @@ def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: st
         manifest.save(part / MANIFEST_FILE)
 
 
+def saved_size(model: Any) -> int:
+    """Bytes of disk that the weights take; one that is in two places is saved once."""
+    weights = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    return sum(weights.values())
+
+
 def refuse_packed(projections: Sequence[Projection]) -> None:
     """No weight can be set to zero where it is stored in a packed form.
 

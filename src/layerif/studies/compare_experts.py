@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from layerif.errors import InputError
 from layerif.evaluation import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning import FinetuneOptions
-from layerif.finetuning.adapters import as_found
-from layerif.model import Tokenizer, describe, taken_out, unwrapped, with_adapter
+from layerif.model import Tokenizer, as_found, describe, unwrapped, with_adapter
 from layerif.progress import note
 from layerif.studies.expert_plans import check_titles
 from layerif.studies.finetuning import finetune_into
@@ -171,21 +169,11 @@ def _measured(
 
     if path.is_file() and (done := standing(load, path, wanted, overwrite=True)):
         return done
-    with _adapter_in(model, cell) as adapted:
-        found = evaluate(adapted, tokenizer, [task], **options)
+    with as_found(model):
+        found = evaluate(with_adapter(model, cell), tokenizer, [task], **options)
     found = found.model_copy(update={"fingerprint": wanted})
     found.save(path)
     return found
-
-
-@contextmanager
-def _adapter_in(model: Any, cell: Path) -> Iterator[Any]:
-    with as_found(model):
-        adapted = with_adapter(model, cell)
-        try:
-            yield adapted
-        finally:
-            taken_out(adapted)
 
 
 def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
-from layerif.checkpoint import remembered
+from layerif.caching import remembered
 from layerif.choices import PlanName, PruningMethod
 from layerif.chunks import check_context_length, cut, draw
 from layerif.errors import InputError

@@ -11,9 +11,8 @@ from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerpri
 from layerif.checkpoint import resumable
 from layerif.files import new_folder
 from layerif.finetuning import FinetuneOptions, finetune
-from layerif.finetuning.adapters import as_found
 from layerif.finetuning.routed import routing_on
-from layerif.model import Tokenizer, quiet_transformers, taken_out
+from layerif.model import Tokenizer, as_found, quiet_transformers
 from layerif.processes import is_first
 from layerif.report import plot_routing
 from layerif.studies.stages import fingerprint_of, standing
@@ -40,8 +39,8 @@ def finetune_into(
 
     Of a mixture of experts also how it sends the validation rows to them, with a picture.
 
-    The adapter is taken out of the model again, which is as before. Of several processes
-    each comes here with the same.
+    The adapter is taken out of the model again, which is as before, whatever happens. Of several
+    processes each comes here with the same.
 
     Raises:
         InputError: as `finetune` and `resumable`; or the folder holds an adapter of other work.
@@ -77,7 +76,6 @@ def finetune_into(
                     use = routing_on(adapted, tokenizer, validation, options)
                     use.save(part / f"{ROUTING}.json")
                     plot_routing(use, part / ROUTING)
-        taken_out(adapted)
     return record
 
 

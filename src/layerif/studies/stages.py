@@ -32,7 +32,7 @@ from layerif.metrics import complete_options, is_seeded, metric_scores, reads_te
 from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.processes import is_first
 from layerif.progress import note
-from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned
+from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned, saved_size
 from layerif.tasks import Corpus, Example, SelfText, Task
 
 # Where gradients or hidden states are kept, and what is run twice for want of room, changes nothing
@@ -174,7 +174,8 @@ def prune_into(
     with resumable(folder, wanted, restart=overwrite) as steps:
         # The layers as they are finished, and then all of the model.
         sizes = [p.weight.nbytes for p in find_decoder_layers(model).projections]
-        steps.reserve(sum(sizes) + sum(t.nbytes for t in model.state_dict().values()))
+        what = "the pruned model and its layers as they are finished"
+        steps.reserve(sum(sizes) + saved_size(model), what, "*.safetensors")
         manifest = prune(
             model, plan, tokenizer=tokenizer, calibration=calibration, steps=steps, **options
         )

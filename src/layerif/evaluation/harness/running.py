@@ -10,7 +10,7 @@ from layerif.evaluation.evaluate import sparsity_of
 from layerif.evaluation.harness.loading import HarnessTasks
 from layerif.evaluation.harness.measuring import measurements_of
 from layerif.evaluation.harness.quiet import quiet_harness
-from layerif.model import Tokenizer, describe, evaluation_mode, setting
+from layerif.model import Tokenizer, as_found, describe, evaluation_mode, setting
 
 
 def harness_results(
@@ -38,7 +38,7 @@ def harness_results(
     for task in tasks.tasks.values():
         # lm-eval's seed, for lm-eval's shots; anew for each model, which shall get the same ones.
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    with evaluation_mode(model):
+    with as_found(model), evaluation_mode(model):
         # Wrapping warns of what is the case in every run: the model is open already.
         with quiet_harness(logging.ERROR):
             wrapped = HarnessModel(model, tokenizer, batch_size)
