@@ -230,7 +230,7 @@ def test_steps_that_do_not_fit_on_the_disk_are_refused_beforehand(tmp_path):
         pytest.raises(InputError, match="GB are free; make room"),
         resumable(tmp_path / "run", fingerprint("m", "d", {})) as steps,
     ):
-        steps.reserve(10**18)
+        steps.reserve(10**18, "the steps of this run")
 
 
 def test_fingerprints_see_every_weight_and_every_text():

@@ -62,7 +62,8 @@ def _disk_error(number: int, path: Path) -> DiskError:
 def _refusal(error: Exception, path: Path) -> int | None:
     """The system's number for what refused to write; None where the error is of another kind."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno if _concerns(error, path) else None
+        # What is not there any more was taken away by someone: no refusal of the disk.
+        return error.errno if error.errno != errno.ENOENT and _concerns(error, path) else None
     text = str(error)
     if found := _NUMBER.search(text):
         return int(found[1])

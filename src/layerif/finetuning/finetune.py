@@ -82,8 +82,7 @@ def finetune(
     items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
     batches = Batches(items, options)
-    with ExitStack() as undoing:
-        undoing.enter_context(as_found(model))
+    with as_found(model, unless_done=True):
         wrapped, method = with_new_adapter(model, plan, options)
         count = trainable_parameters(wrapped)
         tokens = sum(len(item.input_ids) for item in items)
@@ -120,7 +119,6 @@ def finetune(
             processes=processes.count(),
             setting=setting(model),
         )
-        undoing.pop_all()  # it is done: the adapter stays
     return wrapped, record
 
 

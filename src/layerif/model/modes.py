@@ -27,24 +27,30 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
+def as_found(model: nn.Module, *, unless_done: bool = False) -> Iterator[None]:
     """Afterwards the model is made of what it was made of, whatever happened inside.
 
     Adapters and hooks that were put into it are gone, its modules have the forward functions,
     modes and attributes they had, its configurations say what they said, and the same parameters
     want a gradient. The numbers in its weights alone are left as they are then.
+
+    Args:
+        unless_done: what was done to it stays, where no error ended it.
     """
     modules = list(model.modules())
     owners = [*modules, *_configurations(modules)]
     attributes = [_attributes(owner) for owner in owners]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    done = False
     try:
         yield
+        done = unless_done
     finally:
-        for owner, found in zip(owners, attributes, strict=True):
-            _put_back(owner, found)
-        for parameter, wants in wanted:
-            parameter.requires_grad_(wants)
+        if not done:
+            for owner, found in zip(owners, attributes, strict=True):
+                _put_back(owner, found)
+            for parameter, wants in wanted:
+                parameter.requires_grad_(wants)
 
 
 def _configurations(modules: list[nn.Module]) -> list[Any]:
