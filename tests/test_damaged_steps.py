@@ -14,8 +14,16 @@ from layerif.checkpoint import FINGERPRINT_FILE, DiskSteps, resumable, steps_fol
 from layerif.errors import InputError
 from layerif.studies.marginal import marginal_into
 from layerif.studies.validation import capacity_into, truth_into
-from marginal_models import corpus, trained_model
-from test_checkpoint import TASK, contents, evaluate_small, prune_small, score_small, steps_of
+from marginal_models import corpus
+from test_checkpoint import (
+    TASK,
+    contents,
+    cut_short,
+    evaluate_small,
+    prune_small,
+    score_small,
+    steps_of,
+)
 from test_finetuning_stage import assert_same_run, into
 from test_influence import TRAIN, VALIDATION, measure
 from tiny import tiny_model, tiny_tokenizer
@@ -74,7 +82,7 @@ def test_a_step_of_another_kind_is_absent(tmp_path):
 def marginal_small(out):
     return marginal_into(
         out,
-        trained_model(),
+        tiny_model(),
         tiny_tokenizer(),
         0.5,
         calibration=corpus(),
@@ -166,9 +174,8 @@ def test_whatever_happened_to_its_steps_a_run_comes_to_the_same(stage, tmp_path,
 @pytest.mark.parametrize("damage", [emptied, garbled, cut_off])
 def test_without_its_fingerprint_no_step_is_gone_on_with(damage, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(Killed), resumable(out, WANTED) as steps:
-        steps.save("one", KEPT)
-        raise Killed
+    with pytest.raises(Killed):
+        cut_short(out, WANTED, Killed)
     damage(steps_folder(out) / FINGERPRINT_FILE)
     with resumable(out, WANTED) as steps:
         assert steps.load("one") is None
@@ -179,9 +186,8 @@ def test_begun_again_the_folder_is_emptied_whatever_it_holds(tmp_path):
     out, others = tmp_path / "run", tmp_path / "others"
     others.mkdir()
     (others / "thesis.txt").write_text("mine")
-    with pytest.raises(Killed), resumable(out, WANTED) as steps:
-        steps.save("one", KEPT)
-        raise Killed
+    with pytest.raises(Killed):
+        cut_short(out, WANTED, Killed)
     folder = steps_folder(out)
     (folder / "link").symlink_to(others)
     (folder / "dangling").symlink_to(tmp_path / "absent")
@@ -190,7 +196,7 @@ def test_begun_again_the_folder_is_emptied_whatever_it_holds(tmp_path):
     changed = WANTED.model_copy(update={"model": "n"})
     with pytest.raises(InputError, match="other settings"), resumable(out, changed):
         pass
-    with resumable(out, changed, restart=True) as steps:
+    with resumable(out, changed, restart=True):
         assert sorted(path.name for path in folder.iterdir()) == [FINGERPRINT_FILE, "lock"]
     assert not folder.exists()
     assert (others / "thesis.txt").read_text() == "mine"
@@ -213,7 +219,6 @@ def test_gradients_that_never_came_to_the_disk_are_taken_again(damage, tmp_path,
     found = work()
     assert np.array_equal(found.projection_influence, reference.projection_influence)
     assert np.array_equal(found.train_losses, reference.train_losses)
-    # Where only the end was lost, the rows of the first samples are good for some matrices alone.
     assert calls
 
 
@@ -221,7 +226,6 @@ def test_gradients_that_never_came_to_the_disk_are_taken_again(damage, tmp_path,
     ("first", "second", "estimator", "saves"),
     [
         ("disk", "passes", "ekfac", 2),
-        ("disk", "passes", "ekfac", 16),
         ("passes", "disk", "ekfac", 3),
         ("disk", "passes", "datainf", 12),
         ("passes", "memory", "datainf", 2),
@@ -232,7 +236,8 @@ def test_what_was_kept_in_another_way_is_not_gone_on_with(
 ):
     model = tiny_model(dtype=torch.float64)
     options = {"estimator": estimator, "batch_tokens": 80}
-    reference = measure(model, keep=second, **options)
+    kept = "passes" if second == "passes" else "memory"
+    reference = measure(model, keep=kept, **options)
 
     def work(keep):
         with resumable(tmp_path / "run", WANTED) as steps:
@@ -243,9 +248,9 @@ def test_what_was_kept_in_another_way_is_not_gone_on_with(
 
 
 @pytest.mark.parametrize(
-    "file", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json"]
+    ("file", "damage"),
+    [("optimizer.pt", zeroed), ("adapter_model.safetensors", emptied), ("checksums.json", garbled)],
 )
-@pytest.mark.parametrize("damage", [emptied, zeroed])
 def test_a_checkpoint_that_is_damaged_is_not_gone_on_with(file, damage, tmp_path, killed_after):
     options = {"plan": None, "checkpoint_every": 2, "max_steps": 5}
     whole = into(tmp_path / "whole", **options)
