@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -80,12 +80,11 @@ def observed(
     def hook(key: str) -> Any:
         return lambda _module, args: observe(key, args[0])
 
-    handles = [p.module.register_forward_pre_hook(hook(p.key)) for p in projections]
-    try:
+    with ExitStack() as hooks:
+        for projection in projections:
+            handle = projection.module.register_forward_pre_hook(hook(projection.key))
+            hooks.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def never_run(key: str) -> NumericalError:

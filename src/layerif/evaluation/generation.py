@@ -294,9 +294,9 @@ def _plainly_greedy(model: nn.Module, max_new_tokens: int) -> Iterator[Generatio
     ]
     # Texts end by our own watch: with no end token set, no padding token is needed either.
     plain = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, use_cache=True)
-    for module, _ in own:
-        module.generation_config = plain
     try:
+        for module, _ in own:
+            module.generation_config = plain
         yield plain
     finally:
         for module, settings in own:

@@ -18,8 +18,10 @@ from layerif.artifacts import (
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
+from layerif.files import require_disk, taken
 from layerif.finetuning import FinetuneOptions
 from layerif.model import Tokenizer, as_found, describe, unwrapped, with_adapter
+from layerif.moe import trainable_parameters
 from layerif.progress import note
 from layerif.studies.expert_plans import check_titles
 from layerif.studies.finetuning import finetune_into
@@ -27,7 +29,7 @@ from layerif.studies.folder import RunFolder
 from layerif.studies.stages import content_of, standing
 from layerif.tasks import Example, Task
 
-COMPARISON_FILE = "comparison.json"
+COMPARISON_FILE, CELLS = "comparison.json", "cells"
 BASELINE = "uniform"
 
 
@@ -116,15 +118,19 @@ def compare_experts(
     rows = {name: options[name] for name in ("samples", "seed", "max_length")}
     check_sources(model, tokenizer, [task], context_length=512, max_tokens=None, **rows)
     train, validation = study.rows(task)
+    counts = [trainable_parameters(p, model, rank=study.options.rank).sum() for p in plans.values()]
+    size = 4 * len(study.seeds) * int(sum(counts))
+    cells = folder / CELLS
+    require_disk(folder, size - taken(cells), "the adapters of all plans and seeds")
     claimed = RunFolder(folder)
     found: dict[str, Cells] = {}
     with claimed.claimed():
         for title, plan in zip(titles, plans.values(), strict=True):
             claimed.keep_plan(title, plan)
-            cells = found[title] = Cells(plan, [], [])
+            own = found[title] = Cells(plan, [], [])
             for seed in study.seeds:
                 note(f"{title}, seed {seed}")
-                cell = folder / "cells" / f"{title}-{seed}"
+                cell = cells / f"{title}-{seed}"
                 record = finetune_into(
                     cell,
                     model,
@@ -136,9 +142,9 @@ def compare_experts(
                     options=replace(study.options, seed=seed),
                     overwrite=True,
                 )
-                cells.records.append(record)
-                cells.results.append(_measured(cell, record, model, tokenizer, task, options))
-        results = {name: cells.results for name, cells in found.items()}
+                own.records.append(record)
+                own.results.append(_measured(cell, record, model, tokenizer, task, options))
+        results = {name: own.results for name, own in found.items()}
         compared = Comparisons(comparisons=compare_seeds(results, BASELINE))
         compared.save(folder / COMPARISON_FILE)
     return found
