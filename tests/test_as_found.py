@@ -120,7 +120,6 @@ AT_ONCE = {
     (finetune_module, "Finetuning"),
     (finetune_stage, "plot_routing"),
     (comparing, "evaluate"),
-    (comparing, "with_adapter"),
 }
 
 PLACES = {
@@ -129,7 +128,6 @@ PLACES = {
     "finetune, at its end": (finetuned, (finetune_module, "Finetuning")),
     "finetune_into, as routing is drawn": (finetuned_into, (finetune_stage, "plot_routing")),
     "compare experts, as it is measured": (experts_compared, (comparing, "evaluate")),
-    "compare experts, adapter half in": (experts_compared, (comparing, "with_adapter")),
     "warm-up, adapters half in": (warmed, (LoraModel, "_replace_module")),
     "warm-up, training": (warmed, (torch.optim.AdamW, "step")),
     "warm-up, scoring": (warmed, (Runner, "gradients")),
