@@ -1,15 +1,15 @@
-"""Progress and notes for a person, on standard error; bars are drawn on a terminal alone.
+"""Progress and notes for a person, on standard error: a bar on a terminal, lines off it.
 
 Of several processes the first one speaks.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,8 +20,14 @@ from rich.progress import (
 )
 
 from layerif import processes
+from layerif.terminal import Console
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True)
+
+# Seconds between the lines that take a bar's place: from the first to the last, doubled each time.
+FIRST_WAIT, LAST_WAIT = 10.0, 60.0
+# Work done within so many seconds was found finished; it says nothing of the rate.
+FOUND_WITHIN = 1.0
 
 
 class Advance(Protocol):
@@ -32,21 +38,22 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: float) -> Iterator[Advance]:
-    """A progress bar over `total` units with the time left; nothing is drawn off a terminal."""
+    """A progress bar over `total` units with the time left; off a terminal, lines that say so."""
+    if not processes.is_first():
+        yield lambda units=1: None
+        return
+    if not console.is_terminal:
+        yield _Lines(description, total)
+        return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=not (console.is_terminal and processes.is_first()),
-    ) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=total)
 
         def advance(units: float = 1) -> None:
@@ -55,7 +62,48 @@ def progress(description: str, total: float) -> Iterator[Advance]:
         yield advance
 
 
+class _Lines:
+    """What is done, at what rate, and how long the rest takes: a line at growing intervals."""
+
+    def __init__(self, description: str, total: float) -> None:
+        self._description, self._total = description, total
+        self._done = self._found = 0.0
+        self._began = self._measured_from = time.monotonic()
+        self._wait = FIRST_WAIT
+        self._due = self._began + self._wait
+
+    def __call__(self, units: float = 1) -> None:
+        self._done += units
+        now = time.monotonic()
+        if now - self._began < FOUND_WITHIN:
+            self._measured_from, self._found = now, self._done
+        elif now >= self._due:
+            self._wait = min(2 * self._wait, LAST_WAIT)
+            self._due = now + self._wait
+            rate = (self._done - self._found) / (now - self._measured_from)
+            left = max(self._total - self._done, 0) / rate if rate else 0.0
+            note(
+                f"{self._description}: {self._done:,.0f} of {self._total:,.0f}, "
+                f"{_per_time(rate)}, about {_duration(left)} left"
+            )
+
+
+def _per_time(rate: float) -> str:
+    for per, seconds in (("second", 1), ("minute", 60)):
+        if rate * seconds >= 1:
+            return f"{rate * seconds:,.3g} a {per}"
+    return f"{rate * 3600:,.3g} an hour"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def note(message: str) -> None:
     """One dim line beside the progress bars; for facts worth knowing, not for results."""
     if processes.is_first():
-        console.print(message, style="dim", markup=False, soft_wrap=True)
+        console.print(message, style="dim", soft_wrap=True)

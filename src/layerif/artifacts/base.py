@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,11 +35,49 @@ class Record(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: "
-                f"{fault['msg'].removeprefix('Value error, ')}"
-                for fault in error.errors(include_url=False)
+                f"{'.'.join(map(str, path)) or 'the whole'}: {fault}"
+                for path, fault in faults_of(error, cls)
             )
             raise InputError(f"{where} is not a valid {cls.__name__}: {faults}") from None
+
+
+Keys = tuple[int | str, ...]
+
+
+def faults_of(error: ValidationError, record: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
+    """What is wrong with plain data, field by field: the path of keys to it, and why in words.
+
+    An unknown key comes with the nearest that there is.
+
+    Args:
+        error: of validating the data.
+        record: what it was validated as.
+    """
+    for fault in error.errors(include_url=False):
+        path = fault["loc"]
+        if fault["type"] == "missing":
+            yield path, "it is missing"
+        elif fault["type"] == "extra_forbidden":
+            known = [name for each in _records_at(record, path[:-1]) for name in each.model_fields]
+            close = difflib.get_close_matches(str(path[-1]), known, n=1)
+            hint = f"did you mean {close[0]}? Known" if close else "known"
+            yield path, f"there is no such field; {hint} here are {', '.join(known) or 'none'}"
+        else:
+            yield path, fault["msg"].removeprefix("Value error, ")
+
+
+def _records_at(annotation: Any, path: Keys) -> list[type[BaseModel]]:
+    """The records that may lie at a path; indices and a mapping's own keys are passed over."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        found = [annotation]
+    else:
+        found = [each for part in get_args(annotation) for each in _records_at(part, ())]
+    for place, key in enumerate(path):
+        fields = [each.model_fields[key].annotation for each in found if key in each.model_fields]
+        if fields:
+            rest = path[place + 1 :]
+            return [each for field in fields for each in _records_at(field, rest)]
+    return found
 
 
 class JsonArtifact(Record):

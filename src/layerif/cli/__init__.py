@@ -103,5 +103,5 @@ def _fail(message: str, status: int) -> NoReturn:
 
     who = f" in process {processes.rank()}" if processes.count() > 1 else ""
     console.print(f"error{who}:", style="bold red", end=" ")
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)
     sys.exit(status)

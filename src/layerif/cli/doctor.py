@@ -80,16 +80,20 @@ def doctor(
 
 
 def _table(found: Diagnosis, title: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    from layerif.report.tables import plain_table
+
+    table = plain_table(title)
     for column in ("check", "", "detail"):
         table.add_column(column)
-    words = {True: "[green]ok[/]", False: "[bold red]failed[/]", None: "[dim]-[/]"}
+    words = {
+        True: Text("ok", "green"),
+        False: Text("failed", "bold red"),
+        None: Text("-", "dim"),
+    }
     for check in found.checks:
-        table.add_row(check.name, words[check.ok], escape(check.detail))
+        table.add_row(check.name, words[check.ok], check.detail)
     return table
 
 

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from layerif.files import json_text
 from layerif.processes import is_first
+from layerif.terminal import Console, harmless_json
 
-console = Console(highlight=False)
+console = Console()
 
 
-def emit(table: Table, value: Any, *, as_json: bool) -> None:
+def emit(table: Table | None, value: Any, *, as_json: bool) -> None:
     """Print the table, or with `as_json` the plain value."""
     if not is_first():
         return
     if as_json:
-        print(json_text(value))
-    else:
+        print(harmless_json(json_text(value)))
+    elif table is not None:
         console.print(table)
 
 
 def say(message: str, *, as_json: bool) -> None:
     """A line beside a table; left out of JSON output."""
     if not as_json and is_first():
-        console.print(message, soft_wrap=True, markup=False)
+        console.print(message, soft_wrap=True)

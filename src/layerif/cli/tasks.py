@@ -59,7 +59,6 @@ def show(
 
     They are the first ones that a run with this seed draws.
     """
-    from layerif.files import json_text
     from layerif.tasks import load_task
 
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
@@ -67,7 +66,7 @@ def show(
     examples = task.sample(split, count, seed)
     if as_json:
         shown = {"task": task.name, "split": split, "style": task.origin.get("style")}
-        print(json_text({**shown, "examples": [_plain(example) for example in examples]}))
+        emit(None, {**shown, "examples": [_plain(e) for e in examples]}, as_json=True)
         return
     for number, example in enumerate(examples, start=1):
         console.rule(f"{task.name}, {split}, {number} of {count}", align="left", style="dim")

@@ -49,6 +49,8 @@ def verify(
 
 def _table(found: Verification, title: str) -> Table:
     """One row a layer."""
+    from rich.text import Text
+
     from layerif.report.tables import plain_table
 
     table = plain_table(title)
@@ -62,6 +64,6 @@ def _table(found: Verification, title: str) -> Table:
         )
         patterns = " ".join(sorted({v.pattern for v in own if v.pattern}))
         holds = all(verdict.fault is None for verdict in own)
-        word = "[green]ok[/]" if holds else "[bold red]differs[/]"
+        word = Text("ok", "green") if holds else Text("differs", "bold red")
         table.add_row(str(layer), said, zeros, patterns, word)
     return table

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
-from rich.markup import escape
 from rich.table import Table
 
 from layerif.artifacts import Agreement, GroundTruth
@@ -47,7 +46,7 @@ def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
                     "" if each.p is None else f"{each.p:.2g}",
                     each.orientation or "neither",
                 ]
-            table.add_row(f"  {escape(each.name)}", *(escape(cell) for cell in cells))
+            table.add_row(f"  {each.name}", *cells)
         table.add_section()
     return table
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from layerif.report.tables import plain_table
@@ -28,10 +27,10 @@ def seeds_table(
     table.add_column("")
     table.add_column("trainable\nparameters", justify="right")
     for name, metric, _ in next(iter(figures.values())):
-        table.add_column(f"{escape(name)}\n{UNITS[metric]}", justify="right")
+        table.add_column(f"{name}\n{UNITS[metric]}", justify="right")
     for plan, own in figures.items():
         row = [_shown(metric, np.asarray(values)) for _, metric, values in own]
-        table.add_row(escape(plan), f"{parameters[plan]:,}", *row)
+        table.add_row(plan, f"{parameters[plan]:,}", *row)
     return table
 
 

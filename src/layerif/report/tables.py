@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.measure import Measurement as Width
 from rich.table import Table
 from rich.text import Text
@@ -162,13 +161,13 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
         unit = _unit(measurement)
         if measurement.scoring != "likelihood":
             unit = f"{measurement.scoring}\n{unit}"
-        name = escape(measurement.name)
+        name = measurement.name
         table.add_column(f"{name}\n{unit}", justify="right")
         if _answer_loss(measurement) is not None:
             table.add_column(f"{name}\nanswer loss ↓", justify="right")
     for name, result in results.items():
         figures = [figure for m in result.measurements for figure in _figures(m)]
-        table.add_row(escape(name), f"{result.sparsity:.2%}", *figures)
+        table.add_row(name, f"{result.sparsity:.2%}", *figures)
     return table
 
 
@@ -181,7 +180,7 @@ def _one_below_the_other(name: str, result: Results, title: str) -> Table:
         table.add_column("answer loss ↓", justify="right")
     for m in result.measurements:
         figure, *loss = _figures(m)
-        table.add_row(escape(titled(m.name, m.scoring)), _unit(m), figure, *loss)
+        table.add_row(titled(m.name, m.scoring), _unit(m), figure, *loss)
     return table
 
 
@@ -275,5 +274,4 @@ class Bar:
 
 def plain_table(title: str) -> Table:
     """An empty table in the style of all of them."""
-    # Names may hold brackets, which rich would read as its markup.
-    return Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from layerif.artifacts import Record
+from layerif.artifacts.base import faults_of
 from layerif.choices import (
     Aggregation,
     BesidePlan,
@@ -259,9 +260,8 @@ class Recipe(Record):
             return cls.model_validate(document.value)
         except ValidationError as error:
             faults = "; ".join(
-                f"line {document.line(*fault['loc'])}: {'.'.join(map(str, fault['loc']))}: "
-                f"{fault['msg']}"
-                for fault in error.errors(include_url=False)
+                f"line {document.line(*path)}: {'.'.join(map(str, path))}: {fault}"
+                for path, fault in faults_of(error, cls)
             )
             raise InputError(f"the recipe {document.path} is not right: {faults}") from None
 
