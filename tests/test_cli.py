@@ -17,8 +17,8 @@ from test_subspaces import adapted
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 
 
-def score_options(model, out):
-    options = ["--model", model, "--task", "agreement", "--rank", 2]
+def score_options(model, out, *subspace):
+    options = ["--model", model, "--task", "agreement", *(subspace or ["--rank", 2])]
     return ["score", *options, "--train-samples", 8, "--validation-samples", 4, "--out", out]
 
 
@@ -53,12 +53,15 @@ def test_subspaces_and_where_gradients_are_kept(layerif, model, tmp_path):
         [
             (["--subspace", "two_sided", "--size", 4, "--block", "projection"], "two_sided"),
             (["--subspace", "full", "--block", "layer"], "full"),
-            (["--subspace", "adapter", *few, "--keep", "passes"], "adapter"),
-            (["--memory", 2, "--keep", "memory", "--gradient-checkpointing"], "fresh_lora"),
+            (["--subspace", "adapter", "--rank", 2, *few, "--keep", "passes"], "adapter"),
+            (
+                ["--rank", 2, "--memory", 2, "--keep", "memory", "--gradient-checkpointing"],
+                "fresh_lora",
+            ),
         ]
     ):
         run = tmp_path / f"run{number}"
-        status, _, err = layerif(*score_options(model, run), *options)
+        status, _, err = layerif(*score_options(model, run, *options))
         assert status == 0, err
         scores = LayerScores.load(run)
         assert scores.record.subspace == subspace
@@ -74,7 +77,7 @@ def test_an_adapter_of_a_folder_is_scored(layerif, model, tmp_path):
     for parameter in wrapped.parameters():
         parameter.data = parameter.data.float()
     wrapped.save_pretrained(tmp_path / "lora")
-    base = [*score_options(model, tmp_path / "run"), "--subspace", "adapter"]
+    base = score_options(model, tmp_path / "run", "--subspace", "adapter")
     status, out, err = layerif(*base, "--adapter", tmp_path / "lora")
     assert status == 0, err
     assert out.count("positive") == 2
@@ -168,13 +171,13 @@ def test_results_are_compared_with_those_in_a_file(layerif, model, text, tmp_pat
     assert Results.model_validate(printed["results"]).measurements[0].count == 10
     assert [c["metric"] for c in printed["comparisons"]] == ["accuracy", "completion_loss"]
 
-    # Other rows: what was measured is shown, and kept, before the comparison is refused.
-    kept = tmp_path / "kept.json"
-    status, out, err = layerif(*base, *both, "--seed", 1, "--against", path, "--out", kept)
-    assert status == 2
-    assert "not the same rows" in err
-    assert "perplexity" in out
-    assert Results.load(kept).measurements[0].count == 10
+    # Other rows or chunks are found before anything is measured.
+    for other in (["--seed", 1], ["--samples", 9], ["--max-tokens", 64]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("layerif.model.open_model", None)
+            status, out, err = layerif(*base, *both, *other, "--against", path)
+        assert (status, out) == (2, "")
+        assert "not the same" in err
 
 
 def test_results_that_cannot_serve_are_refused_before_the_evaluation(layerif, text, tmp_path):
@@ -263,9 +266,7 @@ def refusals(model, text, folder):
         ("--subspace", "two_sided", "--size", 0): "size of at least 1, not 0",
         ("--subspace", "adapter"): "give its folder (--adapter DIR), or have a fresh one",
         ("--preset", "paper", "--adapter", full, "--warmup-steps", 3): "and not both",
-        ("--warmup-steps", 3): "the subspace is fresh_lora",
-        ("--warmup-steps", -1): "at least 0 steps",
-        ("--adapter", full): "the subspace is fresh_lora",
+        ("--subspace", "adapter", "--warmup-steps", -1): "at least 0 steps",
         ("--subspace", "adapter", "--adapter", full): "no adapter 'default' in",
         ("--memory", 0): "positive number of GB",
         ("--keep", "ram"): "'passes'",
@@ -275,7 +276,7 @@ def refusals(model, text, folder):
         ("--preset", "papers"): "'papers'",
         ("--damping-sweep", "0.1;1"): "takes numbers with commas between them",
         ("--damping-sweep", "0.1,0"): "damping must be positive and finite, not 0",
-        ("--damping-sweep", "1", "--estimator", "cosine"): "cosine has no damping to sweep over",
+        ("--damping-sweep", "1", "--estimator", "cosine"): "--damping-sweep has no effect",
     }.items():
         yield ["score", "--task", "agreement", *base, *options], message
     yield ["allocate", "experts", vector, "--total", 2], "total of 2 is too few for 3 layers"

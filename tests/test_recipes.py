@@ -187,7 +187,7 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, te
         "asks for 2 experts, fewer than the 3 decoder layers": {"experts": {"total": 2}},
         "asks for 1 ranks, fewer than the 3 decoder layers": {"ranks": {"total": 1}},
         "sparsity.target: Input should be less than or equal to 1": {"sparsity": {"target": 2}},
-        "sparsety: Extra inputs are not permitted": {"sparsety": {}},
+        "sparsety: there is no such field; did you mean sparsity?": {"sparsety": {}},
         "fewer than the 1000000": {"score": {"task": "agreement", "train_samples": 10**6}},
         "give its folder": {"score": {"task": "agreement", "subspace": "adapter"}},
         "no adapter 'default'": {
@@ -222,9 +222,13 @@ def test_a_recipe_error_points_at_the_line(layerif, tmp_path):
     written = path.read_text()
     for old, new, message in (
         ("  rank: 8 ", "  rank: eight ", "line {}: score.rank: Input should be a valid integer"),
-        ("datainf ", "datainv ", "line {}: score.estimator: Value error, there is no estimator"),
-        ("  rank: 8 ", "  renk: 8 ", "line {}: score.renk: Extra inputs are not permitted"),
-        ("sparsity:  ", "sparsity: {}\nsparsety:", "line {}: sparsity.target: Field required"),
+        ("datainf ", "datainv ", "line {}: score.estimator: there is no estimator"),
+        (
+            "  rank: 8 ",
+            "  renk: 8 ",
+            "line {}: score.renk: there is no such field; did you mean rank?",
+        ),
+        ("sparsity:  ", "sparsity: {}\nsparsety:", "line {}: sparsity.target: it is missing"),
         ("[agreement, python-docs]", "[agreement, 7]", "evaluate.tasks.1: Input should be"),
         ("  alpha: 16", "  rank: 16", "line {} gives 'rank' again"),
         ("  alpha: 16", "\talpha: 16", "is not a YAML file"),

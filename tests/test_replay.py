@@ -93,7 +93,7 @@ def test_a_recipe_of_a_command_is_checked_and_its_line_named(layerif, model, tex
             "command: score\nmodel: x\ntask: agreement\nout: y\nrank: eight\n",
             "line 5: rank: Input should be a valid integer",
         ),
-        ("command: score\nmodel: x\nout: y\n", "task: "),
+        ("command: score\nmodel: x\nout: y\n", "task is missing"),
         ("command: score\nmodel: x\nmodel: y\n", "line 3 gives 'model' again"),
     ):
         path.write_text(written)

@@ -27,6 +27,10 @@ class DiskError(InputError):
         self.reason = reason
 
 
+class FieldError(InputError):
+    """A file is not right: the message names its own fields or keys, and not arguments."""
+
+
 class ProcessError(LayerifError):
     """One of several processes that work together has ended before the work was done."""
 

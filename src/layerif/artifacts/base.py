@@ -11,7 +11,7 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from layerif.errors import InputError
+from layerif.errors import FieldError
 from layerif.files import read_json, write_json
 
 RECORDED_PACKAGES = ("layerif", "torch", "transformers", "numpy")
@@ -29,7 +29,7 @@ class Record(BaseModel):
         """Validate plain data.
 
         Raises:
-            InputError: naming `where` it came from and each field that is wrong.
+            FieldError: naming `where` it came from and each field that is wrong.
         """
         try:
             return cls.model_validate(value)
@@ -38,7 +38,7 @@ class Record(BaseModel):
                 f"{'.'.join(map(str, path)) or 'the whole'}: {fault}"
                 for path, fault in faults_of(error, cls)
             )
-            raise InputError(f"{where} is not a valid {cls.__name__}: {faults}") from None
+            raise FieldError(f"{where} is not a valid {cls.__name__}: {faults}") from None
 
 
 Keys = tuple[int | str, ...]

@@ -27,6 +27,7 @@ from layerif.cli import (
     validate,
     verify,
 )
+from layerif.cli.command import Command, ended_politely
 from layerif.errors import InputError, LayerifError
 
 # Commands that several processes work at together.
@@ -41,22 +42,22 @@ app = typer.Typer(
     help="How well does each decoder layer of a language model serve a task? "
     "Score the layers, plan a budget by the scores, prune by the plan, and measure the result.",
     epilog="Exit status: 0 done; 2 bad input; 3 a value that is not finite; "
-    "4 something to install first; 130 interrupted; 1 a fault of layerif itself.",
+    "4 something to install first; 130 interrupted (143 by SIGTERM); 1 a fault of layerif itself.",
 )
 app.add_typer(tasks.app, name="tasks")
-app.command("score")(score.score)
-app.command("doctor")(doctor.doctor)
-app.command("metric")(metric.metric)
+app.command("score", cls=Command)(score.score)
+app.command("doctor", cls=Command)(doctor.doctor)
+app.command("metric", cls=Command)(metric.metric)
 app.add_typer(allocate.app, name="allocate")
-app.command("prune")(prune.prune)
-app.command("validate")(validate.validate)
+app.command("prune", cls=Command)(prune.prune)
+app.command("validate", cls=Command)(validate.validate)
 app.add_typer(compare.app, name="compare")
-app.command("verify")(verify.verify)
-app.command("merge")(merge.merge)
-app.command("finetune")(finetune.finetune)
-app.command("evaluate")(evaluate.evaluate)
-app.command("run")(run.run)
-app.command("init")(init.init)
+app.command("verify", cls=Command)(verify.verify)
+app.command("merge", cls=Command)(merge.merge)
+app.command("finetune", cls=Command)(finetune.finetune)
+app.command("evaluate", cls=Command)(evaluate.evaluate)
+app.command("run", cls=Command)(run.run)
+app.command("init", cls=Command)(init.init)
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,7 +91,8 @@ def options(
 def main() -> None:
     """Entry point: errors a user can act on become one paragraph and an exit status."""
     try:
-        app()
+        with ended_politely():
+            app()
     except LayerifError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:

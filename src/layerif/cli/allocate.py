@@ -16,6 +16,7 @@ from layerif.choices import (
     PruningMethod,
 )
 from layerif.cli import allocate_counts, options
+from layerif.cli.command import Command
 from layerif.cli.plans import PlanOut, deliver
 from layerif.errors import InputError
 
@@ -23,16 +24,14 @@ if TYPE_CHECKING:
     from layerif.artifacts import ModelInfo
 
 app = typer.Typer(no_args_is_help=True, help="Turn layer scores into a plan.")
-app.command("experts")(allocate_counts.experts)
-app.command("ranks")(allocate_counts.ranks)
+app.command("experts", cls=Command)(allocate_counts.experts)
+app.command("ranks", cls=Command)(allocate_counts.ranks)
 
-# Options that count under the map marginal alone, which measures the model and takes no scores.
+# The panel of options that count under the map marginal alone, which measures the model.
 MARGINAL = "With --map marginal"
-# And those that count under every other.
-OF_SCORES = {"aggregate", "epsilon", "lam", "smooth", "orientation", "s_max", "on_constant"}
 
 
-@app.command("sparsity")
+@app.command("sparsity", cls=Command)
 def sparsity(
     context: typer.Context,
     target: Annotated[
@@ -204,13 +203,6 @@ def sparsity(
             raise InputError(
                 "the map marginal measures a model and takes no scores: give --model alone"
             )
-        for option in context.command.params:
-            usual = option.get_default(context)
-            if option.name in OF_SCORES and context.params[option.name] != usual:
-                raise InputError(
-                    f"{option.opts[0]} says how scores become a plan, and the map marginal takes "
-                    "none; leave it out"
-                )
         from layerif.cli.marginal import marginal_plan
 
         plan = marginal_plan(

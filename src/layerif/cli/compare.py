@@ -8,15 +8,16 @@ import typer
 
 from layerif.choices import PlanName, PruningMethod, check_choice
 from layerif.cli import options
+from layerif.cli.command import Command
 from layerif.cli.compare_experts import experts
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
-app.command("experts")(experts)
+app.command("experts", cls=Command)(experts)
 
 
-@app.command("sparsity")
+@app.command("sparsity", cls=Command)
 def sparsity(
     context: typer.Context,
     model: options.Model,

@@ -81,10 +81,8 @@ def experts(
     from layerif.artifacts import LayerScores
     from layerif.tasks import load_task
 
-    asked = training.with_preset(context, preset)
     numbers = options.whole_numbers(seeds, "--seeds")
     influence = None if scores is None else LayerScores.load(scores)
-    style = asked["style"]
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
 
@@ -93,7 +91,7 @@ def experts(
     from layerif.studies.compare_experts import ExpertsStudy, compare_experts
     from layerif.studies.expert_plans import check_plan, expert_plan, names_of
 
-    settings = training.finetune_options(asked)
+    settings = training.finetune_options(context.params)
     study = ExpertsStudy(settings, tuple(numbers), train_samples, validation_samples, seed)
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
@@ -122,7 +120,7 @@ def experts(
         options={
             "samples": samples,
             "seed": seed,
-            "max_length": asked["max_length"],
+            "max_length": max_length,
             "batch_tokens": batch_tokens,
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,12 +100,22 @@ def evaluate(
         )
         wanted |= {(name, "harness") for name in loaded.tasks}
     reference = None if against is None else _reference(against, wanted)
+    choice: dict[str, Any] = {
+        "samples": samples,
+        "seed": seed,
+        "context_length": context_length,
+        "max_tokens": max_tokens,
+        "scoring": scoring,
+    }
 
-    from layerif.evaluation import compare
-    from layerif.model import open_model
+    from layerif.evaluation import check_same_items, compare
+    from layerif.model import open_model, open_tokenizer
     from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
     from layerif.studies.stages import evaluate_into
 
+    if reference is not None:
+        words = tokenizer or open_tokenizer(model, trust_remote_code=trust_remote_code)
+        check_same_items(model, str(against), reference, words, sources, **choice)
     opened, tokenizer = open_model(
         model,
         dtype=dtype,
@@ -120,15 +130,7 @@ def evaluate(
         opened,
         tokenizer,
         sources,
-        options={
-            "samples": samples,
-            "seed": seed,
-            "max_length": max_length,
-            "context_length": context_length,
-            "max_tokens": max_tokens,
-            "batch_tokens": batch_tokens,
-            "scoring": scoring,
-        },
+        options={**choice, "max_length": max_length, "batch_tokens": batch_tokens},
         harness=loaded,
         cache=options.likelihood_cache(no_cache=no_cache),
         overwrite=overwrite,

@@ -71,12 +71,11 @@ def finetune(
     from layerif.processes import is_first
     from layerif.tasks import load_task
 
-    asked = training.with_preset(context, preset)
-    settings = training.finetune_options(asked)
+    settings = training.finetune_options(context.params)
     chosen = None if plan is None else Allocation.load(plan)
     check_out(out, out / FINETUNING_FILE, overwrite=overwrite)
-    tokenizer = options.tokenizer_for(asked["style"], model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, style=asked["style"], tokenizer=tokenizer)
+    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
     train = data.sample("train", train_samples, seed)
     measured = data.sample("validation", validation_samples, seed) if validation_samples else []
 

@@ -147,15 +147,6 @@ def tokenizer_for(style: PromptStyle, model: str | None, *, trust_remote_code: b
     return open_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
-def given(context: Any) -> set[str]:
-    """The parameters of a command that were given, and are not defaults."""
-    return {
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
-    }
-
-
 def words(text: str) -> list[str]:
     """The words of an option that takes several, with commas between them."""
     return [word.strip() for word in text.split(",") if word.strip()]

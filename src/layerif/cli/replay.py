@@ -1,74 +1,174 @@
 """Recipes of single commands: each command writes the one that `layerif run` replays.
 
-Such a recipe is the command's name and its options, all of them, so that it says the same when a
-default changes. What the options are is read off the command itself and stands nowhere else.
+Such a recipe is the command's name and its options, all that have an effect, so that it says the
+same when a default changes. What the options are is read off the command itself and is declared
+nowhere else. What may destroy or run code is said on the command line alone.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layerif.errors import InputError
+from layerif.cli.command import idle_options, parameters, path_of
+from layerif.errors import FieldError, InputError
 
 if TYPE_CHECKING:
     from layerif.studies.document import Document
 
 COMMAND = "command"
-# Said anew each time, and not part of the work.
-NOT_WORK = ("overwrite", "json")
+# A recipe may be written by anybody: what replaces files and what runs a model's code is for those
+# who run it to say.
+COMMAND_LINE_ONLY = {"overwrite": "--overwrite", "trust_remote_code": "--trust-remote-code"}
+# What a command line is refused with before its command runs.
+UsageError: Any = typer.BadParameter.__base__
+# Said each time, and not part of the work.
+NOT_WORK = ("json", *COMMAND_LINE_ONLY)
 
 
 def write_recipe(context: typer.Context, out: Path) -> None:
-    """Write the recipe of the command that `context` runs, into `out` or beside the file `out`."""
+    """Write the recipe of the command that `context` runs, into `out` or beside the file `out`.
+
+    A file there that is no such recipe stays as it is; so does one that says the same, with its
+    comments.
+    """
     import yaml
 
     from layerif.files import write_text
+    from layerif.progress import note
 
-    words: list[str] = []
-    here: Any = context
-    while here.parent is not None:
-        words.insert(0, here.info_name)
-        here = here.parent
+    left_out = {*NOT_WORK, *idle_options(context)}
     options = {
         name: _plain(context.params[parameter.name])
-        for name, parameter in _parameters(context.command).items()
-        if name not in NOT_WORK and context.params.get(parameter.name) is not None
+        for name, parameter in parameters(context.command).items()
+        if name not in left_out and context.params.get(parameter.name) is not None
     }
+    recipe = {COMMAND: path_of(context), **options}
     path = out / "recipe.yaml" if out.is_dir() else out.with_suffix(".recipe.yaml")
-    text = yaml.safe_dump({COMMAND: " ".join(words), **options}, sort_keys=False)
-    write_text(path, text)
+    if path.exists():
+        found = _recipe_at(path)
+        if found is None:
+            note(f"{path} is not a recipe of layerif and stays; no recipe is written")
+        if found is None or found == recipe:
+            return
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
 
 
-def replay(context: typer.Context, document: Document, **changed: Any) -> None:
+def _recipe_at(path: Path) -> dict[str, Any] | None:
+    """The recipe of a command in a file; None where it holds none."""
+    from layerif.studies.document import Document
+
+    try:
+        value = Document.read(path).value
+    except InputError:
+        return None
+    return value if isinstance(value, dict) and COMMAND in value else None
+
+
+def refuse_commanded(document: Document) -> None:
+    """Refuse what only the command line may say.
+
+    Raises:
+        FieldError: the recipe says it; with the line, and the flag of `layerif run`.
+    """
+    for name, flag in COMMAND_LINE_ONLY.items():
+        if document.value.get(name):
+            raise FieldError(
+                f"{document.path}, line {document.line(name)}: {name} is not taken from a recipe, "
+                f"which anybody may have written; take it out, and pass {flag} to `layerif run` "
+                "where you want it"
+            )
+
+
+def replay(context: typer.Context, document: Document, changed: Mapping[str, Any]) -> int:
     """Run the command of a recipe that `write_recipe` wrote, or a person in its form.
 
     Args:
         context: of the command that replays; its root is the command line.
         document: the recipe.
-        changed: options that take the place of the recipe's; None leaves the recipe's.
+        changed: options that were given to `layerif run` and take the place of the recipe's.
+
+    Returns:
+        The exit status of the command.
 
     Raises:
-        InputError: no such command or option, or a value that it does not take; with the line.
+        FieldError: no such command or option, or a value that it does not take; with the line.
     """
+    from layerif.studies.idle import IdleOptionError
+
     root = context.find_root().command
     command, words = _command(root, document)
-    known = _parameters(command)
-    given = {name: value for name, value in document.value.items() if name != COMMAND}
-    for name in given:
+    known = parameters(command)
+    written = {n: v for n, v in document.value.items() if n not in (COMMAND, *COMMAND_LINE_ONLY)}
+    _check_written(document, written, known, words, trusted=bool(changed.get("trust_remote_code")))
+    for name in changed:
+        if name not in known:
+            raise FieldError(
+                f"{document.path} is a recipe of `layerif {' '.join(words)}`, which has no option "
+                f"--{name.replace('_', '-')}; leave it out"
+            )
+
+    def at(name: str) -> str:
+        line = "" if name not in written else f", line {document.line(name)}: {name}"
+        return f"{document.path}{line}"
+
+    try:
+        status = root.main(
+            [*words, *_arguments({**written, **changed}, known)],
+            prog_name="layerif",
+            standalone_mode=False,
+        )
+    except UsageError as error:
+        asked = getattr(error, "param", None)
+        name = next((n for n, p in known.items() if asked and p.name == asked.name), "")
+        raise FieldError(f"{at(name)}: {error.message or f'{name} is missing'}") from None
+    except IdleOptionError as error:
+        raise FieldError(f"{at(error.option)}: {error}") from None
+    return status if isinstance(status, int) else 0
+
+
+def _check_written(
+    document: Document,
+    written: dict[Any, Any],
+    known: dict[str, Any],
+    words: list[str],
+    *,
+    trusted: bool,
+) -> None:
+    """Refuse what a command does not take, before it is called."""
+    for name, value in written.items():
+        where = f"{document.path}, line {document.line(name)}"
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]}? It" if close else "it"
-            raise InputError(
-                f"{document.path}, line {document.line(name)}: `layerif {' '.join(words)}` has no "
-                f"option {name!r}; {hint} takes {', '.join(n for n in known if n != 'help')}"
+            raise FieldError(
+                f"{where}: `layerif {' '.join(words)}` has no option {name!r}; {hint} takes "
+                f"{', '.join(n for n in known if n not in NOT_WORK)}"
             )
-    given |= {name: value for name, value in changed.items() if value is not None and name in known}
+        if isinstance(value, dict) or (
+            isinstance(value, list) and any(isinstance(each, dict | list) for each in value)
+        ):
+            raise FieldError(f"{where}: {name} takes a word, a number or a list of them")
+    harness = written.get("harness")
+    listed = harness if isinstance(harness, list) else str(harness or "").split(",")
+    names = [str(each).strip() for each in listed]
+    files = [name for name in names if name.endswith((".yaml", ".yml"))]
+    if files and not trusted:
+        raise FieldError(
+            f"{document.path}, line {document.line('harness')}: {files[0]} is a task file of "
+            "lm-evaluation-harness, which may run Python code that lies beside it; read it, and "
+            "pass --trust-remote-code to `layerif run` to run it"
+        )
+
+
+def _arguments(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Options by their names in recipes as words of a command line."""
     arguments, positional = [], []
-    for name, value in given.items():
+    for name, value in values.items():
         if value is None:
             continue
         parameter = known[name]
@@ -80,15 +180,7 @@ def replay(context: typer.Context, document: Document, **changed: Any) -> None:
         else:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             arguments.append(f"{parameter.opts[0]}={text}")
-    try:
-        root.main(
-            [*words, *arguments, "--", *positional], prog_name="layerif", standalone_mode=False
-        )
-    except typer.BadParameter as error:
-        parameter = error.param
-        name = next((n for n, p in known.items() if parameter and p.name == parameter.name), None)
-        where = "" if name is None else f", line {document.line(name)}: {name}"
-        raise InputError(f"{document.path}{where}: {error.message or 'is missing'}") from None
+    return [*arguments, "--", *positional]
 
 
 def _command(root: Any, document: Document) -> tuple[Any, list[str]]:
@@ -98,24 +190,17 @@ def _command(root: Any, document: Document) -> tuple[Any, list[str]]:
     for word in words:
         commands = getattr(found, "commands", {})
         if word not in commands:
-            raise InputError(
+            raise FieldError(
                 f"{document.path}, line {document.line(COMMAND)}: there is no command "
                 f"`layerif {' '.join(words)}`; known here: {', '.join(commands) or 'none'}"
             )
         found = commands[word]
     if hasattr(found, "commands") or words == ["run"]:
-        raise InputError(
+        raise FieldError(
             f"{document.path}, line {document.line(COMMAND)}: `layerif {' '.join(words)}` is no "
             "command that a recipe can replay"
         )
     return found, words
-
-
-def _parameters(command: Any) -> dict[str, Any]:
-    """A command's parameters by the names they have in recipes: those of the command line."""
-    return {
-        (parameter.opts[0].lstrip("-").replace("-", "_")): parameter for parameter in command.params
-    }
 
 
 def _plain(value: Any) -> Any:

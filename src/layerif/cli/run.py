@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from layerif.cli import options
+from layerif.cli.command import given
 from layerif.cli.compare_experts import cells_lines, cells_table, cells_value
 from layerif.cli.output import emit, say
-from layerif.cli.replay import COMMAND, replay
+from layerif.cli.replay import COMMAND, refuse_commanded, replay
 
 
 def run(
@@ -22,6 +23,8 @@ def run(
     ] = None,
     data_dir: options.DataDir = None,
     no_cache: options.NoCache = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Score, plan, prune, fine-tune and evaluate from one file, all plans side by side.
@@ -29,25 +32,47 @@ def run(
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
     that another command wrote is replayed.
     """
+    from layerif.errors import InputError
     from layerif.studies.document import Document
     from layerif.studies.recipe import Recipe
 
     document = Document.read(recipe)
-    if isinstance(document.value, dict) and COMMAND in document.value:
-        replay(context, document, out=out, data_dir=data_dir, json=as_json or None)
-        return
+    if isinstance(document.value, dict):
+        refuse_commanded(document)
+        if COMMAND in document.value:
+            written = {
+                "out": out,
+                "data_dir": data_dir,
+                "no_cache": no_cache,
+                "trust_remote_code": trust_remote_code,
+                "overwrite": overwrite,
+                "json": as_json,
+            }
+            changed = {name: value for name, value in written.items() if name in given(context)}
+            raise typer.Exit(replay(context, document, changed))
     followed = Recipe.of(document)
-    changed = {"out": out, "data_dir": data_dir}
+    if overwrite:
+        raise InputError(
+            "--overwrite has no effect here: a run replaces the results of its own recipe, and "
+            "nothing else; leave it out"
+        )
+    placed = {"out": out, "data_dir": data_dir}
     followed = followed.model_copy(
-        update={name: str(value) for name, value in changed.items() if value is not None}
+        update={name: str(value) for name, value in placed.items() if value is not None}
     )
+
+    context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons
     from layerif.report import caveat_lines, comparison_lines, results_table
     from layerif.studies.pipeline import COMPARISON_FILE, run_recipe
     from layerif.studies.trained import FOLDER
 
-    outcome = run_recipe(followed, cache=options.likelihood_cache(no_cache=no_cache))
+    outcome = run_recipe(
+        followed,
+        cache=options.likelihood_cache(no_cache=no_cache),
+        trust_remote_code=trust_remote_code,
+    )
     results = outcome.pruned
     value: dict[str, Any] = {n: result.model_dump(mode="json") for n, result in results.items()}
     if outcome.trained:

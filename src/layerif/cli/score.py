@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from layerif.choices import BlockGranularity, Keep, Normalise, Preset, SubspaceName
+from layerif.choices import BlockGranularity, Keep, Normalise, SubspaceName
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
@@ -134,17 +134,16 @@ def score(
     from layerif.processes import is_first
     from layerif.tasks import load_task
 
-    asked = _asked(context, preset)
+    asked = context.params
     solver = {name: asked[name] for name in SOLVER}
-    factors = options.numbers(asked["damping_sweep"], "--damping-sweep")
-    checked_options(asked["estimator"], **solver, sweep=factors)
+    factors = options.numbers(damping_sweep, "--damping-sweep")
+    checked_options(estimator, **solver, sweep=factors)
     check_combination(**{name: asked[name] for name in (*COMBINED, "adapter")})
     check_out(out, out / SCORES_FILE, overwrite=overwrite)
-    style = asked["style"]
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
-    train = data.sample("train", asked["train_samples"], seed)
-    validation = data.sample("validation", asked["validation_samples"], seed)
+    train = data.sample("train", train_samples, seed)
+    validation = data.sample("validation", validation_samples, seed)
 
     from layerif.model import open_model
     from layerif.report import scores_table, sweep_lines
@@ -185,11 +184,3 @@ def score(
     for line in sweep_lines(scores):
         say(line, as_json=as_json)
     say(f"wrote {out}", as_json=as_json)
-
-
-def _asked(context: typer.Context, preset: Preset | None) -> dict[str, Any]:
-    """Every option with those of the preset in it, which the recipe then says too."""
-    from layerif.studies.presets import preset_options
-
-    context.params.update(preset_options(preset, options.given(context)))
-    return context.params

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from layerif.cli import options
+from layerif.cli.command import Command
 from layerif.cli.output import console, emit
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
     emit(table, [asdict(listing) for listing in found], as_json=as_json)
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(
     name: Annotated[str, typer.Argument(help="Task, or a file of examples.", show_default=False)],
     split: SplitOption = "test",

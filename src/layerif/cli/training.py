@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import Preset, Schedule
-from layerif.cli.options import given
+from layerif.choices import Schedule
 
 _ADAPTER = {"rich_help_panel": "Adapter"}
 _TRAINING = {"rich_help_panel": "Training"}
@@ -100,14 +99,6 @@ GradientCheckpointing = Annotated[
         **_TRAINING,
     ),
 ]
-
-
-def with_preset(context: typer.Context, preset: Preset | None) -> dict[str, Any]:
-    """Every option with those of the preset in it, which the recipe then says too."""
-    from layerif.studies.presets import finetuning_preset
-
-    context.params.update(finetuning_preset(preset, given(context)))
-    return context.params
 
 
 def finetune_options(asked: dict[str, Any]) -> Any:

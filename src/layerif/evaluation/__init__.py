@@ -2,7 +2,7 @@
 
 from layerif.evaluation.accuracy import task_measurement
 from layerif.evaluation.comparison import compare
-from layerif.evaluation.evaluate import check_sources, evaluate, sparsity_of
+from layerif.evaluation.evaluate import check_same_items, check_sources, evaluate, sparsity_of
 from layerif.evaluation.extraction import extract_answer
 from layerif.evaluation.generation import generated_accuracy
 from layerif.evaluation.harness import HarnessTasks, harness_results, load_harness
@@ -10,6 +10,7 @@ from layerif.evaluation.perplexity import perplexity
 
 __all__ = [
     "HarnessTasks",
+    "check_same_items",
     "check_sources",
     "compare",
     "evaluate",

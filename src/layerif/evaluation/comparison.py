@@ -24,13 +24,18 @@ def outcomes_of(
     correct: np.ndarray | None = None,
 ) -> Outcomes:
     """What a measurement keeps of its items; `items` are plain JSON values that tell them apart."""
-    text = json.dumps(list(items), ensure_ascii=True)
     return Outcomes(
-        items=hashlib.sha256(text.encode()).hexdigest()[:16],
+        items=hash_of(items),
         nats=[] if nats is None else [round(float(value), _DECIMALS) for value in nats],
         tokens=[] if tokens is None else [int(count) for count in tokens],
         correct=[] if correct is None else [1 if hit else 0 for hit in correct],
     )
+
+
+def hash_of(items: Iterable[Any]) -> str:
+    """What tells items and their order apart."""
+    text = json.dumps(list(items), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def compare(
@@ -136,13 +141,20 @@ def _pair(
     # A perplexity is per token: of other tokens it is another quantity.
     same = one.items == two.items and one.count == two.count
     if not same or (first.metric == "perplexity" and one.tokens != two.tokens):
-        what = "rows" if first.metric == "accuracy" else "chunks, or other tokens in them"
-        raise InputError(
-            f"{name} and {baseline} cannot be compared in pairs on {first.name}: one was measured "
-            f"on {one.count:,} items, the other on {two.count:,}, and they are not the "
-            f"same {what}; measure both with the same data, samples, seed and lengths"
-        )
+        raise other_items(name, baseline, first, (one.count, two.count))
     return one, two
+
+
+def other_items(
+    name: str, baseline: str, measured: Measurement, counts: tuple[int, int]
+) -> InputError:
+    """The error that two results, of so many items each, are not of the same ones."""
+    what = "rows" if measured.metric == "accuracy" else "chunks, or other tokens in them"
+    return InputError(
+        f"{name} and {baseline} cannot be compared in pairs on {measured.name}: one is measured on "
+        f"{counts[0]:,} items, the other on {counts[1]:,}, and they are not the same {what}; "
+        "measure both with the same data, samples, seed and lengths"
+    )
 
 
 def _names(result: Results) -> str:

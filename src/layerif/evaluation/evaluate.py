@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from layerif.choices import TaskScoring, check_choice
 from layerif.chunks import check_context_length
 from layerif.errors import InputError
 from layerif.evaluation.accuracy import have_candidates, task_measurement
+from layerif.evaluation.comparison import hash_of, other_items
 from layerif.evaluation.generation import check_generation, generated_accuracy
 from layerif.evaluation.perplexity import evaluation_chunks, perplexity
 from layerif.evaluation.summed import Cache
@@ -143,6 +145,49 @@ def check_sources(
         else:
             check_context_length(model, context_length)
             evaluation_chunks(tokenizer, source.text("evaluation"), context_length, max_tokens)
+
+
+def check_same_items(
+    name: str,
+    baseline: str,
+    reference: Results,
+    tokenizer: Tokenizer,
+    on: Sequence[Task | Corpus],
+    *,
+    samples: int | None,
+    seed: int,
+    context_length: int,
+    max_tokens: int | None,
+    scoring: TaskScoring,
+) -> None:
+    """Find out before an evaluation whether it is of the items that a reference was measured on.
+
+    Rows too long for one of two models are left out of its figures alone; that is found afterwards.
+
+    Args:
+        name, baseline: what the two are called.
+        reference: results to be compared with; what they have no figure of is passed over.
+        tokenizer, on: of the evaluation, and its other arguments as those of `evaluate`.
+
+    Raises:
+        InputError: other rows, or other chunks, would be measured.
+    """
+    for source in on:
+        expected = scoring if isinstance(source, Task) else "likelihood"
+        for known in reference.measurements:
+            if (known.name, known.scoring) != (source.name, expected) or known.outcomes is None:
+                continue
+            items: list[Any]
+            if isinstance(source, Task):
+                left_out = set(known.details.get("dropped", ()))
+                rows = source.sample("test", samples, seed)
+                items = [astuple(row) for i, row in enumerate(rows) if i not in left_out]
+            else:
+                text = source.text("evaluation")
+                chunks = evaluation_chunks(tokenizer, text, context_length, max_tokens)
+                items = [chunk.input_ids for chunk in chunks]
+            if hash_of(items) != known.outcomes.items:
+                raise other_items(name, baseline, known, (len(items), known.outcomes.count))
 
 
 def _refuse_continuations(task: Task) -> None:

@@ -85,6 +85,11 @@ def reads_text(name: str, options: Mapping[str, Any]) -> bool:
     return any(metric.reads_text for metric in involved(name, options))
 
 
+def reads_model(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the model's weights are read or run, and not just its layers counted."""
+    return any(metric.reads_weights or metric.reads_text for metric in involved(name, options))
+
+
 def takes_samples(name: str, options: Mapping[str, Any]) -> bool:
     """Whether samples of a task may take the place of calibration text."""
     return any(metric.takes_samples for metric in involved(name, options))

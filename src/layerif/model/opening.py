@@ -247,8 +247,8 @@ def _reading(name: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(
-                f"{name!r} brings Python code of its own; read it, and pass --trust-remote-code to "
-                "run it here (trust_remote_code=True in Python; a recipe runs no such code)"
+                f"{name!r} brings Python code of its own; read it, and pass "
+                "trust_remote_code=True to run it here"
             ) from error
         first_line = str(error).strip().splitlines()[0]
         raise InputError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from layerif.artifacts import Allocation
 from layerif.choices import BesidePlan
 from layerif.errors import InputError
-from layerif.model import open_model
 from layerif.progress import note
 from layerif.studies.candidates import WAYS, plans_of
 from layerif.studies.folder import RunFolder
@@ -15,6 +15,9 @@ from layerif.studies.marginal import check_unedited, marginal_into
 from layerif.studies.recipe import Recipe
 from layerif.studies.stages import measure_into
 from layerif.tasks import Corpus, SelfText
+
+# Opens a model and its tokenizer as the recipe asks.
+Open = Callable[..., tuple[Any, Any]]
 
 TITLES: dict[BesidePlan, str] = {
     "alphapruning": "AlphaPruning",
@@ -38,17 +41,22 @@ def check_beside(recipe: Recipe, calibration: Corpus | SelfText) -> None:
         )
 
 
-def plans_beside(recipe: Recipe, folder: RunFolder, calibration: Corpus) -> dict[str, Allocation]:
+def plans_beside(
+    recipe: Recipe, folder: RunFolder, calibration: Corpus, open_: Open
+) -> dict[str, Allocation]:
     """The plans by their titles, each with its authors' own parameter."""
     return {
-        TITLES[name]: _plan(recipe, folder, name, calibration) for name in recipe.sparsity.beside
+        TITLES[name]: _plan(recipe, folder, name, calibration, open_)
+        for name in recipe.sparsity.beside
     }
 
 
-def _plan(recipe: Recipe, folder: RunFolder, name: BesidePlan, calibration: Corpus) -> Allocation:
+def _plan(
+    recipe: Recipe, folder: RunFolder, name: BesidePlan, calibration: Corpus, open_: Open
+) -> Allocation:
     stage = recipe.prune
     note(f"{TITLES[name]}: the plan")
-    opened = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    opened = open_(recipe.model)
     text: dict[str, Any] = {
         "samples": stage.samples,
         "context_length": stage.context_length,

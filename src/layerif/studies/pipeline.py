@@ -30,7 +30,7 @@ from layerif.model import (
 from layerif.progress import note
 from layerif.pruning import check_pattern
 from layerif.report import plot_allocation, plot_scores
-from layerif.studies.beside import check_beside, plans_beside
+from layerif.studies.beside import Open, check_beside, plans_beside
 from layerif.studies.compare_experts import Cells
 from layerif.studies.folder import RunFolder
 from layerif.studies.recipe import Recipe
@@ -74,7 +74,9 @@ class Outcome:
     trained: dict[str, Cells]
 
 
-def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> Outcome:
+def run_recipe(
+    recipe: Recipe, *, cache: Path | None = None, trust_remote_code: bool = False
+) -> Outcome:
     """Carry out a recipe in its run folder.
 
     The folder ends with `comparison.json`: each plan beside the uniform one, item by item.
@@ -83,23 +85,30 @@ def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> Outcome:
         recipe: what to do; changed since the folder was written, just what depends on the change
             is done again.
         cache: where likelihoods are kept, see `evaluate`.
+        trust_remote_code: run code that comes with the model, which no recipe can ask for.
 
     Raises:
         InputError: something the recipe asks for cannot be had, found before the first stage; or
             the folder holds something else, or a plan that was edited.
         NumericalError: a loss is not finite.
     """
-    data = _load(recipe)
-    _check(recipe, data)
+    data = _load(recipe, trust_remote_code)
+    _check(recipe, data, trust_remote_code)
+    opened = partial(
+        open_model,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        trust_remote_code=trust_remote_code,
+    )
     folder = RunFolder(Path(recipe.out))
     with folder.claimed(recipe.text()):
-        scores = _score(recipe, folder.path, data)
+        scores = _score(recipe, folder.path, data, opened)
         allocations = _plan(recipe, folder, scores)
         plan, uniform = allocations["sparsity"], allocations["uniform"]
-        measure = partial(_measure, recipe, folder.path, data, cache)
+        measure = partial(_measure, recipe, folder.path, data, cache, opened)
         plans = {"uniform": uniform}
         if isinstance(data.calibration, Corpus):
-            plans |= plans_beside(recipe, folder, data.calibration)
+            plans |= plans_beside(recipe, folder, data.calibration, opened)
         plans["LayerIF"] = plan
         results = {"dense": measure(name="dense", plan=None)}
         results |= {title: measure(name=title.lower(), plan=p) for title, p in plans.items()}
@@ -110,15 +119,17 @@ def run_recipe(recipe: Recipe, *, cache: Path | None = None) -> Outcome:
         experts = allocations.get("experts")
         trained = {}
         if experts is not None:
-            trained = trained_plans(recipe, folder.path, data.task, scores, experts)
+            trained = trained_plans(recipe, folder.path, data.task, scores, experts, opened)
     return Outcome(results, trained)
 
 
-def _load(recipe: Recipe) -> _Data:
+def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
     seed, stage = recipe.seed, recipe.score
     data_dir = None if recipe.data_dir is None else Path(recipe.data_dir)
     styles = {stage.style, recipe.evaluate.style}
-    tokenizer = open_tokenizer(recipe.model) if "chat" in styles else None
+    tokenizer = None
+    if "chat" in styles:
+        tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
     task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
     return _Data(
         task=task,
@@ -136,12 +147,14 @@ def _load(recipe: Recipe) -> _Data:
     )
 
 
-def _check(recipe: Recipe, data: _Data) -> None:
+def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
     """Everything that can be found out before the first stage, with no weights."""
     parse_device(recipe.device)
     recipe.score.check_combination()
     check_beside(recipe, data.calibration)
-    skeleton, tokenizer = open_skeleton(recipe.model), open_tokenizer(recipe.model)
+    bare = partial(open_skeleton, recipe.model, trust_remote_code=trust_remote_code)
+    tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
+    skeleton = bare()
     layers = describe(skeleton).layers
     for kind, stage in (("experts", recipe.experts), ("ranks", recipe.ranks)):
         if stage is not None and stage.total < layers:
@@ -160,9 +173,7 @@ def _check(recipe: Recipe, data: _Data) -> None:
     if recipe.prune.nm is not None:
         check_pattern(find_decoder_layers(skeleton).projections, recipe.prune.nm)
     if recipe.score.adapter is not None:
-        with_adapter(
-            open_skeleton(recipe.model), Path(recipe.score.adapter), recipe.score.adapter_name
-        )
+        with_adapter(bare(), Path(recipe.score.adapter), recipe.score.adapter_name)
     check_sources(
         skeleton,
         tokenizer,
@@ -176,16 +187,10 @@ def _check(recipe: Recipe, data: _Data) -> None:
     )
 
 
-def _score(recipe: Recipe, folder: Path, data: _Data) -> LayerScores:
+def _score(recipe: Recipe, folder: Path, data: _Data, opened: Open) -> LayerScores:
     stage = recipe.score
     note(f"scores: {len(data.train)} + {len(data.validation)} samples of {data.task.name}")
-    model, tokenizer = open_model(
-        recipe.model,
-        dtype=recipe.dtype,
-        device=recipe.device,
-        adapter=stage.adapter,
-        adapter_name=stage.adapter_name,
-    )
+    model, tokenizer = opened(recipe.model, adapter=stage.adapter, adapter_name=stage.adapter_name)
     return score_into(
         folder,
         model,
@@ -257,12 +262,12 @@ def _measure(
     folder: Path,
     data: _Data,
     cache: Path | None,
+    opened: Open,
     *,
     name: str,
     plan: Allocation | None,
 ) -> Results:
     """Results of the model pruned by `plan` (dense for None), as it stands on disk."""
-    opened = partial(open_model, dtype=recipe.dtype, device=recipe.device)
     measured = recipe.model
     if plan is not None:
         note(f"{name}: pruning")

@@ -26,8 +26,9 @@ from layerif.choices import (
     SubspaceName,
     TaskScoring,
 )
-from layerif.errors import InputError
+from layerif.errors import FieldError, InputError
 from layerif.studies.document import Document
+from layerif.studies.idle import STAGES, IdleOptionError, idle, refuse_idle
 from layerif.studies.presets import PRESETS, preset_options
 
 if TYPE_CHECKING:
@@ -257,14 +258,39 @@ class Recipe(Record):
             InputError: a field is missing, unknown or wrong; with the line.
         """
         try:
-            return cls.model_validate(document.value)
+            recipe = cls.model_validate(document.value)
         except ValidationError as error:
             faults = "; ".join(
                 f"line {document.line(*path)}: {'.'.join(map(str, path))}: {fault}"
                 for path, fault in faults_of(error, cls)
             )
-            raise InputError(f"the recipe {document.path} is not right: {faults}") from None
+            raise FieldError(f"the recipe {document.path} is not right: {faults}") from None
+        for stage, rules in STAGES.items():
+            written = document.value.get(stage) or {}
+            given = {name for name, value in written.items() if value is not None}
+            try:
+                refuse_idle(rules, given, recipe._beside(stage))
+            except IdleOptionError as error:
+                line = document.line(stage, error.option)
+                raise FieldError(f"{document.path}, line {line}: {stage}.{error}") from None
+        return recipe
 
     def text(self) -> str:
-        """The recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """The recipe with every default written out that has an effect."""
+        value = self.model_dump(mode="json")
+        for stage, rules in STAGES.items():
+            if value[stage] is not None:
+                for name in idle(rules, self._beside(stage)):
+                    del value[stage][name]
+        return yaml.safe_dump(value, sort_keys=False)
+
+    def _beside(self, stage: str) -> dict[str, Any]:
+        """The values of a stage, and those of others that decide which of them have an effect."""
+        own: Record | None = getattr(self, stage)
+        values = {} if own is None else own.model_dump()
+        if stage == "score":
+            # Its style is that of a task to calibrate on, too.
+            values["tasks"] = [self.score.task, self.prune.calibration]
+        elif stage == "prune":
+            values["beside"] = self.sparsity.beside
+        return values

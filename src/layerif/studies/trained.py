@@ -11,8 +11,9 @@ from layerif.errors import InputError
 from layerif.evaluation import check_sources
 from layerif.finetuning.finetune import encoded_rows
 from layerif.metrics import metric_scores
-from layerif.model import Tokenizer, describe, open_model
+from layerif.model import Tokenizer, describe
 from layerif.progress import note
+from layerif.studies.beside import Open
 from layerif.studies.compare_experts import Cells, ExpertsStudy, compare_experts
 from layerif.studies.expert_plans import check_plan, check_titles, expert_plan, names_of
 from layerif.studies.recipe import FinetuneStage, Recipe
@@ -56,7 +57,7 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
 
 
 def trained_plans(
-    recipe: Recipe, folder: Path, task: Task, scores: LayerScores, plan: Allocation
+    recipe: Recipe, folder: Path, task: Task, scores: LayerScores, plan: Allocation, open_: Open
 ) -> dict[str, Cells]:
     """What each plan came to, LayerIF's last; nothing without the stage `finetune`.
 
@@ -67,7 +68,7 @@ def trained_plans(
     if stage is None or recipe.experts is None:
         return {}
     note("fine-tuning")
-    model, tokenizer = open_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    model, tokenizer = open_(recipe.model)
     make = partial(
         expert_plan,
         total=recipe.experts.total,

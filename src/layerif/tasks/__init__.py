@@ -29,6 +29,8 @@ __all__ = [
     "Split",
     "Task",
     "corpus_names",
+    "has_style",
+    "is_task",
     "listings",
     "load_calibration",
     "load_corpus",
@@ -190,6 +192,30 @@ def load_sources(
                 load_task(name, data_dir=data_dir, seed=seed, style=style, tokenizer=tokenizer)
             )
     return sources
+
+
+def is_task(name: str) -> bool:
+    """Whether `load_sources` takes a name or path as a task, and not as a corpus; nothing is read.
+
+    An unknown name counts as one: loading it says what is wrong.
+    """
+    if name in task_names() or name in CORPORA:
+        return name not in CORPORA
+    return not _is_path(name) or _is_task(Path(name))
+
+
+def has_style(name: str, style: PromptStyle) -> bool:
+    """Whether a style changes the prompts of a task; those of texts to go on with are as they are.
+
+    Args:
+        name: of a task, or the path of a user's file, whose prompts only `chat` changes.
+        style: which is asked for.
+    """
+    if name in CATALOGUE:
+        return bool(CATALOGUE[name].instruction) or style == "harness"
+    if name in GENERATED or _is_path(name):
+        return name == "facts" or style in ("chat", "harness")
+    return name != SELF
 
 
 def _require_harness(name: str) -> None:
