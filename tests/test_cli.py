@@ -156,8 +156,9 @@ def test_the_whole_way(layerif, model, text, tmp_path):
 
 
 def test_results_are_compared_with_those_in_a_file(layerif, model, text, tmp_path):
-    base = ["evaluate", "--model", model, "--samples", 10, "--context-length", 32]
-    both, path = ["--tasks", f"agreement,{text}"], tmp_path / "first.json"
+    base = ["evaluate", "--model", model, "--samples", 10]
+    both = ["--tasks", f"agreement,{text}", "--context-length", 32]
+    path = tmp_path / "first.json"
     assert layerif(*base, *both, "--out", path)[0] == 0
     status, out, _ = layerif(*base, *both, "--against", path)
     assert status == 0

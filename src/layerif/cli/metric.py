@@ -106,7 +106,7 @@ def metric(
     }
 
     from layerif.errors import InputError
-    from layerif.metrics import complete_options, reads_text, takes_samples
+    from layerif.metrics import complete_options, reads_model, reads_text, takes_samples
 
     asked = complete_options(name, {k: v for k, v in given.items() if v is not None})
     corpus = None
@@ -132,17 +132,21 @@ def metric(
 
         corpus = load_corpus(calibration, data_dir=data_dir)
 
-    from layerif.model import open_model
+    from layerif.model import open_model, open_skeleton
     from layerif.report import metric_table
     from layerif.studies.stages import measure_into
 
-    opened, tokenizer = open_model(
-        model,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-    )
+    tokenizer = None
+    if reads_model(name, asked):
+        opened, tokenizer = open_model(
+            model,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+        )
+    else:
+        opened = open_skeleton(model, trust_remote_code=trust_remote_code)
     scores = measure_into(
         out,
         opened,

@@ -23,12 +23,13 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
+from layerif.artifacts.base import versions
 from layerif.artifacts.scores import SCORES_FILE
 from layerif.checkpoint import resumable
 from layerif.errors import InputError
 from layerif.evaluation import HarnessTasks, evaluate, harness_results
 from layerif.influence import score
-from layerif.metrics import complete_options, is_seeded, metric_scores, reads_text
+from layerif.metrics import complete_options, is_seeded, metric_scores, reads_model, reads_text
 from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.processes import is_first
 from layerif.progress import note
@@ -87,7 +88,7 @@ def score_into(
 def measure_into(
     path: Path,
     model: Any,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     metric: str,
     *,
     calibration: Corpus | None,
@@ -103,6 +104,7 @@ def measure_into(
     """`metric_scores` with `options`, saved as JSON.
 
     Args:
+        model, tokenizer: for a metric that does not read the model a skeleton, and None, will do.
         calibration: text for a metric that reads some; else unused.
         seed: of what is drawn.
         text_options: samples, context_length and batch_tokens.
@@ -127,7 +129,13 @@ def measure_into(
     elif reads_text(metric, options) and calibration is not None:
         asked |= {**text_options, "seed": seed}
         texts = [calibration.text("calibration")]
-    wanted = fingerprint_of(model, hash_texts(texts), asked)
+    if reads_model(metric, options):
+        wanted = fingerprint_of(model, hash_texts(texts), asked)
+    else:
+        shape = [[p.key, p.numel] for p in find_decoder_layers(model).projections]
+        wanted = Fingerprint(
+            model=hash_texts(shape), data=hash_texts(texts), options={**asked, **versions()}
+        )
     if done := _done(MetricScores, path, "", wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
