@@ -93,8 +93,8 @@ class TestAllocation:
             ('{"kind": "sparsity", "allocation": 0.5}', "allocation.*should be a valid list"),
             ('{"kind": "sparsity", "allocation": [[0.5]]}', "should be a valid number"),
             ('{"kind": "sparsity", "allocation": [null]}', "should be a valid number"),
-            ('{"kind": "sparsity"}', "allocation: Field required"),
-            ('{"allocation": [0.5]}', "kind: Field required"),
+            ('{"kind": "sparsity"}', "allocation: it is missing"),
+            ('{"allocation": [0.5]}', "kind: it is missing"),
             ('{"kind": "heads", "allocation": [1]}', "kind: Input should be 'sparsity', 'exp"),
             ('{"kind": "experts", "allocation": [2, 2.5]}', "layer 1 has 2.5 experts"),
             ('{"kind": "experts", "allocation": [0, 3]}', "layer 0 has 0 experts"),
@@ -102,7 +102,14 @@ class TestAllocation:
             ('{"kind": "ranks", "allocation": [8, 0.5]}', "layer 1 has rank 0.5; each layer needs"),
             ('{"kind": "ranks", "allocation": [0, 8]}', "layer 0 has rank 0"),
             ('{"kind": "ranks", "allocation": [4, 8], "total": 13}', "the sum of .* is 12, but"),
-            ('{"kind": "sparsity", "allocation": [0.5], "totl": 0.5}', "totl: Extra inputs"),
+            (
+                '{"kind": "sparsity", "allocation": [0.5], "totl": 0.5}',
+                "totl: .* mean total",
+            ),
+            (
+                '{"kind": "sparsity", "allocation": [0.5], "modules": [{"modul": "x"}]}',
+                "modules.0.modul: there is no such field; did you mean module",
+            ),
             (
                 '{"kind": "sparsity", "allocation": [0.5, 0.5], "layer_sizes": [10]}',
                 "allocation has 2 layers, layer_sizes 1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from artifact_samples import make_results
-from layerif.artifacts import Allocation, LayerScores, Manifest, Results
+from layerif.artifacts import Allocation, LayerScores, Manifest, MetricScores, Results
+from layerif.metrics import metric_scores
+from layerif.model import open_model
 from test_subspaces import adapted
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 
@@ -194,6 +197,23 @@ def test_results_that_cannot_serve_are_refused_before_the_evaluation(layerif, te
     assert "holds no outcomes item by item" in layerif(*base, "--tasks", "agreement")[2]
     path.unlink()
     assert "does not exist" in layerif(*base, "--tasks", "agreement")[2]
+
+
+def test_a_metric_that_needs_no_weights_opens_none(layerif, model, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "model.safetensors").unlink()
+    opened, _ = open_model(model)
+    for name, options in (("uniform", {}), ("random", {}), ("shuffled", {"of": "random"})):
+        out = tmp_path / f"{name}.json"
+        words = [word for key, value in options.items() for word in (f"--{key}", value)]
+        command = ["metric", name, *words, "--model", bare, "--out", out]
+        assert layerif(*command)[0] == 0
+        expected = metric_scores(opened, name, seed=0, **options)
+        scores = MetricScores.load(out)
+        assert (scores.scores, scores.projections) == (expected.scores, expected.projections)
+        assert "nothing is done again" in layerif(*command)[2]
+    assert layerif("metric", "pl_alpha", "--model", bare, "--out", tmp_path / "x.json")[0] == 2
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv", "npy"])

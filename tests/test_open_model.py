@@ -139,3 +139,18 @@ def test_code_of_a_models_own_runs_when_asked_for_alone(layerif, folder, tmp_pat
         assert "brings Python code of its own" in says
         assert "pass --trust-remote-code" in says
         assert layerif(*command, "--trust-remote-code")[0] == 0
+    # A recipe does not say so, be it of a command or of a whole run: its command line does.
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(
+        f"model: {folder}\nout: {tmp_path / 'run'}\n"
+        "score: {task: agreement, train_samples: 3, validation_samples: 2}\n"
+        "sparsity: {target: 0.5}\nprune: {method: magnitude}\n"
+        "evaluate: {tasks: [agreement], samples: 3}\n"
+    )
+    assert "trust" not in (pruned / "recipe.yaml").read_text()
+    for recipe in (pruned / "recipe.yaml", whole):
+        status, _, says = layerif("run", recipe)
+        assert status == 2
+        assert "pass --trust-remote-code" in says
+        status, _, says = layerif("run", recipe, "--trust-remote-code")
+        assert status == 0, says

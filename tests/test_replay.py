@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from safetensors.torch import load_file, save_file
+
 from layerif.artifacts import Allocation, LayerScores, MetricScores, Results
 
 
@@ -100,6 +102,104 @@ def test_a_recipe_of_a_command_is_checked_and_its_line_named(layerif, model, tex
         status, _, err = layerif("run", path)
         assert status == 2
         assert message in err, err
+
+
+def test_what_destroys_or_runs_code_is_said_on_the_command_line(layerif, model, text, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("dear to somebody")
+    path = tmp_path / "recipe.yaml"
+    prune = f"command: prune\nmodel: {model}\nsparsity: 0.5\nmethod: magnitude\nout: {victim}\n"
+    whole = "model: x\nout: y\nscore: {task: agreement}\nsparsity: {target: 0.5}\n"
+    for written, key in (
+        (prune, "overwrite"),
+        (prune, "trust_remote_code"),
+        (whole, "overwrite"),
+        (whole, "trust_remote_code"),
+    ):
+        for value in ("true", "'yes'"):
+            path.write_text(f"{written}{key}: {value}\n")
+            line = len(path.read_text().splitlines())
+            status, _, err = layerif("run", path)
+            assert status == 2
+            assert f"line {line}: {key} is not taken from a recipe" in err
+            assert f"pass --{key.replace('_', '-')} to `layerif run`" in err
+            assert [each.name for each in victim.iterdir()] == ["thesis.txt"]
+    # A result of the same recipe gives way where the command line says so, and says no more.
+    plan = tmp_path / "plan.json"
+    vector = tmp_path / "vector.json"
+    vector.write_text("[0.1, 0.9, 0.4]")
+    for share, flags, expected in (
+        (0.5, [], 0),
+        (0.4, [], 2),
+        (0.4, ["--overwrite"], 0),
+    ):
+        path.write_text(
+            f"command: allocate sparsity\nscores: {vector}\nsparsity: {share}\nout: {plan}\n"
+        )
+        assert layerif("run", path, *flags)[0] == expected
+    assert Allocation.load(plan).total == 0.4
+
+
+def test_a_task_file_of_the_harness_runs_code_only_where_it_is_trusted(layerif, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("command: evaluate\nmodel: no/such/model\nharness: own/task.yaml\n")
+    status, _, err = layerif("run", path)
+    assert status == 2
+    assert "line 3" in err
+    assert "--trust-remote-code" in err
+    status, _, err = layerif("run", path, "--trust-remote-code")
+    assert status == 2
+    assert "--trust-remote-code" not in err
+
+
+def test_an_option_of_run_that_the_command_has_not_is_refused(layerif, model, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"command: verify\nfolder: {model}\n")
+    for option in (["--no-cache"], ["--out", "x"], ["--data-dir", "x"], ["--overwrite"]):
+        status, _, err = layerif("run", path, *option)
+        assert status == 2
+        assert f"has no option {option[0]}" in err
+    path.write_text("command: tasks show\nname: agreement\nstyle: alpaca\ncount: {a: 1}\n")
+    status, _, err = layerif("run", path)
+    assert status == 2
+    assert "line 4" in err
+    path.write_text("command: tasks show\nname: agreement\nstyle: plain\n")
+    status, _, err = layerif("run", path)
+    assert status == 2
+    assert "line 3: style: --style has no effect" in err
+
+
+def test_a_replay_ends_with_the_status_of_its_command(layerif, model, tmp_path):
+    pruned, path = tmp_path / "pruned", tmp_path / "recipe.yaml"
+    prune = ["prune", "--model", model, "--sparsity", 0.5, "--method", "magnitude"]
+    assert layerif(*prune, "--out", pruned)[0] == 0
+    path.write_text(f"command: verify\nfolder: {pruned}\n")
+    assert layerif("run", path)[0] == 0
+    weights = load_file(pruned / "model.safetensors")
+    name = next(name for name in weights if "mlp.up_proj" in name)
+    weights[name].fill_(1.0)
+    save_file(weights, pruned / "model.safetensors", metadata={"format": "pt"})
+    status, out, _ = layerif("run", path)
+    assert status == layerif("verify", pruned)[0] == 3
+    assert "differs" in out
+
+
+def test_a_file_that_is_no_recipe_of_ours_stays(layerif, tmp_path):
+    vector, own = tmp_path / "vector.json", tmp_path / "plan.recipe.yaml"
+    vector.write_text("[0.1, 0.9, 0.4]")
+    allocate = ["allocate", "sparsity", vector, "--sparsity", 0.5, "--out", tmp_path / "plan.json"]
+    own.write_text("flour: 500 g\n")
+    status, _, err = layerif(*allocate)
+    assert status == 0
+    assert "is not a recipe of layerif and stays" in err
+    assert own.read_text() == "flour: 500 g\n"
+    # Comments in a recipe that says the same stay too.
+    own.unlink()
+    layerif(*allocate)
+    own.write_text("# mine\n" + own.read_text())
+    assert layerif("run", own)[0] == 0
+    assert own.read_text().startswith("# mine\n")
 
 
 def test_the_same_command_again_does_nothing_and_another_is_refused(layerif, model, text, tmp_path):

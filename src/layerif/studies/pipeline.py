@@ -166,8 +166,9 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
     max_length = usable_length(skeleton, recipe.score.max_length)
     check_samples(tokenizer, data.train, max_length, "training")
     check_samples(tokenizer, data.validation, max_length, "validation")
-    check_context_length(skeleton, recipe.prune.context_length)
-    if isinstance(data.calibration, Corpus):
+    if recipe.calibrates:
+        check_context_length(skeleton, recipe.prune.context_length)
+    if recipe.calibrates and isinstance(data.calibration, Corpus):
         text = data.calibration.text("calibration")
         draw(cut(tokenizer, text, recipe.prune.context_length), recipe.prune.samples, recipe.seed)
     if recipe.prune.nm is not None:

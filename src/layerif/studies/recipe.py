@@ -275,6 +275,11 @@ class Recipe(Record):
                 raise FieldError(f"{document.path}, line {line}: {stage}.{error}") from None
         return recipe
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether pruning or a plan beside reads calibration text."""
+        return "calibration" not in idle(STAGES["prune"], self._beside("prune"))
+
     def text(self) -> str:
         """The recipe with every default written out that has an effect."""
         value = self.model_dump(mode="json")
