@@ -181,7 +181,7 @@ def test_a_high_score_beside_a_high_gain_speaks_for_direct(tmp_path):
     assert "experts or ranks" in advice([none])
     assert "scores with the fall of the loss by adapters" in agreement_table(
         {"capacity": [found]}
-    ).title.replace("\n", " ")
+    ).title.plain.replace("\n", " ")
     plot_agreement(scores, [found], ascending, tmp_path / "scatter")
     assert "Fall of the loss by adapters, in one layer alone" in (
         tmp_path / "scatter.svg"
@@ -196,7 +196,7 @@ def test_the_command_measures_it_when_asked(layerif, model, tmp_path):
     for wrong in (["--truth", "capacity"], ["--task", "agreement"]):
         status, _, err = layerif(*asked, *few, *wrong)
         assert status == 2
-        assert "give both --truth capacity and --task" in err
+        assert "--truth capacity" in err
     assert not out.exists()
     right = [*asked, *few, "--truth", "capacity", "--task", "agreement"]
     status, printed, err = layerif(*right)

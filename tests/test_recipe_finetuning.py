@@ -44,7 +44,7 @@ def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, mode
         ({"plans": ["moola"]}, "there is no plan 'moola'"),
         ({"seeds": [1, 1]}, "seeds are to be at least one, each once"),
         ({"train_samples": 10**6}, "fewer than the 1000000 asked for"),
-        ({"epoch": 2}, "finetune.epoch: Extra inputs"),
+        ({"epoch": 2}, "finetune.epoch: there is no such field; did you mean epochs"),
     ],
 )
 def test_a_fine_tuning_that_cannot_be_is_refused_first(

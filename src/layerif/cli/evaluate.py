@@ -83,7 +83,10 @@ def evaluate(
     from layerif.checkpoint import check_out
     from layerif.tasks import Task, load_sources
 
-    _refuse_nothing(tasks, harness, shots)
+    if tasks is None and harness is None:
+        raise InputError(
+            "say what to measure: --tasks TASKS, --harness TASKS of lm-evaluation-harness, or both"
+        )
     if out is not None:
         check_out(out, out, overwrite=overwrite)
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
@@ -154,16 +157,6 @@ def evaluate(
         if as_json:
             comparisons = [comparison.model_dump(mode="json") for comparison in compared]
             emit(table, {"results": value, "comparisons": comparisons}, as_json=True)
-
-
-def _refuse_nothing(tasks: str | None, harness: str | None, shots: int | None) -> None:
-    """Refuse a command that measures nothing, or that has shots for nothing."""
-    if tasks is None and harness is None:
-        raise InputError(
-            "say what to measure: --tasks TASKS, --harness TASKS of lm-evaluation-harness, or both"
-        )
-    if shots is not None and harness is None:
-        raise InputError("--shots counts for tasks of lm-evaluation-harness, and needs --harness")
 
 
 def _names(listed: str | None) -> list[str]:

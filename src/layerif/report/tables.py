@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -21,6 +22,7 @@ from layerif.artifacts import (
 )
 from layerif.choices import Aggregation
 from layerif.report.plots import LABELS
+from layerif.terminal import harmless
 
 BAR, LEAST = 24, 4  # characters of a bar, and what tables may shorten it to
 SAME_TOTAL = 5e-7
@@ -272,6 +274,20 @@ class Bar:
         return Width(LEAST, BAR).with_maximum(options.max_width)
 
 
+class _PlainTable(Table):
+    """A table whose words are taken as they are: brackets in a name are no markup of rich's."""
+
+    def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
+        super().add_column(_plain(header), *arguments, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*map(_plain, cells), **options)
+
+
+def _plain(cell: Any) -> Any:
+    return Text(harmless(cell)) if isinstance(cell, str) else cell
+
+
 def plain_table(title: str) -> Table:
-    """An empty table in the style of all of them."""
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    """An empty table in the style of all of them; for any console, and whatever is put in it."""
+    return _PlainTable(title=Text(harmless(title), "bold"), title_justify="left", box=SIMPLE_HEAD)

@@ -371,7 +371,7 @@ COMMANDS: Mapping[str, tuple[Rule, ...]] = {
     "compare experts": (COMPARED_SCORES, DROPOUT, *TRAINING),
     "tasks show": (
         Rule("model trust_remote_code", _is("style", "chat"), "with {style} chat"),
-        TASK_STYLE,
+        Rule("style", lambda v: _styled({**v, "task": v["name"]}), TASK_STYLE.when),
     ),
 }
 
