@@ -92,9 +92,9 @@ class EkfacPasses(Passes):
     def _gather_positions(self, rows: FactoredRows) -> None:
         for part, factors, own in zip(self.parts, self._factors, rows.parts, strict=True):
             if part.factors is None:
-                errors, inputs = own.errors.flatten(0, 1), own.inputs.flatten(0, 1)
                 # Padding, which the loss does not reach, has inputs too.
-                inputs = inputs * errors.any(1)[:, None]
+                errors = own.errors.flatten(0, 1)
+                inputs = (own.inputs * own.reached()[..., None]).flatten(0, 1)
                 factors.inputs.add_((inputs.T @ inputs).to(factors.inputs))
                 factors.outputs.add_((errors.T @ errors).to(factors.outputs))
 
