@@ -98,7 +98,7 @@ def test_a_models_influence_equals_the_dense_form(estimator):
 
 @pytest.mark.parametrize("architecture", ["phi", "opt"])
 def test_ekfac_depends_on_neither_batches_nor_padding(architecture):
-    """A first token's query has an error of 0 or 1e-18 by the kernel: counted, 1e-2 of influence."""
+    """A first token's query has an error of 0 or 1e-18, by the kernel; counted it moves 1e-2."""
     model = tiny_model(architecture, torch.float64)
     ways = [(2048, "right"), (40, "right"), (100, "left"), (2048, "left")]
     first, *others = (
