@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerif.batching import collate, encode, pack
+from layerif.batching import collate, pack
 from layerif.likelihood import row_sums, token_losses
+from layerif.tokenizing import encode
 from tiny import (
     ARCHITECTURES,
     EAGER_ARCHITECTURES,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from layerif.batching import encode
 from layerif.errors import InputError
 from layerif.tasks import load_sources, load_task
 from layerif.tasks.styles import ALPACA, renderer
+from layerif.tokenizing import encode
 from tiny import tiny_tokenizer
 
 TEMPLATE = (

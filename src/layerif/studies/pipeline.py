@@ -17,7 +17,6 @@ from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, compare
-from layerif.influence import check_samples
 from layerif.model import (
     describe,
     find_decoder_layers,
@@ -45,6 +44,7 @@ from layerif.tasks import (
     load_sources,
     load_task,
 )
+from layerif.tokenizing import encode_samples
 
 COMPARISON_FILE = "comparison.json"
 
@@ -151,8 +151,8 @@ def _check(recipe: Recipe, data: _Data) -> None:
             )
     check_finetuning(recipe, skeleton, tokenizer, data.task)
     max_length = usable_length(skeleton, recipe.score.max_length)
-    check_samples(tokenizer, data.train, max_length, "training")
-    check_samples(tokenizer, data.validation, max_length, "validation")
+    encode_samples(tokenizer, data.train, max_length, "training")
+    encode_samples(tokenizer, data.validation, max_length, "validation")
     check_context_length(skeleton, recipe.prune.context_length)
     if isinstance(data.calibration, Corpus):
         text = data.calibration.text("calibration")

@@ -24,12 +24,12 @@ from layerif.choices import Aggregation, PruningTruth, TruthKind
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.files import write_json
-from layerif.influence import check_samples
 from layerif.model import Tokenizer
 from layerif.reading import read_scores
 from layerif.report import plot_agreement
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Corpus, Example, Task
+from layerif.tokenizing import encode_samples
 from layerif.validation import advice, capacity, isolated, operating_point
 
 FloatArray = NDArray[np.float64]
@@ -109,7 +109,7 @@ def capacity_into(
     def measure(steps: Steps) -> GroundTruth:
         length = usable_length(model, max_length)
         samples = [
-            check_samples(tokenizer, examples, length, what)[0]
+            encode_samples(tokenizer, examples, length, what)[0]
             for examples, what in ((train, "training"), (validation, "validation"))
         ]
         origin = {"name": task.name, **task.origin, "max_length": length}
