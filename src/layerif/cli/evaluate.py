@@ -60,6 +60,7 @@ def evaluate(
     adapter: options.Adapter = None,
     adapter_name: options.AdapterName = "default",
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     scoring: options.Scoring = "likelihood",
     max_length: options.MaxLength = 512,
     context_length: options.ContextLength = 512,
@@ -86,8 +87,8 @@ def evaluate(
     _refuse_nothing(tasks, harness, shots)
     if out is not None:
         check_out(out, out, overwrite=overwrite)
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    sources = load_sources(_names(tasks), data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    sources = load_sources(_names(tasks), data_dir=data_dir, **words)
     wanted: set[tuple[str, str]] = {
         (s.name, scoring if isinstance(s, Task) else "likelihood") for s in sources
     }

@@ -48,6 +48,7 @@ def finetune(
     checkpoint_every: training.CheckpointEvery = 50,
     gradient_checkpointing: training.GradientCheckpointing = False,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 2048,
     dtype: options.DtypeOption = "float32",
@@ -75,8 +76,10 @@ def finetune(
     settings = training.finetune_options(asked)
     chosen = None if plan is None else Allocation.load(plan)
     check_out(out, out / FINETUNING_FILE, overwrite=overwrite)
-    tokenizer = options.tokenizer_for(asked["style"], model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, style=asked["style"], tokenizer=tokenizer)
+    words = options.prompts(
+        asked["style"], template_option, model, trust_remote_code=trust_remote_code
+    )
+    data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", train_samples, seed)
     measured = data.sample("validation", validation_samples, seed) if validation_samples else []
 

@@ -110,6 +110,7 @@ def score(
         ),
     ] = False,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 1024,
     dtype: options.DtypeOption = "float32",
@@ -141,8 +142,8 @@ def score(
     check_combination(**{name: asked[name] for name in (*COMBINED, "adapter")})
     check_out(out, out / SCORES_FILE, overwrite=overwrite)
     style = asked["style"]
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", asked["train_samples"], seed)
     validation = data.sample("validation", asked["validation_samples"], seed)
 

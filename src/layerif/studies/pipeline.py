@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
@@ -32,7 +33,7 @@ from layerif.report import plot_allocation, plot_scores
 from layerif.studies.beside import check_beside, plans_beside
 from layerif.studies.compare_experts import Cells
 from layerif.studies.folder import RunFolder
-from layerif.studies.recipe import Recipe
+from layerif.studies.recipe import EvaluateStage, Recipe, ScoreStage
 from layerif.studies.stages import evaluate_into, prune_into, score_into
 from layerif.studies.trained import check_finetuning, trained_plans
 from layerif.tasks import (
@@ -119,20 +120,18 @@ def _load(recipe: Recipe) -> _Data:
     data_dir = None if recipe.data_dir is None else Path(recipe.data_dir)
     styles = {stage.style, recipe.evaluate.style}
     tokenizer = open_tokenizer(recipe.model) if "chat" in styles else None
-    task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
+
+    def words(of: ScoreStage | EvaluateStage) -> dict[str, Any]:
+        options = of.template_options
+        return {"style": of.style, "tokenizer": tokenizer, "template_options": options}
+
+    task = load_task(stage.task, data_dir=data_dir, **words(stage))
     return _Data(
         task=task,
         train=task.sample("train", stage.train_samples, seed),
         validation=task.sample("validation", stage.validation_samples, seed),
-        calibration=load_calibration(
-            recipe.prune.calibration, data_dir=data_dir, style=stage.style, tokenizer=tokenizer
-        ),
-        sources=load_sources(
-            recipe.evaluate.tasks,
-            data_dir=data_dir,
-            style=recipe.evaluate.style,
-            tokenizer=tokenizer,
-        ),
+        calibration=load_calibration(recipe.prune.calibration, data_dir=data_dir, **words(stage)),
+        sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir, **words(recipe.evaluate)),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,9 @@ def load_own(
         parts = carve(examples, SHARES, seed)
         origin["files"] = {path.name: _file_hash(path)}
         origin["splits"] = f"80, 10 and 10 % of the distinct prompts, drawn by seed {seed}"
-    if render is not None:
+    if render is None:
+        _note_joined(path, [example for examples in parts.values() for example in examples])
+    else:
         origin |= style_record(style, template_options)
         parts = {
             split: [replace(example, prompt=render(example.prompt)) for example in examples]
@@ -210,6 +212,27 @@ def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: the {name} must be a text, not {value!r}")
     return value
+
+
+def _note_joined(path: Path, examples: Sequence[Example]) -> None:
+    """Say where candidates are written onto the prompt's last word, which is rarely meant."""
+    joined = [(p, c) for e in examples for p, c in e.candidates() if _runs_on(p, c)]
+    if joined:
+        prompt, completion = joined[0]
+        total = sum(len(example.candidates()) for example in examples)
+        note(
+            f"{path}: {len(joined)} of {total} completions follow their prompt without a blank, as "
+            f"in {(prompt[-20:] + completion)[:60]!r}; if that is not meant, begin them with one"
+        )
+
+
+def _runs_on(prompt: str, completion: str) -> bool:
+    """Whether two texts meet without a blank, in a script that has blanks between words."""
+
+    def in_word(letter: str) -> bool:
+        return letter.isupper() or letter.islower() or letter.isdecimal()
+
+    return in_word(completion[0]) and (in_word(prompt[-1]) or prompt[-1] in ":;,.?!)")
 
 
 def _split_file(folder: Path, split: Split) -> Path:
