@@ -123,6 +123,7 @@ def _chat(tokenizer: Any, options: Mapping[str, Any]) -> Render:
             ) from error
         return text
 
+    templated("Hello")  # so that a template that takes no message is refused here
     return templated
 
 
