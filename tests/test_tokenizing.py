@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+import layerif
 from layerif.calibration.sampling import sampled_chunks
 from layerif.chunks import cut
 from layerif.errors import InputError
@@ -219,6 +223,12 @@ def test_perplexity_and_replies_do_not_depend_on_what_is_put_behind():
         )
         assert generated_accuracy(model, one, rows) == generated_accuracy(model, other, rows)
         assert task_measurement(model, one, rows) == task_measurement(model, other, rows)
+
+
+def test_nothing_else_calls_a_tokenizer():
+    for path in Path(layerif.__file__).parent.rglob("*.py"):
+        calls = re.findall(r"\btokenizer\(.*", path.read_text(encoding="utf-8"))
+        assert path.name == "tokenizing.py" or not calls, path
 
 
 @pytest.mark.real_model

@@ -67,7 +67,7 @@ def truth_into(
     }
     if kind == "operating_point":
         asked["delta"] = delta
-    wanted = fingerprint_of(model, hash_texts([text]), asked)
+    wanted = fingerprint_of(model, hash_texts([text]), asked, tokenizer)
     origin = {"name": calibration.name, **calibration.origin}
     origin |= {"context_length": context_length, "seed": seed}
     shared: dict[str, Any] = {"batch_tokens": batch_tokens, "text": origin}
@@ -104,7 +104,8 @@ def capacity_into(
         NumericalError: as `capacity`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    wanted = fingerprint_of(model, data, {"kind": "capacity", "max_length": max_length, **options})
+    asked = {"kind": "capacity", "max_length": max_length, **options}
+    wanted = fingerprint_of(model, data, asked, tokenizer)
 
     def measure(steps: Steps) -> GroundTruth:
         length = usable_length(model, max_length)
