@@ -36,7 +36,7 @@ from peft import LoraConfig
 
 from layerif.artifacts import Fingerprint
 from layerif.artifacts.fingerprint import hash_model, hash_texts
-from layerif.batching import Batch, collate, encode, pack
+from layerif.batching import Batch, collate, pack
 from layerif.budgets.scores import aggregate
 from layerif.checkpoint import Steps, remembered, resumable
 from layerif.choices import Aggregation
@@ -46,6 +46,7 @@ from layerif.model import open_model
 from layerif.model.layers import find_decoder_layers
 from layerif.tasks import load_task
 from layerif.tasks.base import Example
+from layerif.tokenizing import encode
 
 FloatArray = NDArray[np.float64]
 Outcome = dict[str, torch.Tensor]

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import torch
 
-from layerif.batching import collate, encode, pack
+from layerif.batching import collate, pack
 from layerif.influence.gradients import frozen
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import open_model
 from layerif.studies.stages import score_into
 from layerif.tasks import load_task
+from layerif.tokenizing import encode
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from layerif.batching import Encoded, accepted, collate, encode, encode_prompts, pack
+from layerif.batching import Encoded, accepted, collate, pack
 from layerif.errors import InputError
+from layerif.tokenizing import encode, encode_prompts
 from tiny import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")

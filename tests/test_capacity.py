@@ -12,13 +12,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from layerif.artifacts import Agreement, Fingerprint, GroundTruth, hash_model
-from layerif.batching import encode, pack
+from layerif.batching import pack
 from layerif.checkpoint import resumable
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora
 from layerif.influence.fresh_adapter import Schedule
 from layerif.model import find_decoder_layers
 from layerif.report import agreement_table, plot_agreement
+from layerif.tokenizing import encode
 from layerif.validation import advice, agreements, capacity
 from layerif.validation.partial import PartialForward
 from test_influence import TRAIN, VALIDATION

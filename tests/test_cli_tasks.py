@@ -13,7 +13,10 @@ from layerif.artifacts import LayerScores, Results
 from layerif.tasks import corpus_names, load_task, task_names
 from tiny import tiny_model, tiny_tokenizer
 
-TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    "{% if thoughts is defined %}({{ thoughts }}, {{ tone }}){% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +89,7 @@ def test_show_with_the_template_of_a_model(layerif, model):
     options = ["tasks", "show", "facts", "--style", "chat", "--count", 1]
     status, out, _ = layerif(*options, "--model", model)
     assert status == 0
-    # The tokenizer begins every text with <s>, so the prompt leaves that to it.
-    assert "\n<Read the passage" in out
-    assert "<s>" not in out
+    assert "\n<s><Read the passage" in out
     status, _, err = layerif(*options)
     assert status == 2
     assert "no model is named" in err
@@ -128,6 +129,34 @@ def test_style_of_scores_and_results_is_recorded(layerif, model, tmp_path):
     assert "task agreement goes on with a text" in err
 
 
+def test_template_options_are_recorded_and_replayed(layerif, model, tmp_path):
+    chosen = ["--template-option", "thoughts=false", "--template-option", "tone=a=b, dry"]
+    base = ["evaluate", "--model", model, "--tasks", "facts", "--samples", 2, "--style", "chat"]
+    found = {}
+    for name, options in {"plain": [], "chosen": chosen}.items():
+        status, _, err = layerif(*base, *options, "--out", tmp_path / f"{name}.json")
+        assert status == 0, err
+        found[name] = Results.load(tmp_path / f"{name}.json")
+    of_task = found["chosen"].how["data"]["facts"]
+    assert of_task["template_options"] == {"thoughts": False, "tone": "a=b, dry"}
+    assert found["plain"].measurements != found["chosen"].measurements
+    recipe = tmp_path / "chosen.recipe.yaml"
+    status, _, err = layerif("run", recipe, "--out", tmp_path / "again.json")
+    assert status == 0, err
+    assert Results.load(tmp_path / "again.json").measurements == found["chosen"].measurements
+    status, out, err = layerif("tasks", "show", "facts", *base[-2:], "--model", model, *chosen)
+    assert status == 0, err
+    assert "(False, a=b, dry)" in out
+    for options, message in (
+        (["--template-option", "thought=1"], "no option 'thought'; it takes thoughts, tone"),
+        (["--template-option", "thoughts"], "NAME=VALUE"),
+        (["--style", "plain", *chosen], "variables of a chat template"),
+    ):
+        status, out, err = layerif(*base, *options)
+        assert (status, out) == (2, "")
+        assert message in err
+
+
 def test_styles_of_a_recipe(layerif, model, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Paragraph {i} of a text about {i * i} birds." for i in range(90)))
@@ -143,7 +172,12 @@ def test_styles_of_a_recipe(layerif, model, tmp_path):
         },
         "sparsity": {"target": 0.5},
         "prune": {"calibration": str(text), "samples": 2, "context_length": 32},
-        "evaluate": {"tasks": ["facts"], "style": "chat", "samples": 2},
+        "evaluate": {
+            "tasks": ["facts"],
+            "style": "chat",
+            "template_options": {"thoughts": False},
+            "samples": 2,
+        },
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -152,6 +186,7 @@ def test_styles_of_a_recipe(layerif, model, tmp_path):
     assert LayerScores.load(tmp_path / "run").record.task["style"] == "plain"
     dense = Results.load(tmp_path / "run" / "dense-results.json")
     assert dense.how["data"]["facts"]["style"] == "chat"
+    assert dense.how["data"]["facts"]["template_options"] == {"thoughts": False}
 
 
 def test_answers_by_generation(layerif, model, tmp_path):

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from layerif.artifacts import Allocation
-from layerif.batching import collate, encode
+from layerif.batching import collate
 from layerif.errors import InputError, NumericalError
 from layerif.finetuning import FinetuneOptions, finetune
 from layerif.finetuning.adapters import with_new_adapter
-from layerif.finetuning.batches import Batches, texts_of
+from layerif.finetuning.batches import Batches
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.likelihood import token_losses
 from layerif.moe import LoraMoeLinear
 from layerif.tasks import Example
+from layerif.tokenizing import encode_samples
 from tiny import LAYERS, tiny_model, tiny_tokenizer
 
 EXPERTS = Allocation(kind="experts", allocation=[1, 3, 4])
@@ -40,8 +41,7 @@ def by_hand(plan, options):
     tokenizer = tiny_tokenizer()
     wrapped, _ = with_new_adapter(model, plan, options)
     wrapped.train()
-    texts = texts_of(tokenizer, TRAIN, append_eos=True)
-    items, _ = encode(tokenizer, texts, 512)
+    items, _ = encode_samples(tokenizer, TRAIN, 512, "training", end=True)
     generator = torch.Generator().manual_seed(options.seed)
     order = [i for _ in range(2) for i in torch.randperm(len(items), generator=generator).tolist()]
     epochs = [order[: len(items)], order[len(items) :]]
@@ -216,8 +216,7 @@ def test_it_stops_early_and_returns_the_best():
     assert record.best_step == best
     assert record.steps == best + 2 < 48
     inner = model.get_base_model()
-    texts = texts_of(tiny_tokenizer(), VALIDATION, append_eos=True)
-    items, _ = encode(tiny_tokenizer(), texts, 512)
+    items, _ = encode_samples(tiny_tokenizer(), VALIDATION, 512, "validation", end=True)
     model.eval()
     with torch.no_grad():
         own = [
@@ -227,21 +226,15 @@ def test_it_stops_early_and_returns_the_best():
     assert sum(own) / len(own) == pytest.approx(losses[best], rel=1e-5)
 
 
-def test_completions_end_once():
-    rows = [Example("a", "b"), Example("a", "b</s>")]
-    assert texts_of(tiny_tokenizer(), rows, append_eos=True) == [("a", "b</s>")] * 2
-    assert texts_of(tiny_tokenizer(), rows, append_eos=False) == [("a", "b"), ("a", "b</s>")]
-
-
 def test_every_row_comes_once_in_an_epoch_whatever_the_processes(monkeypatch):
     tokenizer = tiny_tokenizer()
-    items, _ = encode(tokenizer, texts_of(tokenizer, TRAIN, append_eos=True), 512)
+    items, _ = encode_samples(tokenizer, TRAIN, 512, "training", end=True)
     for world in (1, 3):
         monkeypatch.setenv("WORLD_SIZE", str(world))
         seen = []
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
-            batches = Batches(items, settings(batch_size=4, epochs=1.0))
+            batches = Batches(items, settings(batch_size=4, epochs=1.0), None)
             steps = [batches[step] for step in range(len(batches))]
             assert [s.rows for s in steps] == [4, 4, 4, 2]
             assert sum(s.tokens for s in steps) == sum(item.scored for item in items)

@@ -10,16 +10,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from layerif.artifacts import FINETUNING_FILE, Finetuning, RoutingUse, ValidationLoss
-from layerif.batching import encode
 from layerif.checkpoint import steps_folder
 from layerif.errors import InputError
 from layerif.finetuning import finetune
-from layerif.finetuning.batches import texts_of
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.moe import LoraMoeConfig
 from layerif.report import finetuning_table
 from layerif.studies.finetuning import finetune_into
 from layerif.tasks import Task
+from layerif.tokenizing import encode_samples
 from test_finetune import EXPERTS, TRAIN, VALIDATION, settings
 from test_processes import ended, members_of
 from tiny import tiny_model, tiny_tokenizer
@@ -57,8 +56,8 @@ def test_the_folder_is_an_adapter_that_peft_reads(plan, tmp_path):
     assert ({"routing.json", "routing.png"} <= names) == (plan is not None)
     if plan is not None:
         use = RoutingUse.load(tmp_path / "out" / "routing.json")
-        texts = texts_of(tiny_tokenizer(), VALIDATION, append_eos=True)
-        tokens = sum(len(item.input_ids) for item in encode(tiny_tokenizer(), texts, 512)[0])
+        items, _ = encode_samples(tiny_tokenizer(), VALIDATION, 512, "validation", end=True)
+        tokens = sum(len(item.input_ids) for item in items)
         assert {router.tokens for router in use.routers} == {tokens}
         assert {router.layer for router in use.routers} == {1, 2}
     again = into(tmp_path / "out", plan)  # found, and not done again

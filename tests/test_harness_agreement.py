@@ -138,6 +138,32 @@ def test_likelihoods_of_real_rows_are_the_same(name: str, data_dir: Path) -> Non
     agree(wide_model(), tiny_tokenizer(), name, data_dir, [0, 3, 7], tolerance=1e-6)
 
 
+@pytest.mark.parametrize("name", harness_rows.NAMES)
+def test_the_same_rows_are_drawn(name: str, data_dir: Path) -> None:
+    """Would see: two figures of a task that differ by the rows that were drawn for them."""
+    tasks = load_harness([name], samples=6, seed=3, data_dir=data_dir)
+    assert tasks.rows is not None
+    requests = [found for found, _ in asked(tasks.tasks[name], tasks.rows[name])]
+    theirs = {scored([request.args for request in found]) for found in requests}
+    ours = load_task(name, data_dir=data_dir, style="harness").sample("test", 6, 3)
+    assert theirs == {scored(example.candidates()) for example in ours}
+
+
+def test_rows_beyond_ours_follow_and_a_task_that_we_cannot_read_is_drawn(tmp_path: Path) -> None:
+    harness_rows.write_folder(tmp_path, "arc_easy")
+    count = len(harness_rows.HUB_ROWS["arc_easy"])
+    everything = load_harness(["arc_easy"], samples=count, data_dir=tmp_path)
+    assert everything.rows == {"arc_easy": list(range(count))}
+    one, two = (load_harness(["arc_easy"], samples=n, data_dir=tmp_path).rows for n in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert set(one["arc_easy"]) < set(two["arc_easy"])
+    (tmp_path / "arc_easy" / "train.parquet").unlink()  # ours is divided from it
+    drawn = load_harness(["arc_easy"], samples=2, data_dir=tmp_path).rows
+    assert drawn is not None
+    assert len(drawn["arc_easy"]) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_a_real_model_is_measured_alike(smollm2: Any, data_dir: Path) -> None:

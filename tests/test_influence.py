@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from layerif.artifacts import LayerScores
-from layerif.batching import collate, encode
+from layerif.batching import collate
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora, score
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.model import find_decoder_layers
 from layerif.tasks.base import Example
+from layerif.tokenizing import encode
 from tiny import ARCHITECTURES, float64_tolerance, tiny_model, tiny_tokenizer, use_mlps_twice
 
 RANK, ALPHA, SEED, DAMPING = 4, 8.0, 3, 0.1

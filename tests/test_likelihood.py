@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 
 from layerif import likelihood
-from layerif.batching import collate, encode, pack
+from layerif.batching import collate, pack
 from layerif.likelihood import row_sums, token_losses
+from layerif.tokenizing import encode
 from tiny import (
     ARCHITECTURES,
     EAGER_ARCHITECTURES,

@@ -24,11 +24,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from layerif.batching import Batch, collate, encode
+from layerif.batching import Batch, collate
 from layerif.influence import FreshLora, score
 from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.tasks.base import Example
+from layerif.tokenizing import encode
 from tiny import tiny_model, tiny_tokenizer
 
 RANK, ALPHA = 2, 4.0

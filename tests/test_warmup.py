@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from layerif.artifacts import Fingerprint, hash_model
-from layerif.batching import collate, encode
+from layerif.batching import collate
 from layerif.checkpoint import NO_STEPS, resumable
 from layerif.errors import InputError, NumericalError
 from layerif.influence import FreshLora
@@ -19,6 +19,7 @@ from layerif.influence.fresh_adapter import RATE
 from layerif.influence.warmup import warmed_up
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import find_decoder_layers, open_model
+from layerif.tokenizing import encode
 from test_influence import TRAIN, measure
 from test_subspaces import adapted, fill, packed_and_dense
 from tiny import tiny_model, tiny_tokenizer

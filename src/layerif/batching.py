@@ -1,4 +1,4 @@
-"""Examples as token batches: prompt and completion tokenised as one text, the prompt masked.
+"""Tokenised texts as padded batches.
 
 Results never depend on how examples are batched: every position id is explicit, no token of a text
 attends to padding, and what comes out is put back by the example's index.
@@ -7,16 +7,14 @@ attends to padding, and what comes out is put back by the example's index.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
 
 from layerif.choices import PaddingSide
 from layerif.errors import InputError
-from layerif.progress import note
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,130 +64,59 @@ class Batch:
         return sum(len(item.input_ids) for item in self.items)
 
 
-def encode(
-    tokenizer: Any, texts: Sequence[tuple[str, str]], max_length: int
-) -> tuple[list[Encoded], list[int]]:
-    """Tokenise (prompt, completion) pairs, each pair as one text.
-
-    A token that spans the border belongs to the completion. Too long a text loses its prompt from
-    the left (a leading special token stays), never its completion.
-
-    Args:
-        max_length: tokens kept of a text.
-
-    Returns:
-        The encoded texts, and the indices of those left out, because their completion does not fit
-        beside one token of context or has no token that anything predicts.
-    """
-    if not texts:
-        return [], []
-    joined = [prompt + completion for prompt, completion in texts]
-    encodings = tokenizer(joined, return_offsets_mapping=bool(tokenizer.is_fast))
-    special = set(tokenizer.all_special_ids)
-    encoded, dropped = [], []
-    for index, ids in enumerate(encodings["input_ids"]):
-        prompt = texts[index][0]
-        if tokenizer.is_fast:
-            ends = (end for _, end in encodings["offset_mapping"][index])
-            start = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
-        else:
-            start = _common_prefix(tokenizer(prompt)["input_ids"], ids)
-        start = max(start, 1)
-        scored = len(ids) - start
-        if scored < 1 or scored >= max_length:
-            dropped.append(index)
-            continue
-        kept = _shortened(ids, max_length, special)
-        encoded.append(Encoded(index, kept, len(kept) - scored))
-    return encoded, dropped
-
-
-def encode_samples(
-    tokenizer: Any, texts: Sequence[tuple[str, str]], max_length: int, what: str
-) -> tuple[list[Encoded], list[int]]:
-    """As `encode`, for samples that are left out with a note where they do not fit.
-
-    Args:
-        what: the kind of samples, for messages.
-
-    Raises:
-        InputError: none fits, or there are none.
-    """
-    items, dropped = encode(tokenizer, texts, max_length)
-    if not items:
-        raise InputError(
-            f"none of the {len(texts)} {what} samples has a completion that fits into "
-            f"{max_length} tokens beside one token of prompt; raise --max-length, or shorten the "
-            "completions"
-            if texts
-            else f"there are no {what} samples; at least one is needed"
-        )
-    if dropped:
-        note(
-            f"{len(dropped)} of {len(texts)} {what} samples left out: their completion does "
-            f"not fit into {max_length} tokens"
-        )
-    return items, dropped
-
-
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int) -> list[Encoded]:
-    """Tokenise prompts for a model to go on from; none of their tokens is scored.
-
-    Too long a prompt loses tokens from the left (a leading special token stays). Tokens that a
-    tokenizer puts behind every text are left out, since nothing should follow them.
-
-    Args:
-        max_length: tokens kept of a prompt, at least 2.
-
-    Raises:
-        InputError: a prompt has no token to go on from.
-    """
-    special = set(tokenizer.all_special_ids)
-    behind = sum(1 for _ in takewhile(special.__contains__, reversed(tokenizer("a")["input_ids"])))
-    encoded = []
-    for index, ids in enumerate(tokenizer(list(prompts))["input_ids"] if prompts else []):
-        kept = _shortened(ids[: len(ids) - behind], max_length, special)
-        if not kept:
-            raise InputError(
-                f"prompt {index} is empty, and the tokenizer puts no token before a text that a "
-                "model could go on from; give every row a prompt"
-            )
-        encoded.append(Encoded(index, kept, len(kept)))
-    return encoded
-
-
-def _shortened(ids: list[int], max_length: int, special: Container[int]) -> list[int]:
-    """The last `max_length` tokens, among them a special token that begins the text."""
-    if len(ids) <= max_length:
-        return ids
-    head = ids[:1] if ids[0] in special else []
-    return head + ids[len(ids) - max_length + len(head) :]
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))
-
-
-def pack(items: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
+def pack(
+    items: Sequence[Encoded], batch_tokens: int, model: Any = None, *, growing: int = 0
+) -> list[list[Encoded]]:
     """Group texts of similar length, the longest first, at most `batch_tokens` with padding.
 
     The longest come first so that a batch that does not fit in memory fails at once, and so that
     the time left is not underestimated. A text longer than the budget is a batch by itself.
+
+    Args:
+        model: what the batches are for; texts on both sides of one of its `rope_borders` are kept
+            apart. May be left out where all texts are of one length.
+        growing: tokens that may be generated after each text; texts that would pass a border then
+            share a batch only with those that do so at the same token.
     """
     if batch_tokens < 1:
         raise InputError(f"batch tokens must be at least 1, not {batch_tokens}")
+    borders = rope_borders(model)
+
+    def sides(length: int) -> list[int | bool]:
+        return [length if length <= b < length + growing else length > b for b in borders]
+
     batches: list[list[Encoded]] = []
     width = 0
     for item in sorted(items, key=lambda item: (-len(item.input_ids), item.index)):
-        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+        length = len(item.input_ids)
+        fits = batches and (len(batches[-1]) + 1) * width <= batch_tokens
+        if fits and sides(length) == sides(width):
             batches[-1].append(item)
         else:
             batches.append([item])
-            width = len(item.input_ids)
+            width = length
     return batches
+
+
+def rope_borders(model: Any) -> list[int]:
+    """The lengths beyond which a model reads its positions otherwise, ascending; mostly none.
+
+    LongRoPE (Phi-3) has two sets of frequencies, and all texts of a batch get the one for the
+    longest: what a model says of a text would depend on its batch. Dynamic scaling changes beyond
+    `max_position_embeddings` alone, where no text is let.
+    """
+    if model is None:
+        return []
+    config = model.config.get_text_config(decoder=True)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # One set of parameters, or one for each kind of layer.
+    sets = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+    found = {
+        each.get("original_max_position_embeddings")
+        for each in sets
+        if each.get("rope_type") == "longrope"
+    }
+    return sorted(int(border) for border in found if border is not None)
 
 
 def collate(

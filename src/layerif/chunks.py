@@ -8,21 +8,29 @@ import numpy as np
 
 from layerif.batching import Encoded
 from layerif.errors import InputError
+from layerif.tokenizing import around, unframed
 
 
 def cut(tokenizer: Any, text: str, context_length: int) -> list[Encoded]:
     """Tokenise a text once and cut it into chunks of `context_length` tokens.
 
-    The last, partial chunk is dropped. Where the tokenizer begins a text with BOS, so does every
-    chunk. All tokens of a chunk but the first are scored.
+    The last, partial chunk is dropped. Every chunk begins as the tokenizer begins a text, with BOS
+    say; where the text itself writes such a token it is left out. All tokens of a chunk but the
+    first are scored.
 
     Raises:
         InputError: the text is shorter than one chunk.
     """
     if context_length < 2:
         raise InputError(f"the context length must be at least 2 tokens, not {context_length}")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    begin = beginning(tokenizer)
+    begin, _ = around(tokenizer)
+    if context_length <= len(begin) + 1:
+        raise InputError(
+            f"a context of {context_length} tokens has no room beside the {len(begin)} that the "
+            "tokenizer puts in front of a text; use a larger context length"
+        )
+    (ids,) = unframed(tokenizer, [text])
+    ids = [token for token in ids if token not in begin] if begin else ids
     body = context_length - len(begin)
     chunks = [ids[i : i + body] for i in range(0, len(ids) - body + 1, body)]
     if not chunks:
@@ -75,10 +83,3 @@ def _positions(model: Any) -> int | None:
         model.config.get_text_config(decoder=True), "max_position_embeddings", None
     )
     return limit
-
-
-def beginning(tokenizer: Any) -> list[int]:
-    """[BOS] where the tokenizer puts it before a text, else nothing."""
-    bos = tokenizer.bos_token_id
-    first = tokenizer("a")["input_ids"][0]
-    return [bos] if bos is not None and first == bos else []

@@ -108,6 +108,50 @@ def test_folder_overlaps_are_dropped_aloud(
         folder_task(tmp_path, TEXT[:2], TEXT[:2], TEXT[2:])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "noted"),
+    [
+        ("Queue:", "billing", True),
+        ("The capital of France is", "Paris", True),
+        ("Two and two are", "4", True),
+        ("Queue:", " billing", False),
+        ("Queue: ", "billing", False),
+        ("Queue:\n", "billing", False),
+        ("The end", ".", False),
+        ('He said "', "yes", False),
+        ("[INST]Hi[/INST]", "Yes", False),
+        ("法国的首都是", "巴黎", False),
+        ("答案：", "5", False),
+    ],
+)
+def test_completions_that_run_on_are_noted_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    prompt: str,
+    completion: str,
+    noted: bool,
+) -> None:
+    """Would see: candidates without their blank accepted in silence, the usual mistake."""
+    path = tmp_path / "own.jsonl"
+    rows = [{"prompt": f"{i} {prompt}", "completion": completion} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load_task(path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("30 of 30 completions" in said) == noted
+    assert said.count("without a blank") == noted
+    assert (prompt[-12:] + completion in said) == noted
+
+
+def test_candidates_that_run_on_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"prompt": f"{i}:", "choices": ["a", " b"], "answer": 1} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load_task(path)
+    assert "30 of 60 completions" in " ".join(capsys.readouterr().err.split())
+
+
 def test_folder_needs_one_file_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", TEXT)
     write(tmp_path / "test.csv", TEXT)

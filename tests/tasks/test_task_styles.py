@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from layerif.batching import encode
 from layerif.errors import InputError
 from layerif.tasks import load_sources, load_task
 from layerif.tasks.styles import ALPACA, renderer
+from layerif.tokenizing import encode
 from tiny import tiny_tokenizer
 
 TEMPLATE = (
@@ -67,6 +67,52 @@ def test_chat_needs_a_model_and_its_template() -> None:
         renderer("chat", tokenizer)
     with pytest.raises(InputError, match="no prompt style 'haiku'; choose one of alpaca, chat"):
         renderer("haiku")  # type: ignore[arg-type]
+
+
+THINKING = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    "{% if add_generation_prompt %}{% if enable_thinking is defined and not enable_thinking %}"
+    "(no thoughts){% endif %}{% endif %}{% if not date is defined %}{% set date = 'today' %}"
+    "{% endif %}{% generation %}{{ date }}{% endgeneration %}"
+)
+
+
+def test_variables_of_a_template_can_be_set() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = THINKING
+    assert renderer("chat", tokenizer)("Hi") == "<s><Hi>today"
+    options = {"enable_thinking": False, "date": "26 Jul 2024"}
+    assert renderer("chat", tokenizer, options)("Hi") == tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False, **options
+    )
+    assert renderer("chat", tokenizer, options)("Hi") == "<s><Hi>(no thoughts)26 Jul 2024"
+    asked = {"style": "chat", "tokenizer": tokenizer}
+    task = load_task("facts", template_options=options, **asked)
+    assert task.origin["template_options"] == options
+    assert "template_options" not in load_task("facts", **asked).origin
+    for example in task.splits["test"][:9]:
+        assert example.prompt.endswith("(no thoughts)26 Jul 2024")
+
+
+@pytest.mark.parametrize("name", ["enable_thoughts", "messages", "bos_token", "tokenize", "m"])
+def test_variables_that_a_template_does_not_take_are_refused(name: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = THINKING
+    with pytest.raises(InputError, match=f"no option '{name}'; it takes date, enable_thinking"):
+        renderer("chat", tokenizer, {name: True})
+
+
+def test_variables_of_no_template_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n' * 9)
+    for name in ("facts", "agreement", "rte", "python-docs", path):
+        for style in ("alpaca", "plain", "harness"):
+            with pytest.raises(InputError, match="variables of a chat template"):
+                load_sources([name], style=style, template_options={"enable_thinking": False})
+    tokenizer = chat_tokenizer()
+    for value in (float("nan"), object()):
+        with pytest.raises(InputError, match="recorded"):
+            load_task("facts", style="chat", tokenizer=tokenizer, template_options={"x": value})
 
 
 def test_style_changes_prompts_alone_and_is_recorded() -> None:

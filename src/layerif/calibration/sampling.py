@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerif.batching import Encoded
-from layerif.chunks import beginning
+from layerif.batching import Encoded, rope_borders
 from layerif.errors import InputError, NumericalError
 from layerif.model import Tokenizer, evaluation_mode, input_device
 from layerif.progress import progress
+from layerif.tokenizing import around
 
 
 @torch.no_grad()
@@ -26,10 +26,10 @@ def sampled_chunks(
 ) -> list[Encoded]:
     """Chunks of tokens drawn from the model's own distribution, at temperature 1.
 
-    Each begins with BOS where the tokenizer begins texts with it, and otherwise with a token drawn
-    from the vocabulary, and goes on whatever comes: an end of text is a token like others. Every
-    chunk has draws of its own, by seed and index: the first k chunks of n are those of k. A token
-    is the largest of its logit plus Gumbel noise, which is a draw from the softmax.
+    Each begins as the tokenizer begins a text, with BOS say, or where it puts nothing in front with
+    a token drawn from the vocabulary, and goes on whatever comes: an end of text is a token like
+    others. Every chunk has draws of its own, by seed and index: the first k chunks of n are those
+    of k. A token is the largest of its logit plus Gumbel noise, which is a draw from the softmax.
 
     Args:
         count: how many.
@@ -45,7 +45,7 @@ def sampled_chunks(
             f"{count} chunks of {context_length} tokens by seed {seed} cannot be sampled; ask for "
             "at least one chunk, of at least 2 tokens, and a seed from 0 up"
         )
-    begin = beginning(tokenizer)
+    begin, _ = around(tokenizer)
     special = set(tokenizer.all_special_ids)
     size = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
     plain = [token for token in range(size) if token not in special]
@@ -55,7 +55,7 @@ def sampled_chunks(
         for first in range(0, count, rows):
             indices = range(first, min(first + rows, count))
             draws = [np.random.default_rng([seed, index]) for index in indices]
-            starts = begin[:1] * len(indices) or [int(draw.choice(plain)) for draw in draws]
+            starts = [begin or [int(draw.choice(plain))] for draw in draws]
             tokens = _continued(model, starts, draws, context_length, len(tokenizer))
             chunks += [
                 Encoded(index, ids, 1) for index, ids in zip(indices, tokens.tolist(), strict=True)
@@ -66,16 +66,18 @@ def sampled_chunks(
 
 def _continued(
     model: Any,
-    starts: list[int],
+    starts: list[list[int]],
     draws: list[np.random.Generator],
     length: int,
     vocabulary: int,
 ) -> torch.Tensor:
     """(rows, length) tokens, each row going on from its start by its own draws."""
     device = input_device(model)
-    tokens = torch.tensor(starts, device=device)[:, None]
-    cache = None
+    tokens = torch.tensor(starts, device=device)
+    cache, borders = None, rope_borders(model)
     while tokens.shape[1] < length:
+        if tokens.shape[1] - 1 in borders:
+            cache = None  # its keys were turned by the other frequencies
         output = model(
             input_ids=tokens if cache is None else tokens[:, -1:],
             attention_mask=torch.ones_like(tokens),

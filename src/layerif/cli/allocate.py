@@ -178,6 +178,16 @@ def sparsity(
         PromptStyle,
         typer.Option("--style", help="Form of a task's prompts.", rich_help_panel=MARGINAL),
     ] = "alpaca",
+    template_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template-option",
+            metavar="NAME=VALUE",
+            help="Variable of the chat template.",
+            show_default=False,
+            rich_help_panel=MARGINAL,
+        ),
+    ] = None,
     dtype: Annotated[
         Dtype,
         typer.Option("--dtype", help="Precision the model runs in.", rich_help_panel=MARGINAL),
@@ -225,6 +235,7 @@ def sparsity(
             seed=seed,
             batch_tokens=batch_tokens,
             style=style,
+            template_option=template_option,
             dtype=dtype,
             device=device,
             data_dir=data_dir,

@@ -67,6 +67,7 @@ def sparsity(
     ] = None,
     max_length: options.MaxLength = 512,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     dtype: options.DtypeOption = "float32",
     device: options.Device = "auto",
     data_dir: options.DataDir = None,
@@ -88,9 +89,9 @@ def sparsity(
         check_choice(name, PlanName, "plan")
     influence = None if scores is None else LayerScores.load(scores)
     corpus = load_corpus(calibration, data_dir=data_dir)
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     wanted = [word.strip() for word in tasks.split(",")]
-    sources = load_sources(wanted, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    sources = load_sources(wanted, data_dir=data_dir, **words)
 
     from layerif.model import open_model
     from layerif.report import caveat_lines, comparison_lines, results_table

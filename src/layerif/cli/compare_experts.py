@@ -63,6 +63,7 @@ def experts(
     checkpoint_every: training.CheckpointEvery = 50,
     gradient_checkpointing: training.GradientCheckpointing = False,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 2048,
     dtype: options.DtypeOption = "float32",
@@ -83,8 +84,8 @@ def experts(
 
     numbers = options.whole_numbers(seeds, "--seeds")
     influence = None if scores is None else LayerScores.load(scores)
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, **words)
 
     from layerif.metrics import metric_scores
     from layerif.model import describe, open_model

@@ -35,6 +35,7 @@ def doctor(
     ] = 50,
     rank: Annotated[int, typer.Option("--rank", help="Rank of the LoRA subspace.")] = 8,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 1024,
     dtype: options.DtypeOption = "float32",
@@ -51,8 +52,8 @@ def doctor(
     """
     from layerif.tasks import load_task
 
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", train_samples, seed)
     validation = data.sample("validation", validation_samples, seed)
 

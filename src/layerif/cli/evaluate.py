@@ -60,6 +60,7 @@ def evaluate(
     adapter: options.Adapter = None,
     adapter_name: options.AdapterName = "default",
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     scoring: options.Scoring = "likelihood",
     max_length: options.MaxLength = 512,
     context_length: options.ContextLength = 512,
@@ -89,8 +90,8 @@ def evaluate(
         )
     if out is not None:
         check_out(out, out, overwrite=overwrite)
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    sources = load_sources(_names(tasks), data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    sources = load_sources(_names(tasks), data_dir=data_dir, **words)
     wanted: set[tuple[str, str]] = {
         (s.name, scoring if isinstance(s, Task) else "likelihood") for s in sources
     }
@@ -117,8 +118,8 @@ def evaluate(
     from layerif.studies.stages import evaluate_into
 
     if reference is not None:
-        words = tokenizer or open_tokenizer(model, trust_remote_code=trust_remote_code)
-        check_same_items(model, str(against), reference, words, sources, **choice)
+        own = words["tokenizer"] or open_tokenizer(model, trust_remote_code=trust_remote_code)
+        check_same_items(model, str(against), reference, own, sources, **choice)
     opened, tokenizer = open_model(
         model,
         dtype=dtype,

@@ -48,6 +48,7 @@ def finetune(
     checkpoint_every: training.CheckpointEvery = 50,
     gradient_checkpointing: training.GradientCheckpointing = False,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 2048,
     dtype: options.DtypeOption = "float32",
@@ -74,8 +75,8 @@ def finetune(
     settings = training.finetune_options(context.params)
     chosen = None if plan is None else Allocation.load(plan)
     check_out(out, out / FINETUNING_FILE, overwrite=overwrite)
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", train_samples, seed)
     measured = data.sample("validation", validation_samples, seed) if validation_samples else []
 

@@ -31,6 +31,7 @@ def marginal_plan(
     seed: int = 0,
     batch_tokens: int = 2048,
     style: PromptStyle = "alpaca",
+    template_option: list[str] | None = None,
     dtype: Dtype = "float32",
     device: str = "auto",
     data_dir: Path | None = None,
@@ -45,7 +46,7 @@ def marginal_plan(
         out: JSON file of the plan; None keeps nothing.
         calibration: name of a corpus, or a text file.
         target: name of the task or corpus that the loss is taken on; None for the calibration text.
-        style: of a task's prompts.
+        style, template_option: of a task's prompts.
         overwrite: replace what `out` holds, where it is of other work.
 
     The other arguments are those of `allocate_marginal`, `open_model` and `load_task`.
@@ -55,16 +56,14 @@ def marginal_plan(
         NumericalError: what is measured is not finite.
     """
     from layerif.checkpoint import check_out
-    from layerif.cli.options import tokenizer_for
+    from layerif.cli.options import prompts
     from layerif.tasks import load_corpus, load_sources
 
     if out is not None:
         check_out(out, out, overwrite=overwrite)
     corpus = load_corpus(calibration, data_dir=data_dir)
-    aimed = None
-    if target is not None:
-        templates = tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-        aimed = load_sources([target], data_dir=data_dir, style=style, tokenizer=templates)[0]
+    words = prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    aimed = None if target is None else load_sources([target], data_dir=data_dir, **words)[0]
 
     from layerif.marginal import allocate_marginal
     from layerif.model import open_model

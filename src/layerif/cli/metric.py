@@ -68,6 +68,7 @@ def metric(
     train_samples: options.TrainSamples = 200,
     validation_samples: options.ValidationSamples = 100,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     of: Annotated[
         str | None,
@@ -119,8 +120,8 @@ def metric(
             )
         from layerif.tasks import load_task
 
-        words = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-        data = load_task(task, data_dir=data_dir, style=style, tokenizer=words)
+        words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+        data = load_task(task, data_dir=data_dir, **words)
         of_task = {
             "task": data,
             "train": data.sample("train", train_samples, seed),

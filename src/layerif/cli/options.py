@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,15 @@ Style = Annotated[
         "lm-evaluation-harness.",
     ),
 ]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option",
+        metavar="NAME=VALUE",
+        help="Variable of the chat template, such as enable_thinking=false; repeat for several.",
+        show_default=False,
+    ),
+]
 Scoring = Annotated[
     TaskScoring,
     typer.Option(
@@ -135,16 +145,50 @@ ConstantOption = Annotated[
 ]
 
 
-def tokenizer_for(style: PromptStyle, model: str | None, *, trust_remote_code: bool) -> Any:
-    """The tokenizer that the prompt style needs; None where it needs none, or no model is named.
+def prompts(
+    style: PromptStyle,
+    template_option: list[str] | None,
+    model: str | None,
+    *,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """What `load_task` takes to make prompts: the style, and what the style chat needs.
 
-    It is opened before the model, so that prompts are there to be refused before the weights are.
+    The tokenizer is opened before the model, so that prompts are there to be refused before the
+    weights are; None where the style needs none, or no model is named.
+
+    Raises:
+        InputError: template options for another style, or not in their form.
     """
-    if style != "chat" or model is None:
-        return None
-    from layerif.model import open_tokenizer
+    from layerif.tasks.styles import check_template_options
 
-    return open_tokenizer(model, trust_remote_code=trust_remote_code)
+    chosen = dict(map(_template_option, template_option or []))
+    check_template_options(style, chosen)
+    tokenizer = None
+    if style == "chat" and model is not None:
+        from layerif.model import open_tokenizer
+
+        tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)
+    return {"style": style, "tokenizer": tokenizer, "template_options": chosen}
+
+
+def _template_option(text: str) -> tuple[str, Any]:
+    """Name and value: JSON's true, false, null and numbers where it is one, and else the text.
+
+    Raises:
+        InputError: no name and value.
+    """
+    from layerif.errors import InputError
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(
+            f"--template-option takes NAME=VALUE, such as enable_thinking=false, and not {text!r}"
+        )
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
 
 
 def words(text: str) -> list[str]:

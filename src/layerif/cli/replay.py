@@ -177,6 +177,9 @@ def _arguments(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]
         elif isinstance(value, bool):
             flags = parameter.opts if value else parameter.secondary_opts
             arguments += flags[:1]
+        elif getattr(parameter, "multiple", False):
+            each = value if isinstance(value, list) else [value]
+            arguments += [f"{parameter.opts[0]}={item}" for item in each]
         else:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             arguments.append(f"{parameter.opts[0]}={text}")

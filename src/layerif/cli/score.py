@@ -110,6 +110,7 @@ def score(
         ),
     ] = False,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     batch_tokens: options.BatchTokens = 1024,
     dtype: options.DtypeOption = "float32",
@@ -140,8 +141,8 @@ def score(
     checked_options(estimator, **solver, sweep=factors)
     check_combination(**{name: asked[name] for name in (*COMBINED, "adapter")})
     check_out(out, out / SCORES_FILE, overwrite=overwrite)
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", train_samples, seed)
     validation = data.sample("validation", validation_samples, seed)
 

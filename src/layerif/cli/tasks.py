@@ -47,6 +47,7 @@ def show(
     split: SplitOption = "test",
     count: Annotated[int, typer.Option("--count", help="How many examples.")] = 3,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Model whose template --style chat is.", show_default=False),
@@ -62,8 +63,8 @@ def show(
     """
     from layerif.tasks import load_task
 
-    tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-    task = load_task(name, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+    task = load_task(name, data_dir=data_dir, **words)
     examples = task.sample(split, count, seed)
     if as_json:
         shown = {"task": task.name, "split": split, "style": task.origin.get("style")}

@@ -57,6 +57,7 @@ def validate(
     rank: Annotated[int, typer.Option("--rank", help="Of capacity: of the adapters.")] = 8,
     alpha: Annotated[float, typer.Option("--alpha", help="Of capacity: of the adapters.")] = 16.0,
     style: options.Style = "alpaca",
+    template_option: options.TemplateOption = None,
     max_length: options.MaxLength = 512,
     calibration: options.Calibration = "python-docs",
     samples: options.CalibrationSamples = 32,
@@ -96,8 +97,8 @@ def validate(
         )
     vectors = scores_of([Path(word) for word in options.words(scores)])
     if task is not None:
-        words = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
-        data = load_task(task, data_dir=data_dir, style=style, tokenizer=words)
+        words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
+        data = load_task(task, data_dir=data_dir, **words)
         train = data.sample("train", train_samples, seed)
         validation = data.sample("validation", validation_samples, seed)
     else:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import Measurement
-from layerif.batching import encode
 from layerif.chunks import usable_length
 from layerif.errors import InputError
 from layerif.evaluation.comparison import outcomes_of
@@ -17,6 +16,7 @@ from layerif.evaluation.statistics import f1, matthews, perplexity_interval, wil
 from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
 from layerif.model import Tokenizer
 from layerif.tasks.base import Example
+from layerif.tokenizing import encode
 
 
 def have_candidates(examples: Sequence[Example], name: str) -> bool:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from layerif.artifacts import Measurement
-from layerif.batching import accepted, collate, encode_prompts, pack
+from layerif.batching import accepted, collate, pack
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
@@ -31,6 +31,7 @@ from layerif.evaluation.summed import NO_CACHE, Cache
 from layerif.model import Tokenizer, input_device
 from layerif.progress import progress
 from layerif.tasks.base import Example
+from layerif.tokenizing import begun, encode_prompts, unframed
 
 # Beyond the longest candidate: a model that was not taught the form of the answers spends some
 # words on "The correct answer is", and on what its letter stands for.
@@ -66,8 +67,7 @@ def check_generation(
             f"{type(model).__name__} cannot generate text; measure {name} by likelihood"
         )
     candidates = sorted({choice for example in examples for choice in example.choices})
-    encoded = tokenizer(candidates, add_special_tokens=False)["input_ids"]
-    max_new_tokens = max(map(len, encoded)) + MARGIN
+    max_new_tokens = max(map(len, unframed(tokenizer, candidates))) + MARGIN
     room = usable_length(model, max_length)
     if room < max_new_tokens + 2:
         raise InputError(
@@ -119,9 +119,10 @@ def generated_accuracy(
         )
         return {"replies": _padded(replies, max_new_tokens)}
 
+    prompts = begun(tokenizer, [example.prompt for example in examples])
     kept = cache.recall(
         model,
-        [[tokenizer(e.prompt)["input_ids"], e.choices] for e in examples],
+        [[ids, e.choices] for ids, e in zip(prompts, examples, strict=True)],
         compute,
         what="replies",
         max_new_tokens=max_new_tokens,
@@ -193,11 +194,12 @@ def greedy_replies(
     ends = _end_tokens(model, tokenizer)
     device = input_device(model)
     replies: list[list[int]] = [[] for _ in prompts]
+    groups = pack(items, batch_tokens, model, growing=max_new_tokens)
     with (
         progress(f"answers on {name}", len(items)) as advance,
         _plainly_greedy(model, max_new_tokens) as settings,
     ):
-        for number, group in enumerate(pack(items, batch_tokens)):
+        for number, group in enumerate(groups):
             rows = [item.index for item in group]
             kept = steps.load(f"batch-{number:06d}")
             if kept is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from layerif.artifacts import Fingerprint, hash_model, hash_texts
-from layerif.batching import Encoded, collate, pack
+from layerif.batching import Encoded, collate, pack, rope_borders
 from layerif.caching import remembered
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.errors import NumericalError
@@ -53,6 +53,8 @@ class Cache:
         if self.folder is None:
             return compute(NO_STEPS)
         options |= setting(model).model_dump()
+        if borders := rope_borders(model):
+            options["rope_borders"] = borders
         wanted = Fingerprint(model=self.model, data=hash_texts(data), options=options)
         return remembered(self.folder, wanted, compute, optional=True)
 
@@ -88,7 +90,7 @@ def summed_nats(
         numbered = [Encoded(row, item.input_ids, item.start) for row, item in enumerate(items)]
         nats = torch.empty(len(items), dtype=torch.float64)
         with progress(doing, sum(len(item.input_ids) for item in items)) as advance:
-            for number, group in enumerate(pack(numbered, batch_tokens)):
+            for number, group in enumerate(pack(numbered, batch_tokens, model)):
                 kept = steps.load(f"batch-{number:06d}")
                 if kept is None:
                     batch = collate(group, device=device)

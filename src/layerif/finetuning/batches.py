@@ -13,7 +13,6 @@ import torch
 from layerif import processes
 from layerif.batching import Encoded, pack
 from layerif.finetuning.options import FinetuneOptions
-from layerif.tasks import Example
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +38,8 @@ class Batches(torch.utils.data.Dataset[StepBatch]):
     Every epoch goes through all rows in an order of its own; its last batch may be smaller.
     """
 
-    def __init__(self, items: Sequence[Encoded], options: FinetuneOptions) -> None:
-        self._items, self._options = items, options
+    def __init__(self, items: Sequence[Encoded], options: FinetuneOptions, model: Any) -> None:
+        self._items, self._options, self._model = items, options, model
         self.steps_of_epoch = math.ceil(len(items) / options.batch_size)
         asked = options.max_steps or math.ceil(options.epochs * self.steps_of_epoch)
         self._rows: list[list[int]] = []
@@ -63,16 +62,5 @@ class Batches(torch.utils.data.Dataset[StepBatch]):
     def __getitem__(self, step: int) -> StepBatch:
         rows = [self._items[row] for row in self._rows[step]]
         own = processes.share(rows)
-        parts = pack(own or rows[:1], self._options.batch_tokens)
+        parts = pack(own or rows[:1], self._options.batch_tokens, self._model)
         return StepBatch(parts, len(rows), sum(item.scored for item in rows), spare=not own)
-
-
-def texts_of(
-    tokenizer: Any, examples: Sequence[Example], *, append_eos: bool
-) -> list[tuple[str, str]]:
-    """(prompt, completion) of each row, ended by the token that ends a text where that is asked."""
-    end = tokenizer.eos_token if append_eos else None
-    return [
-        (e.prompt, e.completion if not end or e.completion.endswith(end) else e.completion + end)
-        for e in examples
-    ]

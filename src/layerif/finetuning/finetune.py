@@ -15,13 +15,13 @@ import torch
 
 from layerif import processes
 from layerif.artifacts import Allocation, Finetuning, StepLoss, ValidationLoss
-from layerif.batching import Encoded, encode_samples
+from layerif.batching import Encoded
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
 from layerif.files import require_disk
 from layerif.finetuning.adapters import trainable_parameters, with_new_adapter
-from layerif.finetuning.batches import Batches, texts_of
+from layerif.finetuning.batches import Batches
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import (
     Tokenizer,
@@ -37,6 +37,7 @@ from layerif.model import (
 from layerif.moe import LogRouting
 from layerif.progress import note, progress
 from layerif.tasks import Example
+from layerif.tokenizing import encode_samples
 
 # Of each trained number in float32: itself, its gradient, and AdamW's two means.
 BYTES_PER_PARAMETER = 16
@@ -81,7 +82,7 @@ def finetune(
     options = options or FinetuneOptions()
     items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
-    batches = Batches(items, options)
+    batches = Batches(items, options, model)
     with as_found(model, unless_done=True):
         wrapped, method = with_new_adapter(model, plan, options)
         count = trainable_parameters(wrapped)
@@ -149,9 +150,12 @@ def encoded_rows(
     length = usable_length(model, options.max_length)
     found: list[list[Encoded]] = []
     for rows, what in ((train, "training"), (validation, "validation")):
-        texts = texts_of(tokenizer, rows, append_eos=options.append_eos)
         needed = rows or what == "training"
-        found.append(encode_samples(tokenizer, texts, length, what)[0] if needed else [])
+        found.append(
+            encode_samples(tokenizer, rows, length, what, end=options.append_eos)[0]
+            if needed
+            else []
+        )
     return found[0], found[1], len(train) + len(validation) - len(found[0]) - len(found[1])
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from layerif.artifacts import RoutingUse
-from layerif.batching import collate, encode_samples, pack
+from layerif.batching import collate, pack
 from layerif.chunks import usable_length
-from layerif.finetuning.batches import texts_of
 from layerif.finetuning.options import FinetuneOptions
 from layerif.likelihood import token_losses
 from layerif.model import Tokenizer, evaluation_mode, input_device, unwrapped
 from layerif.moe import routing
 from layerif.tasks import Example
+from layerif.tokenizing import encode_samples
 
 
 @torch.no_grad()
@@ -30,12 +30,11 @@ def routing_on(
     Raises:
         InputError: as `encode_samples`, or there is no router.
     """
-    texts = texts_of(tokenizer, rows, append_eos=options.append_eos)
     base = unwrapped(model)
     length = usable_length(base, options.max_length)
-    items, _ = encode_samples(tokenizer, texts, length, "validation")
+    items, _ = encode_samples(tokenizer, rows, length, "validation", end=options.append_eos)
     device = input_device(base)
     with evaluation_mode(model), routing(model) as seen:
-        for group in pack(items, options.batch_tokens):
+        for group in pack(items, options.batch_tokens, base):
             token_losses(base, collate(group, device=device, mask_padding=True))
     return seen.use(model)

@@ -6,6 +6,7 @@ with none of the code that scoring shares; a batch is held against its samples o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from layerif.batching import Encoded, accepted, collate
+from layerif.batching import Encoded, accepted, collate, pack
 from layerif.chunks import usable_length
 from layerif.errors import NumericalError
 from layerif.influence.estimating import Estimate, estimate
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.scoring import check_samples
 from layerif.influence.subspaces import FreshLora, Matrix
 from layerif.model import (
     DecoderLayers,
@@ -33,6 +33,7 @@ from layerif.model import (
     unwrapped,
 )
 from layerif.tasks.base import Example
+from layerif.tokenizing import encode_samples
 
 # Relative distance of two ways to one gradient of one run. float64 allows for attention that takes
 # its softmax in float32. SmolLM2 has 1e-4 in float32 and 0.005 in bfloat16.
@@ -107,10 +108,12 @@ def examine(
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     length = usable_length(model, max_length)
-    items, _ = check_samples(tokenizer, train, length, "training")
-    others, _ = check_samples(tokenizer, validation, length, "validation")
-    by_length = sorted(items, key=lambda item: len(item.input_ids))
-    few = [by_length[i] for i in sorted({0, len(items) // 2, len(items) - 1})][:SAMPLES]
+    items, _ = encode_samples(tokenizer, train, length, "training")
+    others, _ = encode_samples(tokenizer, validation, length, "validation")
+    # Of one side of what the model's positions may have a border at, so that they share a batch.
+    alike = max(pack(items, sys.maxsize, model), key=len)
+    by_length = sorted(alike, key=lambda item: len(item.input_ids))
+    few = [by_length[i] for i in sorted({0, len(alike) // 2, len(alike) - 1})][:SAMPLES]
     matrices = FreshLora(rank, alpha, seed).matrices(layers.projections)
     dtype = str(_floating(model)).removeprefix("torch.")
     with frozen(model), PerSampleGradients(model, layers.projections, matrices) as per_sample:

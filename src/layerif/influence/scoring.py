@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from layerif import processes
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
-from layerif.batching import Encoded, encode_samples
+from layerif.batching import Encoded
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.choices import (
     BlockGranularity,
@@ -50,6 +50,7 @@ from layerif.model import (
 )
 from layerif.progress import progress
 from layerif.tasks.base import Example
+from layerif.tokenizing import encode_samples
 
 
 def score(
@@ -157,8 +158,8 @@ def score(
     )
     if warmup_steps and subspace != "adapter":
         raise InputError("a warm-up fine-tunes the adapter of the subspace adapter; choose that")
-    train_items, dropped_train = check_samples(tokenizer, train, max_length, "training")
-    validation_items, dropped_validation = check_samples(
+    train_items, dropped_train = encode_samples(tokenizer, train, max_length, "training")
+    validation_items, dropped_validation = encode_samples(
         tokenizer, validation, max_length, "validation"
     )
     with ExitStack() as stack:
@@ -269,7 +270,7 @@ def _measured(
     steps: Steps,
 ) -> tuple[Measured, torch.Tensor]:
     """The solution of every block, and which sample each of its numbers is of."""
-    train, validation = (Samples.of(items, batch_tokens) for items in samples)
+    train, validation = (Samples.of(items, batch_tokens, model) for items in samples)
     dtype = torch.promote_types(_dtype_of(model), torch.float32)
     formed = not isinstance(subspace, FullWeights)
     # Once for all processes, since each sees other memory free.
@@ -343,15 +344,3 @@ def _dtype_of(model: Any) -> torch.dtype:
     """The precision that the model computes in; quantised weights are integers."""
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floating)
-
-
-def check_samples(
-    tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, what: str
-) -> tuple[list[Encoded], list[int]]:
-    """The samples as tokens, and the indices of those that do not fit.
-
-    Raises:
-        InputError: none fits.
-    """
-    texts = [(e.prompt, e.completion) for e in examples]
-    return encode_samples(tokenizer, texts, max_length, what)

@@ -9,10 +9,10 @@ from typing import Any
 from layerif.batching import Encoded
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
-from layerif.influence.scoring import check_samples
 from layerif.model import Tokenizer
 from layerif.tasks import Corpus, Task
 from layerif.tasks.base import Split
+from layerif.tokenizing import encode_samples
 
 # Of a task's examples, the most that are tokenised: more than any few rounds take.
 MOST_EXAMPLES = 4096
@@ -98,7 +98,7 @@ def texts_for(
     def encoded(split: Split, what: str) -> list[Encoded]:
         count = min(len(target.splits[split]), MOST_EXAMPLES)
         examples = target.sample(split, count, seed)
-        return check_samples(tokenizer, examples, length, what)[0]
+        return encode_samples(tokenizer, examples, length, what)[0]
 
     train, validation = encoded("train", "training"), encoded("validation", "validation")
     return Texts(calibrating, train, _up_to(validation, held_out_tokens), _origin(target))

@@ -13,7 +13,6 @@ from layerif.batching import Encoded
 from layerif.calibration import calibration_batches
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
-from layerif.influence import check_samples
 from layerif.metrics.base import MetricValues, Subject
 from layerif.metrics.registry import (
     complete_options,
@@ -34,6 +33,7 @@ from layerif.model import (
     unwrapped,
 )
 from layerif.tasks import Corpus, Example
+from layerif.tokenizing import encode_samples
 
 
 def metric_scores(
@@ -146,7 +146,7 @@ def _samples(
         )
     length = usable_length(model, max_length)
     train, validation = (
-        check_samples(tokenizer, own, length, what)[0]
+        encode_samples(tokenizer, own, length, what)[0]
         for own, what in zip(examples, ("training", "validation"), strict=True)
     )
     counts = {"train_samples": len(train), "validation_samples": len(validation)}

@@ -42,7 +42,7 @@ from layerif.pruning import check_pattern, prune
 from layerif.studies.candidates import WAYS, check_tries, plans_of
 from layerif.studies.folder import RunFolder
 from layerif.studies.marginal import check_unedited, marginal_into
-from layerif.studies.stages import standing
+from layerif.studies.stages import read_with, standing
 from layerif.tasks import Corpus, Task
 
 TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
@@ -298,7 +298,7 @@ class _Bench:
             text = hash_texts([self._calibration.text("calibration")])
             study = {name: value for name, value in asdict(self._study).items() if name != "tries"}
             asked |= {"study": study, "calibration": text}
-        asked |= setting(self._model).model_dump()
+        asked |= setting(self._model).model_dump() | read_with(self._model, self._tokenizer)
         return Fingerprint(model=self._hash, data=data, options=asked)
 
     @contextmanager

@@ -47,7 +47,7 @@ def finetune_into(
         NumericalError: as `finetune`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    wanted = fingerprint_of(model, data, finetuning_options(plan, options))
+    wanted = fingerprint_of(model, data, finetuning_options(plan, options), tokenizer)
     file = folder / FINETUNING_FILE
 
     def load() -> tuple[Finetuning, Fingerprint | None]:

@@ -42,7 +42,7 @@ def marginal_into(
     """
     data = hash_texts([calibration.text("calibration"), _content(target)])
     asked = {"sparsity": sparsity, "map": "marginal", **_defaults(), **options}
-    wanted = fingerprint_of(model, data, asked)
+    wanted = fingerprint_of(model, data, asked, tokenizer)
 
     def load() -> tuple[Allocation, Fingerprint | None]:
         plan = Allocation.load(path)

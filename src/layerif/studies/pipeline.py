@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, compare
-from layerif.influence import check_samples
 from layerif.model import (
     describe,
     find_decoder_layers,
@@ -33,7 +33,7 @@ from layerif.report import plot_allocation, plot_scores
 from layerif.studies.beside import Open, check_beside, plans_beside
 from layerif.studies.compare_experts import Cells
 from layerif.studies.folder import RunFolder
-from layerif.studies.recipe import Recipe
+from layerif.studies.recipe import EvaluateStage, Recipe, ScoreStage
 from layerif.studies.stages import evaluate_into, prune_into, score_into
 from layerif.studies.trained import check_finetuning, trained_plans
 from layerif.tasks import (
@@ -45,6 +45,7 @@ from layerif.tasks import (
     load_sources,
     load_task,
 )
+from layerif.tokenizing import encode_samples
 
 COMPARISON_FILE = "comparison.json"
 
@@ -130,20 +131,18 @@ def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
     tokenizer = None
     if "chat" in styles:
         tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
-    task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
+
+    def words(of: ScoreStage | EvaluateStage) -> dict[str, Any]:
+        options = of.template_options
+        return {"style": of.style, "tokenizer": tokenizer, "template_options": options}
+
+    task = load_task(stage.task, data_dir=data_dir, **words(stage))
     return _Data(
         task=task,
         train=task.sample("train", stage.train_samples, seed),
         validation=task.sample("validation", stage.validation_samples, seed),
-        calibration=load_calibration(
-            recipe.prune.calibration, data_dir=data_dir, style=stage.style, tokenizer=tokenizer
-        ),
-        sources=load_sources(
-            recipe.evaluate.tasks,
-            data_dir=data_dir,
-            style=recipe.evaluate.style,
-            tokenizer=tokenizer,
-        ),
+        calibration=load_calibration(recipe.prune.calibration, data_dir=data_dir, **words(stage)),
+        sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir, **words(recipe.evaluate)),
     )
 
 
@@ -164,8 +163,8 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
             )
     check_finetuning(recipe, skeleton, tokenizer, data.task)
     max_length = usable_length(skeleton, recipe.score.max_length)
-    check_samples(tokenizer, data.train, max_length, "training")
-    check_samples(tokenizer, data.validation, max_length, "validation")
+    encode_samples(tokenizer, data.train, max_length, "training")
+    encode_samples(tokenizer, data.validation, max_length, "validation")
     if recipe.calibrates:
         check_context_length(skeleton, recipe.prune.context_length)
     if recipe.calibrates and isinstance(data.calibration, Corpus):

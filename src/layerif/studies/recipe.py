@@ -40,6 +40,7 @@ class ScoreStage(Record):
 
     task: str
     style: PromptStyle = "alpaca"
+    template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     preset: Preset | None = None
     train_samples: int = Field(200, ge=1)
     validation_samples: int = Field(50, ge=1)
@@ -216,6 +217,7 @@ class EvaluateStage(Record):
 
     tasks: list[str] = Field(min_length=1)
     style: PromptStyle = "alpaca"
+    template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     scoring: TaskScoring = "likelihood"
     samples: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=2)

@@ -25,6 +25,7 @@ from layerif.artifacts import (
 )
 from layerif.artifacts.base import versions
 from layerif.artifacts.scores import SCORES_FILE
+from layerif.batching import rope_borders
 from layerif.checkpoint import resumable
 from layerif.errors import InputError
 from layerif.evaluation import HarnessTasks, evaluate, harness_results
@@ -35,6 +36,7 @@ from layerif.processes import is_first
 from layerif.progress import note
 from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned, saved_size
 from layerif.tasks import Corpus, Example, SelfText, Task
+from layerif.tokenizing import around
 
 # Where gradients or hidden states are kept, and what is run twice for want of room, changes nothing
 # of the result.
@@ -65,7 +67,7 @@ def score_into(
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
-    wanted = fingerprint_of(model, data, asked)
+    wanted = fingerprint_of(model, data, asked, tokenizer)
     if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite, together=True) as steps:
@@ -130,7 +132,7 @@ def measure_into(
         asked |= {**text_options, "seed": seed}
         texts = [calibration.text("calibration")]
     if reads_model(metric, options):
-        wanted = fingerprint_of(model, hash_texts(texts), asked)
+        wanted = fingerprint_of(model, hash_texts(texts), asked, tokenizer if texts else None)
     else:
         shape = [[p.key, p.numel] for p in find_decoder_layers(model).projections]
         wanted = Fingerprint(
@@ -174,7 +176,7 @@ def prune_into(
     """
     refuse_adapters(model)
     refuse_packed(find_decoder_layers(model).projections)
-    wanted = _pruning_fingerprint(model, plan, calibration, options)
+    wanted = _pruning_fingerprint(model, tokenizer, plan, calibration, options)
     if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
         return done
     if isinstance(plan, Allocation):
@@ -194,6 +196,7 @@ def prune_into(
 
 def _pruning_fingerprint(
     model: Any,
+    tokenizer: Tokenizer,
     plan: Allocation | float | None,
     calibration: Corpus | SelfText | None,
     options: dict[str, Any],
@@ -209,7 +212,7 @@ def _pruning_fingerprint(
     elif calibration is not None:
         # What the model writes follows from its weights and the seed.
         texts = [calibration.name]
-    return fingerprint_of(model, hash_texts(texts), asked)
+    return fingerprint_of(model, hash_texts(texts), asked, tokenizer if texts else None)
 
 
 def evaluate_into(
@@ -253,7 +256,7 @@ def evaluate_into(
         texts += [[name, *map(str, task.eval_docs)] for name, task in harness.tasks.items()]
         asked = {"harness": harness.origin, "rows": harness.rows}
     data = hash_texts(texts)
-    wanted = fingerprint_of(model, data, {**options, **asked})
+    wanted = fingerprint_of(model, data, {**options, **asked}, tokenizer)
     if done := _done(Results, path, "", wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
@@ -327,7 +330,26 @@ def content_of(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
     return [source.name, *map(astuple, rows)]
 
 
-def fingerprint_of(model: Any, data: str, options: dict[str, Any]) -> Fingerprint:
-    """What a stage's result depends on: the model, the hash of its texts, and its options."""
-    made_with = setting(model).model_dump()
+def fingerprint_of(
+    model: Any, data: str, options: dict[str, Any], tokenizer: Tokenizer | None = None
+) -> Fingerprint:
+    """What a stage's result depends on: the model, the hash of its texts, and its options.
+
+    Args:
+        tokenizer: what the texts are read by; None where none are read.
+    """
+    made_with = setting(model).model_dump() | read_with(model, tokenizer)
     return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})
+
+
+def read_with(model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """How texts become a model's batches, where that is not plainly: for a fingerprint.
+
+    The tokens that the tokenizer puts in front of every text and those behind it, which we leave
+    out; and the lengths at which batches are divided for the sake of the model's positions.
+    """
+    found = {
+        "tokens_around": tokenizer is not None and around(tokenizer),
+        "rope_borders": rope_borders(model),
+    }
+    return {name: value for name, value in found.items() if value and any(value)}

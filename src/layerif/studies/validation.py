@@ -24,12 +24,12 @@ from layerif.choices import Aggregation, PruningTruth, TruthKind
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.files import write_json
-from layerif.influence import check_samples
 from layerif.model import Tokenizer
 from layerif.reading import read_scores
 from layerif.report import plot_agreement
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Corpus, Example, Task
+from layerif.tokenizing import encode_samples
 from layerif.validation import advice, capacity, isolated, operating_point
 
 FloatArray = NDArray[np.float64]
@@ -67,7 +67,7 @@ def truth_into(
     }
     if kind == "operating_point":
         asked["delta"] = delta
-    wanted = fingerprint_of(model, hash_texts([text]), asked)
+    wanted = fingerprint_of(model, hash_texts([text]), asked, tokenizer)
     origin = {"name": calibration.name, **calibration.origin}
     origin |= {"context_length": context_length, "seed": seed}
     shared: dict[str, Any] = {"batch_tokens": batch_tokens, "text": origin}
@@ -104,12 +104,13 @@ def capacity_into(
         NumericalError: as `capacity`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    wanted = fingerprint_of(model, data, {"kind": "capacity", "max_length": max_length, **options})
+    asked = {"kind": "capacity", "max_length": max_length, **options}
+    wanted = fingerprint_of(model, data, asked, tokenizer)
 
     def measure(steps: Steps) -> GroundTruth:
         length = usable_length(model, max_length)
         samples = [
-            check_samples(tokenizer, examples, length, what)[0]
+            encode_samples(tokenizer, examples, length, what)[0]
             for examples, what in ((train, "training"), (validation, "validation"))
         ]
         origin = {"name": task.name, **task.origin, "max_length": length}

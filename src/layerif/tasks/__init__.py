@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -19,6 +19,7 @@ from layerif.tasks.corpora import CORPORA, Corpus, text_file
 from layerif.tasks.declared import load_declared
 from layerif.tasks.facts import facts
 from layerif.tasks.own import READERS, load_own
+from layerif.tasks.styles import check_template_options
 
 __all__ = [
     "SPLITS",
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 # What makes each generated task, how many candidates its rows have, and what it asks.
-GENERATED: dict[str, tuple[Callable[[int, PromptStyle, Any], Task], str, str]] = {
+GENERATED: dict[str, tuple[Callable[[int, PromptStyle, Any, Any], Task], str, str]] = {
     "agreement": (agreement, "2", "which continuation is grammatical?"),
     "facts": (facts, "4", "a short invented passage and a question about it"),
 }
@@ -94,6 +95,7 @@ def load_task(
     seed: int = 0,
     style: PromptStyle = "alpaca",
     tokenizer: Any = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task of a name, or the one in a user's file or folder.
 
@@ -104,21 +106,23 @@ def load_task(
         style: how an instruction becomes a prompt, see `layerif.tasks.styles`. The prompts in a
             user's file are taken as written, and with `chat` as a user's messages.
         tokenizer: of the model whose chat template the style `chat` takes.
+        template_options: variables of that template, such as `{"enable_thinking": False}`.
 
     Raises:
         InputError: the name is unknown, the data cannot be read as a task, or the task cannot be
             had in that style.
     """
+    check_template_options(style, template_options)
     if name not in task_names() and not _is_path(name):
         raise _unknown("task", str(name), task_names(), "a .jsonl, .parquet or .csv file")
     if style == "harness":
         _require_harness(str(name))
     if name in GENERATED:
-        return GENERATED[str(name)][0](seed, style, tokenizer)
+        return GENERATED[str(name)][0](seed, style, tokenizer, template_options)
     if name in CATALOGUE:
         folder = None if data_dir is None else Path(data_dir)
-        return load_declared(CATALOGUE[str(name)], folder, seed, style, tokenizer)
-    return load_own(Path(name), seed, style, tokenizer)
+        return load_declared(CATALOGUE[str(name)], folder, seed, style, tokenizer, template_options)
+    return load_own(Path(name), seed, style, tokenizer, template_options)
 
 
 def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int = 0) -> Corpus:
@@ -146,6 +150,7 @@ def load_calibration(
     seed: int = 0,
     style: PromptStyle = "alpaca",
     tokenizer: Any = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Corpus | SelfText:
     """What to calibrate on: a corpus, a task's training rows as text, or `self`.
 
@@ -159,7 +164,14 @@ def load_calibration(
     known = [SELF, *corpus_names(), *task_names()]
     if name not in known and not _is_path(name):
         raise _unknown("calibration text", str(name), known, "a file of text or of examples")
-    (source,) = load_sources([name], data_dir=data_dir, seed=seed, style=style, tokenizer=tokenizer)
+    (source,) = load_sources(
+        [name],
+        data_dir=data_dir,
+        seed=seed,
+        style=style,
+        tokenizer=tokenizer,
+        template_options=template_options,
+    )
     return training_text(source) if isinstance(source, Task) else source
 
 
@@ -170,6 +182,7 @@ def load_sources(
     seed: int = 0,
     style: PromptStyle = "alpaca",
     tokenizer: Any = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[Task | Corpus]:
     """Tasks and corpora together, in the order of their names, as evaluation takes them.
 
@@ -179,6 +192,7 @@ def load_sources(
     Raises:
         InputError: a name is unknown, or what it names cannot be read.
     """
+    check_template_options(style, template_options)
     known = [*task_names(), *corpus_names()]
     sources: list[Task | Corpus] = []
     for name in names:
@@ -188,9 +202,15 @@ def load_sources(
         if name in CORPORA or (name not in known and not _is_task(path)):
             sources.append(load_corpus(name, data_dir=data_dir, seed=seed))
         else:
-            sources.append(
-                load_task(name, data_dir=data_dir, seed=seed, style=style, tokenizer=tokenizer)
+            task = load_task(
+                name,
+                data_dir=data_dir,
+                seed=seed,
+                style=style,
+                tokenizer=tokenizer,
+                template_options=template_options,
             )
+            sources.append(task)
     return sources
 
 

@@ -233,7 +233,12 @@ def generate(seed: int = 0) -> Rows:
     return rows
 
 
-def agreement(seed: int = 0, style: PromptStyle = "alpaca", tokenizer: Any = None) -> Task:
+def agreement(
+    seed: int = 0,
+    style: PromptStyle = "alpaca",
+    tokenizer: Any = None,
+    template_options: Any = None,
+) -> Task:
     """The task, with the constructions of each split mixed.
 
     Raises:

@@ -13,7 +13,7 @@ from layerif.errors import InputError
 from layerif.tasks.base import SPLITS, Example, Split, Task
 from layerif.tasks.sources import Row, from_folder, from_hub
 from layerif.tasks.splits import carve, count_and_hash, disjoint
-from layerif.tasks.styles import Render, refuse_chat, renderer
+from layerif.tasks.styles import Render, refuse_chat, renderer, style_record
 
 ANSWER_BY_TEXT = "Answer: {text}."
 ANSWER_BY_LETTER = "Answer: The answer is {letter}."
@@ -156,6 +156,7 @@ def load_declared(
     seed: int = 0,
     style: PromptStyle = "alpaca",
     tokenizer: Any = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task of an entry, from the hub or from `data_dir/name/split.parquet`.
 
@@ -170,7 +171,8 @@ def load_declared(
         spec = replace(spec, **spec.harness)
         render, styled = str, {"style": style}
     elif spec.instruction:
-        render, styled = renderer(style, tokenizer), {"style": style}
+        render = renderer(style, tokenizer, template_options)
+        styled = style_record(style, template_options)
     else:
         refuse_chat(style, spec.name)
         render, styled = str, {}
@@ -182,13 +184,7 @@ def load_declared(
         origin = {"source": str(data_dir / spec.name)}
 
     def fetch(source: str) -> list[Example]:
-        def rows(columns: list[str]) -> list[Row]:
-            if data_dir is None:
-                return from_hub(spec.repo, spec.config, source, columns, empty=layout.empty)
-            return from_folder(data_dir, spec.name, source, columns)
-
-        examples = _examples(spec, source, layout.read(spec.columns, rows), render)
-        return [_blank_scored(e) for e in examples] if style == "harness" else examples
+        return _fetch(spec, data_dir, source, render, blank_scored=style == "harness")
 
     splits, made = _divide(layout, fetch, seed)
     splits, dropped = disjoint(splits)
@@ -200,6 +196,45 @@ def load_declared(
         {**origin, **styled, "splits": made, "dropped": dropped, **count_and_hash(splits)},
         continues=not spec.instruction,
     )
+
+
+def tested_order(
+    spec: TaskSpec, data_dir: Path | None, samples: int, seed: int
+) -> tuple[list[int], int]:
+    """The rows of the data set's split that a task in the style `harness` is tested on.
+
+    Returns:
+        Of `samples` test rows drawn by `seed` (of all, where there are fewer) the numbers in that
+        split, in the order of the draw; and how many rows it has.
+
+    Raises:
+        InputError: as `load_declared`.
+    """
+    task = load_declared(spec, data_dir, style="harness")
+    drawn = task.sample("test", min(samples, len(task.splits["test"])), seed)
+    asked = replace(spec, **(spec.harness or {}))
+    layout = asked.hub if data_dir is None else asked.folder
+    # A row that repeats another was left out: the first of them is the one that is drawn.
+    place: dict[Example, int] = {}
+    rows = _fetch(asked, data_dir, layout.test, str, blank_scored=True)
+    for number, example in enumerate(rows):
+        place.setdefault(example, number)
+    return [place[example] for example in drawn], len(rows)
+
+
+def _fetch(
+    spec: TaskSpec, data_dir: Path | None, source: str, render: Render, *, blank_scored: bool
+) -> list[Example]:
+    """The examples of one of the data set's own splits, in its order."""
+    layout = spec.hub if data_dir is None else spec.folder
+
+    def rows(columns: list[str]) -> list[Row]:
+        if data_dir is None:
+            return from_hub(spec.repo, spec.config, source, columns, empty=layout.empty)
+        return from_folder(data_dir, spec.name, source, columns)
+
+    examples = _examples(spec, source, layout.read(spec.columns, rows), render)
+    return [_blank_scored(e) for e in examples] if blank_scored else examples
 
 
 def _blank_scored(example: Example) -> Example:

@@ -10,7 +10,7 @@ depend on the seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from layerif.tasks.base import Example, Split, Task
 from layerif.tasks.declared import ANSWER_BY_TEXT
 from layerif.tasks.draw import Draw
 from layerif.tasks.splits import count_and_hash
-from layerif.tasks.styles import Render, renderer
+from layerif.tasks.styles import Render, renderer, style_record
 
 CANDIDATES = 4
 # Multiples of twice the candidates, so that the places of the answer come out even.
@@ -156,22 +156,28 @@ def generate(seed: int = 0, render: Render = str) -> Rows:
     return rows
 
 
-def facts(seed: int = 0, style: PromptStyle = "alpaca", tokenizer: Any = None) -> Task:
+def facts(
+    seed: int = 0,
+    style: PromptStyle = "alpaca",
+    tokenizer: Any = None,
+    template_options: Mapping[str, Any] | None = None,
+) -> Task:
     """The task, with the kinds of each split mixed.
 
     Raises:
         InputError: there is no such style, or no chat template for `chat`.
     """
+    render = renderer(style, tokenizer, template_options)
     draw = Draw(seed)
     splits: dict[Split, Sequence[Example]] = {}
-    for split, kinds in generate(seed, renderer(style, tokenizer)).items():
+    for split, kinds in generate(seed, render).items():
         examples = [example for rows in kinds.values() for example in rows]
         draw.shuffle(examples)
         splits[split] = examples
     origin = {
         "source": "generated",
         "seed": seed,
-        "style": style,
+        **style_record(style, template_options),
         "kinds": list(KINDS),
         **count_and_hash(splits),
     }

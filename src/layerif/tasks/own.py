@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,18 @@ from layerif.progress import note
 from layerif.tasks.base import SPLITS, Example, Split, Task
 from layerif.tasks.sources import Row, listing, read_parquet
 from layerif.tasks.splits import carve, count_and_hash, disjoint
-from layerif.tasks.styles import renderer
+from layerif.tasks.styles import renderer, style_record
 
 # The shares of the distinct prompts of a single file; the rest is for training.
 SHARES: dict[Split, float] = {"validation": 0.1, "test": 0.1}
 
 
 def load_own(
-    path: Path, seed: int = 0, style: PromptStyle = "alpaca", tokenizer: Any = None
+    path: Path,
+    seed: int = 0,
+    style: PromptStyle = "alpaca",
+    tokenizer: Any = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task in a `.jsonl`, `.parquet` or `.csv` file, or in a folder of train, validation, test.
 
@@ -40,7 +44,7 @@ def load_own(
         InputError: a file is missing or malformed, or a row is not an example; names file and row.
     """
     origin: dict[str, Any] = {"source": str(path)}
-    render = renderer(style, tokenizer) if style == "chat" else None
+    render = renderer(style, tokenizer, template_options) if style == "chat" else None
     if path.is_dir():
         files = {split: _split_file(path, split) for split in SPLITS}
         parts = {split: read_examples(file) for split, file in files.items()}
@@ -57,8 +61,10 @@ def load_own(
         parts = carve(examples, SHARES, seed)
         origin["files"] = {path.name: _file_hash(path)}
         origin["splits"] = f"80, 10 and 10 % of the distinct prompts, drawn by seed {seed}"
-    if render is not None:
-        origin["style"] = style
+    if render is None:
+        _note_joined(path, [example for examples in parts.values() for example in examples])
+    else:
+        origin |= style_record(style, template_options)
         parts = {
             split: [replace(example, prompt=render(example.prompt)) for example in examples]
             for split, examples in parts.items()
@@ -206,6 +212,27 @@ def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: the {name} must be a text, not {value!r}")
     return value
+
+
+def _note_joined(path: Path, examples: Sequence[Example]) -> None:
+    """Say where candidates are written onto the prompt's last word, which is rarely meant."""
+    joined = [(p, c) for e in examples for p, c in e.candidates() if _runs_on(p, c)]
+    if joined:
+        prompt, completion = joined[0]
+        total = sum(len(example.candidates()) for example in examples)
+        note(
+            f"{path}: {len(joined)} of {total} completions follow their prompt without a blank, as "
+            f"in {(prompt[-20:] + completion)[:60]!r}; if that is not meant, begin them with one"
+        )
+
+
+def _runs_on(prompt: str, completion: str) -> bool:
+    """Whether two texts meet without a blank, in a script that has blanks between words."""
+
+    def in_word(letter: str) -> bool:
+        return letter.isupper() or letter.islower() or letter.isdecimal()
+
+    return in_word(completion[0]) and (in_word(prompt[-1]) or prompt[-1] in ":;,.?!)")
 
 
 def _split_file(folder: Path, split: Split) -> Path:

@@ -5,7 +5,10 @@ Tasks that ask a model to go on with a sentence have no instruction, and so no s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from layerif.choices import PromptStyle, check_choice
@@ -22,7 +25,9 @@ PLAIN = "{instruction}\n"
 Render = Callable[[str], str]
 
 
-def renderer(style: PromptStyle, tokenizer: Any = None) -> Render:
+def renderer(
+    style: PromptStyle, tokenizer: Any = None, template_options: Mapping[str, Any] | None = None
+) -> Render:
     """The function that wraps an instruction in a style.
 
     Args:
@@ -30,10 +35,11 @@ def renderer(style: PromptStyle, tokenizer: Any = None) -> Render:
             `chat`, a user's message in the model's chat template, up to where its reply begins.
             `harness` is no way to put an instruction: tasks that have it say so themselves.
         tokenizer: the model's, whose template `chat` takes; the other styles need none.
+        template_options: variables of that template, such as `enable_thinking`.
 
     Raises:
         InputError: no such style, or `harness`; or `chat` with no tokenizer, or one without a
-            usable template.
+            usable template; or options that the template does not read.
     """
     check_choice(style, PromptStyle, "prompt style")
     if style == "harness":
@@ -50,7 +56,32 @@ def renderer(style: PromptStyle, tokenizer: Any = None) -> Render:
             "its tokenizer (tokenizer=... in Python, --model on the command line), or choose "
             "alpaca or plain"
         )
-    return _chat(tokenizer)
+    return _chat(tokenizer, template_options or {})
+
+
+def check_template_options(style: PromptStyle, options: Mapping[str, Any] | None) -> None:
+    """Refuse options of a chat template where there is none, and values that JSON cannot hold.
+
+    Raises:
+        InputError: they are of no use, or cannot be recorded.
+    """
+    if options and style != "chat":
+        raise InputError(
+            f"template options ({', '.join(options)}) are variables of a chat template, and the "
+            f"prompt style {style} has none; choose the style chat, or leave them out"
+        )
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"template options are texts, numbers, true and false, which are recorded: {error}"
+        ) from error
+
+
+def style_record(style: PromptStyle, template_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The style of a task's prompts, for its origin."""
+    options = {"template_options": dict(template_options)} if template_options else {}
+    return {"style": style, **options}
 
 
 def refuse_chat(style: PromptStyle, task: str) -> None:
@@ -67,13 +98,15 @@ def refuse_chat(style: PromptStyle, task: str) -> None:
         )
 
 
-def _chat(tokenizer: Any) -> Render:
+def _chat(tokenizer: Any, options: Mapping[str, Any]) -> Render:
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"the tokenizer of {name} has no chat template, so it cannot give prompts the style "
             "chat; choose alpaca or plain, or a model that is tuned to chat"
         )
+    if options:
+        _check_variables(tokenizer, name, options)
 
     def templated(instruction: str) -> str:
         from jinja2 import TemplateError
@@ -81,7 +114,7 @@ def _chat(tokenizer: Any) -> Render:
         message = {"role": "user", "content": instruction}
         try:
             text: str = tokenizer.apply_chat_template(
-                [message], add_generation_prompt=True, tokenize=False
+                [message], add_generation_prompt=True, tokenize=False, **options
             )
         except (TemplateError, ValueError) as error:
             raise InputError(
@@ -90,10 +123,39 @@ def _chat(tokenizer: Any) -> Render:
             ) from error
         return text
 
-    # Many templates write the token that begins every text, and many tokenizers put it before
-    # every text: the prompt leaves it to the tokenizer where both do.
-    bos = tokenizer.bos_token_id
-    twice = bos is not None and tokenizer(templated("Hello"))["input_ids"][:2] == [bos, bos]
-    if not twice:
-        return templated
-    return lambda instruction: templated(instruction).removeprefix(tokenizer.bos_token)
+    templated("Hello")  # so that a template that takes no message is refused here
+    return templated
+
+
+def _template_variables(template: str) -> set[str]:
+    """The names that a chat template takes from outside."""
+    from jinja2 import Environment, meta
+
+    # transformers' own tag, which marks a reply and has no part in the text.
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    return meta.find_undeclared_variables(parsed)
+
+
+def _check_variables(tokenizer: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the template does not read, or that are not the user's to set.
+
+    Raises:
+        InputError: there is one.
+    """
+    from jinja2 import TemplateError
+
+    own = {"messages", *signature(tokenizer.apply_chat_template).parameters}
+    own |= {*tokenizer.special_tokens_map}
+    try:
+        known = _template_variables(tokenizer.get_chat_template()) - own
+    except (TemplateError, ValueError) as error:
+        raise InputError(f"the chat template of {name} cannot be read: {error}") from error
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        # What transformers gives to every template.
+        known -= {"raise_exception", "strftime_now", "tojson"}
+        takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+        raise InputError(
+            f"the chat template of {name} has no option {' and '.join(map(repr, unknown))}; {takes}"
+        )

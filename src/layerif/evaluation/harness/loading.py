@@ -18,6 +18,8 @@ import yaml
 from layerif.errors import InputError, MissingDependencyError
 from layerif.evaluation.harness.quiet import quiet_harness
 from layerif.progress import note
+from layerif.tasks.catalogue import CATALOGUE
+from layerif.tasks.declared import TaskSpec, tested_order
 from layerif.tasks.sources import table_from_folder
 
 # The tasks that a folder of parquet files can serve, one file of lm-eval's form each. They share
@@ -83,7 +85,7 @@ def load_harness(
         for name, task in tasks.items():
             _refuse_other_kinds(name, task)
             _set_shots(name, task, shots)
-        rows = None if samples is None else _draw(tasks, samples, seed)
+        rows = None if samples is None else _draw(tasks, samples, seed, data_dir)
     origin = {
         "lm_eval": version,
         "tasks": list(dict.fromkeys(names)),
@@ -214,8 +216,13 @@ def _set_shots(name: str, task: Any, shots: int | None) -> None:
         task.set_config(key="num_fewshot", value=shots or 0)
 
 
-def _draw(tasks: Mapping[str, Any], samples: int, seed: int) -> dict[str, list[int]]:
-    """The rows of each task, ascending; a larger draw extends a smaller one."""
+def _draw(
+    tasks: Mapping[str, Any], samples: int, seed: int, data_dir: Path | None
+) -> dict[str, list[int]]:
+    """The rows of each task, ascending; a larger draw extends a smaller one.
+
+    Of a task that is in our catalogue too they are first those that our own version of it draws.
+    """
     if samples < 1:
         raise InputError(f"the number of samples must be at least 1, not {samples}")
     drawn = {}
@@ -226,8 +233,30 @@ def _draw(tasks: Mapping[str, Any], samples: int, seed: int) -> dict[str, list[i
                 f"task {name} of lm-evaluation-harness has {count} rows, fewer than the {samples} "
                 f"asked for; ask for at most {count}"
             )
-        order = np.random.default_rng(seed).permutation(count)
-        drawn[name] = sorted(int(row) for row in order[:samples])
+        order = np.random.default_rng(seed).permutation(count).tolist()
+        spec = CATALOGUE.get(name)
+        if spec is not None and spec.harness is not None:
+            order = list(
+                dict.fromkeys([*_drawn_by_us(spec, data_dir, samples, seed, count), *order])
+            )
+        drawn[name] = sorted(order[:samples])
+    return drawn
+
+
+def _drawn_by_us(
+    spec: TaskSpec, data_dir: Path | None, samples: int, seed: int, count: int
+) -> list[int]:
+    """Of `count` rows those that our own version of a task draws; none where it cannot."""
+    try:
+        drawn, rows = tested_order(spec, data_dir, samples, seed)
+    except InputError:  # a split that it needs is not there, so it draws nothing at all
+        return []
+    if rows != count:
+        note(
+            f"task {spec.name} has {rows} rows in our catalogue and {count} in "
+            "lm-evaluation-harness: the rows drawn are not those of --style harness"
+        )
+        return []
     return drawn
 
 
