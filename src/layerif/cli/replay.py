@@ -45,7 +45,7 @@ def write_recipe(context: typer.Context, out: Path) -> None:
     options = {
         name: _plain(context.params[parameter.name])
         for name, parameter in parameters(context.command).items()
-        if name not in left_out and context.params.get(parameter.name) is not None
+        if name not in left_out and context.params.get(parameter.name) not in (None, (), [])
     }
     recipe = {COMMAND: path_of(context), **options}
     path = out / "recipe.yaml" if out.is_dir() else out.with_suffix(".recipe.yaml")
@@ -207,4 +207,6 @@ def _command(root: Any, document: Document) -> tuple[Any, list[str]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):  # of an option that is given several times
+        return list(value)
     return value if isinstance(value, str | int | float | bool | list) else str(value)
