@@ -176,16 +176,17 @@ def check_ordinary(path: Path, *, folder: bool) -> None:
 
 
 def _check_name(path: Path) -> None:
-    text, name = str(path), target(path).name
+    text = str(path)
     if text == "-":
         raise InputError("'-' names no file; --json prints the result instead of a table")
+    if re.search(r"[\0-\x1f\x7f-\x9f]", text):
+        raise InputError(f"{text!a} cannot be written: it holds control characters")
+    name = target(path).name
     try:
         size = len(name.encode())
         text.encode()
     except UnicodeEncodeError:
         raise InputError(f"{text!a} cannot be written: the name is not UTF-8") from None
-    if re.search("[\0-\x1f\x7f-\x9f]", text):
-        raise InputError(f"{text!a} cannot be written: it holds control characters")
     if size > LONGEST_NAME:
         raise InputError(
             f"the name {name[:40]}... has {size} bytes; give one of at most {LONGEST_NAME}"
