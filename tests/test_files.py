@@ -147,7 +147,7 @@ class TestNewFolder:
     def test_failure_of_the_exchange_itself_brings_the_old_back(self, tmp_path: Path) -> None:
         path = tmp_path / "model"
         fill(path, weights="old")
-        with pytest.raises(InputError), new_folder(path, FOLDER) as part:
+        with pytest.raises(FileNotFoundError), new_folder(path, FOLDER) as part:
             part.rmdir()
         assert (path / "weights").read_text() == "old"
         assert names(tmp_path) == ["model"]

@@ -309,7 +309,7 @@ def test_a_disk_that_takes_no_more_is_named(what: str, tmp_path: Path) -> None:
     """Python, matplotlib and safetensors each say so in their own way."""
     FILES[what](tmp_path / NAMES[what])
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    with no_larger_files(16), pytest.raises(InputError, match="cannot be written: File too large"):
+    with no_larger_files(16), pytest.raises(InputError, match="cannot be written: file too large"):
         FILES[what](tmp_path / NAMES[what])
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 

@@ -14,6 +14,7 @@ from layerif.files.failures import writing_to
 from layerif.files.leftovers import OLD, beside
 from layerif.files.targets import Kind, check_ordinary, check_target, target
 
+
 def cache_folder() -> Path:
     """Where what can be made again is kept: $LAYERIF_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("LAYERIF_CACHE"):
