@@ -88,7 +88,7 @@ def test_a_recipe_that_a_person_wrote_beside_is_kept(layerif, here: Path) -> Non
         "allocate", "sparsity", "scores", "--sparsity", 0.5, "--out", "plan.json"
     )
     assert status == 0
-    assert "kept" in err
+    assert "stays" in err
     assert (here / "plan.recipe.yaml").read_text() == "my notes"
 
 

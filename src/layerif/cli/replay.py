@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from layerif.cli.command import idle_options, parameters, path_of
-from layerif.errors import FieldError, InputError
+from layerif.errors import FieldError
 
 if TYPE_CHECKING:
     from layerif.studies.document import Document
