@@ -353,7 +353,16 @@ class TestRecipes:
         assert path.read_text() == self.TEXT.replace("5", "6")
 
     @pytest.mark.parametrize(
-        "text", ["command: prune  # why\nsparsity: 0.5\n", "notes", "[1", "&a [*a]", "\xff", ""]
+        "text",
+        [
+            "command: prune  # why\nsparsity: 0.5\n",
+            "notes",
+            "flour: 500 g\n",
+            "[1",
+            "&a [*a]",
+            "\xff",
+            "",
+        ],
     )
     def test_a_person_s_stays(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "recipe.yaml"

@@ -38,7 +38,9 @@ def is_recipe(path: Path) -> bool:
     import yaml
 
     text, value = _parsed(path)
-    return isinstance(value, dict) and yaml.safe_dump(value, sort_keys=False) == text
+    if not isinstance(value, dict) or not ("command" in value or {"model", "score"} <= set(value)):
+        return False
+    return yaml.safe_dump(value, sort_keys=False) == text
 
 
 def _parsed(path: Path) -> tuple[str, Any]:
