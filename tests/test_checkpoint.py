@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from layerif.artifacts import Fingerprint, LayerScores, Results, hash_model, hash_texts
+from layerif.artifacts import SCORES, Fingerprint, LayerScores, Results, hash_model, hash_texts
 from layerif.checkpoint import LOCK_FILE, check_out, remove_leftover, resumable, steps_folder
 from layerif.errors import InputError, NumericalError
 from layerif.studies.stages import evaluate_into, prune_into, score_into
@@ -255,11 +255,21 @@ def test_scores_with_and_without_steps_are_the_same_to_the_bit(tmp_path):
 
 
 def test_what_a_killed_process_left_beside_a_finished_result_goes(tmp_path):
+    """By the check of a command, and by a stage that finds its result: a recipe's has no other."""
     out = tmp_path / "result.json"
-    out.write_text("{}")
-    steps_folder(out).mkdir()
-    (steps_folder(out) / "one.safetensors").write_text("stale")
-    check_out(out, out, overwrite=False)
+
+    def leave():
+        steps_folder(out).mkdir()
+        (steps_folder(out) / "one.safetensors").write_text("stale")
+        (tmp_path / ".result.json.abcdefgh.part").mkdir()  # of a process that died there
+
+    results = evaluate_small(out)
+    shutil.rmtree(tmp_path / "result.json.cache")
+    leave()
+    check_out(out, Results.file_kind(), overwrite=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    leave()
+    assert evaluate_small(out) == results
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
@@ -269,8 +279,8 @@ def test_killed_while_the_result_is_written_it_can_be_finished(tmp_path):
     reference = score_small(out)
     (out / "scores.json").unlink()
     steps_folder(out).mkdir()
-    check_out(out, out / "scores.json", overwrite=False)
+    check_out(out, SCORES, overwrite=False)
     assert (score_small(out).influence == reference.influence).all()
     (out / "scores.json").unlink()
     with pytest.raises(InputError, match="already holds"):
-        check_out(out, out / "scores.json", overwrite=False)
+        check_out(out, SCORES, overwrite=False)

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +14,11 @@ from hypothesis import strategies as st
 
 from layerif.errors import InputError
 from layerif.files import (
+    Kind,
     json_text,
     new_file,
     new_folder,
     read_json,
-    refuse_existing,
     write_json,
     write_text,
 )
@@ -50,9 +45,13 @@ def write_half(path: Path, error: type[BaseException]) -> None:
         raise error("halfway")
 
 
+# Any file may be of such a folder.
+FOLDER = Kind("", "weights", ("*",))
+
+
 def fill_half(path: Path, error: type[BaseException]) -> None:
-    with new_folder(path) as part:
-        fill(part / "inner", weights="ne")
+    with new_folder(path, FOLDER) as part:
+        fill(part, weights="ne")
         raise error("halfway")
 
 
@@ -110,10 +109,10 @@ class TestNewFile:
 class TestNewFolder:
     def test_takes_its_place_on_success(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "model"
-        with new_folder(path) as part:
+        with new_folder(path, FOLDER) as part:
             fill(part, weights="new")
             fill(part / "inner", config="new")
-            assert part.parent == path.parent, "renaming needs the same file system"
+            assert part.parent.parent == path.parent, "renaming needs the same file system"
             assert not path.exists()
         assert names(path) == ["inner", "weights"]
         assert names(path.parent) == ["model"]
@@ -122,7 +121,7 @@ class TestNewFolder:
         # Would see: files of the old folder left beside those of the new.
         path = tmp_path / "model"
         fill(path, weights="old", shard="old")
-        with new_folder(path) as part:
+        with new_folder(path, FOLDER) as part:
             fill(part, weights="new")
             assert (path / "weights").read_text() == "old"
         assert names(path) == ["weights"]
@@ -148,124 +147,29 @@ class TestNewFolder:
     def test_failure_of_the_exchange_itself_brings_the_old_back(self, tmp_path: Path) -> None:
         path = tmp_path / "model"
         fill(path, weights="old")
-        with pytest.raises(FileNotFoundError), new_folder(path) as part:
+        with pytest.raises(FileNotFoundError), new_folder(path, FOLDER) as part:
             part.rmdir()
         assert (path / "weights").read_text() == "old"
         assert names(tmp_path) == ["model"]
 
-    def test_replaces_a_file(self, tmp_path: Path) -> None:
+    def test_a_file_in_its_place_is_refused_before_any_work(self, tmp_path: Path) -> None:
         path = tmp_path / "model"
         path.write_text("old")
-        with new_folder(path) as part:
-            fill(part, weights="new")
-        assert names(path) == ["weights"]
-        assert names(tmp_path) == ["model"]
+        with pytest.raises(InputError, match="not replaced"), new_folder(path, FOLDER):
+            pytest.fail("the body ran")
+        assert path.read_text() == "old"
 
     def test_can_be_read_by_others(self, tmp_path: Path) -> None:
         # Would see: the 0600 of a private writer kept in a folder that others can read.
         (tmp_path / "ordinary").mkdir()
         usual = stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
-        with new_folder(tmp_path / "model") as part:
+        with new_folder(tmp_path / "model", FOLDER) as part:
             fill(part, weights="new")
             (part / "weights").chmod(0o600)
         assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == usual
         assert (
             stat.S_IMODE((tmp_path / "model" / "weights").stat().st_mode) == 0o600 | usual & 0o044
         )
-
-    def test_sweeps_up_after_a_killed_process(self, tmp_path: Path) -> None:
-        path = tmp_path / "model"
-        with killed_inside(f"with new_folder(Path({str(path)!r})): wait_to_be_killed()"):
-            pass
-        assert len(names(tmp_path)) == 1
-        with new_folder(tmp_path / "model") as part:
-            fill(part, weights="new")
-        assert names(tmp_path) == ["model"]
-
-
-@contextmanager
-def killed_inside(code: str) -> Iterator[None]:
-    """Run `code` in a process of its own and kill it where it calls wait_to_be_killed()."""
-    prelude = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from layerif.files import new_file, new_folder\n"
-        "def wait_to_be_killed():\n"
-        "    print('inside', flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", prelude + code], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        with process.stdout:
-            assert process.stdout.readline() == "inside\n"
-            yield
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("old", [True, False])
-class TestKilledInside:
-    def test_new_file(self, tmp_path: Path, old: bool) -> None:
-        path = tmp_path / "a.json"
-        if old:
-            path.write_text("old")
-        code = f"with new_file(Path({str(path)!r})) as part:\n"
-        # safetensors writes to a file of its own first, which a kill leaves behind.
-        code += "    part.with_name('.tmp0').write_text('ne')\n"
-        code += "    part.write_text('ne')\n    wait_to_be_killed()\n"
-        with killed_inside(code):
-            # It really is halfway: something was written beside, under a name of its own.
-            assert [p.read_text() for p in tmp_path.glob(".a.json.*.part/*")] == ["ne", "ne"]
-        assert (path.read_text() == "old") if old else not path.exists()
-        write_text(path, "next")
-        assert path.read_text() == "next"
-        assert names(tmp_path) == ["a.json"], "what was left behind is gone"
-
-    def test_new_folder(self, tmp_path: Path, old: bool) -> None:
-        path = tmp_path / "model"
-        if old:
-            fill(path, weights="old")
-        code = f"with new_folder(Path({str(path)!r})) as part:\n"
-        code += "    (part / 'weights').write_text('ne')\n    wait_to_be_killed()\n"
-        with killed_inside(code):
-            assert [p.read_text() for p in tmp_path.glob(".model.*.part/weights")] == ["ne"]
-        if old:
-            assert names(path) == ["weights"]
-            assert (path / "weights").read_text() == "old"
-        else:
-            assert not path.exists()
-        # What is left behind is in nobody's way.
-        with new_folder(path) as part:
-            fill(part, weights="next")
-        assert (path / "weights").read_text() == "next"
-
-
-class TestRefuseExisting:
-    def test_nothing_there(self, tmp_path: Path) -> None:
-        refuse_existing(tmp_path / "a", overwrite=False)
-
-    def test_empty_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        refuse_existing(tmp_path / "a", overwrite=False)
-
-    def test_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "a"
-        path.write_text("")
-        with pytest.raises(InputError, match=r"a already holds another result; .*--overwrite"):
-            refuse_existing(path, overwrite=False)
-        refuse_existing(path, overwrite=True)
-        assert path.exists(), "asking removes nothing"
-
-    def test_folder_with_something_in_it(self, tmp_path: Path) -> None:
-        fill(tmp_path / "a", **{".hidden": ""})
-        with pytest.raises(InputError, match="already holds another result"):
-            refuse_existing(tmp_path / "a", overwrite=False)
-        refuse_existing(tmp_path / "a", overwrite=True)
-        assert names(tmp_path / "a") == [".hidden"]
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from layerif import caching
-from layerif.artifacts import Fingerprint
+from layerif.artifacts import CONVERTED, Fingerprint
 from layerif.calibration import hidden_states
 from layerif.checkpoint import DiskSteps, resumable, steps_folder
 from layerif.errors import DiskError, InputError
@@ -78,7 +78,7 @@ def test_whatever_library_meets_a_full_disk_the_error_names_the_file(writer, dis
     fill(disk, leave=40_000)
     with (
         pytest.raises(DiskError, match="disk/out cannot be written"),
-        new_folder(disk / "out") as at,
+        new_folder(disk / "out", CONVERTED) as at,
     ):
         WRITERS[writer](at)
     assert sorted(path.name for path in disk.iterdir()) == ["filler", "out"]

@@ -229,8 +229,11 @@ def test_commands_that_cannot_be_carried_out(layerif, model, text, tmp_path):
     out.write_text("[1, 2, 3]")
     status, _, err = layerif(*metric_command(model, text, "pl_alpha", out))
     assert status == 2
-    assert "already holds another result" in err
-    assert layerif(*metric_command(model, text, "pl_alpha", out, "--overwrite"))[0] == 0
+    assert "not of the form layerif.metric" in err
+    status, _, err = layerif(*metric_command(model, text, "pl_alpha", out, "--overwrite"))
+    assert (status, out.read_text()) == (2, "[1, 2, 3]"), "a person's file is not replaced"
+    out.unlink()
+    assert layerif(*metric_command(model, text, "pl_alpha", out))[0] == 0
     allocate = ["allocate", "sparsity", out, "--sparsity", 0.5]
     status, _, err = layerif(*allocate, "--model", model)
     assert status == 2

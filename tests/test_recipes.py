@@ -259,7 +259,7 @@ def test_the_commented_recipe_holds_every_option_at_its_default(layerif, tmp_pat
         assert line.split(":")[0].strip(" -") in text, line
     status, _, err = layerif("init", path)
     assert status == 2
-    assert "is there already; name another file" in err
+    assert "already exists; name another file" in err
     assert path.read_text() == text
 
 
@@ -268,7 +268,7 @@ def test_a_folder_with_something_else_is_refused(layerif, model, text, tmp_path)
     (tmp_path / "run" / "thesis.tex").write_text("dear to somebody")
     status, _, err = layerif("run", recipe(model, text, tmp_path))
     assert status == 2
-    assert "already holds something" in err
+    assert "already holds other files" in err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 

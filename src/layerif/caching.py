@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerif.artifacts import Fingerprint
-from layerif.checkpoint import NO_STEPS, DiskSteps, Steps, resumable
+from layerif.checkpoint import NO_STEPS, DiskSteps, Steps, resumable, tidy
 from layerif.errors import DiskError
 from layerif.files import load_tensors, save_tensors
 from layerif.progress import note
@@ -41,6 +41,8 @@ def remembered(
     path = folder / f"{fingerprint.digest()}.safetensors"
     found = load_tensors(path)
     if found is not None:
+        if not optional:
+            tidy(path)
         return found
     try:
         with resumable(path, fingerprint, wait=True) as steps:

@@ -21,12 +21,19 @@ from layerif import processes
 from layerif.artifacts import Fingerprint, hash_texts
 from layerif.errors import InputError, NumericalError
 from layerif.files import (
+    RECIPE_FILE,
+    Kind,
+    check_place,
+    check_target,
     disk_error,
     load_tensors,
-    refuse_existing,
+    read_json,
+    recipe_path,
     require_disk,
     save_tensors,
+    sweep,
     taken,
+    target,
     writing_to,
 )
 from layerif.progress import note
@@ -38,6 +45,8 @@ T = TypeVar("T")
 
 FINGERPRINT_FILE = "fingerprint.json"
 LOCK_FILE = "lock"
+# In a folder of several results: for which command, and with which hashes plans were written.
+STUDY_FILE = "written.json"
 # Seconds until a file shows on every machine: network disks remember for up to a minute that it
 # was not there.
 VISIBLE_WITHIN = 90.0
@@ -149,9 +158,9 @@ class DiskSteps:
 
 
 def steps_folder(out: Path) -> Path:
-    """Where the steps of the stage that writes `out` are kept."""
-    out = out.absolute()
-    return out.with_name(f".{out.name}.steps")
+    """Where the steps of the stage that writes `out` are kept: on its disk, links followed."""
+    place = target(out)
+    return place.with_name(f".{place.name}.steps")
 
 
 @contextmanager
@@ -272,7 +281,7 @@ def _awaited(path: Path, read: Callable[[], T | None]) -> T:
     return found
 
 
-def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, kind: Kind, *, overwrite: bool) -> None:
     """Before any work: may `out` be written, or go on being written?
 
     What is finished there passes too: only its fingerprint can tell whether it is this very work,
@@ -280,17 +289,46 @@ def check_out(out: Path, finished: Path, *, overwrite: bool) -> None:
 
     Args:
         out: the file or folder to write.
-        finished: the file whose presence says that `out` is whole.
+        kind: of the result.
         overwrite: whether what `out` holds may be replaced.
 
     Raises:
-        InputError: `out` holds something else.
+        InputError: `out` holds something else, or nothing can be written there.
     """
-    if finished.is_file():
-        if processes.is_first():
-            remove_leftover(out)
-    elif not steps_folder(out).is_dir():
-        refuse_existing(out, overwrite=overwrite)
+    folder = bool(kind.mark)
+    check_place(out, folder=folder)
+    check_place(recipe_path(out, folder=folder), folder=False)
+    place = target(out)
+    if (study := study_of(place)) is not None:
+        raise InputError(f"{out} holds the results of `layerif {study}`; choose another --out")
+    if processes.is_first():
+        sweep(place)
+    unfinished = steps_folder(out).is_dir()
+    finished = kind.is_finished(place)
+    if finished and processes.is_first():
+        tidy(out)
+    if overwrite or not finished:
+        check_target(out, kind, overwrite=overwrite or unfinished, mixed=unfinished)
+
+
+def study_of(folder: Path) -> str | None:
+    """The command whose results a folder is claimed for, where it is for one of several results."""
+    recipe, path = folder / RECIPE_FILE, folder / STUDY_FILE
+    command = None
+    if recipe.is_file():
+        with recipe.open(encoding="utf-8", errors="replace") as file:
+            name, _, value = file.readline().partition(": ")
+        command = value.strip() if name == "command" else None
+    if not path.is_file():
+        return command if command == "validate" else None
+    written = read_json(path, "the list of plans that a study wrote")
+    return str(written.get("study") or command or "run")
+
+
+def tidy(out: Path) -> None:
+    """Remove what dead processes have left beside a finished result."""
+    sweep(target(out))
+    remove_leftover(out)
 
 
 def remove_leftover(out: Path) -> None:

@@ -11,6 +11,7 @@ from layerif.artifacts.finetuning import (
 )
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.ground_truth import Agreement, GroundTruth
+from layerif.artifacts.kinds import ADAPTER, CONVERTED, PRUNED, SCORES
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.metric import METRIC_FORMAT, MetricScores, ProjectionScore
 from layerif.artifacts.results import Measurement, Outcomes, Results
@@ -24,9 +25,13 @@ from layerif.artifacts.scores import (
 )
 
 __all__ = [
+    "ADAPTER",
+    "CONVERTED",
     "FINETUNING_FILE",
     "MANIFEST_FILE",
     "METRIC_FORMAT",
+    "PRUNED",
+    "SCORES",
     "Agreement",
     "Allocation",
     "BlockRecord",

@@ -9,12 +9,15 @@ from typing import Any, Literal, Self
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from layerif.artifacts.base import JsonArtifact, ModelInfo, Record
+from layerif.artifacts.fingerprint import differing
 from layerif.artifacts.naming import check_module_names, layer_of
 from layerif.errors import InputError
 
 Kind = Literal["sparsity", "experts", "ranks"]
 # A hand-edited plan is written with few digits; this much drift of its total is rounding.
 TOTAL_TOLERANCE = 1e-4
+# Differences that are listed.
+SAID = 5
 
 
 class ModuleSparsity(Record):
@@ -159,6 +162,17 @@ class Allocation(JsonArtifact):
         sizes = self.sizes or [1] * len(self.allocation)
         weighted = math.fsum(s * n for s, n in zip(self.allocation, sizes, strict=True))
         return weighted / sum(sizes)
+
+    def differences(self, found: Allocation) -> str:
+        """Where `found` is another plan than this one, in words."""
+        said = [
+            {"kind": p.kind, "total": p.total, "model": p.model and p.model.name, **p.how}
+            for p in (found, self)
+        ]
+        layers = [{f"layer {i}": v for i, v in enumerate(p.allocation)} for p in (found, self)]
+        parts = [*differing(*said), *differing(*layers)] or ["its projections or sizes differ"]
+        more = len(parts) - SAID
+        return ", ".join(parts[:SAID]) + (f" and {more} more" if more > 0 else "")
 
     def check_fits(self, model: ModelInfo, kind: Kind) -> None:
         """Refuse to spend this plan on a model it was not made for.

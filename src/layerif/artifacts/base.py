@@ -12,7 +12,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from layerif.errors import FieldError
-from layerif.files import read_json, write_json
+from layerif.files import Kind, read_json, write_json
 
 RECORDED_PACKAGES = ("layerif", "torch", "transformers", "numpy")
 
@@ -83,9 +83,19 @@ def _records_at(annotation: Any, path: Keys) -> list[type[BaseModel]]:
 class JsonArtifact(Record):
     """A record that is a JSON file of its own."""
 
+    @classmethod
+    def file_kind(cls) -> Kind:
+        """By which its files are known."""
+        return Kind(str(cls.model_fields["format"].default).partition("/")[0])
+
     def save(self, path: str | Path) -> None:
-        """Write as readable JSON, whole or not at all."""
-        write_json(Path(path), self.model_dump(mode="json"))
+        """Write as readable JSON, whole or not at all, in place of another of its kind.
+
+        Raises:
+            InputError: `path` cannot be written, or is a file that is not of this kind.
+        """
+        kind = self.file_kind() if "format" in type(self).model_fields else None
+        write_json(Path(path), self.model_dump(mode="json"), kind)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -45,13 +45,17 @@ class Fingerprint(JsonArtifact):
             for part in ("model", "data")
             if getattr(found, part) != getattr(self, part)
         ]
-        before, now = _flat(found.options), _flat(self.options)
-        parts += [
-            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-            for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
-        ]
-        return ", ".join(parts)
+        return ", ".join(parts + differing(found.options, self.options))
+
+
+def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Which of plain values differ, in words, by their dotted names."""
+    before, now = _flat(found), _flat(wanted)
+    return [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
 
 
 def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:

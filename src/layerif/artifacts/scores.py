@@ -18,7 +18,7 @@ from layerif.artifacts.fingerprint import Fingerprint
 from layerif.budgets.scores import aggregate
 from layerif.choices import Aggregation, BlockGranularity, Normalise
 from layerif.errors import InputError
-from layerif.files import new_file, read_json, write_json
+from layerif.files import Kind, json_text, new_file, read_json, sync
 
 FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
 SCORES_FILE = "scores.json"
@@ -204,18 +204,25 @@ class LayerScores:
         return found
 
     def save(self, folder: str | Path) -> None:
-        """Write `influence.safetensors`, then `scores.json`, whose presence says all is there."""
+        """Write `influence.safetensors`, then `scores.json`, whose presence says all is there.
+
+        Raises:
+            InputError: they cannot be written, or files of these names are not of this kind.
+        """
         from safetensors.numpy import save_file
 
-        folder = Path(folder)
-        (folder / SCORES_FILE).unlink(missing_ok=True)
-        with new_file(folder / INFLUENCE_FILE) as part:
-            save_file(
-                {name: np.ascontiguousarray(values) for name, values in self._arrays().items()},
-                part,
-                metadata={"format": FORMAT},
-            )
-        write_json(folder / SCORES_FILE, self.summary())
+        folder, kind = Path(folder), Kind(FORMAT.partition("/")[0])
+        with new_file(folder / SCORES_FILE, kind) as last:
+            last.write_text(json_text(self.summary()) + "\n", encoding="utf-8")
+            with new_file(folder / INFLUENCE_FILE, kind) as part:
+                save_file(
+                    {name: np.ascontiguousarray(values) for name, values in self._arrays().items()},
+                    part,
+                    metadata={"format": FORMAT},
+                )
+                sync(part)
+                # A summary never lies beside the matrix of another.
+                (folder / SCORES_FILE).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> LayerScores:

@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `layerif --help` answers a
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -91,13 +92,24 @@ def options(
 def main() -> None:
     """Entry point: errors a user can act on become one paragraph and an exit status."""
     try:
-        with ended_politely():
-            app()
+        try:
+            with ended_politely():
+                app()
+        finally:
+            sys.stdout.flush()
     except LayerifError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
         # The disk's own refusals: full, closed, gone.
-        _fail(f"{error.strerror or error}: {error.filename or 'no file named'}", 2)
+        _fail(_in_words(error), 2)
+
+
+def _in_words(error: OSError) -> str:
+    if error.filename is not None or error.strerror is None:
+        return f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+    # What layerif writes is named where it is written; this is what it was printed to.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return f"standard output: {error.strerror}"
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -82,11 +82,13 @@ def sparsity(
     pairs. Cut short, the same command goes on after the last finished try.
     """
     from layerif.artifacts import Comparisons, LayerScores
+    from layerif.studies.folder import RunFolder
     from layerif.tasks import load_corpus, load_sources
 
     names = options.words(plans)
     for name in names:
         check_choice(name, PlanName, "plan")
+    RunFolder(out, "compare sparsity").check()
     influence = None if scores is None else LayerScores.load(scores)
     corpus = load_corpus(calibration, data_dir=data_dir)
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)

@@ -80,9 +80,11 @@ def experts(
     short, the same command goes on after the last whole checkpoint.
     """
     from layerif.artifacts import LayerScores
+    from layerif.studies.folder import RunFolder
     from layerif.tasks import load_task
 
     numbers = options.whole_numbers(seeds, "--seeds")
+    RunFolder(out, "compare experts").check()
     influence = None if scores is None else LayerScores.load(scores)
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)

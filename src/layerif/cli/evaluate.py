@@ -81,6 +81,7 @@ def evaluate(
     its own, with its own prompts. With --against, say how each figure differs from another model's,
     and whether that is more than noise.
     """
+    from layerif.artifacts import Results
     from layerif.checkpoint import check_out
     from layerif.tasks import Task, load_sources
 
@@ -89,7 +90,7 @@ def evaluate(
             "say what to measure: --tasks TASKS, --harness TASKS of lm-evaluation-harness, or both"
         )
     if out is not None:
-        check_out(out, out, overwrite=overwrite)
+        check_out(out, Results.file_kind(), overwrite=overwrite)
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     sources = load_sources(_names(tasks), data_dir=data_dir, **words)
     wanted: set[tuple[str, str]] = {

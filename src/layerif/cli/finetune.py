@@ -67,14 +67,14 @@ def finetune(
     on after the last whole checkpoint. `torchrun -m layerif finetune ...` shares every batch out
     over processes, which all have to see the folder.
     """
-    from layerif.artifacts import FINETUNING_FILE, Allocation
+    from layerif.artifacts import ADAPTER, Allocation
     from layerif.checkpoint import check_out
     from layerif.processes import is_first
     from layerif.tasks import load_task
 
     settings = training.finetune_options(context.params)
     chosen = None if plan is None else Allocation.load(plan)
-    check_out(out, out / FINETUNING_FILE, overwrite=overwrite)
+    check_out(out, ADAPTER, overwrite=overwrite)
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", train_samples, seed)

@@ -17,10 +17,10 @@ def init(
     from importlib.resources import files
 
     from layerif.errors import InputError
-    from layerif.files import refuse_existing, write_text
+    from layerif.files import check_place, write_text
 
+    check_place(path, folder=False)
     if path.exists():
-        raise InputError(f"{path} is there already; name another file: layerif init other.yaml")
-    refuse_existing(path, overwrite=False)
+        raise InputError(f"{path} already exists; name another file: layerif init other.yaml")
     write_text(path, files("layerif.studies").joinpath("template.yaml").read_text("utf-8"))
     say(f"wrote {path}; look it over, then: layerif run {path}", as_json=False)

@@ -55,12 +55,13 @@ def marginal_plan(
         InputError: a name or value that will not do, or `out` holds another result.
         NumericalError: what is measured is not finite.
     """
+    from layerif.artifacts import Allocation
     from layerif.checkpoint import check_out
     from layerif.cli.options import prompts
     from layerif.tasks import load_corpus, load_sources
 
     if out is not None:
-        check_out(out, out, overwrite=overwrite)
+        check_out(out, Allocation.file_kind(), overwrite=overwrite)
     corpus = load_corpus(calibration, data_dir=data_dir)
     words = prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     aimed = None if target is None else load_sources([target], data_dir=data_dir, **words)[0]

@@ -93,9 +93,10 @@ def metric(
     through one that is pruned for the time; adapter_gain runs it forward and backward, or samples
     of a task; the others need none. `layerif allocate` takes the file that is written.
     """
+    from layerif.artifacts import MetricScores
     from layerif.checkpoint import check_out
 
-    check_out(out, out, overwrite=overwrite)
+    check_out(out, MetricScores.file_kind(), overwrite=overwrite)
     given = {
         "compat": compat,
         "multiple": multiple,

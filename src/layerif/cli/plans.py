@@ -46,13 +46,20 @@ def deliver(
 def _keep(plan: Allocation, out: Path, *, overwrite: bool) -> None:
     """Save a plan, unless the file holds this very plan already; another one is not lost."""
     from layerif.artifacts import Allocation
-    from layerif.files import refuse_existing
+    from layerif.checkpoint import check_out
 
-    if out.is_file() and not overwrite:
+    check_out(out, Allocation.file_kind(), overwrite=overwrite)
+    if Allocation.file_kind().is_finished(out):
         try:
-            if Allocation.load(out) == plan:
+            found = Allocation.load(out)
+            if found == plan:
                 return
-        except InputError:
-            pass  # no plan at all: refused below
-    refuse_existing(out, overwrite=overwrite)
+            why = plan.differences(found)
+        except InputError as error:
+            why = str(error)
+        if not overwrite:
+            raise InputError(
+                f"{out} already holds another plan: {why}; choose another --out, or pass "
+                "--overwrite to replace it"
+            )
     plan.save(out)

@@ -71,11 +71,11 @@ def prune(
     The zeros are unstructured unless --nm says otherwise: they make no dense kernel faster. Cut
     short, the same command goes on after its last finished layer.
     """
-    from layerif.artifacts import MANIFEST_FILE, Allocation
+    from layerif.artifacts import PRUNED, Allocation
     from layerif.checkpoint import check_out
     from layerif.tasks import load_calibration
 
-    check_out(out, out / MANIFEST_FILE, overwrite=overwrite)
+    check_out(out, PRUNED, overwrite=overwrite)
     if plan is not None and sparsity is not None:
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
     if plan is None and sparsity is None and nm is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from layerif.cli.command import idle_options, parameters, path_of
-from layerif.errors import FieldError, InputError
+from layerif.errors import FieldError
 
 if TYPE_CHECKING:
     from layerif.studies.document import Document
@@ -33,13 +33,11 @@ NOT_WORK = ("json", *COMMAND_LINE_ONLY)
 def write_recipe(context: typer.Context, out: Path) -> None:
     """Write the recipe of the command that `context` runs, into `out` or beside the file `out`.
 
-    A file there that is no such recipe stays as it is; so does one that says the same, with its
-    comments.
+    A file there that is no such recipe stays as it is; so does one that a person has edited.
     """
     import yaml
 
-    from layerif.files import write_text
-    from layerif.progress import note
+    from layerif.files import keep_recipe, recipe_path
 
     left_out = {*NOT_WORK, *idle_options(context)}
     options = {
@@ -47,26 +45,8 @@ def write_recipe(context: typer.Context, out: Path) -> None:
         for name, parameter in parameters(context.command).items()
         if name not in left_out and context.params.get(parameter.name) not in (None, (), [])
     }
-    recipe = {COMMAND: path_of(context), **options}
-    path = out / "recipe.yaml" if out.is_dir() else out.with_suffix(".recipe.yaml")
-    if path.exists():
-        found = _recipe_at(path)
-        if found is None:
-            note(f"{path} is not a recipe of layerif and stays; no recipe is written")
-        if found is None or found == recipe:
-            return
-    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
-
-
-def _recipe_at(path: Path) -> dict[str, Any] | None:
-    """The recipe of a command in a file; None where it holds none."""
-    from layerif.studies.document import Document
-
-    try:
-        value = Document.read(path).value
-    except InputError:
-        return None
-    return value if isinstance(value, dict) and COMMAND in value else None
+    text = yaml.safe_dump({COMMAND: path_of(context), **options}, sort_keys=False)
+    keep_recipe(recipe_path(out, folder=out.is_dir()), text)
 
 
 def refuse_commanded(document: Document) -> None:

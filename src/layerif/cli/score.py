@@ -128,7 +128,7 @@ def score(
     it. Cut short, the same command goes on where it was. `torchrun -m layerif score ...` shares the
     work out over processes, which all have to see the run folder.
     """
-    from layerif.artifacts.scores import SCORES_FILE
+    from layerif.artifacts import SCORES
     from layerif.checkpoint import check_out
     from layerif.influence import check_combination
     from layerif.influence.estimators import checked_options
@@ -140,7 +140,7 @@ def score(
     factors = options.numbers(damping_sweep, "--damping-sweep")
     checked_options(estimator, **solver, sweep=factors)
     check_combination(**{name: asked[name] for name in (*COMBINED, "adapter")})
-    check_out(out, out / SCORES_FILE, overwrite=overwrite)
+    check_out(out, SCORES, overwrite=overwrite)
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", train_samples, seed)

@@ -81,6 +81,7 @@ def validate(
     JSON, and scatter plots. Cut short, the same command goes on where it was.
     """
     from layerif.errors import InputError
+    from layerif.studies.folder import RunFolder
     from layerif.studies.validation import (
         capacity_into,
         scores_of,
@@ -89,6 +90,9 @@ def validate(
     )
     from layerif.tasks import load_corpus, load_task
     from layerif.validation import check_point
+
+    study = RunFolder(out, "validate")
+    study.check()
 
     if (truth == "capacity") != (task is not None):
         raise InputError(
@@ -119,6 +123,7 @@ def validate(
         trust_remote_code=trust_remote_code,
     )
     check_layers(vectors, describe(opened))
+    context.with_resource(study.claimed())
     truths: dict[TruthKind, GroundTruth] = {}
     if task is not None:
         truths["capacity"] = capacity_into(

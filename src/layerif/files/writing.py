@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import glob
+import errno
 import json
 import os
-import platform
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from layerif.errors import InputError
 from layerif.files.failures import writing_to
-
-# In the names of unfinished files: on a shared disk, other machines have processes of their own.
-_HOST = platform.node() or "localhost"
-
-
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Stop before any work when `path` already holds something that would be lost.
-
-    Raises:
-        InputError: `path` is a file or a folder with something in it, and `overwrite` is false;
-            or nothing can be written there.
-    """
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(
-            f"{path} cannot be written: {above} is "
-            + ("a folder that is closed to you" if above.is_dir() else "a file")
-        )
-    holds = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if holds and not overwrite:
-        raise InputError(
-            f"{path} already holds another result; choose another --out, "
-            f"or pass --overwrite to replace it"
-        )
+from layerif.files.leftovers import OLD, beside
+from layerif.files.targets import Kind, check_ordinary, check_target, target
 
 
 def cache_folder() -> Path:
@@ -48,93 +23,78 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, kind: Kind | None = None) -> Iterator[Path]:
     """Yield a path to write to; what is there takes the place of `path` only on success.
 
     It lies in a folder of its own beside `path`, where a writer may make files that it renames
-    itself: should it be killed, the next one sweeps all of them away.
+    itself. Before it takes its place it is on the disk, and not in the system's memory alone.
+
+    Args:
+        kind: what is written; what is at `path` is replaced only where it is of this kind too. None
+            for files of a folder that nobody else writes to.
 
     Raises:
-        InputError: `path` is a folder.
+        InputError: as `check_target`.
         DiskError: the disk refuses.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; a file is to be written, so name one inside it")
-    folder = _part(path)
-    part = folder / path.name
-    with writing_to(path), _removed_in_the_end(folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        folder.mkdir(exist_ok=True)
+    _check(path, kind)
+    place = target(path)
+    with writing_to(place), beside(place) as folder:
+        part = folder / "new" / place.name
+        part.parent.mkdir()
         yield part
-        _make_readable(part, path.parent)
-        part.replace(path)
+        _make_readable(part, place.parent)
+        sync(part)
+        _check(path, kind)
+        part.replace(place)
+        sync(place.parent)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; it takes the place of `path` only on success.
+def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
+    """Yield an empty folder; it takes the place of `path` only on success.
+
+    Args:
+        kind: what is written; a folder at `path` is replaced only where all in it is of this kind.
 
     Raises:
+        InputError: as `check_target`.
         DiskError: the disk refuses.
     """
-    part = _part(path)
-    with writing_to(path), _removed_in_the_end(part):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+    check_target(path, kind)
+    place = target(path)
+    with writing_to(place), beside(place) as folder:
+        part, old = folder / "new", folder / OLD
         part.mkdir()
         yield part
-        for file in part.rglob("*"):
-            _make_readable(file, file.parent)
-        if path.exists():
-            # A folder cannot be renamed over a full one: move the old aside, so that at every
-            # moment either the old or the new is whole on disk.
-            old = part.with_suffix(".old")
-            path.rename(old)
-            try:
-                part.rename(path)
-            except BaseException:
-                old.rename(path)
-                raise
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink()
-        else:
-            part.rename(path)
+        for below, _, names in os.walk(part, topdown=False):
+            for name in names:
+                _make_readable(Path(below, name), Path(below))
+                sync(Path(below, name))
+            sync(Path(below))
+        check_target(path, kind)
+        # A folder cannot be renamed over a full one. Killed between the two, the next process that
+        # writes here brings the old one back.
+        if place.exists():
+            place.rename(old)
+        part.rename(place)
+        sync(place.parent)
+        _carry_over(old, place, kind)
 
 
-@contextmanager
-def _removed_in_the_end(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _check(path: Path, kind: Kind | None) -> None:
+    if kind is None:
+        check_ordinary(path, folder=False)
+    else:
+        check_target(path, kind)
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed processes of this machine left beside `path` half-written."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(_HOST)}.*.part"):
-        process = part.name.removesuffix(".part").rpartition(".")[2]
-        if process.isdecimal() and int(process) != os.getpid() and not _alive(int(process)):
-            if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-            else:
-                part.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _carry_over(old: Path, place: Path, kind: Kind) -> None:
+    """Bring files along that came to the old folder after it was looked at."""
+    if old.is_dir():
+        for entry in old.iterdir():
+            if not kind.owns(entry) and not (place / entry.name).exists():
+                entry.rename(place / entry.name)
 
 
 def _make_readable(path: Path, folder: Path) -> None:
@@ -143,15 +103,27 @@ def _make_readable(path: Path, folder: Path) -> None:
         path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o044))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with new_file(path) as part:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk: a power cut loses neither."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a disk that has nothing of the kind
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str, kind: Kind | None = None) -> None:
+    """Write a text file, whole or not at all; `kind` as for `new_file`."""
+    with new_file(path, kind) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, kind: Kind | None = None) -> None:
     """Write JSON for people: indented, with each list of plain values on one line; NaN refused."""
-    write_text(path, json_text(value) + "\n")
+    write_text(path, json_text(value) + "\n", kind)
 
 
 def json_text(value: Any, indent: int = 0) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Fingerprint
+from layerif.artifacts import CONVERTED, Fingerprint
 from layerif.checkpoint import resumable
 from layerif.errors import InputError, MissingDependencyError
 from layerif.files import cache_folder, new_folder, require_disk
@@ -73,7 +73,7 @@ def _convert_into(folder: Path, file: Path, digest: str) -> None:
     remedy = "set LAYERIF_CACHE to a folder on another disk"
     what = f"{file.name} as a float32 model"
     require_disk(folder, 4 * formats.total(), what, remedy=remedy)
-    with quiet_transformers(), new_folder(folder) as part:
+    with quiet_transformers(), new_folder(folder, CONVERTED) as part:
         _convert(file, digest, formats, part)
 
 

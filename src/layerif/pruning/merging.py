@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerif.artifacts import MANIFEST_FILE, Manifest
+from layerif.artifacts import PRUNED, Manifest
 from layerif.checkpoint import check_out
 from layerif.errors import InputError
 from layerif.files import require_disk
@@ -74,8 +74,8 @@ def merge_into(
     Raises:
         InputError: as `check_out` and `open_model`; no manifest, or not this model's.
     """
-    check_out(folder, folder / MANIFEST_FILE, overwrite=overwrite)
-    if (folder / MANIFEST_FILE).is_file() and not overwrite:
+    check_out(folder, PRUNED, overwrite=overwrite)
+    if PRUNED.is_finished(folder) and not overwrite:
         raise InputError(f"{folder} already holds a model; choose another --out, or --overwrite")
     manifest = Manifest.of_folder(pruned)
     model, tokenizer = open_model(pruned, adapter=adapter, adapter_name=adapter_name, **opening)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import MANIFEST_FILE, Manifest
+from layerif.artifacts import MANIFEST_FILE, PRUNED, Manifest
 from layerif.errors import InputError
 from layerif.files import new_folder
 from layerif.model import Projection, Tokenizer, quiet_transformers, refuse_adapted
@@ -16,13 +16,14 @@ def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: st
     """Write an ordinary Hugging Face folder with the manifest beside the weights.
 
     Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
-    is whole or absent.
+    is whole or absent, and takes the place of another pruned model alone.
 
     Raises:
-        InputError: the model has adapters, which alone would be written.
+        InputError: the model has adapters, which alone would be written; or `folder` cannot be
+            written, or holds anything else.
     """
     refuse_adapters(model)
-    with quiet_transformers(), new_folder(Path(folder)) as part:
+    with quiet_transformers(), new_folder(Path(folder), PRUNED) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         manifest.save(part / MANIFEST_FILE)

@@ -10,12 +10,14 @@ import numpy as np
 
 from layerif.artifacts import Allocation, LayerScores
 from layerif.choices import Aggregation
-from layerif.files import new_file
+from layerif.files import Kind, new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# In every picture, which tells it from those of others.
+FORMAT = "layerif.picture"
 INK, ACCENT = "#24292f", "#2f6f9f"
 LABELS = {"sparsity": "sparsity", "experts": "LoRA experts", "ranks": "LoRA rank"}
 
@@ -92,16 +94,19 @@ def _bars(axes: Axes, values: Sequence[float] | np.ndarray, *, start: float = 0.
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure to `stem`.png and .svg."""
+    """Write a figure to `stem`.png and .svg, in place of pictures that layerif drew.
+
+    Raises:
+        InputError: they cannot be written, or are files of another kind.
+    """
     from matplotlib import rc_context
 
     written = []
-    for suffix in ("png", "svg"):
+    # No date and no random names inside, so that the same artifact gives the same file.
+    for suffix, own in (("png", {}), ("svg", {"Date": None})):
         path = stem.with_name(f"{stem.name}.{suffix}")
-        # No date and no random names inside, so that the same artifact gives the same file.
-        with new_file(path) as part, rc_context({"svg.hashsalt": "layerif"}):
-            figure.savefig(
-                part, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None
-            )
+        with new_file(path, Kind(FORMAT)) as part, rc_context({"svg.hashsalt": "layerif"}):
+            metadata = {"Description": f"{FORMAT}/1", **own}
+            figure.savefig(part, format=suffix, dpi=160, metadata=metadata)
         written.append(path)
     return written

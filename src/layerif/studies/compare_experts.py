@@ -11,7 +11,6 @@ from layerif.artifacts import (
     Allocation,
     Comparisons,
     Finetuning,
-    Fingerprint,
     Results,
     hash_texts,
 )
@@ -26,9 +25,10 @@ from layerif.progress import note
 from layerif.studies.expert_plans import check_titles
 from layerif.studies.finetuning import finetune_into
 from layerif.studies.folder import RunFolder
-from layerif.studies.stages import content_of, standing
+from layerif.studies.stages import content_of, finished
 from layerif.tasks import Example, Task
 
+STUDY = "compare experts"
 COMPARISON_FILE, CELLS = "comparison.json", "cells"
 BASELINE = "uniform"
 
@@ -122,7 +122,7 @@ def compare_experts(
     size = 4 * len(study.seeds) * int(sum(counts))
     cells = folder / CELLS
     require_disk(folder, size - taken(cells), "the adapters of all plans and seeds")
-    claimed = RunFolder(folder)
+    claimed = RunFolder(folder, STUDY)
     found: dict[str, Cells] = {}
     with claimed.claimed():
         for title, plan in zip(titles, plans.values(), strict=True):
@@ -169,11 +169,7 @@ def _measured(
         }
     )
 
-    def load() -> tuple[Results, Fingerprint | None]:
-        found = Results.load(path)
-        return found, found.fingerprint
-
-    if path.is_file() and (done := standing(load, path, wanted, overwrite=True)):
+    if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
         return done
     with as_found(model):
         found = evaluate(with_adapter(model, cell), tokenizer, [task], **options)

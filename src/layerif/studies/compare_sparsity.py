@@ -42,9 +42,10 @@ from layerif.pruning import check_pattern, prune
 from layerif.studies.candidates import WAYS, check_tries, plans_of
 from layerif.studies.folder import RunFolder
 from layerif.studies.marginal import check_unedited, marginal_into
-from layerif.studies.stages import read_with, standing
+from layerif.studies.stages import finished, read_with
 from layerif.tasks import Corpus, Task
 
+STUDY = "compare sparsity"
 TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
 
 
@@ -130,7 +131,7 @@ def compare_sparsity(
         **{k: v for k, v in options.items() if k != "batch_tokens"},
     )
     bench = _Bench(folder, model, tokenizer, study, calibration)
-    claimed = RunFolder(folder)
+    claimed = RunFolder(folder, STUDY)
     with claimed.claimed():
         results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
         tuning: dict[str, Any] = {}
@@ -219,11 +220,7 @@ class _Bench:
         ]
         wanted = self._fingerprint(plan, hash_texts(texts), **options)
 
-        def load() -> tuple[Results, Fingerprint | None]:
-            found = Results.load(path)
-            return found, found.fingerprint
-
-        if path.is_file() and (done := standing(load, path, wanted, overwrite=True)):
+        if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
             return done
         note(f"{name}: measuring")
         with self._pruned(plan):

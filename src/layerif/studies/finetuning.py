@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerprint, hash_texts
+from layerif.artifacts import ADAPTER, FINETUNING_FILE, Allocation, Finetuning, hash_texts
 from layerif.checkpoint import resumable
 from layerif.files import new_folder
 from layerif.finetuning import FinetuneOptions, finetune
@@ -15,7 +15,7 @@ from layerif.finetuning.routed import routing_on
 from layerif.model import Tokenizer, as_found, quiet_transformers
 from layerif.processes import is_first
 from layerif.report import plot_routing
-from layerif.studies.stages import fingerprint_of, standing
+from layerif.studies.stages import fingerprint_of, finished
 from layerif.tasks import Example, Task
 
 ROUTING = "routing"
@@ -48,13 +48,7 @@ def finetune_into(
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     wanted = fingerprint_of(model, data, finetuning_options(plan, options), tokenizer)
-    file = folder / FINETUNING_FILE
-
-    def load() -> tuple[Finetuning, Fingerprint | None]:
-        found = Finetuning.load(file)
-        return found, found.fingerprint
-
-    if file.is_file() and (done := standing(load, folder, wanted, overwrite=overwrite)):
+    if done := finished(ADAPTER, Finetuning.load, folder, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite, together=True) as steps, as_found(model):
         adapted, record = finetune(
@@ -69,7 +63,7 @@ def finetune_into(
         )
         record = record.model_copy(update={"fingerprint": wanted})
         if is_first():
-            with quiet_transformers(), new_folder(folder) as part:
+            with quiet_transformers(), new_folder(folder, ADAPTER) as part:
                 adapted.save_pretrained(part, save_embedding_layers=False)
                 record.save(part / FINETUNING_FILE)
                 if validation and plan is not None and has_routers(plan):

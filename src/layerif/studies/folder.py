@@ -1,4 +1,4 @@
-"""The folder of a recipe's run: claimed before anything is written, and nobody's edits are lost."""
+"""The folder of a run or a comparison: claimed before anything is written; no edit is lost."""
 
 from __future__ import annotations
 
@@ -8,45 +8,83 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerif.artifacts import Allocation
-from layerif.checkpoint import alone
+from layerif.checkpoint import STUDY_FILE, alone, study_of
 from layerif.errors import InputError
-from layerif.files import json_text, read_json, write_json, write_text
+from layerif.files import (
+    RECIPE_FILE,
+    check_place,
+    json_text,
+    keep_recipe,
+    read_json,
+    sweep,
+    target,
+    write_json,
+    write_text,
+)
 
-RECIPE_FILE = "recipe.yaml"
-# The plans that the run wrote, which a person may edit, with the hashes they were written with.
-WRITTEN_FILE = "written.json"
+FORMAT = "layerif.study/1"
 LOCK_FILE = ".lock"
 
 
 class RunFolder:
-    """One run of a recipe at a time; what it holds may be of an earlier version of the recipe."""
+    """One run of one study at a time; what it holds may be of an earlier version of the recipe.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        study: the command whose results the folder is for.
+    """
+
+    def __init__(self, path: Path, study: str = "run") -> None:
+        self.path, self._study = path, study
+
+    def check(self) -> None:
+        """Before any work: is the folder absent, empty, or this study's own?
+
+        Raises:
+            InputError: it holds something else, or nothing can be written there.
+        """
+        check_place(self.path, folder=True)
+        place = target(self.path)
+        study = study_of(place)
+        empty = not place.exists() or (place.is_dir() and all(map(_hidden, place.iterdir())))
+        if study not in (None, self._study) or (study is None and not empty):
+            holds = "other files" if study is None else f"the results of `layerif {study}`"
+            raise InputError(
+                f"{self.path} already holds {holds}, and not those of `layerif {self._study}`; "
+                "choose another folder"
+            )
 
     @contextmanager
     def claimed(self, recipe: str | None = None) -> Iterator[None]:
-        """Take an empty or absent folder, or one that holds a run, and keep others out.
+        """Take the folder, and keep others out.
 
         Args:
             recipe: its text, which is written there; None where the caller writes it.
 
         Raises:
-            InputError: the folder holds something else, or another process is at it.
+            InputError: as `check`; or another process is at it, or its recipe was edited.
         """
-        path = self.path
-        known = (path / WRITTEN_FILE).is_file()
-        if path.exists() and not (known or (path.is_dir() and all(map(_hidden, path.iterdir())))):
-            raise InputError(
-                f"{path} already holds something that is no run of a recipe; choose another folder "
-                "with --out"
-            )
-        with alone(path / LOCK_FILE, path):
-            if not known:
-                write_json(path / WRITTEN_FILE, {})
-            if recipe is not None:
-                write_text(path / RECIPE_FILE, recipe)
-            yield
+        self.check()
+        lock = target(self.path) / LOCK_FILE
+        with alone(lock, self.path):
+            try:
+                self._write(self._plans())
+                if recipe is not None:
+                    keep_recipe(self.path / RECIPE_FILE, recipe)
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+
+    def _plans(self) -> dict[str, list[str]]:
+        """The plans that the study wrote, with the hashes of their files."""
+        path = self.path / STUDY_FILE
+        if not path.is_file():
+            return {}
+        written = read_json(path, "the list of plans that a study wrote")
+        return dict(written["plans"] if "study" in written else written)
+
+    def _write(self, plans: dict[str, list[str]]) -> None:
+        value = {"format": FORMAT, "study": self._study, "plans": plans}
+        write_json(self.path / STUDY_FILE, value)
 
     def keep_plan(self, name: str, plan: Allocation) -> None:
         """Write a plan; one of an earlier version of the recipe gives way to it.
@@ -55,8 +93,8 @@ class RunFolder:
             InputError: the file there was edited since the run wrote it.
         """
         path = self.path / f"{name}.json"
-        log = self.path / WRITTEN_FILE
-        written = read_json(log, "the list of plans that a run wrote")
+        sweep(target(path))
+        written = self._plans()
         ours = written.get(path.name, [])
         if path.is_file():
             if Allocation.load(path) == plan:
@@ -68,7 +106,8 @@ class RunFolder:
                 )
         # Noted before it is written: killed in between, the plan that stands is still ours.
         text = json_text(plan.model_dump(mode="json")) + "\n"
-        write_json(log, {**written, path.name: [*ours, hashlib.sha256(text.encode()).hexdigest()]})
+        hashed = hashlib.sha256(text.encode()).hexdigest()
+        self._write({**written, path.name: [*ours, hashed]})
         write_text(path, text)
 
 

@@ -13,7 +13,7 @@ from layerif.checkpoint import resumable
 from layerif.errors import InputError
 from layerif.marginal import allocate_marginal
 from layerif.model import Tokenizer
-from layerif.studies.stages import fingerprint_of, standing
+from layerif.studies.stages import fingerprint_of, finished
 from layerif.tasks import Corpus, Task
 
 # In a plan's `how`, where the fingerprint of what it was made from is kept.
@@ -44,14 +44,14 @@ def marginal_into(
     asked = {"sparsity": sparsity, "map": "marginal", **_defaults(), **options}
     wanted = fingerprint_of(model, data, asked, tokenizer)
 
-    def load() -> tuple[Allocation, Fingerprint | None]:
-        plan = Allocation.load(path)
+    def made_from(plan: Allocation) -> Fingerprint | None:
         kept = plan.how.get(FINGERPRINT)
         if _edited(plan):
             raise InputError("it was edited since it was made")
-        return plan, None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
+        return None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
 
-    if path.is_file() and (done := standing(load, path, wanted, overwrite=overwrite)):
+    kind, load = Allocation.file_kind(), Allocation.load
+    if done := finished(kind, load, path, wanted, overwrite=overwrite, fingerprint=made_from):
         return done
     with resumable(path, wanted, restart=overwrite) as steps:
         plan = allocate_marginal(

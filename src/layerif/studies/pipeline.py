@@ -93,6 +93,8 @@ def run_recipe(
             the folder holds something else, or a plan that was edited.
         NumericalError: a loss is not finite.
     """
+    folder = RunFolder(Path(recipe.out))
+    folder.check()
     data = _load(recipe, trust_remote_code)
     _check(recipe, data, trust_remote_code)
     opened = partial(
@@ -101,7 +103,6 @@ def run_recipe(
         device=recipe.device,
         trust_remote_code=trust_remote_code,
     )
-    folder = RunFolder(Path(recipe.out))
     with folder.claimed(recipe.text()):
         scores = _score(recipe, folder.path, data, opened)
         allocations = _plan(recipe, folder, scores)

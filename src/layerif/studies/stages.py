@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from layerif.allocate import note_emptied
 from layerif.artifacts import (
-    MANIFEST_FILE,
+    PRUNED,
+    SCORES,
     Allocation,
     Fingerprint,
     LayerScores,
@@ -24,11 +26,11 @@ from layerif.artifacts import (
     hash_texts,
 )
 from layerif.artifacts.base import versions
-from layerif.artifacts.scores import SCORES_FILE
 from layerif.batching import rope_borders
-from layerif.checkpoint import resumable
+from layerif.checkpoint import resumable, tidy
 from layerif.errors import InputError
 from layerif.evaluation import HarnessTasks, evaluate, harness_results
+from layerif.files import Kind, check_target
 from layerif.influence import score
 from layerif.metrics import complete_options, is_seeded, metric_scores, reads_model, reads_text
 from layerif.model import Tokenizer, find_decoder_layers, setting
@@ -42,7 +44,6 @@ from layerif.tokenizing import around
 # of the result.
 MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing", "hidden")
 
-T = TypeVar("T", LayerScores, Manifest, MetricScores, Results)
 R = TypeVar("R")
 
 
@@ -68,7 +69,7 @@ def score_into(
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
     wanted = fingerprint_of(model, data, asked, tokenizer)
-    if done := _done(LayerScores, folder, SCORES_FILE, wanted, overwrite=overwrite):
+    if done := finished(SCORES, LayerScores.load, folder, wanted, overwrite=overwrite):
         return done
     with resumable(folder, wanted, restart=overwrite, together=True) as steps:
         scores = score(
@@ -138,7 +139,9 @@ def measure_into(
         wanted = Fingerprint(
             model=hash_texts(shape), data=hash_texts(texts), options={**asked, **versions()}
         )
-    if done := _done(MetricScores, path, "", wanted, overwrite=overwrite):
+    if done := finished(
+        MetricScores.file_kind(), MetricScores.load, path, wanted, overwrite=overwrite
+    ):
         return done
     with resumable(path, wanted, restart=overwrite):
         scores = metric_scores(
@@ -177,7 +180,7 @@ def prune_into(
     refuse_adapters(model)
     refuse_packed(find_decoder_layers(model).projections)
     wanted = _pruning_fingerprint(model, tokenizer, plan, calibration, options)
-    if done := _done(Manifest, folder, MANIFEST_FILE, wanted, overwrite=overwrite):
+    if done := finished(PRUNED, Manifest.load, folder, wanted, overwrite=overwrite):
         return done
     if isinstance(plan, Allocation):
         note_emptied(plan)
@@ -257,7 +260,7 @@ def evaluate_into(
         asked = {"harness": harness.origin, "rows": harness.rows}
     data = hash_texts(texts)
     wanted = fingerprint_of(model, data, {**options, **asked}, tokenizer)
-    if done := _done(Results, path, "", wanted, overwrite=overwrite):
+    if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
         results = measured().model_copy(update={"fingerprint": wanted})
@@ -265,52 +268,42 @@ def evaluate_into(
     return results
 
 
-def _done(kind: type[T], out: Path, file: str, wanted: Fingerprint, *, overwrite: bool) -> T | None:
-    """The finished result at `out`, where it is of the very work that is wanted.
-
-    Args:
-        kind: the artifact that it is.
-        file: the file in `out` whose presence says that it is whole; empty where `out` is a file.
-        overwrite: whether a result of other work may be replaced.
-
-    Raises:
-        InputError: it is of other work, and may not be replaced; says which part differs.
-    """
-    if not (out / file).is_file():
-        return None
-
-    def load() -> tuple[T, Fingerprint | None]:
-        found = kind.load(out if kind is LayerScores else out / file)
-        return found, found.fingerprint
-
-    return standing(load, out, wanted, overwrite=overwrite)
-
-
-def standing(
-    load: Callable[[], tuple[R, Fingerprint | None]],
+def finished(
+    kind: Kind,
+    load: Callable[[Path], R],
     out: Path,
     wanted: Fingerprint,
     *,
     overwrite: bool,
+    fingerprint: Callable[[R], Fingerprint | None] = attrgetter("fingerprint"),
 ) -> R | None:
-    """The finished result at `out`, where it is of the very work that is wanted.
+    """The finished result at `out`, where it is of the very work that is wanted; else None.
 
     Args:
-        load: reads it, and the fingerprint that it carries.
-        out: where it stands.
+        kind: of the result.
+        load: reads it from `out`, or from the file in it that marks it as whole.
+        wanted: what it is to be made from.
         overwrite: whether a result of other work may be replaced.
+        fingerprint: what it was made from.
 
     Raises:
-        InputError: it is of other work, and may not be replaced; says which part differs.
+        InputError: it is of other work, and may not be replaced, saying which part differs; or
+            what is there is no such result.
     """
+    if not kind.is_finished(out):
+        check_target(out, kind)
+        return None
     try:
-        found, fingerprint = load()
-        if fingerprint == wanted:
+        found = load(out / kind.mark if kind.whole else out)
+        made_from = fingerprint(found)
+        if made_from == wanted:
             note(f"{out} holds the result of this very work: nothing is done again")
+            if is_first():
+                tidy(out)
             return found
         why = "it does not say what it was made from"
-        if fingerprint is not None:
-            why = wanted.differences(fingerprint)
+        if made_from is not None:
+            why = wanted.differences(made_from)
     except InputError as error:
         why = str(error)
     if not overwrite:
@@ -318,7 +311,8 @@ def standing(
             f"{out} already holds another result: {why}; choose another --out, or pass --overwrite "
             "to replace it"
         )
-    note(f"{out} is made anew: {why}")
+    check_target(out, kind)
+    note(f"{out} is made again: {why}")
     return None
 
 

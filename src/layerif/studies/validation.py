@@ -27,7 +27,7 @@ from layerif.files import write_json
 from layerif.model import Tokenizer
 from layerif.reading import read_scores
 from layerif.report import plot_agreement
-from layerif.studies.stages import fingerprint_of, standing
+from layerif.studies.stages import fingerprint_of, finished
 from layerif.tasks import Corpus, Example, Task
 from layerif.tokenizing import encode_samples
 from layerif.validation import advice, capacity, isolated, operating_point
@@ -126,11 +126,8 @@ def _measured_once(
     *,
     overwrite: bool,
 ) -> GroundTruth:
-    def load() -> tuple[GroundTruth, Fingerprint | None]:
-        found = GroundTruth.load(path)
-        return found, found.fingerprint
-
-    if path.is_file() and (done := standing(load, path, wanted, overwrite=overwrite)):
+    kind = GroundTruth.file_kind()
+    if done := finished(kind, GroundTruth.load, path, wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite) as steps:
         truth = measure(steps).model_copy(update={"fingerprint": wanted})

@@ -1,0 +1,67 @@
+"""The folders that layerif writes as one result, and the files that each consists of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from layerif.artifacts.finetuning import FINETUNING_FILE
+from layerif.artifacts.manifest import MANIFEST_FILE
+from layerif.artifacts.scores import INFLUENCE_FILE, SCORES_FILE
+from layerif.files import RECIPE_FILE, Kind, is_recipe
+
+CARD_FILE = "README.md"
+# What transformers writes for a model and its tokenizer.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    "configuration_*.py",
+    "modeling_*.py",
+    "tokenization_*.py",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "merges.txt",
+    "normalizer.json",
+    "*.tiktoken",
+    "tokenizer.model*",
+    "sentencepiece*.model",
+    "spiece.model",
+    "spm*.model",
+)
+
+
+def _is_card(path: Path) -> bool:
+    """A model card as libraries write it begins with its facts in YAML."""
+    with path.open("rb") as file:
+        return file.read(4) == b"---\n"
+
+
+SCORES = Kind("layerif.scores", SCORES_FILE, (INFLUENCE_FILE,), whole=False)
+PRUNED = Kind(
+    "layerif.manifest",
+    MANIFEST_FILE,
+    (*MODEL_FILES, CARD_FILE, RECIPE_FILE),
+    {CARD_FILE: _is_card, RECIPE_FILE: is_recipe},
+)
+ADAPTER = Kind(
+    "layerif.finetuning",
+    FINETUNING_FILE,
+    (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        *(f"routing.{suffix}" for suffix in ("json", "png", "svg")),
+        CARD_FILE,
+        RECIPE_FILE,
+    ),
+    {CARD_FILE: _is_card, RECIPE_FILE: is_recipe},
+)
+# A plain model in the cache, which has no format of ours.
+CONVERTED = Kind("", "config.json", MODEL_FILES)
