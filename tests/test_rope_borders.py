@@ -123,10 +123,10 @@ def test_replies_do_not_depend_on_the_batch():
 
 def test_text_that_the_model_writes_crosses_the_border_whole():
     model, tokenizer = long_rope(), tiny_tokenizer(bos=True)
-    (chunk,) = sampled_chunks(model, tokenizer, 1, BORDER + 4, seed=3)
+    (chunk,) = sampled_chunks(model, tokenizer, 1, BORDER + 40, seed=3)
     draw = np.random.default_rng([3, 0])
     ids = [tokenizer.bos_token_id]
-    while len(ids) < BORDER + 4:
+    while len(ids) < BORDER + 40:
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1, : len(tokenizer)]
         ids.append(int((logits + torch.from_numpy(draw.gumbel(size=len(logits)))).argmax()))
