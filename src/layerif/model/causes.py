@@ -14,23 +14,30 @@ from layerif.model.quiet import quiet_transformers
 
 # What an error says at most of its cause.
 LONGEST_CAUSE = 300
-# Packages that transformers reads some models with, where its message gives no command.
-PACKAGES = (
-    "sentencepiece",
-    "tiktoken",
-    "protobuf",
-    "bitsandbytes",
-    "gptqmodel",
-    "autoawq",
-    "compressed-tensors",
-    "optimum-quanto",
-    "auto-round",
-    "torchao",
-    "hqq",
-    "mistral-common",
-    "flash-attn",
-    "kernels",
-)
+# Words of messages that give no command, and the packages of PyPI that they ask for. A tokenizer of
+# sentencepiece is tried as one of tiktoken after it, so that the message may name either.
+PACKAGES = {
+    "sentencepiece": "sentencepiece tiktoken",
+    "tiktoken": "sentencepiece tiktoken",
+    "flashattention": "flash-attn",
+} | {
+    name: name
+    for name in (
+        "auto-round",
+        "autoawq",
+        "bitsandbytes",
+        "compressed-tensors",
+        "gptqmodel",
+        "hqq",
+        "kernels",
+        "mistral-common",
+        "optimum-quanto",
+        "protobuf",
+        "torchao",
+    )
+}
+# Errors whose text alone says little.
+TERSE = (ArithmeticError, AssertionError, AttributeError, LookupError)
 
 
 @contextmanager
@@ -47,7 +54,8 @@ def reading(what: str) -> Iterator[None]:
         InputError, MissingDependencyError: in place of any other error.
     """
     try:
-        with quiet_transformers():
+        # Its report of weights that do not fit is told in one sentence by whom it concerns.
+        with quiet_transformers(warnings=False):
             yield
     except LayerifError:
         raise
@@ -59,16 +67,16 @@ def reading(what: str) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What an error says, on one line that is not long; its type where that alone says much."""
+    """What an error says, on one line that is not long; with its type where that says more."""
+    if type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
     text = " ".join(str(error).split()).rstrip(".;: ")
     if len(text) > LONGEST_CAUSE:
         text = f"{text[: LONGEST_CAUSE - 3]}..."
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    if not text or not isinstance(error, OSError | ValueError | RuntimeError | ImportError):
-        # A KeyError's text, say, is the key alone.
-        return f"{type(error).__name__}: {text}".rstrip(": ")
-    return text
+    terse = isinstance(error, TERSE) or " " not in text
+    return f"{type(error).__name__}: {text}".rstrip(": ") if terse else text
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -82,32 +90,31 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _translated(error: BaseException, what: str) -> LayerifError:
+    cause = cause_of(error)
     if "trust_remote_code" in str(error):
         return InputError(
-            f"Python code of its own comes with {what}: it brings Python code of its own; read it, "
-            "and pass --trust-remote-code to run it here (trust_remote_code=True in Python; a "
-            "recipe runs no such code)"
+            f"{what} brings Python code of its own; read it, and pass --trust-remote-code to run "
+            "it here (trust_remote_code=True in Python; a recipe runs no such code)"
         )
-    said = f"{cause_of(error)} (while reading {what})"
-    if package := _missing_package(error):
+    if packages := _missing_packages(error):
         return MissingDependencyError(
-            f"the package {package} is needed to read {what}; install it with: "
-            f"pip install {package} ({cause_of(error)})"
+            f"{packages.replace(' ', ' or ')} is missing here, and needed to read {what}; install "
+            f"with: pip install {packages} ({cause})"
         )
-    if out_of_memory(error):
-        return InputError(f"out of memory while reading {what}: {cause_of(error)}")
-    return InputError(said)
+    return InputError(f"{cause} (while reading {what})")
 
 
-def _missing_package(error: BaseException) -> str | None:
-    """The package of PyPI that an error asks for; None for an error of another kind."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return error.name.partition(".")[0].replace("_", "-")
+def _missing_packages(error: BaseException) -> str | None:
+    """The packages of PyPI that an error asks for; None for an error of another kind."""
     text = str(error)
-    if not (isinstance(error, ImportError | PackageNotFoundError) or "install" in text):
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        asked = error.name.partition(".")[0].replace("_", "-")
+    elif command := re.search(r"pip install (?:-\S+ )*[\"'`]*([A-Za-z][\w.-]*)", text):
+        asked = command[1]
+    elif isinstance(error, ImportError | PackageNotFoundError) or "install" in text:
+        plain = text.lower().replace("_", "-")
+        asked = next((word for word in PACKAGES if word in plain), "")
+    else:
         return None
-    command = re.search(r"pip install (?:-\S+ )*[\"'`]*([A-Za-z][\w.-]*)", text)
-    if command is not None:
-        return command[1]
-    plain = text.lower().replace("_", "-")
-    return next((package for package in PACKAGES if package in plain), None)
+    # An architecture that it does not know yet is no missing package.
+    return None if asked in ("", "transformers") else PACKAGES.get(asked, asked)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,16 +21,10 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # In the order that transformers looks for them.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
+# Files that a tokenizer's vocabulary may lie in, and further ones that a model may bring.
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "*.spm", "tekken.json")
+OBJECTS = ("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens")
+GENERATION = "generation_config.json"
 LFS_POINTER = b"version https://git-lfs"
 # A configuration beyond these is damaged; its modules would fill the memory before any weight.
 MOST = {
@@ -136,12 +132,16 @@ def _indexed(index: Path) -> tuple[Path, ...]:
     refuse_pointer(index)
     stated = read_json(index, "the index of a model's weights")
     names = stated.get("weight_map") if isinstance(stated, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise InputError(f"{index} has no weight_map: an index as save_pretrained writes is wanted")
+    if not isinstance(names, dict) or not names or "metadata" not in stated:
+        raise InputError(
+            f"{index} lacks its weight_map or metadata; expected an index that save_pretrained "
+            "wrote"
+        )
     parts = []
+    kind = Path(index.name.removesuffix(".index.json")).suffix
     for name in dict.fromkeys(map(str, names.values())):
-        if Path(name).name != name or "\0" in name:
-            raise InputError(f"{index} names {name!r}, which is not a file of its own folder")
+        if Path(name).name != name or "\0" in name or not name.endswith(kind):
+            raise InputError(f"{index} names {name!r}, which is not a {kind} file beside it")
         if not (index.parent / name).is_file():
             raise InputError(f"{name} is missing in {index.parent}; {index.name} names it")
         parts.append(index.parent / name)
@@ -167,8 +167,9 @@ def _read_header(path: Path) -> Counter[torch.dtype]:
 def _read_pickle(path: Path) -> Counter[torch.dtype]:
     """The same of a file of torch.save, without its numbers and without running what is in it."""
     try:
-        state = torch.load(path, map_location="meta", weights_only=True)
-        tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         # An unpickler meets damage as any kind of error.
         if code := re.search(r"GLOBAL (\S+)", str(error)):
@@ -176,11 +177,14 @@ def _read_pickle(path: Path) -> Counter[torch.dtype]:
                 f"{path} holds {code[1]}, and not tensors alone; it could run code of its own, so "
                 "it is not opened: have the model saved as safetensors"
             ) from None
-        first = str(error).strip().partition("\n")[0][:200]
+        # Its advice is to run the code in the file.
+        said = "not a pickle of tensors" if isinstance(error, UnpicklingError) else cause_of(error)
         raise InputError(
-            f"{path} is damaged, or not a file of tensors that torch.save wrote "
-            f"({type(error).__name__}: {first})"
+            f"{path} is damaged, or not a file of tensors that torch.save wrote ({said})"
         ) from None
+    tensors = list(state.values()) if isinstance(state, dict) else []
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise InputError(f"{path} is not a dictionary of tensors, as the weights of a model are")
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors:
         if tensor.dtype in PRECISIONS.values():
@@ -188,15 +192,23 @@ def _read_pickle(path: Path) -> Counter[torch.dtype]:
     return sizes
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Refuse a folder without a tokenizer, before transformers takes another for it.
+def blame(folder: Path) -> None:
+    """Once a model's folder could not be read: refuse the first of its small files that is damaged.
 
     Raises:
-        InputError: none of the files that hold one is there, or one is an unfetched pointer.
+        InputError: names it.
     """
-    found = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
-    for path in found:
-        refuse_pointer(path)
+    for name in (*(f"{name}.json" for name in OBJECTS), GENERATION):
+        path = folder / name
+        if path.is_file():
+            refuse_pointer(path)
+            if not isinstance(read_json(path, "an object that save_pretrained writes"), dict):
+                raise InputError(f"{path} is not a JSON object, as save_pretrained writes")
+
+
+def vocabularies(folder: Path) -> list[Path]:
+    """The files that a tokenizer's vocabulary may lie in."""
+    return [path for pattern in VOCABULARIES for path in sorted(folder.glob(pattern))]
 
 
 def refuse_pointer(path: Path) -> None:

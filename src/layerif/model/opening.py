@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from layerif import processes
 from layerif.artifacts import ModelInfo, Setting, versions
-from layerif.errors import InputError
+from layerif.errors import InputError, LayerifError
 from layerif.model import gguf
 from layerif.model.adapters import (
     DEFAULT,
@@ -30,7 +32,7 @@ from layerif.model.adapters import (
     with_adapter,
 )
 from layerif.model.causes import out_of_memory, reading
-from layerif.model.folders import Weights, check_folder, check_tokenizer, weights_of
+from layerif.model.folders import Weights, blame, check_folder, vocabularies, weights_of
 from layerif.model.hub import cached_folder, hub_source
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.precision import note_precision
@@ -123,7 +125,7 @@ def _with_weights(
         _refuse_too_large(skeleton, weights)
     spread = {} if device_map is None else {"device_map": device_map}
     try:
-        with reading(f"the weights of {name}"):
+        with _reading(source, f"the weights of {name}"):
             model, found = _kind_of(skeleton.config).from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options, **spread
             )
@@ -204,10 +206,16 @@ def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     """
     name = str(name_or_path)
     source = _locate(name)
-    if Path(source).is_dir():
-        check_tokenizer(Path(source))
-    with reading(f"the tokenizer of {name}"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    try:
+        with _reading(source, f"the tokenizer of {name}"):
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except LayerifError:
+        if Path(source).is_dir() and not vocabularies(Path(source)):
+            raise InputError(
+                f"no tokenizer is in {source}: tokenizer.json, or the vocabulary of another "
+                "kind, is expected beside the model; save the tokenizer there too"
+            ) from None
+        raise
 
 
 def describe(model: PreTrainedModel) -> ModelInfo:
@@ -222,7 +230,7 @@ def describe(model: PreTrainedModel) -> ModelInfo:
         layers=len(layers),
         layer_sizes=[int(size) for size in layers.sizes],
         adapter=", ".join(adapters) or None,
-        caveat=None if origin is None else f"dequantised from a {origin['weights']} GGUF file",
+        caveat=None if origin is None else gguf.caveat(origin["weights"]),
     )
 
 
@@ -259,11 +267,40 @@ def open_skeleton(name_or_path: str | Path, *, trust_remote_code: bool = False) 
         layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
         if not layers >= 1:
             raise InputError(f"num_hidden_layers is {layers} in the configuration of {name}")
-        with torch.device("meta"):
-            model = _kind_of(config).from_config(config, trust_remote_code=trust_remote_code)
+        try:
+            with torch.device("meta"):
+                model = _kind_of(config).from_config(config, trust_remote_code=trust_remote_code)
+        except (KeyError, AssertionError) as error:
+            if setting := _setting_behind(error, config.to_dict()):
+                raise InputError(f"{setting} in the configuration of {name}") from error
+            raise
     model.config.name_or_path = name
     _return_dictionaries(model)
     return model
+
+
+def _setting_behind(error: Exception, settings: dict[str, Any]) -> str | None:
+    """Which setting makes transformers fail: a word that it does not know, or the padding."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and (within := _setting_behind(error, value)):
+            return within
+        if isinstance(error, KeyError) and isinstance(value, str) and error.args == (value,):
+            return f"{key} is {value!r}, which transformers does not know,"
+        if key == "pad_token_id" and "Padding_idx" in str(error):
+            return f"pad_token_id is {value}, outside the vocabulary,"
+    return None
+
+
+@contextmanager
+def _reading(source: str, what: str) -> Iterator[None]:
+    """As `reading`, where a damaged file of the folder is named."""
+    try:
+        with reading(what):
+            yield
+    except InputError:
+        if Path(source).is_dir():
+            blame(Path(source))
+        raise
 
 
 def _kind_of(config: PretrainedConfig) -> Any:
