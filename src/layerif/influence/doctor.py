@@ -285,7 +285,7 @@ def _outputs(
 
     def watch(name: str) -> Callable[..., None]:
         def observe(_module: nn.Module, _args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
+            first = output[0] if isinstance(output, tuple | list) else output
             if isinstance(first, torch.Tensor) and first.shape[:2] == shape and first.ndim > 2:
                 flat = first.detach().flatten(2).double()
                 found.setdefault(name, (flat.norm(dim=2), flat.sum(2), flat.shape[2]))

@@ -17,6 +17,8 @@ from layerif.model.layers import find_decoder_layers
 def check_predictions(model: Any, device: torch.device) -> None:
     """Run two texts of two tokens, which differ in the second one.
 
+    Where a model works through a text by chunks, the texts are a chunk long: that is other code.
+
     Args:
         device: where the model takes its tokens.
 
@@ -24,9 +26,11 @@ def check_predictions(model: Any, device: torch.device) -> None:
         InputError: the first prediction changes with the token after it (BERT and its kin).
         NumericalError: predictions are not finite; names where that begins.
     """
-    pairs = torch.tensor([[1, 2], [1, 3]], device=device)
+    chunk = getattr(model.config, "chunk_size", None)
+    behind = max(1, chunk - 1) if isinstance(chunk, int) else 1
+    pairs = torch.tensor([[1] + [2] * behind, [1] + [3] * behind], device=device)
     broken: list[str] = []
-    with ExitStack() as watching, reading(f"two tokens by {model.config.name_or_path}"):
+    with ExitStack() as watching, reading(_trial(model)):
         layers = find_decoder_layers(model)
 
         def watch(name: str) -> Any:
@@ -50,6 +54,11 @@ def check_predictions(model: Any, device: torch.device) -> None:
             f"what {model.config.name_or_path} ({type(model).__name__}) predicts after a token "
             "depends on the tokens that follow: it is no causal language model"
         )
+
+
+def _trial(model: Any) -> str:
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"a text with {model.config.name_or_path} ({type(model).__name__}) in {dtype}"
 
 
 def _not_finite(model: Any, where: str) -> str:
