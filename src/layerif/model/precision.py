@@ -19,6 +19,11 @@ def stored_precision(model: Any) -> torch.dtype:
 
     That of its files, where these are narrower than what it runs in; else what it runs in.
     """
-    runs = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    runs = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     noted: torch.dtype = getattr(model, _NOTED, runs)
     return noted if noted.itemsize < runs.itemsize else runs
+
+
+def word_of(precision: torch.dtype) -> str:
+    """What options call a precision, e.g. `bfloat16`."""
+    return str(precision).removeprefix("torch.")
