@@ -16,6 +16,7 @@ import torch
 
 from layerif.choices import PaddingSide
 from layerif.errors import InputError
+from layerif.model.vocabulary import check_tokens
 from layerif.progress import note
 
 
@@ -173,12 +174,20 @@ def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def pack(items: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
+def pack(items: Sequence[Encoded], batch_tokens: int, model: Any = None) -> list[list[Encoded]]:
     """Group texts of similar length, the longest first, at most `batch_tokens` with padding.
 
     The longest come first so that a batch that does not fit in memory fails at once, and so that
     the time left is not underestimated. A text longer than the budget is a batch by itself.
+
+    Args:
+        model: what the batches are for.
+
+    Raises:
+        InputError: a text holds a token that the model has no embedding for.
     """
+    if model is not None:
+        check_tokens(model, (item.input_ids for item in items))
     if batch_tokens < 1:
         raise InputError(f"batch tokens must be at least 1, not {batch_tokens}")
     batches: list[list[Encoded]] = []

@@ -197,7 +197,7 @@ def greedy_replies(
         progress(f"answers on {name}", len(items)) as advance,
         _plainly_greedy(model, max_new_tokens) as settings,
     ):
-        for number, group in enumerate(pack(items, batch_tokens)):
+        for number, group in enumerate(pack(items, batch_tokens, model)):
             rows = [item.index for item in group]
             kept = steps.load(f"batch-{number:06d}")
             if kept is not None:

@@ -88,7 +88,7 @@ def summed_nats(
         numbered = [Encoded(row, item.input_ids, item.start) for row, item in enumerate(items)]
         nats = torch.empty(len(items), dtype=torch.float64)
         with progress(doing, sum(len(item.input_ids) for item in items)) as advance:
-            for number, group in enumerate(pack(numbered, batch_tokens)):
+            for number, group in enumerate(pack(numbered, batch_tokens, model)):
                 kept = steps.load(f"batch-{number:06d}")
                 if kept is None:
                     batch = collate(group, device=device)

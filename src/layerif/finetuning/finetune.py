@@ -34,6 +34,7 @@ from layerif.model import (
     setting,
     unwrapped,
 )
+from layerif.model.vocabulary import check_tokens
 from layerif.moe import LogRouting
 from layerif.progress import note, progress
 from layerif.tasks import Example
@@ -134,7 +135,8 @@ def encoded_rows(
     No longer ones than the model, a skeleton will do, has positions for.
 
     Raises:
-        InputError: none fits, or patience has nothing to go by, or a batch cannot be shared out.
+        InputError: none fits, one has a token that the model has no embedding for, patience has
+            nothing to go by, or a batch cannot be shared out.
     """
     if options.patience is not None and not validation:
         raise InputError(
@@ -152,6 +154,7 @@ def encoded_rows(
         texts = texts_of(tokenizer, rows, append_eos=options.append_eos)
         needed = rows or what == "training"
         found.append(encode_samples(tokenizer, texts, length, what)[0] if needed else [])
+        check_tokens(model, (item.input_ids for item in found[-1]))
     return found[0], found[1], len(train) + len(validation) - len(found[0]) - len(found[1])
 
 

@@ -36,6 +36,6 @@ def routing_on(
     items, _ = encode_samples(tokenizer, texts, length, "validation")
     device = input_device(base)
     with evaluation_mode(model), routing(model) as seen:
-        for group in pack(items, options.batch_tokens):
+        for group in pack(items, options.batch_tokens, base):
             token_losses(base, collate(group, device=device, mask_padding=True))
     return seen.use(model)

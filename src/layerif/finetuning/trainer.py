@@ -114,7 +114,7 @@ class CompletionTrainer(Trainer):
         device = input_device(self._base)
         total = torch.zeros(1, dtype=torch.float64)
         with evaluation_mode(self._base):
-            for items in processes.share(pack(self._validation, self._batch_tokens)):
+            for items in processes.share(pack(self._validation, self._batch_tokens, self._base)):
                 batch = collate(items, device=device)
                 rows = row_sums(token_losses(self._base, batch).double(), batch)
                 total += (rows / batch.counts.to(rows.device)).sum().cpu()

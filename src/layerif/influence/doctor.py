@@ -32,6 +32,7 @@ from layerif.model import (
     find_decoder_layers,
     unwrapped,
 )
+from layerif.model.vocabulary import check_tokens
 from layerif.tasks.base import Example
 
 # Relative distance of two ways to one gradient of one run. float64 allows for attention that takes
@@ -109,6 +110,7 @@ def examine(
     length = usable_length(model, max_length)
     items, _ = check_samples(tokenizer, train, length, "training")
     others, _ = check_samples(tokenizer, validation, length, "validation")
+    check_tokens(model, (item.input_ids for item in (*items, *others)))
     by_length = sorted(items, key=lambda item: len(item.input_ids))
     few = [by_length[i] for i in sorted({0, len(items) // 2, len(items) - 1})][:SAMPLES]
     matrices = FreshLora(rank, alpha, seed).matrices(layers.projections)

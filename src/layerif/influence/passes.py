@@ -35,9 +35,9 @@ class Samples:
     batches: list[list[Encoded]]
 
     @classmethod
-    def of(cls, items: Sequence[Encoded], batch_tokens: int) -> Samples:
-        """Samples packed into batches of at most `batch_tokens`."""
-        return cls(items, pack(items, batch_tokens))
+    def of(cls, items: Sequence[Encoded], batch_tokens: int, model: Any = None) -> Samples:
+        """Samples packed into batches of at most `batch_tokens`, for this model."""
+        return cls(items, pack(items, batch_tokens, model))
 
     @property
     def order(self) -> torch.Tensor:

@@ -269,7 +269,7 @@ def _measured(
     steps: Steps,
 ) -> tuple[Measured, torch.Tensor]:
     """The solution of every block, and which sample each of its numbers is of."""
-    train, validation = (Samples.of(items, batch_tokens) for items in samples)
+    train, validation = (Samples.of(items, batch_tokens, model) for items in samples)
     dtype = torch.promote_types(_dtype_of(model), torch.float32)
     formed = not isinstance(subspace, FullWeights)
     # Once for all processes, since each sees other memory free.

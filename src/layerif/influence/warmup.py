@@ -63,7 +63,7 @@ def warmed_up(
     with fresh_adapter(model, layers.path, layers.projections, lora, NAME) as pairs:
         found = kept.load(NAME)
         if found is None:
-            batches = pack(items, batch_tokens)
+            batches = pack(items, batch_tokens, model)
             device = input_device(model)
 
             def loss(number: int) -> torch.Tensor:

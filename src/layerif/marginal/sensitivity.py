@@ -93,7 +93,7 @@ def sensitivities(
         frozen(point.model),
         PerSampleGradients(point.model, projections, matrices) as per_sample,
     ):
-        for group in pack(items, batch_tokens):
+        for group in pack(items, batch_tokens, point.model):
             batch = collate(group, device=device)
             per_sample.visit(batch, take, "text")
             advance(batch.tokens)
@@ -122,7 +122,7 @@ def mean_loss(
     """
     device = input_device(point.model)
     total = 0.0
-    for group in pack(items, batch_tokens):
+    for group in pack(items, batch_tokens, point.model):
         batch = collate(group, device=device)
         sums = row_sums(token_losses(point.model, batch).double(), batch)
         total += (sums / batch.counts.to(sums.device)).sum().item()

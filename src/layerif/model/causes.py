@@ -93,8 +93,8 @@ def _translated(error: BaseException, what: str) -> LayerifError:
     cause = cause_of(error)
     if "trust_remote_code" in str(error):
         return InputError(
-            f"{what} brings Python code of its own; read it, and pass --trust-remote-code to run "
-            "it here (trust_remote_code=True in Python; a recipe runs no such code)"
+            f"{what} brings Python code of its own; read it, and pass trust_remote_code=True to "
+            "run it here"
         )
     if packages := _missing_packages(error):
         return MissingDependencyError(

@@ -75,8 +75,8 @@ def check_folder(folder: Path) -> None:
 def _without_config(folder: Path) -> str:
     if (folder / ADAPTER_CONFIG).is_file():
         return (
-            f"{folder} holds a PEFT adapter and no model: name its base as the model, and this "
-            "folder as the adapter (--adapter)"
+            f"{folder} holds a PEFT adapter and no model: name its base as the model, and pass "
+            f"adapter='{folder}'"
         )
     if files := sorted(path.name for path in folder.glob("*.gguf")):
         return f"{folder} holds no {CONFIG}, but GGUF files: name one of them, such as {files[0]}"

@@ -152,7 +152,7 @@ def _with_weights(
         raise InputError(
             f"{name!r} does not fit on the devices here: {len(offloaded)} of its weights, "
             f"{offloaded[0]} among them, would be read again for every batch; use more GPUs, "
-            "or --dtype bfloat16"
+            "or dtype='bfloat16'"
         )
     model.config.name_or_path = name
     model.name_or_path = name
@@ -185,8 +185,8 @@ def _what_would_fit(skeleton: PreTrainedModel, dtype: torch.dtype, device: torch
         free = f", where {torch.cuda.mem_get_info(device)[0] / 1e9:.1f} GB are free"
     return (
         f"out of memory: the weights of {skeleton.config.name_or_path} take {sizes[asked]} in "
-        f"{asked} on {device}{free}; they take {sizes['bfloat16']} in bfloat16 (--dtype), and "
-        "--device-map auto spreads a model over several GPUs"
+        f"{asked} on {device}{free}; they take {sizes['bfloat16']} with dtype='bfloat16', "
+        "and device_map='auto' spreads a model over several GPUs"
     )
 
 

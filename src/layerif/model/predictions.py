@@ -71,6 +71,6 @@ def _not_finite(model: Any, where: str) -> str:
     if dtype == "float16":
         return (
             f"not finite in float16 at {where} of {name}: numbers above 65,504 do not fit; use "
-            "bfloat16, which has the range of float32"
+            "dtype='bfloat16', which has the range of float32"
         )
     return f"not finite in {dtype} at {where} of {name}: its files hold NaN or numbers too large"

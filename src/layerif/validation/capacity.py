@@ -26,7 +26,6 @@ from layerif.model import (
     describe,
     evaluation_mode,
     find_decoder_layers,
-    input_device,
     refuse_adapted,
     setting,
     unwrapped,
@@ -81,8 +80,7 @@ def capacity(
     model = unwrapped(model)
     refuse_adapted(model, "so what fresh ones gain in one layer alone is not seen; open it without")
     layers = find_decoder_layers(model)
-    device = input_device(model)
-    trained, judged = (Rows(rows, batch_tokens, device) for rows in (train, validation))
+    trained, judged = (Rows(rows, batch_tokens, model) for rows in (train, validation))
     trial = _Trial(model, layers, lora, Schedule(NAME, train_steps, rate, seed), trained, judged)
     gains, parameters = [], []
     # A layer costs what those from it upwards cost.

@@ -29,7 +29,6 @@ from layerif.model import (
     describe,
     evaluation_mode,
     find_decoder_layers,
-    input_device,
     setting,
     unwrapped,
 )
@@ -135,7 +134,7 @@ class _Bench:
     def __init__(self, model: Any, chunks: Sequence[Encoded], batch_tokens: int) -> None:
         self.model = unwrapped(model)
         self.layers: DecoderLayers = find_decoder_layers(self.model)
-        self._rows = Rows(chunks, batch_tokens, input_device(self.model))
+        self._rows = Rows(chunks, batch_tokens, self.model)
         self.inputs = [batch.inputs for batch in self._rows.batches]
         self._partial = PartialForward(self.model, self.layers)
         self._hidden: list[list[torch.Tensor]] = []

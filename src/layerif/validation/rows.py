@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from layerif.batching import Batch, Encoded, collate, pack
 from layerif.errors import NumericalError
+from layerif.model import input_device
 
 
 class Rows:
@@ -16,15 +18,15 @@ class Rows:
     Args:
         items: the texts, each with an index of its own.
         batch_tokens: tokens of a batch, padding counted.
-        device: where the batches lie.
+        model: what they are for, and where they lie.
 
     Attributes:
         batches: all texts, in another order.
         tokens: how many are scored.
     """
 
-    def __init__(self, items: Sequence[Encoded], batch_tokens: int, device: torch.device) -> None:
-        groups = pack(items, batch_tokens)
+    def __init__(self, items: Sequence[Encoded], batch_tokens: int, model: Any) -> None:
+        groups, device = pack(items, batch_tokens, model), input_device(model)
         self.batches: list[Batch] = [collate(group, device=device) for group in groups]
         place = {item.index: row for row, item in enumerate(items)}
         self._order = torch.tensor([place[item.index] for group in groups for item in group])
