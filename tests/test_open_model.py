@@ -59,7 +59,7 @@ def test_a_model_that_is_not_there_is_named(name, message):
 
 def test_a_hub_id_that_cannot_be_reached_says_what_a_model_can_be(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match=r"neither the alias 'smollm2', a folder .* hub"):
+    with pytest.raises(InputError, match=r"hub cannot be reached.* smollm2"):
         open_model("nobody/no-such-model-9c1d")
 
 

@@ -15,6 +15,7 @@ import torch
 
 from layerif.choices import PaddingSide
 from layerif.errors import InputError
+from layerif.model.vocabulary import check_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,12 @@ def pack(
             apart. May be left out where all texts are of one length.
         growing: tokens that may be generated after each text; texts that would pass a border then
             share a batch only with those that do so at the same token.
+
+    Raises:
+        InputError: a text holds a token that the model has no embedding for.
     """
+    if model is not None:
+        check_tokens(model, (item.input_ids for item in items))
     if batch_tokens < 1:
         raise InputError(f"batch tokens must be at least 1, not {batch_tokens}")
     borders = rope_borders(model)

@@ -50,6 +50,8 @@ class Manifest(JsonArtifact):
         sparsity: fraction of zeros over all projections of the decoder layers, counted.
         modules: the same for each projection.
         calibration: text, tokens and seed that the statistics come from; empty without any.
+        precision: that the weights are stored in, where it is narrower than the one of `setting`,
+            which they were pruned in.
         merged: the LoRA that was merged into the weights afterwards; None where none was.
         fingerprint: what all of it depends on; None for a model pruned in memory.
     """
@@ -64,6 +66,7 @@ class Manifest(JsonArtifact):
     calibration: dict[str, Any]
     seconds: float
     setting: Setting
+    precision: str | None = None
     merged: str | None = None
     fingerprint: Fingerprint | None = None
 

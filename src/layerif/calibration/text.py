@@ -40,7 +40,7 @@ def calibration_batches(
     check_context_length(model, context_length)
     chunks, origin = drawn_chunks(tokenizer, calibration, samples, context_length, seed)
     device = input_device(model)
-    batches = [collate(items, device=device).inputs for items in pack(chunks, batch_tokens)]
+    batches = [collate(items, device=device).inputs for items in pack(chunks, batch_tokens, model)]
     record = {"samples": samples, "context_length": context_length, "seed": seed, "text": origin}
     return batches, record
 

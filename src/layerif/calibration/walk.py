@@ -93,7 +93,7 @@ class Visit:
     def _output(self, batch: int) -> torch.Tensor:
         call = self._calls[batch]
         output = self.module(self._hidden[batch], *call.args, **call.kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return output[0] if isinstance(output, tuple | list) else output
 
     def _hand_on(self) -> None:
         """Make the next layer's inputs of what is not yet handed on."""
@@ -208,7 +208,7 @@ def _handing_on(layers: DecoderLayers) -> Iterator[None]:
     rest: list[tuple[Any, ...] | None] = []
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        rest.append(output[1:] if isinstance(output, tuple) else None)
+        rest.append(tuple(output[1:]) if isinstance(output, tuple | list) else None)
 
     def hand_on(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -23,7 +23,7 @@ def merge(
     ],
     out: options.OutModel,
     adapter_name: options.AdapterName = "default",
-    dtype: options.DtypeOption = "float32",
+    dtype: options.PruningDtype = "float32",
     device: options.Device = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     overwrite: options.Overwrite = False,

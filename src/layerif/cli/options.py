@@ -64,6 +64,14 @@ AdapterName = Annotated[
     str, typer.Option("--adapter-name", help="Which one, where the folder holds several.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision the model runs in.")]
+PruningDtype = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="Precision of the computation. The folder keeps that of the model's files, where it "
+        "is narrower.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ..., or auto.")]
 DeviceMap = Annotated[
     str | None,

@@ -57,7 +57,7 @@ def prune(
             help="Where those between layers are kept; auto: on disk if they fill half the memory.",
         ),
     ] = "auto",
-    dtype: options.DtypeOption = "float32",
+    dtype: options.PruningDtype = "float32",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
     data_dir: options.DataDir = None,

@@ -34,6 +34,7 @@ from layerif.model import (
     setting,
     unwrapped,
 )
+from layerif.model.vocabulary import check_tokens
 from layerif.moe import LogRouting
 from layerif.progress import note, progress
 from layerif.tasks import Example
@@ -135,7 +136,8 @@ def encoded_rows(
     No longer ones than the model, a skeleton will do, has positions for.
 
     Raises:
-        InputError: none fits, or patience has nothing to go by, or a batch cannot be shared out.
+        InputError: none fits, one has a token that the model has no embedding for, patience has
+            nothing to go by, or a batch cannot be shared out.
     """
     if options.patience is not None and not validation:
         raise InputError(
@@ -156,6 +158,7 @@ def encoded_rows(
             if needed
             else []
         )
+        check_tokens(model, (item.input_ids for item in found[-1]))
     return found[0], found[1], len(train) + len(validation) - len(found[0]) - len(found[1])
 
 

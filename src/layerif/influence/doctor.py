@@ -32,6 +32,7 @@ from layerif.model import (
     find_decoder_layers,
     unwrapped,
 )
+from layerif.model.vocabulary import check_tokens
 from layerif.tasks.base import Example
 from layerif.tokenizing import encode_samples
 
@@ -110,6 +111,7 @@ def examine(
     length = usable_length(model, max_length)
     items, _ = encode_samples(tokenizer, train, length, "training")
     others, _ = encode_samples(tokenizer, validation, length, "validation")
+    check_tokens(model, (item.input_ids for item in (*items, *others)))
     # Of one side of what the model's positions may have a border at, so that they share a batch.
     alike = max(pack(items, sys.maxsize, model), key=len)
     by_length = sorted(alike, key=lambda item: len(item.input_ids))
@@ -288,7 +290,7 @@ def _outputs(
 
     def watch(name: str) -> Callable[..., None]:
         def observe(_module: nn.Module, _args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
+            first = output[0] if isinstance(output, tuple | list) else output
             if isinstance(first, torch.Tensor) and first.shape[:2] == shape and first.ndim > 2:
                 flat = first.detach().flatten(2).double()
                 found.setdefault(name, (flat.norm(dim=2), flat.sum(2), flat.shape[2]))

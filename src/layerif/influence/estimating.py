@@ -66,9 +66,7 @@ def estimate(
         batch_tokens: of a batch.
     """
     device = model.get_input_embeddings().weight.device
-    batches = [
-        batch for s in (train, validation) for batch in Samples.of(s, batch_tokens, model).batches
-    ]
+    batches = [b for s in (train, validation) for b in Samples.of(s, batch_tokens, model).batches]
     largest = max(batches, key=lambda batch: sum(len(item.input_ids) for item in batch))
     batch = collate(largest, device=device)
     with _peak(device) as memory:

@@ -186,7 +186,8 @@ def frozen(model: Any) -> Iterator[None]:
     """
 
     def start_graph(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.requires_grad_()
+        # A copy, since some models (CTRL) scale their embeddings in place, which no leaf allows.
+        return output.requires_grad_().clone()
 
     with as_found(model), evaluation_mode(model):
         model.get_input_embeddings().register_forward_hook(start_graph)

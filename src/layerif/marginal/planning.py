@@ -100,4 +100,5 @@ def plan_of(
 def calibration_batches(model: Any, texts: Texts, batch_tokens: int) -> list[dict[str, Any]]:
     """Calibration text as pruning runs it through the layers."""
     device = input_device(model)
-    return [collate(items, device=device).inputs for items in pack(texts.calibration, batch_tokens)]
+    groups = pack(texts.calibration, batch_tokens, model)
+    return [collate(items, device=device).inputs for items in groups]

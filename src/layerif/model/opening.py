@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from layerif import processes
 from layerif.artifacts import ModelInfo, Setting, versions
-from layerif.errors import InputError
+from layerif.errors import InputError, LayerifError
 from layerif.model import gguf
 from layerif.model.adapters import (
     DEFAULT,
@@ -23,8 +31,13 @@ from layerif.model.adapters import (
     adapters_at_work,
     with_adapter,
 )
+from layerif.model.causes import out_of_memory, reading
+from layerif.model.folders import Weights, blame, check_folder, vocabularies, weights_of
+from layerif.model.hub import cached_folder, hub_source
 from layerif.model.layers import find_decoder_layers, unwrapped
-from layerif.model.quiet import quiet_transformers
+from layerif.model.precision import note_precision
+from layerif.model.predictions import check_predictions
+from layerif.progress import note
 
 DTYPES = {
     "float32": torch.float32,
@@ -32,6 +45,8 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+# Bytes of masks and tables that a small model may build beside its weights.
+MOST_BUFFERS = 1_000_000_000
 
 
 def open_model(
@@ -84,44 +99,103 @@ def open_model(
     find_decoder_layers(skeleton)
     if folder is not None:
         with_adapter(skeleton, folder, adapter_name)
-    source = _locate(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    spread = {} if device_map is None else {"device_map": device_map}
-    with _reading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, output_loading_info=True, **spread, **options
-        )
-    if missing := sorted(found["missing_keys"]):
-        raise InputError(
-            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, {missing[0]} among "
-            "them, which would be random; fetch or save the model anew"
-        )
-    model.config.name_or_path = name
-    model.name_or_path = name
-    if device_map is None:
-        model.to(torch_device)
-    elif offloaded := [name for name, weight in model.named_parameters() if weight.is_meta]:
-        raise InputError(
-            f"{name!r} does not fit on the devices here: {len(offloaded)} of its weights, "
-            f"{offloaded[0]} among them, would be brought in anew for every batch; use more GPUs, "
-            "or --dtype bfloat16"
-        )
-    model.eval()
-    _require_causal(model)
+    tokenizer = open_tokenizer(name, trust_remote_code=trust_remote_code)
+    model = _with_weights(
+        skeleton,
+        {"dtype": torch_dtype, "trust_remote_code": trust_remote_code},
+        torch_device,
+        device_map,
+    )
+    check_predictions(model, input_device(model))
     return (model if folder is None else with_adapter(model, folder, adapter_name)), tokenizer
 
 
-@torch.no_grad()
-def _require_causal(model: PreTrainedModel) -> None:
-    """Refuse a model whose first prediction changes with the token after it (BERT and its kin)."""
-    pairs = torch.tensor([[1, 2], [1, 3]], device=input_device(model))
-    first = model(input_ids=pairs, use_cache=False).logits[:, 0].float()
-    if not torch.allclose(first[0], first[1], rtol=1e-2, atol=1e-2, equal_nan=True):
+def _with_weights(
+    skeleton: PreTrainedModel,
+    options: dict[str, Any],
+    device: torch.device,
+    device_map: str | None,
+) -> PreTrainedModel:
+    """The model that a skeleton is the shape of, with all of its weights, on its devices."""
+    name = str(skeleton.config.name_or_path)
+    source = _locate(name)
+    folder = Path(source) if Path(source).is_dir() else cached_folder(source)
+    weights = None if folder is None else weights_of(folder)
+    if weights is not None:
+        _refuse_too_large(skeleton, weights)
+    spread = {} if device_map is None else {"device_map": device_map}
+    try:
+        with _reading(source, f"the weights of {name}"):
+            model, found = _kind_of(skeleton.config).from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options, **spread
+            )
+            if device_map is None:
+                model.to(device)
+    except InputError as error:
+        if error.__cause__ is not None and out_of_memory(error.__cause__):
+            raise InputError(_what_would_fit(skeleton, options["dtype"], device)) from error
+        raise
+    if wrong := sorted(found["mismatched_keys"]):
+        key, stored, configured = wrong[0]
         raise InputError(
-            f"{model.config.name_or_path} ({type(model).__name__}) is no causal language model: "
-            "what it predicts after a token depends on the tokens that follow"
+            f"{key} has the shape {tuple(stored)} in the files of {name}, and {tuple(configured)} "
+            f"by its configuration ({len(wrong)} weights differ); fetch or save the model again"
         )
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"{missing[0]} is not in the files of {name}, as are {len(missing)} weights of "
+            f"{type(model).__name__}, which would be random; fetch or save the model again"
+        )
+    if unused := sorted(found["unexpected_keys"]):
+        note(f"{len(unused)} weights in the files of {name} are not used, such as {unused[0]}")
+    if offloaded := [name for name, weight in model.named_parameters() if weight.is_meta]:
+        raise InputError(
+            f"{name!r} does not fit on the devices here: {len(offloaded)} of its weights, "
+            f"{offloaded[0]} among them, would be read again for every batch; use more GPUs, "
+            "or dtype='bfloat16'"
+        )
+    model.config.name_or_path = name
+    model.name_or_path = name
+    _return_dictionaries(model)
+    if weights is not None and weights.precision is not None:
+        note_precision(model, weights.precision)
+    return model.eval()
+
+
+def _refuse_too_large(skeleton: PreTrainedModel, weights: Weights) -> None:
+    """A configuration of more weights than the files can hold would fill the memory at random."""
+    if getattr(skeleton.config, "quantization_config", None) is not None:
+        return
+    wanted = sum(parameter.numel() for parameter in skeleton.parameters())
+    buffers = sum(buffer.nbytes for buffer in skeleton.buffers())
+    if wanted > weights.size or buffers > weights.size + MOST_BUFFERS:
+        raise InputError(
+            f"{weights.files[0].parent} holds {weights.size:,} bytes of weights, and its "
+            f"configuration speaks of {wanted:,} weights and {buffers:,} bytes beside them; fetch "
+            "or save the model again"
+        )
+
+
+def _what_would_fit(skeleton: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> str:
+    weights = sum(parameter.numel() for parameter in skeleton.parameters())
+    sizes = {word: f"{weights * each.itemsize / 1e9:.1f} GB" for word, each in DTYPES.items()}
+    asked = next(word for word, each in DTYPES.items() if each == dtype)
+    free = ""
+    if device.type == "cuda":
+        free = f", where {torch.cuda.mem_get_info(device)[0] / 1e9:.1f} GB are free"
+    return (
+        f"out of memory: the weights of {skeleton.config.name_or_path} take {sizes[asked]} in "
+        f"{asked} on {device}{free}; they take {sizes['bfloat16']} with dtype='bfloat16', "
+        "and device_map='auto' spreads a model over several GPUs"
+    )
+
+
+def _return_dictionaries(model: PreTrainedModel) -> None:
+    """See to it that all of a model returns its outputs by name, whatever its configuration."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and getattr(config, "return_dict", True) is not True:
+            config.return_dict = True
 
 
 def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
@@ -132,8 +206,16 @@ def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     """
     name = str(name_or_path)
     source = _locate(name)
-    with _reading(name):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    try:
+        with _reading(source, f"the tokenizer of {name}"):
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except LayerifError:
+        if Path(source).is_dir() and not vocabularies(Path(source)):
+            raise InputError(
+                f"no tokenizer is in {source}: tokenizer.json, or the vocabulary of another "
+                "kind, is expected beside the model; save the tokenizer there too"
+            ) from None
+        raise
 
 
 def describe(model: PreTrainedModel) -> ModelInfo:
@@ -148,7 +230,7 @@ def describe(model: PreTrainedModel) -> ModelInfo:
         layers=len(layers),
         layer_sizes=[int(size) for size in layers.sizes],
         adapter=", ".join(adapters) or None,
-        caveat=None if origin is None else f"dequantised from a {origin['weights']} GGUF file",
+        caveat=None if origin is None else gguf.caveat(origin["weights"]),
     )
 
 
@@ -180,11 +262,63 @@ def open_skeleton(name_or_path: str | Path, *, trust_remote_code: bool = False) 
     """
     name = str(name_or_path)
     source = _locate(name)
-    with _reading(name), torch.device("meta"):
+    with reading(f"the configuration of {name}"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
+        if not layers >= 1:
+            raise InputError(f"num_hidden_layers is {layers} in the configuration of {name}")
+        try:
+            with torch.device("meta"):
+                model = _kind_of(config).from_config(config, trust_remote_code=trust_remote_code)
+        except (KeyError, AssertionError) as error:
+            if setting := _setting_behind(error, config.to_dict()):
+                raise InputError(f"{setting} in the configuration of {name}") from error
+            raise
     model.config.name_or_path = name
+    _return_dictionaries(model)
     return model
+
+
+def _setting_behind(error: Exception, settings: dict[str, Any]) -> str | None:
+    """Which setting makes transformers fail: a word that it does not know, or the padding."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and (within := _setting_behind(error, value)):
+            return within
+        if isinstance(error, KeyError) and isinstance(value, str) and error.args == (value,):
+            return f"{key} is {value!r}, which transformers does not know,"
+        if key == "pad_token_id" and "Padding_idx" in str(error):
+            return f"pad_token_id is {value}, outside the vocabulary,"
+    return None
+
+
+@contextmanager
+def _reading(source: str, what: str) -> Iterator[None]:
+    """As `reading`, where a damaged file of the folder is named."""
+    try:
+        with reading(what):
+            yield
+    except InputError:
+        if Path(source).is_dir():
+            blame(Path(source))
+        raise
+
+
+def _kind_of(config: PretrainedConfig) -> Any:
+    """The class of transformers that opens a model: of text, else of text beside images.
+
+    Raises:
+        InputError: there is none.
+    """
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    ):
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not config.is_encoder_decoder:
+        return AutoModelForImageTextToText
+    raise InputError(
+        f"the kind {config.model_type!r} ({type(config).__name__}) has no causal language model in "
+        "transformers; models that predict the next token of a text are supported"
+    )
 
 
 def _parse_dtype(dtype: str) -> torch.dtype:
@@ -205,6 +339,8 @@ def parse_device(device: str) -> torch.device:
         device = "cuda" if processes.count() == 1 else f"cuda:{processes.local_rank()}"
     try:
         parsed = torch.device(device)
+        if parsed.type == "meta":
+            raise RuntimeError("meta holds shapes without numbers")
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).strip().splitlines()[0]
@@ -227,32 +363,13 @@ def _locate(name: str) -> str:
             raise InputError(f"no GGUF file at {path}")
         return str(gguf.converted(path.resolve()))
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"the folder {path} holds no model: it has no config.json; expected a folder "
-                "written by save_pretrained"
-            )
+        check_folder(path)
         return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"no model folder at {path}")
-    return name
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Turn what transformers raises into our error."""
-    try:
-        with quiet_transformers():
-            yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"{name!r} brings Python code of its own; read it, and pass "
-                "trust_remote_code=True to run it here"
-            ) from error
-        first_line = str(error).strip().splitlines()[0]
+    if path.exists():
         raise InputError(
-            f"cannot open {name!r} as a causal language model: it is neither the alias 'smollm2', "
-            "a folder written by save_pretrained, a .gguf file, nor a model that the Hugging Face "
-            f"hub gives us here ({first_line})"
-        ) from error
+            f"{path} is a file; a model is a hub id, a folder written by save_pretrained, a .gguf "
+            "file or smollm2"
+        )
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise InputError(f"no model folder at {path}")
+    return hub_source(name)

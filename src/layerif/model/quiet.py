@@ -1,4 +1,4 @@
-"""Keep the progress bars of transformers away from ours."""
+"""Keep the progress bars and reports of transformers away from ours."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from transformers.utils import logging
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars from transformers inside; its switch is left as it was found."""
-    enabled = logging.is_progress_bar_enabled()
+def quiet_transformers(*, warnings: bool = True) -> Iterator[None]:
+    """No bars from transformers inside; its switches are left as they were found.
+
+    Args:
+        warnings: whether it may warn; else errors alone are logged, unless more is asked for.
+    """
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if not warnings and verbosity == logging.WARNING:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()

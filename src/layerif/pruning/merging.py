@@ -102,8 +102,7 @@ def merge_into(
             "fingerprint": None,
         }
     )
-    save_pruned(plain, tokenizer, manifest, folder)
-    return manifest
+    return save_pruned(plain, tokenizer, manifest, folder)
 
 
 def _zeros(model: Any) -> dict[str, int]:

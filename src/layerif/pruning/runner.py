@@ -112,7 +112,8 @@ def prune(
             wanted = (samples, context_length, seed)
             chunks, origin = _chunks(model, tokenizer, calibration, wanted, batch_tokens, steps)
             device = input_device(model)
-            batches = [collate(items, device=device).inputs for items in pack(chunks, batch_tokens)]
+            groups = pack(chunks, batch_tokens, model)
+            batches = [collate(items, device=device).inputs for items in groups]
             hidden_size = model.config.get_text_config(decoder=True).hidden_size
             size = samples * context_length * hidden_size * next(model.parameters()).element_size()
             store = open_.enter_context(hidden_states(hidden, size, device, steps.folder))

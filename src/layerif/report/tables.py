@@ -126,7 +126,7 @@ def manifest_table(manifest: Manifest) -> Table:
 
 
 def manifest_lines(manifest: Manifest) -> list[str]:
-    """What a reader must know beside the table: other totals than asked for, other damping."""
+    """What a reader must know beside the table: other totals than asked for, damping, precision."""
     lines = []
     asked = manifest.planned_sparsity
     if manifest.nm and abs(manifest.asked_sparsity - asked) > SAME_TOTAL:
@@ -142,6 +142,11 @@ def manifest_lines(manifest: Manifest) -> list[str]:
             f"{len(more)} Hessians needed more damping than {least:g}: "
             + ", ".join(f"{m.module} ({m.damping:g})" for m in more[:SIDE_BY_SIDE])
             + ("" if len(more) <= SIDE_BY_SIDE else " and others")
+        )
+    if manifest.precision is not None:
+        lines.append(
+            f"Computed in {manifest.setting.dtype} and saved in {manifest.precision}, the "
+            "precision of the model's files."
         )
     return lines
 

@@ -34,6 +34,7 @@ from layerif.files import Kind, check_target
 from layerif.influence import score
 from layerif.metrics import complete_options, is_seeded, metric_scores, reads_model, reads_text
 from layerif.model import Tokenizer, find_decoder_layers, setting
+from layerif.model.precision import stored_precision, word_of
 from layerif.processes import is_first
 from layerif.progress import note
 from layerif.pruning import prune, refuse_adapters, refuse_packed, save_pruned, saved_size
@@ -193,8 +194,7 @@ def prune_into(
             model, plan, tokenizer=tokenizer, calibration=calibration, steps=steps, **options
         )
         manifest = manifest.model_copy(update={"fingerprint": wanted})
-        save_pruned(model, tokenizer, manifest, folder)
-    return manifest
+        return save_pruned(model, tokenizer, manifest, folder)
 
 
 def _pruning_fingerprint(
@@ -215,6 +215,9 @@ def _pruning_fingerprint(
     elif calibration is not None:
         # What the model writes follows from its weights and the seed.
         texts = [calibration.name]
+    precision = word_of(stored_precision(model))
+    if precision != setting(model).dtype:
+        asked["precision"] = precision
     return fingerprint_of(model, hash_texts(texts), asked, tokenizer if texts else None)
 
 

@@ -40,7 +40,7 @@ class PartialForward:
 
         def see(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             inputs.append(args[0] if args else kwargs["hidden_states"])
-            tuples.append(isinstance(output, tuple))
+            tuples.append(isinstance(output, tuple | list))
 
         handles = [m.register_forward_hook(see, with_kwargs=True) for m in self._layers.modules]
         try:

@@ -1,0 +1,76 @@
+"""Models of the Hugging Face hub: asked for once, and taken from the local cache without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from layerif.errors import InputError
+from layerif.model.causes import cause_of
+
+# The hub's client tries again for half a minute: too long for a mistyped folder.
+TIMEOUT = 10.0
+
+
+def hub_source(name: str) -> str:
+    """What transformers is to open for the id of a model on the hub.
+
+    One request, without another try, tells whether the hub has the model. Where the hub cannot be
+    reached, a copy in the local cache is used.
+
+    Returns:
+        The id, or the folder of its copy in the local cache.
+
+    Raises:
+        InputError: it is no id, the hub has no such model, or it cannot be reached and no copy is
+            there.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise InputError(
+            f"no model folder at {Path(name).expanduser()}, and {name!r} is not the id of a model "
+            "on the Hugging Face hub"
+        ) from None
+    neither = f"no folder {name!r} is here"
+    try:
+        get_hf_file_metadata(hf_hub_url(name, constants.CONFIG_NAME), timeout=TIMEOUT)
+    except GatedRepoError:
+        raise InputError(
+            f"the Hugging Face hub opens {name!r} to those alone who have accepted its terms: "
+            "accept them on the model's page, and log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{neither}, and the Hugging Face hub has no model of that name that it shows to you; "
+            "a model is a hub id, a folder written by save_pretrained, a .gguf file or smollm2"
+        ) from None
+    except EntryNotFoundError:
+        raise InputError(
+            f"{name!r} on the Hugging Face hub has no {constants.CONFIG_NAME}, so it is not a "
+            "model that transformers opens; for a GGUF file, download it and name the file"
+        ) from None
+    except Exception as error:
+        # Offline, or a hub that does not answer: the client's own errors differ by its version.
+        if (folder := cached_folder(name)) is not None:
+            return str(folder)
+        raise InputError(
+            f"{neither}, and the Hugging Face hub cannot be reached ({cause_of(error)}), nor is a "
+            "copy of that name in its local cache; a model is a hub id, a folder written by "
+            "save_pretrained, a .gguf file or smollm2"
+        ) from None
+    return name
+
+
+def cached_folder(name: str) -> Path | None:
+    """Where the local cache of the hub has the files of a model."""
+    config = try_to_load_from_cache(name, constants.CONFIG_NAME)
+    return Path(config).parent if isinstance(config, str) else None
