@@ -8,12 +8,13 @@ from typing import Any
 
 from layerif.artifacts import MANIFEST_FILE, Manifest
 from layerif.errors import InputError
-from layerif.files import new_folder
+from layerif.files import new_folder, write_text
 from layerif.model import Projection, Tokenizer, quiet_transformers, refuse_adapted
+from layerif.report import CARD_FILE, pruned_card
 
 
 def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: str | Path) -> None:
-    """Write an ordinary Hugging Face folder with the manifest beside the weights.
+    """Write an ordinary Hugging Face folder with the manifest and a card beside the weights.
 
     Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
     is whole or absent.
@@ -26,6 +27,7 @@ def save_pruned(model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: st
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         manifest.save(part / MANIFEST_FILE)
+        write_text(part / CARD_FILE, pruned_card(manifest))
 
 
 def saved_size(model: Any) -> int:

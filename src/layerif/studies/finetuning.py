@@ -9,12 +9,12 @@ from typing import Any
 
 from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning, Fingerprint, hash_texts
 from layerif.checkpoint import resumable
-from layerif.files import new_folder
+from layerif.files import new_folder, write_text
 from layerif.finetuning import FinetuneOptions, finetune
 from layerif.finetuning.routed import routing_on
 from layerif.model import Tokenizer, as_found, quiet_transformers
 from layerif.processes import is_first
-from layerif.report import plot_routing
+from layerif.report import CARD_FILE, adapter_card, plot_routing
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Example, Task
 
@@ -72,6 +72,7 @@ def finetune_into(
             with quiet_transformers(), new_folder(folder) as part:
                 adapted.save_pretrained(part, save_embedding_layers=False)
                 record.save(part / FINETUNING_FILE)
+                write_text(part / CARD_FILE, adapter_card(record))
                 if validation and plan is not None and has_routers(plan):
                     use = routing_on(adapted, tokenizer, validation, options)
                     use.save(part / f"{ROUTING}.json")
