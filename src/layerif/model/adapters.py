@@ -160,7 +160,7 @@ def _check_config(config: Any, model: Any, place: Path) -> None:
 def _is_text(config: Any, field: str) -> bool:
     """Whether a field is one expression, and not a list of names; PEFT's own word is neither."""
     value = getattr(config, field, None)
-    return isinstance(value, str) and value != "all-linear"
+    return isinstance(value, str) and value not in ("", "all-linear")
 
 
 @contextmanager
