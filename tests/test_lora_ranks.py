@@ -159,6 +159,10 @@ def test_a_plan_beside_plain_lora_of_equal_total_rank():
     assert ranks["rank"] is None
 
 
+# The key projection is 16 x 32.
+RANKS_ABOVE = Allocation(kind="ranks", allocation=[16, 17, 16])
+
+
 @pytest.mark.parametrize(
     ("plan", "options", "says"),
     [
@@ -169,10 +173,13 @@ def test_a_plan_beside_plain_lora_of_equal_total_rank():
         (PLAN, {"target_modules": ["q_proj", "proj"]}, "called 'proj'; they are mlp.down_proj, "),
         (PLAN, {"target_modules": ["lm_head"]}, "called 'lm_head'"),
         (PLAN, {"target_modules": "q_proj"}, "called 'q_proj'"),
-        (PLAN, {"target_modules": "("}, "is no regular expression"),
+        (PLAN, {"target_modules": "("}, "regular expression"),
+        (PLAN, {"target_modules": "((.*)*)*#"}, "seconds"),
+        (RANKS_ABOVE, {}, "at most 16"),
     ],
 )
-def test_what_cannot_be_is_refused(plan, options, says):
+def test_what_cannot_be_is_refused(plan, options, says, monkeypatch):
+    monkeypatch.setattr("layerif.model.expressions.SECONDS", 0.5)
     with pytest.raises(InputError, match=says):
         lora_config_for(plan, tiny_model(), **options)
 

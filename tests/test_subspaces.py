@@ -97,8 +97,13 @@ def test_a_projected_side_keeps_inner_products_in_the_mean_and_a_small_side_is_l
         found.append(float(a @ b))
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found) - float(vectors[0] @ vectors[1])) < 4 * error
-    (whole,) = TwoSided(64).matrices([projection])
-    assert (whole.left, whole.right, whole.shape) == (None, None, (32, 32))
+    key = find_decoder_layers(tiny_model()).projections[1]
+    (half,) = TwoSided(24).matrices([key])
+    assert (half.left, half.right.shape, half.shape) == (None, (24, 32), (16, 24))
+    (whole,) = TwoSided(32).matrices([key])
+    assert (whole.left, whole.right, whole.shape) == (None, None, (16, 32))
+    with pytest.raises(InputError, match="at most 32"):
+        TwoSided(33).matrices([key])
 
 
 @pytest.mark.parametrize("block", ["matrix", "projection", "layer"])

@@ -11,7 +11,7 @@ from layerif.artifacts.finetuning import (
 )
 from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.ground_truth import Agreement, GroundTruth
-from layerif.artifacts.kinds import ADAPTER, CONVERTED, PRUNED, SCORES
+from layerif.artifacts.kinds import ADAPTER, CARD_FILE, CONVERTED, PRUNED, SCORES
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.metric import METRIC_FORMAT, MetricScores, ProjectionScore
 from layerif.artifacts.results import Measurement, Outcomes, Results
@@ -26,6 +26,7 @@ from layerif.artifacts.scores import (
 
 __all__ = [
     "ADAPTER",
+    "CARD_FILE",
     "CONVERTED",
     "FINETUNING_FILE",
     "MANIFEST_FILE",

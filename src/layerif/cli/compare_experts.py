@@ -101,7 +101,7 @@ def experts(
     )
     names, layers = names_of(options.words(plans)), describe(opened).layers
     for name in names:
-        check_plan(name, total, rank=settings.rank, layers=layers, scored=scores is not None)
+        check_plan(name, total, model=opened, options=settings, scored=scores is not None)
     chosen = {
         name: expert_plan(
             name,

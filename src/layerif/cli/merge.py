@@ -23,6 +23,9 @@ def merge(
     ],
     out: options.OutModel,
     adapter_name: options.AdapterName = "default",
+    force: Annotated[
+        bool, typer.Option("--force", help="Merge an adapter trained on another model, too.")
+    ] = False,
     dtype: options.PruningDtype = "float32",
     device: options.Device = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
@@ -41,6 +44,7 @@ def merge(
         model,
         adapter,
         adapter_name=adapter_name,
+        force=force,
         overwrite=overwrite,
         dtype=dtype,
         device=device,

@@ -20,7 +20,7 @@ from layerif.checkpoint import NO_STEPS, Steps
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
 from layerif.files import require_disk
-from layerif.finetuning.adapters import trainable_parameters, with_new_adapter
+from layerif.finetuning.adapters import complete_plan, trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import (
@@ -81,6 +81,7 @@ def finetune(
         NumericalError: a loss is not finite, or the adapter is not.
     """
     options = options or FinetuneOptions()
+    complete_plan(model, plan, options)  # before the rows take their time
     items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
     batches = Batches(items, options, model)

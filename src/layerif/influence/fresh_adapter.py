@@ -18,6 +18,7 @@ from layerif.errors import NumericalError
 from layerif.influence.subspaces import FreshLora
 from layerif.influence.subspaces.base import generator_for
 from layerif.model import Projection, adapted_modules, as_found
+from layerif.model.adapters import check_rank
 from layerif.progress import Advance
 
 RATE = 3e-4
@@ -65,9 +66,13 @@ def fresh_adapter(
         lora: its rank, alpha and seed.
         name: of the adapter.
 
+    Raises:
+        InputError: the rank is above a projection's smaller side.
+
     Yields:
         A and B of every projection, by the projection's name and `.lora_A` or `.lora_B`.
     """
+    check_rank(projections, lora.rank)
     with as_found(model):
         _inject(model, path, projections, lora, name)
         yield _filled(model, projections, lora, name)

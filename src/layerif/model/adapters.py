@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from layerif.errors import InputError
+from layerif.errors import InputError, LayerifError, MissingDependencyError
+from layerif.model.bases import other_base, other_name
+from layerif.model.expressions import check_patterns
+from layerif.model.layers import Projection
+from layerif.progress import note
 
 DEFAULT = "default"
 CONFIG_FILE = "adapter_config.json"
@@ -63,36 +68,59 @@ def adapter_kind(place: Path) -> str:
     return kind
 
 
-def with_adapter(model: Any, folder: Path, name: str = DEFAULT) -> Any:
-    """The model as a PEFT model with one LoRA of a folder, or mixture of LoRAs, at work.
+def with_adapter(
+    model: Any,
+    folder: Path,
+    name: str = DEFAULT,
+    *,
+    on_other_base: Callable[[str], None] = note,
+) -> Any:
+    """The model as a PEFT model with one LoRA of a folder, or mixture of LoRAs, active.
+
+    As PEFT opens it: what some ways of initialising (PiSSA, OLoRA, LoftQ) take out of the model's
+    weights is taken out here too.
 
     Args:
         model: of transformers, changed in place; a skeleton will do to see whether it fits.
         folder: as PEFT's save_pretrained writes it.
         name: of the adapter.
+        on_other_base: told, before the model is changed, where the adapter was trained on another.
 
     Raises:
         InputError: the folder holds no such adapter, it is of another kind, or it is for a model of
             another shape.
+        MissingDependencyError: a package is missing that its initialisation needs.
     """
     from peft import PeftConfig, PeftModel
 
     place = adapter_folder(folder, name)
     kind = adapter_kind(place)
+    skeleton = any(weight.is_meta for weight in model.parameters())
     try:
         if (provider := KINDS[kind]) is not None:
             import_module(provider)
         config = PeftConfig.from_pretrained(str(place))
-        # PEFT draws what it then reads from the file, and warns of what is checked here.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        _check_config(config, model, place)
+        if skeleton:
+            config.init_lora_weights = False  # most ways need the weights
+        elif (other := other_base(config, model)) is not None:
+            on_other_base(f"the adapter in {place} was trained on {other}")
+        elif (other := other_name(config, model)) is not None:
+            note(f"the adapter in {place} names {other} as its base model")
+        with _same_draws(model), _noted(place, silent=skeleton):
             wrapped = PeftModel(model, config, name)
             found = wrapped.load_adapter(str(place), name)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except LayerifError:
+        raise
+    except Exception as error:  # whatever a file of others brings PEFT to
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+        cause = " ".join(lines[:2])[:300] or type(error).__name__
+        if isinstance(error, ImportError) or "please install" in cause:
+            raise MissingDependencyError(f"the adapter in {place} needs more: {cause}") from None
+        if isinstance(error, KeyError):
+            cause = f"it lacks {cause}"
         raise InputError(
-            f"the adapter in {place} does not fit {model.config.name_or_path}: "
-            f"{' '.join(lines[:2])[:300]}"
+            f"the adapter in {place} does not fit {model.config.name_or_path}: {cause}"
         ) from None
     for what, keys in (("lacks", found.missing_keys), ("has", found.unexpected_keys)):
         if keys:
@@ -102,6 +130,84 @@ def with_adapter(model: Any, folder: Path, name: str = DEFAULT) -> Any:
                 f"a place for, {sorted(keys)[0]} among them"
             )
     return wrapped.eval()
+
+
+def _check_config(config: Any, model: Any, place: Path) -> None:
+    """Refuse what PEFT cannot open again, or would take for ever to."""
+    if str(getattr(config, "init_lora_weights", "")).startswith("corda"):
+        raise InputError(
+            f"the adapter in {place} is initialised by {config.init_lora_weights}, from statistics "
+            "that its folder does not hold, so PEFT cannot open it either; save it as a plain LoRA "
+            "(path_initial_model_for_weight_conversion of PEFT's save_pretrained)"
+        )
+    names = [name for name, _ in model.named_modules()]
+
+    def given(field: str, form: str = "{}") -> list[str]:
+        """The expressions of a field, as PEFT puts them together."""
+        values = getattr(config, field, None) or []
+        return [form.format(e) for e in ([values] if isinstance(values, str) else values)]
+
+    patterns = [
+        *(given(f)[0] for f in ("target_modules", "exclude_modules") if _is_text(config, f)),
+        *given("rank_pattern", r"(.*\.)?({})$"),
+        *given("alpha_pattern", r"(.*\.)?({})$"),
+        *given("modules_to_save", r"(^|.*\.){}($|\..*)"),
+        *given("layers_pattern", r"(?:^|.*?\.){}\.\d+\..*"),
+    ]
+    check_patterns(patterns, names, f"the adapter in {place}")
+
+
+def _is_text(config: Any, field: str) -> bool:
+    """Whether a field is one expression, and not a list of names; PEFT's own word is neither."""
+    value = getattr(config, field, None)
+    return isinstance(value, str) and value not in ("", "all-linear")
+
+
+@contextmanager
+def _same_draws(model: Any) -> Iterator[None]:
+    """PiSSA by a random method takes the same out of a model each time; all else is as before."""
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        for generator in (
+            torch.default_generator,
+            *(torch.cuda.default_generators[device] for device in devices),
+        ):
+            generator.manual_seed(0)
+        yield
+
+
+@contextmanager
+def _noted(place: Path, *, silent: bool) -> Iterator[None]:
+    """PEFT's warnings as notes, but for those of keys, which are checked here, and of names."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for warning in told:
+        message = " ".join(str(warning.message).split())
+        old_names = issubclass(warning.category, DeprecationWarning | FutureWarning)
+        if not (silent or old_names or "missing adapter keys" in message):
+            note(f"PEFT, of the adapter in {place}: {message}")
+
+
+def check_rank(projections: Sequence[Projection], ranks: int | Sequence[int]) -> None:
+    """Refuse a LoRA of a larger rank than the matrix that it changes can have.
+
+    Args:
+        projections: that the LoRA is put beside.
+        ranks: of every decoder layer, or one for all.
+
+    Raises:
+        InputError: names the projection, and the largest rank that it can have.
+    """
+    for projection in projections:
+        rank = ranks if isinstance(ranks, int) else ranks[projection.layer]
+        limit = min(projection.out_features, projection.in_features)
+        if rank > limit:
+            raise InputError(
+                f"the rank {rank} is above the smaller side of {projection.key} "
+                f"({projection.out_features} x {projection.in_features}): a LoRA beside it can "
+                f"have a rank of at most {limit}"
+            )
 
 
 def adapted_modules(model: Any) -> list[Any]:

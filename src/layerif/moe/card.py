@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from layerif.artifacts import CARD_FILE
 from layerif.files import write_text
+from layerif.report.cards import opening_code
 
-CARD_FILE = "README.md"
-IMPORT = "import layerif.moe"
+IMPORT = "import layerif"
 NEW = """---
 library_name: peft
 ---
@@ -30,18 +31,7 @@ def complete_card(folder: Path, base_model: str | None) -> None:
     card = path.read_text(encoding="utf-8") if path.is_file() else NEW
     if IMPORT in card:
         return
-    said = f"""The method of this adapter, a mixture of LoRA experts with a number of experts of
-its own in every decoder layer, is none of PEFT's own. Importing `layerif.moe` makes it known to
-PEFT, which without the import stops with a `KeyError: 'LORA_MOE'`.
-
-```python
-{IMPORT}  # before from_pretrained
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained({base_model or "BASE_MODEL"!r})
-model = PeftModel.from_pretrained(model, "FOLDER_OR_HUB_ID_OF_THIS_ADAPTER")
-```"""
+    said = opening_code(base_model or "BASE_MODEL", own_method=True).removeprefix("## Use\n\n")
     if OPEN not in card:
         card = f"{card.rstrip()}\n\n{HEADING}\n\n{OPEN}\n"
     write_text(path, card.replace(OPEN, said))

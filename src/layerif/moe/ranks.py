@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
 from layerif.model import describe, find_decoder_layers
+from layerif.model.adapters import check_rank
 from layerif.moe.trainable import full_name, targeted
 
 
@@ -43,8 +44,8 @@ def lora_config_for(
         options: other fields of LoraConfig.
 
     Raises:
-        InputError: no plan of ranks, or one of another model; a scaling that is not positive; no
-            projection is so called.
+        InputError: no plan of ranks, or one of another model; a rank above a projection's smaller
+            side; a scaling that is not positive; no projection is so called.
     """
     plan.check_fits(describe(model), "ranks")
     for name, value in (("alpha_per_rank", alpha_per_rank), ("lora_alpha", lora_alpha)):
@@ -53,6 +54,7 @@ def lora_config_for(
     layers = find_decoder_layers(model)
     projections = targeted(layers, target_modules)
     ranks = [int(rank) for rank in plan.allocation]
+    check_rank(projections, ranks)
     patterns = {layer: rf"{re.escape(layers.path)}\.{layer}\..*" for layer in range(len(layers))}
     reached = sorted({p.layer for p in projections})
     largest = max(ranks)

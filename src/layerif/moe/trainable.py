@@ -15,6 +15,8 @@ from layerif.budgets import equal_rank, equal_ranks
 from layerif.budgets.counts import IntArray
 from layerif.errors import InputError
 from layerif.model import DecoderLayers, Projection, describe, find_decoder_layers
+from layerif.model.adapters import check_rank
+from layerif.model.expressions import check_patterns
 
 
 def trainable_parameters(
@@ -66,8 +68,10 @@ def trained_beside_lora(
         `parameters`: plain numbers.
 
     Raises:
-        InputError: as `trainable_parameters`.
+        InputError: as `trainable_parameters`, or a rank is above a projection's smaller side.
     """
+    ranks = [int(r) for r in plan.allocation] if rank is None else rank
+    check_rank(find_decoder_layers(model).projections, ranks)
     own = trainable_parameters(plan, model, rank=rank or 1)
     uniform = equal_rank(plan.allocation, rank or 1)
     lora = Allocation(kind="ranks", allocation=[uniform] * len(plan.allocation))
@@ -95,16 +99,14 @@ def targeted(layers: DecoderLayers, target_modules: Sequence[str] | str | None) 
     """
     if target_modules is None:
         return list(layers.projections)
+    names = {full_name(layers, p): p for p in layers.projections}
     wanted: dict[str, Callable[[str], bool]]
     if isinstance(target_modules, str):
-        try:
-            whole = re.compile(target_modules)
-        except re.error as error:
-            raise InputError(f"{target_modules!r} is no regular expression: {error}") from None
+        check_patterns([target_modules], list(names), "target_modules")
+        whole = re.compile(target_modules)
         wanted = {target_modules: lambda name: whole.fullmatch(name) is not None}
     else:
         wanted = {end: partial(_ends_with, end) for end in target_modules}
-    names = {full_name(layers, p): p for p in layers.projections}
     for target, matches in wanted.items():
         if not any(map(matches, names)):
             raise InputError(

@@ -8,7 +8,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from layerif.errors import InputError
-from layerif.model import find_decoder_layers
+from layerif.model import Projection, find_decoder_layers
+from layerif.model.adapters import check_rank
 from layerif.model.layers import is_linear
 from layerif.moe.balance import BatchState
 from layerif.moe.config import LoraMoeConfig
@@ -55,12 +56,17 @@ class LoraMoeModel(BaseTuner):
         if isinstance(target, LoraMoeLinear):
             target.update_layer(adapter_name, config)
             return
-        layer = next((i for path, i in self._paths.items() if current_key.startswith(path)), None)
+        path, layer = next(
+            (each for each in self._paths.items() if current_key.startswith(each[0])), ("", None)
+        )
         if layer is None or not (is_linear(target) or hasattr(target, "in_features")):
             raise InputError(
                 f"{current_key} is no projection of a decoder layer, and experts are counted by "
                 "layer; leave it out of target_modules"
             )
+        if not config.inference_mode:
+            projection = Projection(layer, current_key.removeprefix(path), target)
+            check_rank([projection], config.of_layer(layer)[2])
         module = LoraMoeLinear(target, adapter_name, config, layer, self._state)
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)  # a further adapter is not trained until it is set

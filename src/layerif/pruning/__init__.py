@@ -1,6 +1,6 @@
 """Pruning with a sparsity for each layer or projection."""
 
-from layerif.pruning.merging import merge_into, merged
+from layerif.pruning.merging import merge_into, merged, zeros_of
 from layerif.pruning.pattern import Pattern
 from layerif.pruning.runner import prune
 from layerif.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
@@ -21,4 +21,5 @@ __all__ = [
     "saved_size",
     "verify",
     "wanda_mask",
+    "zeros_of",
 ]

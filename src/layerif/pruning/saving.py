@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from layerif.artifacts import MANIFEST_FILE, PRUNED, Manifest
+from layerif.artifacts import CARD_FILE, MANIFEST_FILE, PRUNED, Manifest
 from layerif.errors import InputError, NumericalError
-from layerif.files import new_folder
+from layerif.files import new_folder, write_text
 from layerif.model import (
     Projection,
     Tokenizer,
@@ -20,12 +20,13 @@ from layerif.model import (
     refuse_adapted,
 )
 from layerif.model.precision import stored_precision, word_of
+from layerif.report import pruned_card
 
 
 def save_pruned(
     model: Any, tokenizer: Tokenizer, manifest: Manifest, folder: str | Path
 ) -> Manifest:
-    """Write an ordinary Hugging Face folder with the manifest beside the weights.
+    """Write an ordinary Hugging Face folder with the manifest and a card beside the weights.
 
     Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
     is whole or absent, and takes the place of another pruned model alone. A model that was opened
@@ -48,6 +49,7 @@ def save_pruned(
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
             manifest.save(part / MANIFEST_FILE)
+            write_text(part / CARD_FILE, pruned_card(manifest))
     return manifest
 
 

@@ -1,6 +1,7 @@
 """What people see: pictures and tables, made from artifacts alone."""
 
 from layerif.report.agreement import agreement_table, plot_agreement
+from layerif.report.cards import adapter_card, pruned_card
 from layerif.report.comparisons import comparison_lines
 from layerif.report.finetuning import finetuning_table
 from layerif.report.plots import plot_allocation, plot_scores
@@ -20,6 +21,7 @@ from layerif.report.tables import (
 )
 
 __all__ = [
+    "adapter_card",
     "agreement_table",
     "allocation_table",
     "caveat_lines",
@@ -32,6 +34,7 @@ __all__ = [
     "plot_allocation",
     "plot_routing",
     "plot_scores",
+    "pruned_card",
     "reported_lines",
     "results_table",
     "scores_table",

@@ -19,7 +19,8 @@ from layerif.evaluation import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.files import require_disk, taken
 from layerif.finetuning import FinetuneOptions
-from layerif.model import Tokenizer, as_found, describe, unwrapped, with_adapter
+from layerif.finetuning.adapters import complete_plan
+from layerif.model import Tokenizer, as_found, unwrapped, with_adapter
 from layerif.moe import trainable_parameters
 from layerif.progress import note
 from layerif.studies.expert_plans import check_titles
@@ -114,7 +115,7 @@ def compare_experts(
     titles = check_titles(plans)
     model = unwrapped(model)
     for plan in plans.values():
-        plan.check_fits(describe(model), plan.kind)
+        complete_plan(model, plan, study.options)
     rows = {name: options[name] for name in ("samples", "seed", "max_length")}
     check_sources(model, tokenizer, [task], context_length=512, max_tokens=None, **rows)
     train, validation = study.rows(task)

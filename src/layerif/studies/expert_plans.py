@@ -10,6 +10,9 @@ from layerif.allocate import allocate_experts
 from layerif.artifacts import Allocation, LayerScores, MetricScores
 from layerif.budgets import equal_rank
 from layerif.errors import InputError
+from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.adapters import complete_plan
+from layerif.model import describe
 
 # Plans by a metric's scores, and their map: AlphaLoRA's takes the alphas as they are, to its
 # authors' power (arXiv 2410.10054).
@@ -79,22 +82,28 @@ def _by_depth(name: str, total: int, rank: int, layers: int) -> Allocation:
     )
 
 
-def check_plan(name: str, total: int, *, rank: int, layers: int, scored: bool = True) -> None:
+def check_plan(
+    name: str, total: int, *, model: Any, options: FinetuneOptions, scored: bool = True
+) -> None:
     """Refuse beforehand a name that no plan has, a file of another total, `layerif` without scores.
 
     Args:
-        name, total, rank, layers: as `expert_plan`.
+        name, total: as `expert_plan`.
+        model: that adapters are for; a skeleton without weights will do.
+        options: that they are trained with.
         scored: whether there is influence for the plan `layerif`, or will be.
 
     Raises:
-        InputError: as `expert_plan`, but for what scores bring.
+        InputError: as `expert_plan`, but for what scores bring; or as `complete_plan`.
     """
+    plan = None
     if name.endswith(".json"):
-        _read(Path(name), total, rank)
+        plan = _read(Path(name), total, options.rank)
     elif name == "layerif" and not scored:
         raise InputError(NO_INFLUENCE)
     elif name != "layerif" and name not in METRICS:
-        _by_depth(name, total, rank, layers)
+        plan = _by_depth(name, total, options.rank, describe(model).layers)
+    complete_plan(model, plan, options)
 
 
 def names_of(words: Sequence[str]) -> list[str]:

@@ -7,14 +7,21 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import ADAPTER, FINETUNING_FILE, Allocation, Finetuning, hash_texts
+from layerif.artifacts import (
+    ADAPTER,
+    CARD_FILE,
+    FINETUNING_FILE,
+    Allocation,
+    Finetuning,
+    hash_texts,
+)
 from layerif.checkpoint import resumable
-from layerif.files import new_folder
+from layerif.files import new_folder, write_text
 from layerif.finetuning import FinetuneOptions, finetune
 from layerif.finetuning.routed import routing_on
 from layerif.model import Tokenizer, as_found, quiet_transformers
 from layerif.processes import is_first
-from layerif.report import plot_routing
+from layerif.report import adapter_card, plot_routing
 from layerif.studies.stages import fingerprint_of, finished
 from layerif.tasks import Example, Task
 
@@ -66,6 +73,7 @@ def finetune_into(
             with quiet_transformers(), new_folder(folder, ADAPTER) as part:
                 adapted.save_pretrained(part, save_embedding_layers=False)
                 record.save(part / FINETUNING_FILE)
+                write_text(part / CARD_FILE, adapter_card(record))
                 if validation and plan is not None and has_routers(plan):
                     use = routing_on(adapted, tokenizer, validation, options)
                     use.save(part / f"{ROUTING}.json")

@@ -39,9 +39,8 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
         )
     study = _study(recipe, stage)
     check_titles([*names_of(stage.plans), TITLE])
-    for name in stage.plans:
-        layers = describe(skeleton).layers
-        check_plan(name, recipe.experts.total, rank=stage.rank, layers=layers)
+    for name in names_of(stage.plans):
+        check_plan(name, recipe.experts.total, model=skeleton, options=study.options)
     train, validation = study.rows(task)
     encoded_rows(skeleton, tokenizer, train, validation, study.options)
     check_sources(

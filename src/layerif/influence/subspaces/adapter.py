@@ -17,7 +17,7 @@ from torch import nn
 
 from layerif.errors import InputError
 from layerif.influence.subspaces.base import Matrix
-from layerif.model.layers import Projection
+from layerif.model.layers import Projection, find_decoder_layers
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class AdapterSubspace:
         """B and A of every projection that the adapter targets.
 
         Raises:
-            InputError: there is no such LoRA, it is not active, or it is of a kind whose gradient
-                is not that of B A (DoRA, mixtures of experts).
+            InputError: there is no such LoRA, it is not active, or some of what it trains in the
+                decoder layers is no A or B of a plain LoRA (DoRA, biases, mixtures of experts).
         """
         from peft.tuners.lora import LoraLayer
 
@@ -91,11 +91,36 @@ class AdapterSubspace:
 
     def _refuse_other_kinds(self) -> None:
         config = getattr(self.model, "peft_config", {}).get(self.adapter)
-        if config is not None and config.peft_type != "LORA":
+        if config is None:
+            return
+        if config.peft_type == "LORA":
+            self._refuse_other_parts(config)
+        else:
             raise InputError(
                 f"the adapter {self.adapter!r} is of the kind {config.peft_type.value}, and the "
                 "subspace adapter is that of a LoRA, whose maps are the same for every token; "
                 "score the model that it is in by the subspace fresh_lora, two_sided or full"
+            )
+
+    def _refuse_other_parts(self, config: Any) -> None:
+        """What is trained outside the decoder layers belongs to none of them, and is left out."""
+        parts = []
+        if config.lora_bias:
+            parts.append("biases of B (lora_bias)")
+        if config.bias != "none":
+            parts.append(f"biases of the model (bias={config.bias!r})")
+        if config.target_parameters:
+            parts.append("parameters by name (target_parameters)")
+        for layer in find_decoder_layers(self.model).modules:
+            for path, module in layer.named_modules():
+                if self.adapter in getattr(module, "modules_to_save", {}):
+                    parts.append(f"the module {path} itself (modules_to_save)")
+        if parts:
+            raise InputError(
+                f"the adapter {self.adapter!r} trains {parts[0]} beside its A and B, which the "
+                "subspace adapter leaves out: influence would be that of a part of it; use an "
+                "adapter without, or score the model that it is in by the subspace fresh_lora, "
+                "two_sided or full"
             )
 
     def _check(self, layer: Any, projection: Projection) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from layerif.errors import InputError
 from layerif.influence.subspaces.base import Matrix, generator_for
+from layerif.model.adapters import check_rank
 from layerif.model.layers import Projection
 
 
@@ -50,7 +51,12 @@ class FreshLora:
         return down.uniform_(-bound, bound, generator=generator_for(self.seed, projection.key))
 
     def matrices(self, projections: Sequence[Projection]) -> list[Matrix]:
-        """B of every projection."""
+        """B of every projection.
+
+        Raises:
+            InputError: the rank is above a projection's smaller side.
+        """
+        check_rank(projections, self.rank)
         return [
             Matrix(
                 key=projection.key,

@@ -39,7 +39,19 @@ class TwoSided:
         return asdict(self)
 
     def matrices(self, projections: Sequence[Projection]) -> list[Matrix]:
-        """The projected weight of every projection."""
+        """The projected weight of every projection.
+
+        Raises:
+            InputError: the size is above both sides of one, which would not be projected at all.
+        """
+        for projection in projections:
+            sides = projection.out_features, projection.in_features
+            if self.size > max(sides):
+                raise InputError(
+                    f"the size {self.size} is above both sides of {projection.key} "
+                    f"({sides[0]} x {sides[1]}), which would not be projected: it can be at most "
+                    f"{max(sides)}"
+                )
         found = []
         for row, projection in enumerate(projections):
             left = self._map(f"{projection.key}:out", projection.out_features)

@@ -1,0 +1,166 @@
+"""Model cards of adapters and of pruned models: how they are opened, and how they came to be.
+
+From their records alone, without a time or a place, so that the same work has the same card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import Allocation, Finetuning, Manifest, ModelInfo
+
+METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# The package's alias of a model, which is a GGUF file too.
+ALIAS = "smollm2"
+GENERATE = """
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids.to(model.device)
+print(tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=20)[0]))"""
+
+
+def adapter_card(record: Finetuning) -> str:
+    """The card of a folder with an adapter that layerif has trained."""
+    base, options = record.model, record.options
+    rows = record.rows
+    plan = record.plan or Allocation(
+        kind="ranks", allocation=[int(options["rank"])] * base.layers, how={"map": "uniform"}
+    )
+    facts = {
+        "base model": _named(base),
+        "task": record.task.get("name", "examples in memory"),
+        "rows": f"{rows['train']} for training, {rows['validation']} for validation; "
+        f"{rows['left_out']} did not fit",
+        **_plan(plan),
+        "trainable parameters": f"{record.trainable_parameters:,}",
+        "options": ", ".join(f"{name} {options[name]}" for name in sorted(options)),
+        "steps": f"{record.steps:,}"
+        + (f", kept after step {record.best_step}" if record.best_step else ""),
+        "training loss": ", ".join(f"{e.loss:.4f} (step {e.step})" for e in _ends(record.losses)),
+        "validation loss": ", ".join(
+            f"{e.loss:.4f} (step {e.step})" for e in _ends(record.evaluations)
+        ),
+        **_setting(record),
+    }
+    return f"""{_front(base, "peft")}
+# {METHODS[record.method]} for {base.name}
+
+{opening_code(base.name, own_method=record.method == "lora_moe")}
+
+## How it was trained
+
+Only completions were learnt, in nats a completion token. `layerif_finetuning.json` holds the whole
+record.
+
+{_table(facts)}
+"""
+
+
+def pruned_card(manifest: Manifest) -> str:
+    """The card of a folder with a pruned model."""
+    base = manifest.model
+    facts = {
+        "base model": _named(base),
+        "method": f"{manifest.method}{f', {manifest.nm}' if manifest.nm else ''}",
+        "zeros": f"{manifest.sparsity:.4%} of the weights of the projections of decoder layers",
+        **_plan(manifest.plan),
+        "calibration": _said(manifest.calibration),
+        "merged LoRA": manifest.merged or "",
+        **_setting(manifest),
+    }
+    return f"""{_front(base, "transformers")}
+# {base.name}, pruned
+
+## Use
+
+In this folder; elsewhere give its path, or its name on the Hugging Face hub, in place of ".".
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+{GENERATE}
+```
+
+## How it was pruned
+
+`layerif_manifest.json` holds the whole record, with the zeros of every projection.
+
+{_table(facts)}
+"""
+
+
+def opening_code(base: str, *, own_method: bool) -> str:
+    """How an adapter is opened, in words and code.
+
+    Args:
+        base: the model that it is for, as it was opened: hub id, folder, GGUF file or alias.
+        own_method: whether it is of the method that only `layerif.moe` makes known to PEFT.
+    """
+    path = Path(base).expanduser()
+    name = repr(str(path.resolve()) if path.exists() else base)
+    if path.suffix == ".gguf" or (base == ALIAS and not path.exists()):
+        why = "The base model is a GGUF file, which layerif opens."
+        code = f'import layerif\n\nmodel, tokenizer = layerif.open_model({name}, adapter=".")'
+    else:
+        why, before = "", ""
+        if own_method:
+            why = (
+                "Importing `layerif.moe` makes this kind of adapter known to PEFT, which without "
+                "the import stops with a `KeyError: 'LORA_MOE'`."
+            )
+            before = "import layerif.moe  # before from_pretrained\n"
+        code = f"""{before}from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = {name}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")"""
+    where = 'In this folder; elsewhere give its path, or its name on the hub, in place of ".".'
+    return f"## Use\n\n{' '.join(filter(None, (why, where)))}\n\n```python\n{code}\n{GENERATE}\n```"
+
+
+def _front(base: ModelInfo, library: str) -> str:
+    """What the hub reads of a card."""
+    lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
+    if HUB_ID.fullmatch(base.name) and not Path(base.name).exists():
+        lines.append(f"base_model: {base.name}")
+    return "\n".join(["---", *lines, "tags:", "- layerif", "---", ""])
+
+
+def _named(base: ModelInfo) -> str:
+    return f"{base.name} ({base.architecture}{f', {base.caveat}' if base.caveat else ''})"
+
+
+def _plan(plan: Allocation) -> dict[str, str]:
+    return {
+        f"{plan.kind} of each layer": ", ".join(f"{value:g}" for value in plan.allocation),
+        "plan from": _said(plan.how),
+    }
+
+
+def _setting(record: Finetuning | Manifest) -> dict[str, str]:
+    made = record.setting
+    return {"precision": f"{made.dtype} on {made.device}", "versions": _said(made.versions)}
+
+
+def _ends(entries: list[Any]) -> list[Any]:
+    """The first and the last."""
+    return entries[:1] + entries[1:][-1:]
+
+
+def _said(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _table(facts: Mapping[str, str]) -> str:
+    """Two columns of Markdown, without what is empty."""
+    rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value]
+    return "\n".join(["| | |", "| --- | --- |", *rows])
+
+
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|")
