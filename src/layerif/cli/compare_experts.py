@@ -85,6 +85,7 @@ def experts(
     influence = None if scores is None else LayerScores.load(scores)
     tokenizer = options.tokenizer_for(style, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, style=style, tokenizer=tokenizer)
+    count = options.rows(context, data, "validation")
 
     from layerif.metrics import metric_scores
     from layerif.model import describe, open_model
@@ -92,7 +93,7 @@ def experts(
     from layerif.studies.expert_plans import check_plan, expert_plan, names_of
 
     settings = training.finetune_options(context.params)
-    study = ExpertsStudy(settings, tuple(numbers), train_samples, validation_samples, seed)
+    study = ExpertsStudy(settings, tuple(numbers), train_samples, count, seed)
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )

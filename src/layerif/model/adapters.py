@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from layerif.errors import InputError
+from layerif.files import brief, read_json
 
 DEFAULT = "default"
 CONFIG_FILE = "adapter_config.json"
@@ -47,14 +47,11 @@ def adapter_kind(place: Path) -> str:
         InputError: its configuration cannot be read, or it is of another kind.
     """
     path = place / CONFIG_FILE
-    try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(stated["peft_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{path} does not say what kind of adapter it is of; one written by save_pretrained of "
-            "a PEFT model is expected"
-        ) from None
+    what = "the configuration that save_pretrained of a PEFT model writes"
+    stated = read_json(path, what)
+    if not isinstance(stated, dict) or "peft_type" not in stated:
+        raise InputError(f"{path} does not say what kind of adapter it is of; expected {what}")
+    kind = brief(stated["peft_type"])
     if kind not in KINDS:
         raise InputError(
             f"the adapter in {place} is of the kind {kind}; only {' and '.join(KINDS)} are "

@@ -40,6 +40,7 @@ from layerif.tasks import (
     Corpus,
     Example,
     SelfText,
+    Split,
     Task,
     load_calibration,
     load_sources,
@@ -131,10 +132,16 @@ def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
     if "chat" in styles:
         tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
     task = load_task(stage.task, data_dir=data_dir, style=stage.style, tokenizer=tokenizer)
+
+    def rows(split: Split, count: int) -> list[Example]:
+        if f"{split}_samples" not in stage.model_fields_set:
+            count = task.default(split, count)
+        return task.sample(split, count, seed)
+
     return _Data(
         task=task,
-        train=task.sample("train", stage.train_samples, seed),
-        validation=task.sample("validation", stage.validation_samples, seed),
+        train=rows("train", stage.train_samples),
+        validation=rows("validation", stage.validation_samples),
         calibration=load_calibration(
             recipe.prune.calibration, data_dir=data_dir, style=stage.style, tokenizer=tokenizer
         ),

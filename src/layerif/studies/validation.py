@@ -26,8 +26,8 @@ from layerif.errors import InputError
 from layerif.files import write_json
 from layerif.influence import check_samples
 from layerif.model import Tokenizer
-from layerif.reading import read_scores
 from layerif.report import plot_agreement
+from layerif.score_files import read_scores
 from layerif.studies.stages import fingerprint_of, standing
 from layerif.tasks import Corpus, Example, Task
 from layerif.validation import advice, capacity, isolated, operating_point
