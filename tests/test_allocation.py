@@ -86,7 +86,7 @@ class TestAllocation:
             ('{"kind": "sparsity", "allocation": [-0.1, 0.5]}', "layer 0 has sparsity -0.1"),
             ('{"kind": "sparsity", "allocation": [0.5, NaN]}', "NaN is not a number"),
             ('{"kind": "sparsity", "allocation": [0.5, -Infinity]}', "-Infinity is not a number"),
-            ('{"kind": "sparsity", "allocation": [0.5, 1e999]}', "should be a finite number"),
+            ('{"kind": "sparsity", "allocation": [0.5, 1e999]}', "too large"),
             ('{"kind": "sparsity", "allocation": [0.5], "total": NaN}', "NaN is not a number"),
             ('{"kind": "sparsity", "allocation": [0.5], "how": {"a": NaN}}', "NaN is not a number"),
             ('{"kind": "sparsity", "allocation": []}', "at least 1 item"),
@@ -123,7 +123,7 @@ class TestAllocation:
                 "format: Input should be 'layerif.allocation/1'",
             ),
             ("[0.5, 0.5]", "the whole: Input should be a valid dictionary"),
-            ('{"kind": "sparsity", "allocation": [0.5],}', "is not valid JSON .*line 1"),
+            ('{"kind": "sparsity", "allocation": [0.5],}', "line 1: "),
         ],
     )
     def test_refuses(self, tmp_path: Path, text: str, says: str) -> None:
@@ -140,7 +140,7 @@ class TestAllocation:
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"plan\.json does not exist; expected .* Allocation$"):
             Allocation.load(tmp_path / "plan.json")
-        with pytest.raises(InputError, match=r"which is a folder$"):
+        with pytest.raises(InputError, match=r"is a folder"):
             Allocation.load(tmp_path)
 
     def test_a_saved_plan_can_be_compared_line_by_line(self, tmp_path: Path) -> None:

@@ -146,12 +146,12 @@ class TestDamagedRunFolders:
     def test_truncated_matrix(self, run_folder: Path, kept: int) -> None:
         path = run_folder / INFLUENCE_FILE
         path.write_bytes(path.read_bytes()[:kept])
-        with pytest.raises(InputError, match="run are incomplete or damaged"):
+        with pytest.raises(InputError, match=INFLUENCE_FILE):
             LayerScores.load(run_folder)
 
     def test_matrix_gone(self, run_folder: Path) -> None:
         (run_folder / INFLUENCE_FILE).unlink()
-        with pytest.raises(InputError, match=f"incomplete or damaged.*{INFLUENCE_FILE}"):
+        with pytest.raises(InputError, match=f"{INFLUENCE_FILE} does not exist"):
             LayerScores.load(run_folder)
 
     @pytest.mark.parametrize("name", ["influence", "projection_influence", "train_losses"])
@@ -159,7 +159,7 @@ class TestDamagedRunFolders:
         arrays = load_file(run_folder / INFLUENCE_FILE)
         del arrays[name]
         save_file(arrays, run_folder / INFLUENCE_FILE)
-        with pytest.raises(InputError, match=f"incomplete or damaged: '{name}'"):
+        with pytest.raises(InputError, match=f"lacks {name}"):
             LayerScores.load(run_folder)
 
     def test_array_of_another_run(self, run_folder: Path) -> None:
@@ -182,22 +182,19 @@ class TestDamagedRunFolders:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            (lambda h: h.update(format="layerif.scores/9"), "not in the form layerif.scores/1"),
-            (lambda h: h.pop("format"), "not in the form layerif.scores/1"),
-            (
-                lambda h: h["record"].update(colour="blue"),
-                "record in .*: colour: there is no",
-            ),
-            (lambda h: h["record"].pop("damping"), "record in .*: damping: it is missing"),
-            (lambda h: h["record"].update(sign="harmful"), "record in .*: sign: Input should be"),
-            (lambda h: h["model"].update(layers="five"), "model in .*: layers: Input should be"),
-            (lambda h: h["model"].update(layers=6), "do not belong to 6 layers"),
-            (lambda h: h.pop("record"), "incomplete or damaged: 'record'"),
-            (lambda h: h.pop("projections"), "incomplete or damaged: 'projections'"),
-            (lambda h: h.update(projections=[[0, "q_proj"]]), "incomplete or damaged: not enough"),
-            (lambda h: h.update(projections=None), "incomplete or damaged: 'NoneType'"),
+            (lambda h: h.update(format="layerif.scores/9"), "format: "),
+            (lambda h: h.pop("format"), "format: "),
+            (lambda h: h["record"].update(colour="blue"), "record.colour"),
+            (lambda h: h["record"].pop("damping"), "record.damping"),
+            (lambda h: h["record"].update(sign="harmful"), "record.sign"),
+            (lambda h: h["model"].update(layers="five"), "model.layers"),
+            (lambda h: h["model"].update(layers=6), "model: layer_sizes"),
+            (lambda h: h.pop("record"), "record: "),
+            (lambda h: h.pop("projections"), "projections: "),
+            (lambda h: h.update(projections=[[0, "q_proj"]]), "projections.0.2"),
+            (lambda h: h.update(projections=None), "projections: "),
             (lambda h: h["projections"].pop(), "do not belong to 5 layers with 9 projections"),
-            (lambda h: h["projections"].append(["x", "q", 1]), "a projection in .*: layer: Input"),
+            (lambda h: h["projections"].append(["x", "q", 1]), "projections.10.0"),
         ],
     )
     def test_header_changed(
@@ -210,13 +207,13 @@ class TestDamagedRunFolders:
     @pytest.mark.parametrize("text", ["[]", "3", "null", '"layerif.scores/1"'])
     def test_header_of_another_shape(self, run_folder: Path, text: str) -> None:
         (run_folder / SCORES_FILE).write_text(text)
-        with pytest.raises(InputError, match="not in the form"):
+        with pytest.raises(InputError, match="the whole"):
             LayerScores.load(run_folder)
 
     def test_header_cut_short(self, run_folder: Path) -> None:
         path = run_folder / SCORES_FILE
         path.write_text(path.read_text("utf-8")[:-20], "utf-8")
-        with pytest.raises(InputError, match="is not valid JSON"):
+        with pytest.raises(InputError, match="line 66"):
             LayerScores.load(run_folder)
 
     def test_a_pickle_is_never_run(self, run_folder: Path, tmp_path: Path) -> None:
@@ -232,7 +229,7 @@ class TestDamagedRunFolders:
         assert marker.exists(), "the pickle is live"
         marker.unlink()
         (run_folder / INFLUENCE_FILE).write_bytes(pickled)
-        with pytest.raises(InputError, match="incomplete or damaged"):
+        with pytest.raises(InputError, match=INFLUENCE_FILE):
             LayerScores.load(run_folder)
         assert not marker.exists()
 

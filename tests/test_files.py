@@ -233,21 +233,21 @@ class TestReadJson:
             read_json(tmp_path / "a.json", "a plan")
 
     def test_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"^expected a plan at .*, which is a folder$"):
+        with pytest.raises(InputError, match="is a folder"):
             read_json(tmp_path, "a plan")
 
     @pytest.mark.parametrize(
         ("content", "says"),
         [
-            (b"", "line 1 column 1"),
-            (b'{\n  "a": 1,\n  "b" 2\n}', "line 3 column 7"),
-            (b"[1, 2]\n[3]", "line 2 column 1"),
-            (b"\xff\xfe", "can't decode byte 0xff"),
+            (b"", "line 1: .* column 1"),
+            (b'{\n  "a": 1,\n  "b" 2\n}', "line 3: .* column 7"),
+            (b"[1, 2]\n[3]", "line 2: .* column 1"),
+            (b"\xff\xfe", "UTF-16"),
             (b'{"a": [NaN]}', "NaN is not a number that JSON has"),
             (b"[-Infinity]", "-Infinity is not a number that JSON has"),
         ],
     )
     def test_not_json(self, tmp_path: Path, content: bytes, says: str) -> None:
         (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(InputError, match=f"is not valid JSON .*{says}.*; expected a plan$"):
+        with pytest.raises(InputError, match=f"{says}.*expected a plan"):
             read_json(tmp_path / "a.json", "a plan")

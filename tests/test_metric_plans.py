@@ -14,7 +14,7 @@ from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.artifacts import Allocation, Manifest, MetricScores
 from layerif.errors import InputError
 from layerif.metrics import metric_scores
-from layerif.reading import read_scores
+from layerif.score_files import read_scores
 from tiny import tiny_model
 
 MAPS = ["layerif", "owl", "dlp", "uniform"]

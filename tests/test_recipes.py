@@ -230,8 +230,8 @@ def test_a_recipe_error_points_at_the_line(layerif, tmp_path):
         ),
         ("sparsity:  ", "sparsity: {}\nsparsety:", "line {}: sparsity.target: it is missing"),
         ("[agreement, python-docs]", "[agreement, 7]", "evaluate.tasks.1: Input should be"),
-        ("  alpha: 16", "  rank: 16", "line {} gives 'rank' again"),
-        ("  alpha: 16", "\talpha: 16", "is not a YAML file"),
+        ("  alpha: 16", "  rank: 16", "line {}: the key 'rank'"),
+        ("  alpha: 16", "\talpha: 16", "line {}: "),
     ):
         before, _, after = written.partition(old)
         assert after, old

@@ -96,7 +96,7 @@ def test_a_recipe_of_a_command_is_checked_and_its_line_named(layerif, model, tex
             "line 5: rank: Input should be a valid integer",
         ),
         ("command: score\nmodel: x\nout: y\n", "task is missing"),
-        ("command: score\nmodel: x\nmodel: y\n", "line 3 gives 'model' again"),
+        ("command: score\nmodel: x\nmodel: y\n", "line 3: the key 'model'"),
     ):
         path.write_text(written)
         status, _, err = layerif("run", path)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from layerif.model import open_model as open_model
     from layerif.pruning import prune as prune
     from layerif.pruning import save_pruned as save_pruned
-    from layerif.reading import read_scores as read_scores
+    from layerif.score_files import read_scores as read_scores
     from layerif.tasks import Example as Example
     from layerif.tasks import Task as Task
     from layerif.tasks import load_calibration as load_calibration
@@ -62,7 +62,7 @@ _HOMES = {
     "metric_scores": "metrics",
     "open_model": "model",
     "prune": "pruning",
-    "read_scores": "reading",
+    "read_scores": "score_files",
     "register_metric": "metrics",
     "save_pruned": "pruning",
     "score": "influence",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from layerif.errors import InputError
-from layerif.tasks import Corpus, load_corpus
+from layerif.tasks import Corpus, load_calibration, load_corpus, load_sources
 from layerif.tasks import corpora as corpora_module
 
 
@@ -89,16 +93,47 @@ def test_few_paragraphs_still_make_two_parts(tmp_path: Path, lengths: tuple[int,
 def test_text_file_errors(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_text("the same\n\nthe  same\n\n")
-    with pytest.raises(InputError, match=r"at least two different paragraphs.* it has 1"):
+    with pytest.raises(InputError, match="1 different paragraph;"):
         load_corpus(path)
     path.write_text("")
-    with pytest.raises(InputError, match="it has 0"):
+    with pytest.raises(InputError, match="0 different"):
         load_corpus(path)
     path.write_bytes("naïve\n\ncafé".encode("latin-1"))
-    with pytest.raises(InputError, match=r"own\.txt is not UTF-8 text .*at byte 2"):
+    with pytest.raises(InputError, match=r"own\.txt, line 1: .*UTF-8"):
         load_corpus(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder"):
         load_corpus(tmp_path)
+
+
+def test_text_in_rows_is_the_same_as_in_a_file(tmp_path: Path) -> None:
+    texts = [f"Paragraph {i}\n  of {'a few ' * (i % 7)}words." for i in range(40)]
+    texts[7] = "It has\n\ntwo of them."
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in [*texts, None]))
+    table = pyarrow.table({"id": range(40), "text": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    plain = load_corpus(tmp_path / "a.txt")
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        for corpus in (
+            load_corpus(tmp_path / name),
+            *load_sources([tmp_path / name]),
+            load_calibration(tmp_path / name),
+        ):
+            assert isinstance(corpus, Corpus)
+            assert corpus.calibration == plain.calibration
+            assert corpus.evaluation == plain.evaluation
+
+
+def test_rows_without_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "p", "completion": "c"}\n')
+    with pytest.raises(InputError, match="row 1 has the columns prompt, completion;"):
+        load_corpus(path)
+    path.write_text('{"text": "one"}\n{"text": 2}\n')
+    with pytest.raises(InputError, match="row 2: the text must be a text, not 2"):
+        load_corpus(path)
 
 
 def test_wikitext2_in_a_folder(data_dir: Path) -> None:

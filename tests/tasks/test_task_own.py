@@ -155,11 +155,47 @@ def test_candidates_that_run_on_are_counted(
 def test_folder_needs_one_file_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", TEXT)
     write(tmp_path / "test.csv", TEXT)
-    with pytest.raises(InputError, match=r"one file called validation .*test\.csv, train\.jsonl"):
+    with pytest.raises(InputError, match=r"test\.csv, train\.jsonl; .* called validation"):
         load_task(tmp_path)
     write(tmp_path / "train.csv", TEXT)
-    with pytest.raises(InputError, match=r"one file called train .* train\.csv, train\.jsonl"):
+    with pytest.raises(InputError, match=r"train\.csv, train\.jsonl, .* split train"):
         load_task(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "data"])
+@pytest.mark.parametrize("validation", ["validation", "val", "valid", "dev"])
+def test_folders_laid_out_as_on_the_hub(tmp_path: Path, place: str, validation: str) -> None:
+    folder = tmp_path / place
+    folder.mkdir(exist_ok=True)
+    write(folder / "train-00000-of-00002.parquet", TEXT[:12])
+    write(folder / "train-00001-of-00002.parquet", TEXT[12:20])
+    write(folder / f"{validation}.jsonl", TEXT[20:25])
+    write(folder / "test-00000-of-00001-a09b74b3ef9c3b56.parquet", TEXT[25:])
+    task = load_task(tmp_path)
+    completions = [e.completion for split in SPLITS for e in task.splits[split]]
+    assert completions == [row["completion"] for row in TEXT]
+    assert len(task.origin["files"]) == 4
+
+
+def test_shards_and_names_that_leave_a_choice_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train-00000-of-00002.parquet", TEXT[:12])
+    write(tmp_path / "test.csv", TEXT[25:])
+    write(tmp_path / "dev.jsonl", TEXT[20:25])
+    with pytest.raises(InputError, match="expected 2 such files"):
+        load_task(tmp_path)
+    write(tmp_path / "train-00001-of-00002.parquet", TEXT[12:20])
+    load_task(tmp_path)
+    write(tmp_path / "val.jsonl", TEXT[20:25])
+    with pytest.raises(InputError, match=r"dev\.jsonl, val\.jsonl"):
+        load_task(tmp_path)
+
+
+def test_a_message_holds_a_part_of_what_a_file_says(tmp_path: Path) -> None:
+    for row in ({"prompt": ["x" * 9999]}, {"prompt": "p", "choices": ["y" * 9999] * 2}):
+        path = write(tmp_path / "rows.jsonl", [GOOD, {**GOOD, "answer": 0, **row}])
+        with pytest.raises(InputError, match="row 2") as error:
+            load_task(path)
+        assert len(str(error.value)) < 600
 
 
 GOOD = {"prompt": "p", "completion": "c"}
@@ -205,17 +241,17 @@ def test_rows_are_counted_in_every_format(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"prompt": "p", "completion": "c"}\n\n{"prompt"\n', "line 3 is not JSON"),
-        ("a.jsonl", '["p", "c"]\n', "line 1 is not a JSON object"),
+        ("a.jsonl", '{"prompt": "p", "completion": "c"}\n\n{"prompt"\n', "line 3"),
+        ("a.jsonl", '["p", "c"]\n', "line 1 holds"),
         ("a.jsonl", "\n", "has no rows"),
         ("a.csv", "", "has no rows"),
-        ("a.csv", "prompt,completion\np,c\np\n", "row 2 does not have as many cells .* 2$"),
-        ("a.csv", "prompt,completion\np,c,d\n", "row 1 does not have as many cells"),
-        ("a.csv", 'prompt,completion\np,"c"d\n', "row 1 is not CSV"),
-        ("a.csv", "prompt,choices,answer\np,a|b,0\n", "row 1: choices are not a JSON list"),
+        ("a.csv", "prompt,completion\np,c\np\n", "row 2 has 1 cells, and the header 2"),
+        ("a.csv", "prompt,completion\np,c,d\n", "row 1 has 3 cells"),
+        ("a.csv", 'prompt,completion\np,"c"d\n', "row 1: .* expected after"),
+        ("a.csv", "prompt,choices,answer\np,a|b,0\n", "row 1, choices: .* a JSON list"),
         ("a.csv", 'prompt,choices,answer\np,"[""1"",""2""]",1\n', "an index or the text"),
-        ("a.parquet", "no", "is not a readable parquet file"),
-        ("a.txt", "no", r"none of the files of examples: \.jsonl, \.parquet, \.csv"),
+        ("a.parquet", "no", "expected a parquet file"),
+        ("a.txt", "no", "ending .*parquet"),
         ("a.jsonl", '{"prompt": "p", "completion": "c"}\n' * 9, "has 1 distinct prompt, and"),
     ],
 )
@@ -228,7 +264,7 @@ def test_file_errors(tmp_path: Path, name: str, text: str, message: str) -> None
 def test_files_are_utf8(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.csv"):
         (tmp_path / name).write_bytes("prompt,completion\nnaïve,c\n".encode("latin-1"))
-        with pytest.raises(InputError, match="is not UTF-8 text"):
+        with pytest.raises(InputError, match=r"line \d: .* UTF-8"):
             load_task(tmp_path / name)
 
 

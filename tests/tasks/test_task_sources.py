@@ -105,8 +105,17 @@ def test_folder_errors_name_what_is_there(tmp_path: Path) -> None:
         from_folder(tmp_path, "set", "dev", ["text"])
     with pytest.raises(InputError, match="columns prompt, answer; it has text, label, more"):
         from_folder(tmp_path, "set", "train", ["text", "prompt", "answer"])
-    with pytest.raises(InputError, match=r"test\.parquet is not a readable parquet file"):
+    with pytest.raises(InputError, match=r"test\.parquet: .* parquet file"):
         from_folder(tmp_path, "set", "test", ["text"])
+
+
+def test_folder_with_shards(tmp_path: Path) -> None:
+    for number, row in enumerate(ROWS):
+        write_parquet(tmp_path / "set" / "data" / f"train-0000{number}-of-00002.parquet", [row])
+    write_parquet(tmp_path / "set" / "dev.parquet", ROWS)
+    for split in ("train", "validation"):
+        rows = from_folder(tmp_path, "set", split, ["text"])
+        assert rows == [{"text": "one"}, {"text": "two"}]
 
 
 def test_listing_is_bounded() -> None:

@@ -94,6 +94,8 @@ class Allocation(JsonArtifact):
         if self.kind != "sparsity":
             raise ValueError("only a plan of sparsity has modules")
         check_module_names([module.module for module in modules])
+        if any(module.layer >= len(self.allocation) for module in modules):
+            raise ValueError(f"a module lies outside the {len(self.allocation)} layers")
         for layer, value in enumerate(self.allocation):
             own = [module for module in modules if module.layer == layer]
             size = sum(module.numel for module in own)

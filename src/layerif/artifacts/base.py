@@ -9,12 +9,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from layerif.errors import FieldError
-from layerif.files import Kind, read_json, write_json
+from layerif.errors import FieldError, InputError
+from layerif.files import Kind, brief, quoted, read_json, write_json
 
 RECORDED_PACKAGES = ("layerif", "torch", "transformers", "numpy")
+
+
+# Letters of what is wrong with a record, in a message.
+MOST_FAULTS = 400
 
 
 class Record(BaseModel):
@@ -29,8 +33,9 @@ class Record(BaseModel):
         """Validate plain data.
 
         Raises:
-            FieldError: naming `where` it came from and each field that is wrong.
+            FieldError: naming `where` it came from and the fields that are wrong.
         """
+        refuse_large(value, where)
         try:
             return cls.model_validate(value)
         except ValidationError as error:
@@ -38,7 +43,9 @@ class Record(BaseModel):
                 f"{'.'.join(map(str, path)) or 'the whole'}: {fault}"
                 for path, fault in faults_of(error, cls)
             )
-            raise FieldError(f"{where} is not a valid {cls.__name__}: {faults}") from None
+            raise FieldError(
+                f"{where}: {brief(faults, MOST_FAULTS)}; expected a valid {cls.__name__}"
+            ) from None
 
 
 Keys = tuple[int | str, ...]
@@ -121,10 +128,16 @@ class ModelInfo(Record):
 
     name: str
     architecture: str
-    layers: int
+    layers: int = Field(ge=1)
     layer_sizes: list[int]
     adapter: str | None = None
     caveat: str | None = None
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if len(self.layer_sizes) != self.layers or min(self.layer_sizes) < 1:
+            raise ValueError(f"layer_sizes must hold a size for each of the {self.layers} layers")
+        return self
 
     @property
     def title(self) -> str:
@@ -144,3 +157,22 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that do the arithmetic."""
     packages = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     return {"python": platform.python_version(), **packages}
+
+
+def refuse_large(value: Any, where: str) -> None:
+    """Refuse a whole number that counts of 64 bits do not hold, wherever in plain data it is.
+
+    Raises:
+        InputError: there is one.
+    """
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, dict):
+            left.extend(found.values())
+        elif isinstance(found, list | tuple):
+            left.extend(found)
+        elif type(found) is int and not -(2**63) <= found < 2**63:
+            raise InputError(
+                f"{where} holds {quoted(found, 40)}; expected whole numbers below 2^63"
+            )

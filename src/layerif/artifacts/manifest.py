@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from pydantic import Field, model_validator
+
 from layerif.artifacts.allocation import Allocation
 from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
 from layerif.artifacts.fingerprint import Fingerprint
+from layerif.artifacts.naming import check_module_names, layer_of
 from layerif.errors import InputError
 
 MANIFEST_FILE = "layerif_manifest.json"
@@ -28,7 +31,7 @@ class PrunedModule(Record):
     module: str
     asked: int
     zeros: int
-    numel: int
+    numel: int = Field(ge=1)
     pattern: str | None = None
     error: float | None = None
     damping: float | None = None
@@ -62,13 +65,20 @@ class Manifest(JsonArtifact):
     method: str
     nm: str | None = None
     sparsity: float
-    modules: list[PrunedModule]
+    modules: list[PrunedModule] = Field(min_length=1)
     calibration: dict[str, Any]
     seconds: float
     setting: Setting
     precision: str | None = None
     merged: str | None = None
     fingerprint: Fingerprint | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_module_names([module.module for module in self.modules])
+        if any(layer_of(m.module) >= len(self.plan.allocation) for m in self.modules):
+            raise ValueError(f"a module lies outside the {len(self.plan.allocation)} layers")
+        return self
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self:

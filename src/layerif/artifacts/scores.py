@@ -18,11 +18,12 @@ from layerif.artifacts.fingerprint import Fingerprint
 from layerif.budgets.scores import aggregate
 from layerif.choices import Aggregation, BlockGranularity, Normalise
 from layerif.errors import InputError
-from layerif.files import Kind, json_text, new_file, read_json, sync
+from layerif.files import Kind, json_text, new_file, read_json, read_numbers, sync
 
 FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
 SCORES_FILE = "scores.json"
 INFLUENCE_FILE = "influence.safetensors"
+ARRAYS = ("influence", "projection_influence", "train_losses")
 
 
 class ProjectionInfo(Record):
@@ -118,6 +119,17 @@ class DampingSweep(Record):
     residuals: list[float | None]
 
 
+class ScoresHeader(Record):
+    """What `scores.json` holds; the aggregated scores are for people, and made again on reading."""
+
+    format: Literal["layerif.scores/1"]
+    model: ModelInfo
+    record: ScoringRecord
+    scores: dict[str, Any]
+    projections: list[tuple[int, str, int]]
+    damping_sweep: DampingSweep | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class LayerScores:
     """Influence of every training sample through every layer and projection of a model.
@@ -158,6 +170,8 @@ class LayerScores:
                 f"{self.train_losses.shape} do not belong to {self.model.layers} layers with "
                 f"{len(self.projections)} projections"
             )
+        if any(not 0 <= p.layer < self.model.layers for p in self.projections):
+            raise InputError(f"a projection lies outside the {self.model.layers} decoder layers")
 
     @property
     def fingerprint(self) -> Fingerprint | None:
@@ -184,11 +198,7 @@ class LayerScores:
     __hash__ = None  # type: ignore[assignment]
 
     def _arrays(self) -> dict[str, NDArray[np.float64]]:
-        return {
-            "influence": self.influence,
-            "projection_influence": self.projection_influence,
-            "train_losses": self.train_losses,
-        }
+        return {name: getattr(self, name) for name in ARRAYS}
 
     def summary(self) -> dict[str, Any]:
         """What `scores.json` holds: the record and the aggregated scores, without the matrices."""
@@ -231,33 +241,24 @@ class LayerScores:
         Raises:
             InputError: the folder holds no scores, or they are damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"no run folder at {folder}; `layerif score --out` makes one")
-        path = folder / SCORES_FILE
-        header = read_json(path, "the scores that `layerif score` writes")
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"{path} is not in the form {FORMAT}")
+        path, what = folder / SCORES_FILE, "the scores that `layerif score` writes"
+        header = ScoresHeader.parse(read_json(path, what), str(path))
+        arrays = read_numbers(folder / INFLUENCE_FILE, what)
+        if missing := [name for name in ARRAYS if name not in arrays]:
+            raise InputError(f"{folder / INFLUENCE_FILE} lacks {', '.join(missing)}")
         try:
-            arrays = load_file(folder / INFLUENCE_FILE)
             return cls(
-                influence=arrays["influence"],
-                projection_influence=arrays["projection_influence"],
-                train_losses=arrays["train_losses"],
+                **{name: arrays[name] for name in ARRAYS},
                 projections=tuple(
-                    ProjectionInfo.parse(
-                        {"layer": layer, "name": name, "numel": numel}, f"a projection in {path}"
-                    )
-                    for layer, name, numel in header["projections"]
+                    ProjectionInfo(layer=layer, name=name, numel=numel)
+                    for layer, name, numel in header.projections
                 ),
-                model=ModelInfo.parse(header["model"], f"model in {path}"),
-                record=ScoringRecord.parse(header["record"], f"record in {path}"),
-                damping_sweep=None
-                if header.get("damping_sweep") is None
-                else DampingSweep.parse(header["damping_sweep"], f"damping sweep in {path}"),
+                model=header.model,
+                record=header.record,
+                damping_sweep=header.damping_sweep,
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the scores in {folder} are incomplete or damaged: {error}") from None
+        except InputError as error:
+            raise InputError(f"the scores in {folder} are damaged: {error}") from None

@@ -18,6 +18,8 @@ IntArray = NDArray[np.int64]
 
 # Remainders nearer than this are a tie: they differ by the round-off of the shares.
 _TIE = 1e-9
+# Of experts or ranks, far above any model's; up to there the shares are exact in float64.
+MOST = 10**6
 
 
 def apportion(weights: ArrayLike, total: int) -> IntArray:
@@ -104,8 +106,8 @@ def check_count(value: int, name: str) -> int:
         count = index(value)
     except TypeError as error:
         raise InputError(f"the {name} is {value!r}; it must be a whole number") from error
-    if count < 1:
-        raise InputError(f"the {name} is {count}; it must be at least 1")
+    if not 1 <= count <= MOST:
+        raise InputError(f"the {name} is {count}; it must be at least 1 and at most {MOST:,}")
     return count
 
 

@@ -250,7 +250,7 @@ def sparsity(
             "scores"
         )
     from layerif.allocate import allocate_sparsity
-    from layerif.reading import read_scores
+    from layerif.score_files import read_scores
 
     found = read_scores(scores)
     plan = allocate_sparsity(

@@ -77,7 +77,7 @@ def experts(
 ) -> None:
     """Allocate a number of LoRA experts to each layer, at least one each, --total in all."""
     from layerif.allocate import allocate_experts
-    from layerif.reading import read_scores
+    from layerif.score_files import read_scores
 
     found = read_scores(scores)
     skeleton = _skeleton(model, trust_remote_code=trust_remote_code)
@@ -119,7 +119,7 @@ def ranks(
 ) -> None:
     """Allocate a LoRA rank to each layer, at least 1 each, --total in all."""
     from layerif.allocate import allocate_ranks
-    from layerif.reading import read_scores
+    from layerif.score_files import read_scores
 
     found = read_scores(scores)
     skeleton = _skeleton(model, trust_remote_code=trust_remote_code)

@@ -88,6 +88,7 @@ def experts(
     influence = None if scores is None else LayerScores.load(scores)
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)
+    count = options.rows(context, data, "validation")
 
     from layerif.metrics import metric_scores
     from layerif.model import describe, open_model
@@ -95,7 +96,7 @@ def experts(
     from layerif.studies.expert_plans import check_plan, expert_plan, names_of
 
     settings = training.finetune_options(context.params)
-    study = ExpertsStudy(settings, tuple(numbers), train_samples, validation_samples, seed)
+    study = ExpertsStudy(settings, tuple(numbers), train_samples, count, seed)
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -54,8 +55,8 @@ def doctor(
 
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)
-    train = data.sample("train", train_samples, seed)
-    validation = data.sample("validation", validation_samples, seed)
+    train = data.sample("train", options.rows(context, data, "train"), seed)
+    validation = data.sample("validation", options.rows(context, data, "validation"), seed)
 
     from layerif.influence import examine
     from layerif.model import open_model

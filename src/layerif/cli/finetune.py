@@ -78,7 +78,8 @@ def finetune(
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)
     train = data.sample("train", train_samples, seed)
-    measured = data.sample("validation", validation_samples, seed) if validation_samples else []
+    count = options.rows(context, data, "validation")
+    measured = data.sample("validation", count, seed) if count else []
 
     from layerif.model import open_model
     from layerif.report import finetuning_table

@@ -125,8 +125,10 @@ def metric(
         data = load_task(task, data_dir=data_dir, **words)
         of_task = {
             "task": data,
-            "train": data.sample("train", train_samples, seed),
-            "validation": data.sample("validation", validation_samples, seed),
+            "train": data.sample("train", options.rows(context, data, "train"), seed),
+            "validation": data.sample(
+                "validation", options.rows(context, data, "validation"), seed
+            ),
             "max_length": max_length,
         }
     elif reads_text(name, asked):

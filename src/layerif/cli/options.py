@@ -199,6 +199,24 @@ def _template_option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def rows(context: Any, task: Any, split: Any, parameter: str | None = None) -> int | None:
+    """How many rows of a split are asked for; a default no more than there are, as the recipe says.
+
+    Args:
+        context: of the command.
+        task: that has the split.
+        split: `train`, `validation` or `test`.
+        parameter: of the command that holds the count, `<split>_samples` unless it is named.
+    """
+    from layerif.cli.command import given
+
+    parameter = parameter or f"{split}_samples"
+    count: int | None = context.params[parameter]
+    if count and parameter not in given(context) and context.params.get("preset") is None:
+        count = context.params[parameter] = task.default(split, count)
+    return count
+
+
 def words(text: str) -> list[str]:
     """The words of an option that takes several, with commas between them."""
     return [word.strip() for word in text.split(",") if word.strip()]

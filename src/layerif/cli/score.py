@@ -143,8 +143,8 @@ def score(
     check_out(out, SCORES, overwrite=overwrite)
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)
-    train = data.sample("train", train_samples, seed)
-    validation = data.sample("validation", validation_samples, seed)
+    train = data.sample("train", options.rows(context, data, "train"), seed)
+    validation = data.sample("validation", options.rows(context, data, "validation"), seed)
 
     from layerif.model import open_model
     from layerif.report import scores_table, sweep_lines

@@ -43,6 +43,7 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
 
 @app.command("show", cls=Command)
 def show(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Task, or a file of examples.", show_default=False)],
     split: SplitOption = "test",
     count: Annotated[int, typer.Option("--count", help="How many examples.")] = 3,
@@ -65,7 +66,7 @@ def show(
 
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     task = load_task(name, data_dir=data_dir, **words)
-    examples = task.sample(split, count, seed)
+    examples = task.sample(split, options.rows(context, task, split, "count"), seed)
     if as_json:
         shown = {"task": task.name, "split": split, "style": task.origin.get("style")}
         emit(None, {**shown, "examples": [_plain(e) for e in examples]}, as_json=True)

@@ -103,8 +103,8 @@ def validate(
     if task is not None:
         words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
         data = load_task(task, data_dir=data_dir, **words)
-        train = data.sample("train", train_samples, seed)
-        validation = data.sample("validation", validation_samples, seed)
+        train = data.sample("train", options.rows(context, data, "train"), seed)
+        validation = data.sample("validation", options.rows(context, data, "validation"), seed)
     else:
         # Before the first of the two is measured.
         check_point(sparsity, None if truth == "isolated" else delta)

@@ -1,11 +1,24 @@
 """The disk: what may be written and how, and what is read from files of others."""
 
+from layerif.files.arrays import read_npy, read_numbers
 from layerif.files.failures import disk_error, writing_to
 from layerif.files.leftovers import sweep
-from layerif.files.reading import read_json
+from layerif.files.patterns import check_patterns
+from layerif.files.plain import parse_json, read_json, read_yaml
+from layerif.files.reading import (
+    brief,
+    cause,
+    check_file,
+    file_hash,
+    parsing,
+    quoted,
+    read_bytes,
+    read_text,
+)
 from layerif.files.recipes import RECIPE_FILE, is_recipe, keep_recipe, recipe_path
 from layerif.files.room import has_room, require_disk, taken
 from layerif.files.sealing import is_whole, seal
+from layerif.files.tables import READERS, check_columns, read_cells, read_parquet, read_rows
 from layerif.files.targets import Kind, check_place, check_target, target
 from layerif.files.tensors import load_tensors, save_tensors
 from layerif.files.writing import (
@@ -19,12 +32,19 @@ from layerif.files.writing import (
 )
 
 __all__ = [
+    "READERS",
     "RECIPE_FILE",
     "Kind",
+    "brief",
     "cache_folder",
+    "cause",
+    "check_columns",
+    "check_file",
+    "check_patterns",
     "check_place",
     "check_target",
     "disk_error",
+    "file_hash",
     "has_room",
     "is_recipe",
     "is_whole",
@@ -33,7 +53,18 @@ __all__ = [
     "load_tensors",
     "new_file",
     "new_folder",
+    "parse_json",
+    "parsing",
+    "quoted",
+    "read_bytes",
+    "read_cells",
     "read_json",
+    "read_npy",
+    "read_numbers",
+    "read_parquet",
+    "read_rows",
+    "read_text",
+    "read_yaml",
     "recipe_path",
     "require_disk",
     "save_tensors",

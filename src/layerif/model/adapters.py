@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 
 from layerif.errors import InputError, LayerifError, MissingDependencyError
+from layerif.files import brief, check_patterns, read_json
 from layerif.model.bases import other_base, other_name
-from layerif.model.expressions import check_patterns
 from layerif.model.layers import Projection
 from layerif.progress import note
 
@@ -52,14 +51,11 @@ def adapter_kind(place: Path) -> str:
         InputError: its configuration cannot be read, or it is of another kind.
     """
     path = place / CONFIG_FILE
-    try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(stated["peft_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{path} does not say what kind of adapter it is of; one written by save_pretrained of "
-            "a PEFT model is expected"
-        ) from None
+    what = "the configuration that save_pretrained of a PEFT model writes"
+    stated = read_json(path, what)
+    if not isinstance(stated, dict) or "peft_type" not in stated:
+        raise InputError(f"{path} does not say what kind of adapter it is of; expected {what}")
+    kind = brief(stated["peft_type"])
     if kind not in KINDS:
         raise InputError(
             f"the adapter in {place} is of the kind {kind}; only {' and '.join(KINDS)} are "

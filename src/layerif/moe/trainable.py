@@ -14,9 +14,9 @@ from layerif.artifacts import Allocation
 from layerif.budgets import equal_rank, equal_ranks
 from layerif.budgets.counts import IntArray
 from layerif.errors import InputError
+from layerif.files import check_patterns
 from layerif.model import DecoderLayers, Projection, describe, find_decoder_layers
 from layerif.model.adapters import check_rank
-from layerif.model.expressions import check_patterns
 
 
 def trainable_parameters(

@@ -32,6 +32,7 @@ from layerif.tasks import Example, Task
 STUDY = "compare experts"
 COMPARISON_FILE, CELLS = "comparison.json", "cells"
 BASELINE = "uniform"
+VALIDATION_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,15 @@ class ExpertsStudy:
     Attributes:
         options: of every training run, but for its seed.
         seeds: of the training runs of each plan.
-        train_samples, validation_samples: rows; None takes all of the training rows.
+        train_samples, validation_samples: rows; None takes all training rows, and of validation
+            as many as VALIDATION_SAMPLES.
         data_seed: of the draw of rows, which all runs share.
     """
 
     options: FinetuneOptions
     seeds: tuple[int, ...] = (0, 1, 2)
     train_samples: int | None = None
-    validation_samples: int = 100
+    validation_samples: int | None = None
     data_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class ExpertsStudy:
             InputError: the task has fewer.
         """
         count = self.validation_samples
+        if count is None:
+            count = task.default("validation", VALIDATION_SAMPLES)
         return (
             task.sample("train", self.train_samples, self.data_seed),
             task.sample("validation", count, self.data_seed) if count else [],

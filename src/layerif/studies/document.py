@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from layerif.errors import InputError
+from layerif.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,10 @@ class Document:
         """Read a file.
 
         Raises:
-            InputError: no such file, not YAML, or a key that stands twice; with the line.
+            InputError: as `layerif.files.read_yaml`; with the line.
         """
-        try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-            return cls(path, {} if node is None else _plain(node), node)
-        except FileNotFoundError:
-            raise InputError(f"no recipe at {path}: the file does not exist") from None
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise InputError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+        value, node = read_yaml(path, "a recipe in YAML")
+        return cls(path, value, node)
 
     def line(self, *path: int | str) -> int:
         """The line of the deepest node on a path of keys and indices, from 1."""
@@ -52,18 +47,3 @@ class Document:
                 node = node.value[part]
                 line = node.start_mark.line + 1
         return line
-
-
-def _plain(node: yaml.Node) -> Any:
-    """The value of a YAML node; a key that stands twice is refused, as one of the two is lost."""
-    if isinstance(node, yaml.MappingNode):
-        value: dict[Any, Any] = {}
-        for key, child in node.value:
-            name = key.value
-            if name in value:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1} gives {name!r} again")
-            value[name] = _plain(child)
-        return value
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(child) for child in node.value]
-    return yaml.SafeLoader("").construct_object(node, deep=True)

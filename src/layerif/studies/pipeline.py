@@ -40,6 +40,7 @@ from layerif.tasks import (
     Corpus,
     Example,
     SelfText,
+    Split,
     Task,
     load_calibration,
     load_sources,
@@ -138,10 +139,16 @@ def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
         return {"style": of.style, "tokenizer": tokenizer, "template_options": options}
 
     task = load_task(stage.task, data_dir=data_dir, **words(stage))
+
+    def rows(split: Split, count: int) -> list[Example]:
+        if f"{split}_samples" not in stage.model_fields_set:
+            count = task.default(split, count)
+        return task.sample(split, count, seed)
+
     return _Data(
         task=task,
-        train=task.sample("train", stage.train_samples, seed),
-        validation=task.sample("validation", stage.validation_samples, seed),
+        train=rows("train", stage.train_samples),
+        validation=rows("validation", stage.validation_samples),
         calibration=load_calibration(recipe.prune.calibration, data_dir=data_dir, **words(stage)),
         sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir, **words(recipe.evaluate)),
     )

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from layerif.artifacts import Record
-from layerif.artifacts.base import faults_of
+from layerif.artifacts.base import MOST_FAULTS, faults_of
 from layerif.choices import (
     Aggregation,
     BesidePlan,
@@ -27,12 +27,17 @@ from layerif.choices import (
     TaskScoring,
 )
 from layerif.errors import FieldError, InputError
+from layerif.files import brief
 from layerif.studies.document import Document
 from layerif.studies.idle import STAGES, IdleOptionError, idle, refuse_idle
 from layerif.studies.presets import PRESETS, preset_options
 
 if TYPE_CHECKING:
     from layerif.finetuning import FinetuneOptions
+
+
+# Numbers of rows that are as many as there are, where a recipe does not give them.
+COUNTS = {"score": ("train_samples", "validation_samples"), "finetune": ("validation_samples",)}
 
 
 class ScoreStage(Record):
@@ -266,7 +271,7 @@ class Recipe(Record):
                 f"line {document.line(*path)}: {'.'.join(map(str, path))}: {fault}"
                 for path, fault in faults_of(error, cls)
             )
-            raise FieldError(f"the recipe {document.path} is not right: {faults}") from None
+            raise FieldError(f"the recipe {document.path}: {brief(faults, MOST_FAULTS)}") from None
         for stage, rules in STAGES.items():
             written = document.value.get(stage) or {}
             given = {name for name, value in written.items() if value is not None}
@@ -283,12 +288,19 @@ class Recipe(Record):
         return "calibration" not in idle(STAGES["prune"], self._beside("prune"))
 
     def text(self) -> str:
-        """The recipe with every default written out that has an effect."""
+        """The recipe with the defaults written out, but those that have no effect, and numbers of
+        rows, which give way to what there is.
+        """
         value = self.model_dump(mode="json")
         for stage, rules in STAGES.items():
             if value[stage] is not None:
                 for name in idle(rules, self._beside(stage)):
                     del value[stage][name]
+        for stage, names in COUNTS.items():
+            written: Record | None = getattr(self, stage)
+            for name in names:
+                if written is not None and name not in written.model_fields_set:
+                    value[stage].pop(name, None)
         return yaml.safe_dump(value, sort_keys=False)
 
     def _beside(self, stage: str) -> dict[str, Any]:

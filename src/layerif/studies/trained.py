@@ -98,6 +98,6 @@ def _study(recipe: Recipe, stage: FinetuneStage) -> ExpertsStudy:
         stage.training(),
         tuple(stage.seeds),
         stage.train_samples,
-        stage.validation_samples,
+        stage.validation_samples if "validation_samples" in stage.model_fields_set else None,
         recipe.seed,
     )

@@ -25,8 +25,8 @@ from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.files import write_json
 from layerif.model import Tokenizer
-from layerif.reading import read_scores
 from layerif.report import plot_agreement
+from layerif.score_files import read_scores
 from layerif.studies.stages import fingerprint_of, finished
 from layerif.tasks import Corpus, Example, Task
 from layerif.tokenizing import encode_samples

@@ -11,14 +11,15 @@ from typing import Any
 
 from layerif.choices import PromptStyle
 from layerif.errors import InputError
+from layerif.files import READERS, read_rows
 from layerif.tasks.agreement import agreement
 from layerif.tasks.base import SPLITS, Example, Split, Task
 from layerif.tasks.calibration import SELF, SelfText, training_text
 from layerif.tasks.catalogue import CATALOGUE
-from layerif.tasks.corpora import CORPORA, Corpus, text_file
+from layerif.tasks.corpora import CORPORA, TEXT, Corpus, text_file
 from layerif.tasks.declared import load_declared
 from layerif.tasks.facts import facts
-from layerif.tasks.own import READERS, load_own
+from layerif.tasks.own import COLUMNS, load_own
 from layerif.tasks.styles import check_template_options
 
 __all__ = [
@@ -129,7 +130,8 @@ def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int 
     """The corpus of a name, or of a user's text file.
 
     Args:
-        name: one of `corpus_names()`, or the path of a UTF-8 text file.
+        name: one of `corpus_names()`, or the path of a UTF-8 text file, or of a `.jsonl`, `.csv` or
+            `.parquet` file with a column `text`.
         data_dir: a folder of parquet data sets to read `wikitext2` from, instead of the hub.
         seed: for what is set apart for evaluation, where the corpus comes undivided.
 
@@ -186,7 +188,7 @@ def load_sources(
 ) -> list[Task | Corpus]:
     """Tasks and corpora together, in the order of their names, as evaluation takes them.
 
-    A path is a task where it is a folder or a file of examples by its ending, and otherwise text.
+    A path is a task where it is a folder or a file of examples, and otherwise text.
     The arguments are those of `load_task`.
 
     Raises:
@@ -249,7 +251,10 @@ def _require_harness(name: str) -> None:
 
 
 def _is_task(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() in READERS
+    if path.is_dir() or path.suffix.lower() not in READERS:
+        return path.is_dir()
+    first = next((row for _, row in read_rows(path, [TEXT, *COLUMNS])), {})
+    return TEXT not in first or "prompt" in first
 
 
 def _is_path(name: str | Path) -> bool:

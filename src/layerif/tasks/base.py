@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from layerif.errors import InputError
+from layerif.progress import note
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -88,6 +89,13 @@ class Task:
     origin: dict[str, Any] = field(default_factory=dict)
     continues: bool = False
 
+    def default(self, split: Split, count: int) -> int:
+        """A count of rows that nobody asked for: where the split has fewer, all of them."""
+        there = len(self.splits[split])
+        if there < count:
+            note(f"task {self.name}: all {there} {split} rows are used, where {count} are usual")
+        return min(count, there)
+
     def sample(self, split: Split, count: int | None, seed: int) -> list[Example]:
         """`count` examples of a split, drawn without replacement (all of it, in order, for None).
 
@@ -99,12 +107,13 @@ class Task:
         examples = self.splits[split]
         if count is None:
             return list(examples)
+        name = "samples" if split == "test" else f"{split}_samples"
         if count < 1:
-            raise InputError(f"the number of {split} samples must be at least 1, not {count}")
+            raise InputError(f"{name} must be at least 1, not {count}")
         if count > len(examples):
             raise InputError(
                 f"task {self.name!r} has {len(examples)} {split} examples, fewer than the {count} "
-                f"asked for; ask for at most {len(examples)}"
+                f"asked for ({name}); ask for at most {len(examples)}"
             )
         if seed < 0:
             raise InputError(f"the seed must not be negative, and is {seed}")

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layerif.errors import InputError
-from layerif.tasks.sources import from_folder, from_hub
+from layerif.files import READERS, file_hash, quoted, read_rows, read_text
+from layerif.tasks.sources import Row, from_folder, from_hub, listing
 
 Part = Literal["calibration", "evaluation"]
 
 # What serves as calibration and evaluation text where a data directory has no train split.
 FOLDER_SPLITS = ("validation", "test")
 
+# The column of running text.
+TEXT = "text"
 # Of the characters, how much is set apart for evaluation: at least this, and if the units are
 # small enough no more than that.
 EVALUATION_SHARE = (0.20, 0.25)
@@ -80,7 +83,10 @@ def wikitext2(data_dir: Path | None = None) -> Corpus:
             "calibration": FOLDER_SPLITS[0],
             "evaluation": FOLDER_SPLITS[1],
         }
-    calibration, evaluation = ([row["text"] for row in rows] for rows in parts)
+    calibration, evaluation = (
+        [_text(row, f"wikitext2, row {number}") for number, row in enumerate(rows, start=1)]
+        for rows in parts
+    )
     return corpus_of("wikitext2", calibration, evaluation, separator, origin)
 
 
@@ -118,39 +124,51 @@ def python_docs(seed: int = 0) -> Corpus:
 
 
 def text_file(path: Path, seed: int = 0) -> Corpus:
-    """A user's text: UTF-8, paragraphs between blank lines, repeated paragraphs kept once.
+    """A user's text: paragraphs between blank lines, repeated paragraphs kept once.
 
-    The text is cut into stretches of some length, each one document, and a fifth of it is set
-    apart for evaluation.
+    A file of plain text in UTF-8, or of rows (JSONL, CSV, parquet) with a column `text`, which are
+    read one after the other. The text is cut into stretches of some length, each one document, and
+    a fifth of it is set apart for evaluation.
 
     Raises:
-        InputError: the file is missing, is not UTF-8, or has fewer than two distinct paragraphs.
+        InputError: the file cannot be read, or has fewer than two distinct paragraphs.
     """
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
-    except OSError as error:
-        raise InputError(f"text file {path} cannot be read: {error.strerror}") from None
+    if has_rows := path.suffix.lower() in READERS:
+        texts = [_text(row, where) for where, row in read_rows(path, [TEXT])]
+        text = "\n\n".join(texts)
+    else:
+        text = read_text(path, "a text file")
     found = _paragraphs(text)
     kept = _first_occurrences(found, set())
     if len(kept) < 2:
         raise InputError(
-            f"{path} needs at least two different paragraphs, one each for calibration and "
-            f"evaluation, with a blank line between them; it has {len(kept)}"
+            f"{path} has {len(kept)} different paragraph{'' if len(kept) == 1 else 's'}; expected "
+            "at least two, one each for calibration and evaluation, with a blank line between them"
         )
     calibration, evaluation = _set_apart(_blocks(kept), seed)
     origin = {
         "source": str(path),
-        "source_sha256": hashlib.sha256(raw).hexdigest(),
+        "source_sha256": file_hash(path),
         "paragraphs": len(found),
         "repeated_paragraphs_dropped": len(found) - len(kept),
         "split": f"stretches of the text, drawn by seed {seed}",
     }
+    if has_rows:
+        origin["rows"] = len(texts)
     return corpus_of(str(path), calibration, evaluation, "\n\n", origin)
+
+
+def _text(row: Row, where: str) -> str:
+    """The text of a row; one without is empty."""
+    if TEXT not in row:
+        raise InputError(
+            f"{where} has the columns {listing(list(row))}; expected a column {TEXT}, or for tasks "
+            "prompt and completion"
+        )
+    text = row[TEXT]
+    if not isinstance(text, str | None):
+        raise InputError(f"{where}: the {TEXT} must be a text, not {quoted(text)}")
+    return text or ""
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -7,22 +7,23 @@ choices and answer needs no completion; one with choices and completion needs no
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from layerif.choices import PromptStyle
 from layerif.errors import InputError
+from layerif.files import READERS, file_hash, parse_json, quoted, read_rows
 from layerif.progress import note
 from layerif.tasks.base import SPLITS, Example, Split, Task
-from layerif.tasks.sources import Row, listing, read_parquet
+from layerif.tasks.sources import Row, listing, split_files
 from layerif.tasks.splits import carve, count_and_hash, disjoint
 from layerif.tasks.styles import renderer, style_record
 
+COLUMNS = ("prompt", "completion", "choices", "answer")
+# Of an index written in CSV: more than any row has choices.
+MOST_DIGITS = 10
 # The shares of the distinct prompts of a single file; the rest is for training.
 SHARES: dict[Split, float] = {"validation": 0.1, "test": 0.1}
 
@@ -37,7 +38,8 @@ def load_own(
     """The task in a `.jsonl`, `.parquet` or `.csv` file, or in a folder of train, validation, test.
 
     The rows of one file are dealt out to train, validation and test, 80, 10 and 10 % of the
-    distinct prompts, by `seed`. In a folder the files are the splits. Prompts are taken as written
+    distinct prompts, by `seed`. In a folder the files are the splits, named as `split_files` says.
+    Prompts are taken as written
     whatever the style, but for `chat`, where each becomes a user's message.
 
     Raises:
@@ -46,9 +48,16 @@ def load_own(
     origin: dict[str, Any] = {"source": str(path)}
     render = renderer(style, tokenizer, template_options) if style == "chat" else None
     if path.is_dir():
-        files = {split: _split_file(path, split) for split in SPLITS}
-        parts = {split: read_examples(file) for split, file in files.items()}
-        origin["files"] = {file.name: _file_hash(file) for file in files.values()}
+        files = {split: split_files(path, split) for split in SPLITS}
+        for split, found in files.items():
+            if not found:
+                raise InputError(
+                    f"{path} holds {listing(sorted(p.name for p in path.iterdir()))}; expected a "
+                    f"file called {split} ({', '.join(READERS)})"
+                )
+        parts = {s: [row for f in found for row in read_examples(f)] for s, found in files.items()}
+        every = [file for found in files.values() for file in found]
+        origin["files"] = {str(file.relative_to(path)): file_hash(file) for file in every}
         origin["splits"] = "as given"
     else:
         examples = read_examples(path)
@@ -59,7 +68,7 @@ def load_own(
                 f"{', '.join(SPLITS)} need at least one each"
             )
         parts = carve(examples, SHARES, seed)
-        origin["files"] = {path.name: _file_hash(path)}
+        origin["files"] = {path.name: file_hash(path)}
         origin["splits"] = f"80, 10 and 10 % of the distinct prompts, drawn by seed {seed}"
     if render is None:
         _note_joined(path, [example for examples in parts.values() for example in examples])
@@ -86,66 +95,22 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         InputError: the file cannot be read or is empty, or a row is not an example.
     """
-    if not path.is_file():
-        raise InputError(f"no file at {path}")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path} is none of the files of examples: {', '.join(READERS)}")
-    try:
-        examples = [_example(row, f"{path}, row {number}") for number, row in reader(path)]
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from None
+    examples = [
+        _example(_typed(row, where) if path.suffix.lower() == ".csv" else row, where)
+        for where, row in read_rows(path, COLUMNS)
+    ]
     if not examples:
         raise InputError(f"{path} has no rows")
     return examples
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows numbered by line, so that an editor finds them; blank lines are passed over."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} is not a JSON object but {line[:40]}")
-        yield number, row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    return enumerate(read_parquet(path).to_pylist(), start=1)
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        cells = csv.DictReader(file, strict=True)
-        number = 0
-        try:
-            for number, row in enumerate(cells, start=1):
-                if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}, row {number} does not have as many cells as the header, "
-                        f"{len(cells.fieldnames or ())}"
-                    )
-                yield number, _typed(row, f"{path}, row {number}")
-        except csv.Error as error:
-            raise InputError(f"{path}, row {number + 1} is not CSV: {error}") from None
-
-
-def _typed(cells: dict[str, str], where: str) -> Row:
-    """CSV cells as the values that other formats hold; an empty cell is an absent value."""
-    row: Row = {name: cell or None for name, cell in cells.items()}
+def _typed(cells: Row, where: str) -> Row:
+    """CSV cells as the values that other formats hold."""
+    row = dict(cells)
     if row.get("choices") is not None:
-        try:
-            row["choices"] = json.loads(row["choices"])
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: choices are not a JSON list ({error.msg})") from None
+        row["choices"] = parse_json(row["choices"], f"{where}, choices", "a JSON list", None)
     answer, choices = row.get("answer"), row.get("choices")
-    if answer is not None and answer.isdecimal():
+    if answer is not None and answer.isdecimal() and len(answer) < MOST_DIGITS:
         if isinstance(choices, list) and answer in choices:
             raise InputError(
                 f"{where}: answer {answer} may be an index or the text of a choice; "
@@ -153,13 +118,6 @@ def _typed(cells: dict[str, str], where: str) -> Row:
             )
         row["answer"] = int(answer)
     return row
-
-
-READERS: dict[str, Callable[[Path], Iterable[tuple[int, Row]]]] = {
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}
 
 
 def _example(row: Row, where: str) -> Example:
@@ -170,26 +128,28 @@ def _example(row: Row, where: str) -> Example:
     if missing:
         raise InputError(
             f"{where} lacks {' and '.join(missing)}; expected prompt and completion, or prompt, "
-            f"choices and answer, and found {', '.join(row) or 'nothing'}"
+            f"choices and answer, and found {listing(list(row))}"
         )
     prompt = _text(row["prompt"], "prompt", where)
     if choices is None:
         if answer is not None:
-            raise InputError(f"{where} has an answer, {answer!r}, but no choices")
+            raise InputError(f"{where} has an answer, {quoted(answer)}, but no choices")
         return Example(prompt, _text(completion, "completion", where))
     if not isinstance(choices, list) or len(choices) < 2:
-        raise InputError(f"{where}: choices must be a list of at least two texts, not {choices!r}")
+        raise InputError(
+            f"{where}: choices must be a list of at least two texts, not {quoted(choices)}"
+        )
     for choice in choices:
         _text(choice, "choice", where)
     if len(set(choices)) < len(choices):
-        raise InputError(f"{where} has a choice twice: {choices!r}")
+        raise InputError(f"{where} has a choice twice: {quoted(choices)}")
     if answer is None:
         answer = _text(completion, "completion", where)
     index = _answer(answer, choices, where)
     if completion is not None and completion != choices[index]:
         raise InputError(
-            f"{where}: the completion {completion!r} is not the choice that the answer names, "
-            f"{choices[index]!r}"
+            f"{where}: the completion {quoted(completion)} is not the choice that the answer "
+            f"names, {quoted(choices[index])}"
         )
     return Example(prompt, choices[index], tuple(choices), index)
 
@@ -201,8 +161,8 @@ def _answer(answer: Any, choices: list[str], where: str) -> int:
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
     raise InputError(
-        f"{where}: answer {answer!r} is neither an index from 0 to {len(choices) - 1} "
-        f"nor one of the choices {choices!r}"
+        f"{where}: answer {quoted(answer)} is neither an index from 0 to {len(choices) - 1} "
+        f"nor one of the choices {quoted(choices)}"
     )
 
 
@@ -210,7 +170,7 @@ def _text(value: Any, name: str, where: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{where}: the {name} is empty")
     if not isinstance(value, str):
-        raise InputError(f"{where}: the {name} must be a text, not {value!r}")
+        raise InputError(f"{where}: the {name} must be a text, not {quoted(value)}")
     return value
 
 
@@ -233,19 +193,3 @@ def _runs_on(prompt: str, completion: str) -> bool:
         return letter.isupper() or letter.islower() or letter.isdecimal()
 
     return in_word(completion[0]) and (in_word(prompt[-1]) or prompt[-1] in ":;,.?!)")
-
-
-def _split_file(folder: Path, split: Split) -> Path:
-    found = [folder / f"{split}{suffix}" for suffix in READERS]
-    found = [path for path in found if path.is_file()]
-    if len(found) != 1:
-        there = sorted(path.name for path in (found or folder.iterdir()))
-        raise InputError(
-            f"folder {folder} needs exactly one file called {split} ({', '.join(READERS)}), "
-            f"and holds {listing(there)}"
-        )
-    return found[0]
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

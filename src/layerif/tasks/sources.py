@@ -5,13 +5,19 @@ Rows come back as dictionaries of plain Python values, with the columns asked fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from layerif.errors import InputError
+from layerif.files import READERS, brief, parsing, read_parquet
 
 Row = dict[str, Any]
+# Letters of a listing of names.
+MOST_LISTED = 240
+# What else a split may be called.
+ALIASES = {"validation": ("val", "valid", "dev")}
 
 
 def from_hub(
@@ -60,12 +66,13 @@ def from_hub(
 
 
 def from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -> list[Row]:
-    """The rows of `data_dir/name/split.parquet`.
+    """The rows of `data_dir/name/split.parquet`, or of its shards, see `split_files`.
 
     Raises:
         InputError: the folder, the file or a column does not exist, or the file is not parquet.
     """
-    rows: list[Row] = table_from_folder(data_dir, name, split, columns).to_pylist()
+    with parsing(data_dir / name, f"a data set with the columns {listing(columns)}"):
+        rows: list[Row] = table_from_folder(data_dir, name, split, columns).to_pylist()
     return rows
 
 
@@ -75,35 +82,59 @@ def table_from_folder(data_dir: Path, name: str, split: str, columns: Sequence[s
     Raises:
         InputError: as `from_folder`.
     """
+    import pyarrow
+
     folder = data_dir / name
     if not data_dir.is_dir():
         raise InputError(f"--data-dir {data_dir} is not a folder")
     if not folder.is_dir():
         there = sorted(path.name for path in data_dir.iterdir() if path.is_dir())
         raise InputError(f"no data set {name!r} in {data_dir}, which holds {listing(there)}")
-    path = folder / f"{split}.parquet"
-    if not path.is_file():
+    files = split_files(folder, split, (".parquet",))
+    if not files:
         there = sorted(path.name for path in folder.iterdir())
         raise InputError(f"no {split}.parquet in {folder}, which holds {listing(there)}")
-    table = read_parquet(path)
-    _require(columns, table.column_names, str(path))
-    return table.select(list(columns))
+    tables = []
+    for path in files:
+        table = read_parquet(path, columns)
+        _require(columns, table.column_names, str(path))
+        tables.append(table)
+    with parsing(folder, f"the shards of {split} with the same columns"):
+        return pyarrow.concat_tables(tables)
 
 
-def read_parquet(path: Path) -> Any:
-    """The parquet file as a pyarrow table.
+def split_files(folder: Path, split: str, suffixes: Sequence[str] = tuple(READERS)) -> list[Path]:
+    """The files of one split of a data set in a folder; none where there is none.
+
+    Named as people and the hub name them: `train.jsonl`, `train-00000-of-00002.parquet` and its
+    like, for validation also `val`, `valid` and `dev`; in the folder, or else in `data` within it.
 
     Raises:
-        InputError: the file is not parquet.
+        InputError: several files are the split, or one of its shards is missing.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # One file, not a data set: folder names on the way to it are not columns.
-        return pyarrow.parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable parquet file: {_message(error)}") from None
+    names = "|".join([re.escape(split), *ALIASES.get(split, ())])
+    form = re.compile(rf"(?:{names})(?:-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]+)?)?")
+    for place in (folder, folder / "data"):
+        found: dict[tuple[str, ...], list[Path]] = {}
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            match = form.fullmatch(path.stem)
+            if match and path.suffix.lower() in suffixes and path.is_file():
+                kind = (path.stem[: match.start(1)] if match[1] else path.stem, path.suffix)
+                found.setdefault((*kind, match[2] or ""), []).append(path)
+        if len(found) > 1:
+            every = [path.name for files in found.values() for path in files]
+            raise InputError(
+                f"{place} holds {listing(every)}, and each may be the split {split}; expected one "
+                "of them"
+            )
+        for (*_, count), files in found.items():
+            if count and len(files) != int(count):
+                raise InputError(
+                    f"{place} holds {listing([path.name for path in files])} of the split {split}; "
+                    f"expected {int(count)} such files"
+                )
+            return files
+    return []
 
 
 def _require(columns: Sequence[str], found: Sequence[str], where: str) -> None:
@@ -116,9 +147,9 @@ def _require(columns: Sequence[str], found: Sequence[str], where: str) -> None:
 
 
 def listing(names: Sequence[str], most: int = 20) -> str:
-    """The names for a message, the first `most` of them where there are more."""
+    """The names for a message, the first `most` of them where there are more, and cut if long."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "nothing") + more
+    return brief(", ".join(names[:most]) or "nothing", MOST_LISTED) + more
 
 
 def _message(error: Exception) -> str:

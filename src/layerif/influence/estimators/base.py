@@ -5,12 +5,14 @@ An estimator is one function, `(block, options) -> Solution`; `registry.register
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from layerif.errors import InputError
+
+# Above every eigenvalue of float32 gradients, and far enough from where float64 ends.
+MOST_DAMPING = 1e100
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class Damping:
 
     def __post_init__(self) -> None:
         for name, number in (("damping", self.factor), ("damping value", self.value)):
-            if number is not None and not 0 < number < math.inf:
-                raise InputError(f"{name} must be positive and finite, not {number}")
+            if number is not None and not 0 < number <= MOST_DAMPING:
+                raise InputError(
+                    f"{name} must be positive and at most {MOST_DAMPING:g}, not {number}"
+                )
 
     def of(self, mean_square: float, size: int) -> float:
         """lambda of a block with mean_i |g_i|^2 = `mean_square` and d = `size`.

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from layerif import budgets
 from layerif.artifacts import METRIC_FORMAT, LayerScores, MetricScores
 from layerif.errors import InputError
-from layerif.files import read_json
+from layerif.files import check_columns, quoted, read_cells, read_json, read_npy
+
+ONE_A_LAYER = "one number a layer"
 
 
 def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.float64]:
@@ -29,10 +31,8 @@ def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.flo
     readers = {".json": _read_json, ".csv": _read_csv, ".npy": _read_npy}
     if path.suffix not in readers:
         raise InputError(
-            f"{path} is neither a run folder nor a {', '.join(readers)} file of one number a layer"
+            f"{path} is neither a run folder nor a {', '.join(readers)} file of {ONE_A_LAYER}"
         )
-    if not path.is_file():
-        raise InputError(f"no scores at {path}: the file does not exist")
     found = readers[path.suffix](path)
     if isinstance(found, MetricScores):
         return found
@@ -40,43 +40,34 @@ def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.flo
 
 
 def _read_json(path: Path) -> Any:
-    value = read_json(path, "a list of one number a layer")
+    value = read_json(path, ONE_A_LAYER)
     if isinstance(value, dict) and value.get("format") == METRIC_FORMAT:
         return MetricScores.parse(value, str(path))
     if not isinstance(value, list):
-        raise InputError(f"{path} holds no list; expected one number a layer, like [0.1, 0.7]")
+        raise InputError(f"{path} holds {quoted(value)}; expected {ONE_A_LAYER}, like [0.1, 0.7]")
     return value
 
 
 def _read_csv(path: Path) -> list[float]:
-    try:
-        # Spreadsheets begin UTF-8 with a mark, which would make a header of the first number.
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
-    rows = [line.split(",")[-1].strip() for line in text.splitlines() if line]
+    rows = read_cells(path, ONE_A_LAYER)
+    last = [row[-1].strip() for row in rows]
     if (
-        rows
-        and rows[0][:1].isalpha()
-        and rows[0].lower() not in ("na", "n/a", "nan", "none", "inf")
+        last
+        and last[0][:1].isalpha()
+        and last[0].lower() not in ("na", "n/a", "nan", "none", "inf")
     ):
-        rows = rows[1:]  # a header: a name, and not a value that is missing
-    for number, row in enumerate(rows, start=1):
-        if not _is_number(row):
-            raise InputError(f"{path}: {row!r}, the last column of row {number}, is no number")
-    return [float(row) for row in rows]
+        # A header: a name, and not a value that is missing.
+        check_columns([name for name in rows[0] if name], f"{path}, row 0")
+        last = last[1:]
+    return [_number(cell, f"{path}, row {row}") for row, cell in enumerate(last, start=1)]
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str, where: str) -> float:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        raise InputError(f"{where}: the last column is {quoted(text)}, no number") from None
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
+    return read_npy(path, ONE_A_LAYER)
