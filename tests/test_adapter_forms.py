@@ -155,7 +155,7 @@ def test_what_no_weights_can_do_the_same_as_is_refused(architecture, options, sa
     ],
 )
 def test_what_cannot_be_opened_is_refused(options, error, says, tmp_path, monkeypatch):
-    monkeypatch.setattr("layerif.model.expressions.SECONDS", 0.5)
+    monkeypatch.setattr("layerif.files.patterns.SECONDS", 0.5)
     adapted(tiny_model()).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | options))

@@ -179,7 +179,7 @@ RANKS_ABOVE = Allocation(kind="ranks", allocation=[16, 17, 16])
     ],
 )
 def test_what_cannot_be_is_refused(plan, options, says, monkeypatch):
-    monkeypatch.setattr("layerif.model.expressions.SECONDS", 0.5)
+    monkeypatch.setattr("layerif.files.patterns.SECONDS", 0.5)
     with pytest.raises(InputError, match=says):
         lora_config_for(plan, tiny_model(), **options)
 
