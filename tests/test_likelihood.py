@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
 
+from layerif import likelihood
 from layerif.batching import collate, encode, pack
 from layerif.likelihood import row_sums, token_losses
 from tiny import (
     ARCHITECTURES,
     EAGER_ARCHITECTURES,
+    SHAPE,
+    WIDE,
     float64_tolerance,
     tiny_model,
     tiny_tokenizer,
@@ -84,3 +88,69 @@ def test_low_precision_logits_are_read_in_float32():
     items, _ = encode(tokenizer, TEXTS, max_length=64)
     batch = collate(items, device=torch.device("cpu"))
     assert token_losses(model, batch).dtype == torch.float32
+
+
+def scaled(kind):
+    """A model that scales its logits behind the head, or in the test's own way."""
+    if kind == "cohere":
+        config = CohereConfig(**SHAPE, **WIDE, logit_scale=0.3)
+    elif kind == "granite":
+        config = GraniteConfig(**SHAPE, **WIDE, logits_scaling=3.0)
+    else:
+        return tiny_model(kind, torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).double().eval()
+
+
+def losses_and_gradients(model, batch, weights, *, trained):
+    """The losses, and the gradient of their weighted sum in every weight that has one."""
+    model.zero_grad()
+    model.requires_grad_(True)
+    model.get_output_embeddings().requires_grad_(trained)
+    losses = token_losses(model, batch)
+    (losses * weights).sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return losses.detach(), found
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "cohere", "granite"])
+def test_slices_change_neither_losses_nor_gradients(kind, trained, monkeypatch):
+    """Whatever a model does to its logits; 5 positions a slice, with an upstream gradient."""
+    model, tokenizer = scaled(kind), tiny_tokenizer()
+    items, _ = encode(tokenizer, TEXTS, max_length=64)
+    batch = collate(items, device=torch.device("cpu"))
+    weights = torch.linspace(0.2, 2, len(batch.targets), dtype=torch.float64)
+    expected, gradients = losses_and_gradients(model, batch, weights, trained=trained)
+    most = []
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda _m, _a, output: most.append(output.shape[1])
+    )
+    monkeypatch.setattr(likelihood, "SLICE_BYTES", 5 * 8 * SHAPE["vocab_size"])
+    losses, found = losses_and_gradients(model, batch, weights, trained=trained)
+    handle.remove()
+    assert max(most) <= 5 < len(batch.targets)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_that_does_more_than_call_its_head_is_run_as_a_whole(monkeypatch):
+    """Where the decoder runs twice, what it returned once is not all that the logits come from."""
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    items, _ = encode(tokenizer, TEXTS, max_length=64)
+    batch = collate(items, device=torch.device("cpu"))
+    once = model.forward
+
+    def twice(input_ids, use_cache, **inputs):
+        first = once(input_ids, use_cache=use_cache, **inputs)
+        hidden = model.model(input_ids.flip(1), use_cache=use_cache).last_hidden_state
+        first.logits = first.logits + hidden[batch.predicts] @ model.lm_head.weight.T
+        return first
+
+    model.forward = twice
+    expected = token_losses(model, batch)
+    monkeypatch.setattr(likelihood, "SLICE_BYTES", 1)
+    assert torch.equal(token_losses(model, batch), expected)

@@ -2,19 +2,31 @@
 
 Scoring, perplexity and accuracy all start from the same negative log-likelihoods, so they agree on
 what is predicted from what.
+
+The logits of a whole batch are never there at once where they are large: 2,048 positions of a
+vocabulary of 262,144 tokens take 2.1 GB a copy. They are computed in slices of positions, and each
+slice's gradient at once, so that of all logits only the gradient of the hidden states stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from layerif.batching import Batch, accepted
+from layerif.model import replaced_forwards
+
+# Logits of a slice of positions take at most so many bytes; what is made of them takes a few times
+# as much. 341 positions of a vocabulary of 49,152 in float32.
+SLICE_BYTES = 64 * 2**20
 
 
 def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tensor:
@@ -28,14 +40,30 @@ def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tens
             processes.
     """
     inputs = accepted(model.forward, batch.inputs)
-    with _head_sees_only(model, batch.predicts) as selected:
-        logits = (through or model)(**inputs, use_cache=False).logits
-    logits = logits[0] if selected else logits[batch.predicts.to(logits.device)]  # (N, vocabulary)
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    # Where a model is spread over devices, its logits may come from another one than its inputs.
-    targets = batch.targets.to(logits.device)
-    return functional.cross_entropy(logits, targets, reduction="none")
+    run = partial(through or model, **inputs, use_cache=False)
+    head = model.get_output_embeddings()
+    sizes = slice_sizes(model, len(batch.targets))
+    if head is not None and len(sizes) > 1 and model.get_decoder() is not model:
+        begun = _begun(model, head, run, batch.predicts)
+        if begun is not None:
+            hidden, output = begun
+            again = partial(model, **inputs, use_cache=False)
+            logits_of = partial(_logits, model, head, again, output)
+            return _in_slices(logits_of, head, hidden, batch.targets, sizes)
+    seen = _Seen(batch.predicts)
+    with nullcontext() if head is None else _hook(head.register_forward_pre_hook(seen)):
+        logits = run().logits
+    logits = logits[0] if seen.times else logits[batch.predicts.to(logits.device)]
+    return _losses(logits, batch.targets)
+
+
+def slice_sizes(model: Any, positions: int) -> list[int]:
+    """How many scored positions each slice has; one slice where the logits of all are few."""
+    config = model.config.get_text_config(decoder=True)
+    dtype = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
+    count = -(-positions * config.vocab_size * dtype.itemsize // SLICE_BYTES)
+    count = max(1, min(count, positions))
+    return [positions // count + (place < positions % count) for place in range(count)]
 
 
 def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -44,24 +72,128 @@ def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     return sums.index_add(0, batch.owners.to(values.device), values)
 
 
-@contextmanager
-def _head_sees_only(model: Any, positions: torch.Tensor) -> Iterator[bool]:
-    """Hand the language-model head just the hidden states at `positions`, as one row of N.
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(n,) from logits (n, vocabulary)."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    # Where a model is spread over devices, its logits may come from another one than its inputs.
+    return functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
+
+
+class _Seen:
+    """Keeps what the head gets at the scored positions, and hands it just the first few of them.
 
     A hook on the head, and not transformers' `logits_to_keep`, since rows of a batch are scored at
-    different positions; whatever the model does to its logits afterwards is done as ever. Yields
-    whether the model has such a head.
+    different positions; whatever the model does to its logits afterwards is done as ever.
+
+    Args:
+        positions: (B, T) bool, the N scored ones.
+        first: how many of them the head sees; None for all.
     """
-    head = model.get_output_embeddings()
-    if head is None:
-        yield False
-        return
 
-    def select(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0][positions.to(args[0].device)].unsqueeze(0), *args[1:])
+    def __init__(self, positions: torch.Tensor, first: int | None = None) -> None:
+        self._positions, self._first = positions, first
+        self.times = 0  # how often the head was called
+        self.hidden = torch.empty(0)  # (N, hidden)
 
-    handle = head.register_forward_pre_hook(select)
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.times += 1
+        self.hidden = args[0][self._positions.to(args[0].device)]
+        return (self.hidden[: self._first].unsqueeze(0), *args[1:])
+
+
+def _begun(
+    model: Any, head: nn.Module, run: Callable[[], Any], predicts: torch.Tensor
+) -> tuple[torch.Tensor, Any] | None:
+    """(N, hidden) what the head gets at the scored positions, and what the decoder returned.
+
+    None where the model does not call its decoder once and then its head once.
+    """
+    outputs: list[Any] = []
+    seen = _Seen(predicts, 1)
+    with (
+        _hook(head.register_forward_pre_hook(seen)),
+        _hook(
+            model.get_decoder().register_forward_hook(
+                lambda _module, _args, found: outputs.append(found)
+            )
+        ),
+    ):
+        run()
+    return (seen.hidden, outputs[0]) if seen.times == len(outputs) == 1 else None
+
+
+def _logits(
+    model: Any, head: nn.Module, run: Callable[[], Any], output: Any, hidden: torch.Tensor
+) -> torch.Tensor:
+    """(n, vocabulary) what the model makes of hidden states (n, hidden) that its head gets.
+
+    The model's own forward function runs, in which the decoder returns what it returned before: so
+    the logits are capped, scaled or shifted as ever.
+    """
+    given = hidden.unsqueeze(0)
+    with (
+        replaced_forwards([model.get_decoder()], lambda _place, _forward: lambda *_, **__: output),
+        _hook(head.register_forward_pre_hook(lambda _module, args: (given, *args[1:]))),
+    ):
+        logits: torch.Tensor = run().logits
+    return logits[0]
+
+
+def _in_slices(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    head: nn.Module,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    sizes: list[int],
+) -> torch.Tensor:
+    """(N,) losses from hidden states (N, hidden), slice by slice."""
+    trained = any(parameter.requires_grad for parameter in head.parameters())
+    found = []
+    for own, wanted in zip(hidden.split(sizes), targets.split(sizes), strict=True):
+
+        def losses_of(states: torch.Tensor, wanted: torch.Tensor = wanted) -> torch.Tensor:
+            return _losses(logits_of(states), wanted)
+
+        if not torch.is_grad_enabled() or not (own.requires_grad or trained):
+            found.append(losses_of(own))
+        elif trained:
+            # Its weights' gradient depends on what comes after, so the slice is run again.
+            found.append(checkpoint(losses_of, own, use_reentrant=False))
+        else:
+            found.append(_Losses.apply(own, losses_of))
+    return torch.cat(found)
+
+
+class _Losses(torch.autograd.Function):
+    """Losses of positions of which each depends on its own hidden state alone.
+
+    Their gradient is taken at once, so no logits are kept; the backward pass weights it.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, hidden: torch.Tensor, losses_of: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        with torch.enable_grad():
+            own = hidden.detach().requires_grad_()
+            losses = losses_of(own)
+            (gradient,) = torch.autograd.grad(losses.sum(), own)
+        context.save_for_backward(gradient)
+        return losses.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, weights: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = context.saved_tensors
+        weighted = gradient * weights.to(gradient.device)[:, None]
+        return weighted.to(gradient.dtype), None
+
+
+@contextmanager
+def _hook(handle: Any) -> Iterator[None]:
+    """A hook that is there inside."""
     try:
-        yield True
+        yield
     finally:
         handle.remove()
