@@ -11,8 +11,10 @@ slice's gradient at once, so that of all logits only the gradient of the hidden 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,8 +27,8 @@ from layerif.batching import Batch, accepted
 from layerif.model import replaced_forwards
 
 # Logits of a slice of positions take at most so many bytes; what is made of them takes a few times
-# as much. 341 positions of a vocabulary of 49,152 in float32.
-SLICE_BYTES = 64 * 2**20
+# as much. 682 positions of a vocabulary of 49,152 in float32.
+SLICE_BYTES = 128 * 2**20
 
 
 def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tensor:
@@ -43,13 +45,12 @@ def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tens
     run = partial(through or model, **inputs, use_cache=False)
     head = model.get_output_embeddings()
     sizes = slice_sizes(model, len(batch.targets))
-    if head is not None and len(sizes) > 1 and model.get_decoder() is not model:
+    if head is not None and len(sizes) > 1:
         begun = _begun(model, head, run, batch.predicts)
         if begun is not None:
-            hidden, output = begun
             again = partial(model, **inputs, use_cache=False)
-            logits_of = partial(_logits, model, head, again, output)
-            return _in_slices(logits_of, head, hidden, batch.targets, sizes)
+            logits_of = partial(_logits, head, begun, again)
+            return _in_slices(logits_of, head, begun.hidden, batch.targets, sizes)
     seen = _Seen(batch.predicts)
     with nullcontext() if head is None else _hook(head.register_forward_pre_hook(seen)):
         logits = run().logits
@@ -102,29 +103,51 @@ class _Seen:
         return (self.hidden[: self._first].unsqueeze(0), *args[1:])
 
 
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A forward pass up to the head.
+
+    Attributes:
+        hidden: (N, hidden) what the head got at the scored positions.
+        decoder: the module that holds the layers.
+        output: what it returned.
+    """
+
+    hidden: torch.Tensor
+    decoder: nn.Module
+    output: Any
+
+
 def _begun(
     model: Any, head: nn.Module, run: Callable[[], Any], predicts: torch.Tensor
-) -> tuple[torch.Tensor, Any] | None:
-    """(N, hidden) what the head gets at the scored positions, and what the decoder returned.
-
-    None where the model does not call its decoder once and then its head once.
-    """
-    outputs: list[Any] = []
+) -> _Begun | None:
+    """None where the model is not one decoder that runs once, and then one head."""
     seen = _Seen(predicts, 1)
-    with (
-        _hook(head.register_forward_pre_hook(seen)),
-        _hook(
-            model.get_decoder().register_forward_hook(
-                lambda _module, _args, found: outputs.append(found)
-            )
-        ),
-    ):
+    outputs: list[tuple[nn.Module, Any]] = []
+    with ExitStack() as hooks:
+        hooks.enter_context(_hook(head.register_forward_pre_hook(seen)))
+        for module in _around_embeddings(model):
+            handle = module.register_forward_hook(lambda own, _, out: outputs.append((own, out)))
+            hooks.enter_context(_hook(handle))
         run()
-    return (seen.hidden, outputs[0]) if seen.times == len(outputs) == 1 else None
+    if not outputs or seen.times != 1:
+        return None
+    decoder, output = outputs[-1]  # the outermost ends last
+    times = sum(module is decoder for module, _ in outputs)
+    return _Begun(seen.hidden, decoder, output) if times == 1 else None
+
+
+def _around_embeddings(model: Any) -> list[nn.Module]:
+    """The modules inside the model that hold both its token embeddings and its layers."""
+    embeddings = model.get_input_embeddings()
+    path = next((name for name, own in model.named_modules() if own is embeddings), "")
+    parents = accumulate(path.split(".")[:-1], "{}.{}".format)
+    around = [model.get_submodule(parent) for parent in parents]
+    return [m for m in around if any(isinstance(own, nn.ModuleList) for own in m.modules())]
 
 
 def _logits(
-    model: Any, head: nn.Module, run: Callable[[], Any], output: Any, hidden: torch.Tensor
+    head: nn.Module, begun: _Begun, run: Callable[[], Any], hidden: torch.Tensor
 ) -> torch.Tensor:
     """(n, vocabulary) what the model makes of hidden states (n, hidden) that its head gets.
 
@@ -133,7 +156,7 @@ def _logits(
     """
     given = hidden.unsqueeze(0)
     with (
-        replaced_forwards([model.get_decoder()], lambda _place, _forward: lambda *_, **__: output),
+        replaced_forwards([begun.decoder], lambda _place, _forward: lambda *_, **__: begun.output),
         _hook(head.register_forward_pre_hook(lambda _module, args: (given, *args[1:]))),
     ):
         logits: torch.Tensor = run().logits
