@@ -29,6 +29,9 @@ from layerif.influence.estimators.block import Block, Factors, Part
 from layerif.influence.estimators.factored import FactoredRows, Gradients, formed, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
+# Of a sample's largest error, in units of the precision: what is smaller at a position is rounding.
+ROUNDING = 256
+
 
 def ekfac(block: Block, options: EstimatorOptions) -> Solution:
     """Influence of every training sample through one block; three reads, two with factors given.
@@ -94,7 +97,7 @@ class EkfacPasses(Passes):
             if part.factors is None:
                 errors, inputs = own.errors.flatten(0, 1), own.inputs.flatten(0, 1)
                 # Padding, which the loss does not reach, has inputs too.
-                inputs = inputs * errors.any(1)[:, None]
+                inputs = inputs * _reached(own.errors).flatten()[:, None]
                 factors.inputs.add_((inputs.T @ inputs).to(factors.inputs))
                 factors.outputs.add_((errors.T @ errors).to(factors.outputs))
 
@@ -169,6 +172,16 @@ class FactorPasses(EkfacPasses):
 
     def _plan(self) -> Sequence[Pass]:
         return (Pass(self._gather_factors, ["_factors"]),)
+
+
+def _reached(errors: torch.Tensor) -> torch.Tensor:
+    """(B, T) which positions of errors (B, T, out) the loss reaches, by more than rounding.
+
+    A text's first query meets one key, so its error is 0 but for what a kernel rounds; which of the
+    two depends on the batch, and must not decide whether its input counts.
+    """
+    sizes = errors.abs().amax(2)
+    return sizes > ROUNDING * torch.finfo(errors.dtype).eps * sizes.amax(1, keepdim=True)
 
 
 def _shape(part: Part) -> tuple[int, int]:
