@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from scoring_memory import peak_gigabytes
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from layerif import likelihood
@@ -27,7 +29,6 @@ from layerif.batching import Encoded, collate, pack
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces import FreshLora, FullWeights
 from layerif.model import find_decoder_layers
-from scoring_memory import peak_gigabytes
 
 LENGTH = 512
 KINDS = ("evaluate", "score", "marginal", "finetune")
@@ -42,14 +43,19 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=1, help="of each run, alternating")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--make", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        made(int(Path(options.make).name)).save_pretrained(options.make)
+        return
     if options.one:
         print(json.dumps(one(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         for vocabulary in options.vocabularies:
             path = Path(folder) / str(vocabulary)
-            made(vocabulary).save_pretrained(path)
+            # In a process of its own: Linux counts a parent's peak as its children's.
+            subprocess.run([sys.executable, __file__, f"--make={path}"], check=True)
             for kind in options.kinds:
                 report(options, path, kind)
 
@@ -92,7 +98,7 @@ def made(vocabulary: int) -> Any:
 def one(options: argparse.Namespace) -> dict[str, float]:
     """GB and seconds of one kind of work, in this process."""
     likelihood.SLICE_BYTES = options.slice_bytes[0]
-    before = peak_gigabytes()
+    before = psutil.Process().memory_info().rss / 1e9
     model = AutoModelForCausalLM.from_pretrained(options.one).eval()
     weights = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
     draw = np.random.default_rng(0)
