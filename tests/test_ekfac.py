@@ -9,6 +9,9 @@ import torch
 from estimator_oracles import close, dense_ekfac, dense_exact, draw, rule, solve
 from layerif.errors import InputError
 from layerif.influence.estimators import EstimatorOptions, Factors, find
+from layerif.influence.estimators.block import Part
+from layerif.influence.estimators.ekfac import FactorPasses
+from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
 from test_estimators import IN, OUT, layer_block
 
 
@@ -59,3 +62,29 @@ class TestEkfac:
             solve("ekfac", gradients, v, shape=(OUT, IN), factors=wrong)
         with pytest.raises(InputError, match=r"a matrix of shape \(5, 3\)"):
             solve("ekfac", gradients, v, shape=(5, 3))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_position_whose_error_is_rounding_does_not_count(self, dtype):
+        """A kernel leaves nothing of it, or some noise, and another batch pads differently."""
+        errors, inputs = torch.randn(2, 6, OUT, dtype=dtype), torch.randn(2, 6, IN, dtype=dtype)
+        errors[0, 1] *= 1e-3  # small, and of the loss
+        errors[:, 0] = 0
+        reached = inputs[:, 1:].flatten(0, 1).double()
+        for noise, padding in ((0.0, 0), (4 * torch.finfo(dtype).eps, 3)):
+            errors[:, 0] = noise
+            pad = (0, 0, 0, padding)
+            factors = factors_of(
+                torch.nn.functional.pad(errors, pad), torch.nn.functional.pad(inputs, pad, value=7)
+            )
+            torch.testing.assert_close(
+                factors.inputs, reached.T @ reached, rtol=1e-6, atol=1e-6, check_dtype=False
+            )
+
+
+def factors_of(errors, inputs):
+    """What one batch of factored gradients gives."""
+    part = Part("a", torch.zeros(OUT * IN, dtype=torch.float64), (OUT, IN))
+    passes = FactorPasses("a", [part], len(errors))
+    rows = FactoredRows([FactoredGradients(errors, inputs, 1.0)])
+    passes._gather_factors(slice(0, len(errors)), rows)
+    return passes.factors[0]
