@@ -61,10 +61,20 @@ def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tens
 def slice_sizes(model: Any, positions: int) -> list[int]:
     """How many scored positions each slice has; one slice where the logits of all are few."""
     config = model.config.get_text_config(decoder=True)
-    dtype = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
-    count = -(-positions * config.vocab_size * dtype.itemsize // SLICE_BYTES)
+    count = -(-positions * config.vocab_size * _exact(model).itemsize // SLICE_BYTES)
     count = max(1, min(count, positions))
     return [positions // count + (place < positions % count) for place in range(count)]
+
+
+def logit_bytes(model: Any, positions: int) -> int:
+    """Of the largest slice that so many scored positions have."""
+    config = model.config.get_text_config(decoder=True)
+    return max(slice_sizes(model, positions)) * config.vocab_size * _exact(model).itemsize
+
+
+def _exact(model: Any) -> torch.dtype:
+    """What logits are read in: float32, or float64 for a float64 model."""
+    return torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
 
 
 def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -15,6 +15,7 @@ from layerif.batching import Encoded, collate, pack, rope_borders
 from layerif.caching import remembered
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.errors import NumericalError
+from layerif.estimates import largest, note_memory
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import input_device, setting
 from layerif.progress import progress
@@ -89,8 +90,10 @@ def summed_nats(
         device = input_device(model)
         numbered = [Encoded(row, item.input_ids, item.start) for row, item in enumerate(items)]
         nats = torch.empty(len(items), dtype=torch.float64)
+        groups = pack(numbered, batch_tokens, model)
+        note_memory(model, doing, "forward", largest(groups))
         with progress(doing, sum(len(item.input_ids) for item in items)) as advance:
-            for number, group in enumerate(pack(numbered, batch_tokens, model)):
+            for number, group in enumerate(groups):
                 kept = steps.load(f"batch-{number:06d}")
                 if kept is None:
                     batch = collate(group, device=device)

@@ -19,6 +19,7 @@ from layerif.batching import Encoded
 from layerif.checkpoint import NO_STEPS, Steps
 from layerif.chunks import usable_length
 from layerif.errors import InputError, NumericalError
+from layerif.estimates import largest, note_memory
 from layerif.files import require_disk
 from layerif.finetuning.adapters import complete_plan, trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches
@@ -94,6 +95,10 @@ def finetune(
             f"gradients and AdamW): {len(batches):,} steps of {options.batch_size} rows, "
             f"{len(items):,} rows of {tokens:,} tokens in an epoch"
         )
+        if not options.gradient_checkpointing:
+            most = max(largest(step.parts) for step in (batches[0], batches[len(batches) - 1]))
+            kept = count * BYTES_PER_PARAMETER
+            note_memory(unwrapped(wrapped), "fine-tuning", "inputs", most, kept=kept)
         started = time.monotonic()
         state = _train(wrapped, batches, measured, options, steps)
         wrapped.eval()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -120,10 +121,11 @@ def examine(
     dtype = str(_floating(model)).removeprefix("torch.")
     with frozen(model), PerSampleGradients(model, layers.projections, matrices) as per_sample:
         try:
+            # First, as memory that other work still held would hide the peak.
+            found = estimate(model, per_sample, matrices, items, others, batch_tokens)
             together = per_sample(_batch(model, few))[1]
             alone = [per_sample(_batch(model, [item]))[1] for item in few]
             reached = _reached(matrices, together)
-            found = estimate(model, per_sample, matrices, items, others, batch_tokens)
         except NumericalError as error:
             missed = [m.key for m, uses in zip(matrices, per_sample.uses, strict=True) if not uses]
             return _stopped(error, missed, len(matrices))
@@ -190,8 +192,8 @@ def literal_gradients(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(out, in) the gradient of every weight that can have one, of one sample run by itself.
 
-    By autograd, from the whole of the logits; a group of projections at a time, so that memory
-    holds the gradients of some of the weights alone.
+    By autograd, from the logits of all that is scored at once; a group of projections at a time,
+    so that memory holds the gradients of some of the weights alone.
 
     Yields:
         The row of a projection, and its gradient in float32 at least.

@@ -26,6 +26,7 @@ from layerif.choices import (
 )
 from layerif.chunks import usable_length
 from layerif.errors import InputError
+from layerif.estimates import Pass, largest, note_memory
 from layerif.influence import blocks as blockwise
 from layerif.influence.blocks import Groups
 from layerif.influence.collecting import collect
@@ -303,6 +304,10 @@ def _measured(
     by_position = find(options.name).by_position
     rounds = passes_needed(options) if chosen == "passes" else 1 + by_position
     total = validation.tokens + rounds * train.tokens
+    if not recomputed:
+        batches = train.batches + validation.batches
+        how: Pass = "backward" if formed else "inputs"
+        note_memory(model, "scoring", how, largest(batches))
     with (
         frozen(model),
         checkpointed(layers.modules) if recomputed else nullcontext(),

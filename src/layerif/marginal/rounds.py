@@ -15,6 +15,7 @@ from layerif.batching import Encoded
 from layerif.checkpoint import NoSteps, Steps
 from layerif.choices import Granularity, PruningMethod, check_choice
 from layerif.errors import InputError
+from layerif.estimates import note_memory
 from layerif.marginal.operating_point import OperatingPoint
 from layerif.marginal.order import Band, Prunable
 from layerif.marginal.planning import Units, calibration_batches, plan_of
@@ -66,6 +67,9 @@ class Round:
         loss, seconds = kept["figures"].tolist()
         gradient = kept["g"].numpy() if "g" in kept else None
         return cls(kept["sparsities"].numpy(), loss, gradient, seconds)
+
+
+HELD = 2  # times the bytes of the projections' weights, beside the model
 
 
 def allocate_marginal(
@@ -143,6 +147,9 @@ def allocate_marginal(
         seed=seed,
     )
     batches = calibration_batches(model, texts, batch_tokens)
+    # Beside a copy of the projections' weights, the order in which each loses them.
+    kept = HELD * sum(projection.weight.nbytes for projection in layers.projections)
+    note_memory(model, "marginal allocation", "inputs", batch_tokens, kept=kept)
     with OperatingPoint.held(model, layers, batches, method) as point:
         runner = _Runner(point, units, texts, texts.rounds(rounds, tokens), delta, batch_tokens)
         found, etas = runner.search(eta, steps or NoSteps())

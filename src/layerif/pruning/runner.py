@@ -17,6 +17,7 @@ from layerif.checkpoint import NO_STEPS, Steps
 from layerif.choices import HiddenStatesPlace, PruningMethod
 from layerif.chunks import check_context_length
 from layerif.errors import InputError, NumericalError
+from layerif.estimates import note_memory
 from layerif.model import (
     DecoderLayers,
     Projection,
@@ -121,6 +122,7 @@ def prune(
                 f"{method}: {samples} chunks of {context_length} tokens; hidden states "
                 f"{size / 1e6:.0f} MB"
             )
+            note_memory(model, f"pruning by {method}", "walk", batch_tokens, kept=size)
             about = {"samples": samples, "context_length": context_length, "seed": seed}
             about["text"] = origin
             visits = walk(model, layers, batches, store)
