@@ -199,13 +199,17 @@ def literal_gradients(
         The row of a projection, and its gradient in float32 at least.
     """
     ids = torch.tensor([item.input_ids], device=model.get_input_embeddings().weight.device)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    last = len(item.input_ids) - item.start + 1
+    if "logits_to_keep" in signature(model.forward).parameters:
+        inputs["logits_to_keep"] = last
     with as_found(model), evaluation_mode(model), torch.enable_grad():
         model.requires_grad_(False)
         for group in _groups(projections):
             weights: list[Any] = [projections[row].module.weight for row in group]
             for weight in weights:
                 weight.requires_grad_(True)
-            logits = model(input_ids=ids, use_cache=False).logits[0, item.start - 1 : -1]
+            logits = model(**inputs, use_cache=False).logits[0, -last:-1]
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(logits, ids[0, item.start :])
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
