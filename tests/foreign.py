@@ -31,7 +31,8 @@ from layerif.artifacts import (
     RouterLoad,
     RoutingUse,
 )
-from layerif.checkpoint import remembered, resumable
+from layerif.caching import remembered
+from layerif.checkpoint import resumable
 from layerif.errors import LayerifError
 from layerif.score_files import read_scores
 from layerif.tasks import SPLITS, Corpus, load_corpus, load_sources, load_task

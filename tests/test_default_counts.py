@@ -57,11 +57,11 @@ def test_a_recipe(own, tmp_path, text):
     }
     recipe = Recipe.model_validate(value)
     for followed in (recipe, Recipe.model_validate(yaml.safe_load(recipe.text()))):
-        data = pipeline._load(followed)
+        data = pipeline._load(followed, trust_remote_code=False)
         assert (len(data.train), len(data.validation)) == (32, 4)
     asked = value | {"score": {"task": str(own), "train_samples": 33}}
     with pytest.raises(InputError, match="train_samples"):
-        pipeline._load(Recipe.model_validate(asked))
+        pipeline._load(Recipe.model_validate(asked), trust_remote_code=False)
 
 
 def test_a_default_is_not_raised(own):

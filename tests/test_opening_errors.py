@@ -234,7 +234,7 @@ def test_float16_that_overflows_names_the_layer_and_the_remedy(folder, layerif):
     weights["model.layers.1.mlp.up_proj.weight"].fill_(100.0)
     path.unlink()
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(NumericalError, match=r"float16 at layer 1 .* bfloat16"):
+    with pytest.raises(NumericalError, match=r"float16 at layer 1 .*bfloat16"):
         open_model(folder, dtype="float16", device="cpu")
     assert open_model(folder, dtype="bfloat16", device="cpu")
     status, _, says = layerif("doctor", folder, "--dtype", "float16")

@@ -33,7 +33,8 @@ def test_a_bfloat16_folder_stays_one_and_is_what_its_manifest_says(
 ):
     out = tmp_path / "out"
     command = f"prune --model {narrow} --method {method} --sparsity 0.5 --out {out}"
-    command += f" --calibration {text} --context-length 32 --calibration-samples 8"
+    if method == "sparsegpt":
+        command += f" --calibration {text} --context-length 32 --calibration-samples 8"
     assert layerif(*command.split())[0] == 0
     stored, before = weights(out), weights(narrow)
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
