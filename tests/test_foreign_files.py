@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ import pyarrow.parquet
 import pytest
 
 from layerif.artifacts import Allocation
+from layerif.budgets.counts import apportion
 from layerif.errors import InputError
 from layerif.files import patterns, read_json, read_npy, read_rows, read_text, read_yaml
+from layerif.finetuning import FinetuneOptions
+from layerif.influence.estimators.base import Damping
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -269,3 +274,18 @@ def test_counts_beyond_64_bits_are_refused(tmp_path: Path) -> None:
     text = '{"kind": "experts", "allocation": [1, 9223372036854775808]}'
     with pytest.raises(InputError, match="9223372036854775808"):
         Allocation.load(write(tmp_path, "plan.json", text))
+
+
+@pytest.mark.parametrize(
+    "out_of_range",
+    [
+        lambda: Damping(1e308),
+        lambda: Damping(0.1, math.inf),
+        lambda: apportion([0.5, 1.0], 2**63),
+        lambda: FinetuneOptions(balance=1e308),
+        lambda: FinetuneOptions(max_steps=2**63),
+    ],
+)
+def test_numbers_beyond_what_arithmetic_holds(out_of_range: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match="at most"):
+        out_of_range()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from layerif.choices import Schedule, check_choice
 from layerif.errors import InputError
+
+# What float32, in which adapters are trained, holds; and steps whose batches memory holds.
+MOST = 1e30
+MOST_STEPS = 10**7
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,14 @@ class FinetuneOptions:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_steps", "evaluate_every", "patience"):
             value = getattr(self, name)
-            self._require(name, value is None or value >= 1, "at least 1, or left out")
+            right = f"at least 1 and at most {MOST_STEPS:,}, or left out"
+            self._require(name, value is None or 1 <= value <= MOST_STEPS, right)
         for name in ("alpha", "epochs", "learning_rate"):
             value = getattr(self, name)
-            self._require(name, 0 < value < math.inf, "positive and finite")
+            self._require(name, 0 < value <= MOST, f"positive and at most {MOST:g}")
         for name in ("balance", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
-            self._require(name, 0 <= value < math.inf, "0 or more, and finite")
+            self._require(name, 0 <= value <= MOST, f"at least 0 and at most {MOST:g}")
         self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._require("warmup_ratio", 0 <= self.warmup_ratio < 1, "at least 0 and below 1")
         self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
