@@ -38,7 +38,8 @@ from layerif.artifacts import Fingerprint
 from layerif.artifacts.fingerprint import hash_model, hash_texts
 from layerif.batching import Batch, collate, pack
 from layerif.budgets.scores import aggregate
-from layerif.checkpoint import Steps, remembered, resumable
+from layerif.caching import remembered
+from layerif.checkpoint import Steps, resumable
 from layerif.choices import Aggregation
 from layerif.influence import score
 from layerif.likelihood import row_sums, token_losses

@@ -105,11 +105,12 @@ def test_saving_that_fails_leaves_the_old_folder(tmp_path):
     model = tiny_model()
     manifest = prune_tiny(model, 0.5)
     folder = tmp_path / "pruned"
-    folder.mkdir()
-    (folder / "old").write_text("kept")
+    save_pruned(model, tiny_tokenizer(), manifest, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = prune_tiny(model, 0.75)
     with pytest.raises(AttributeError):
-        save_pruned(model, None, manifest, folder)
-    assert [p.name for p in folder.iterdir()] == ["old"]
+        save_pruned(model, None, other, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["pruned"]
 
 

@@ -226,9 +226,10 @@ def test_perplexity_and_replies_do_not_depend_on_what_is_put_behind():
 
 
 def test_nothing_else_calls_a_tokenizer():
+    # The code in a model card is its reader's.
     for path in Path(layerif.__file__).parent.rglob("*.py"):
         calls = re.findall(r"\btokenizer\(.*", path.read_text(encoding="utf-8"))
-        assert path.name == "tokenizing.py" or not calls, path
+        assert path.name in ("tokenizing.py", "cards.py") or not calls, path
 
 
 @pytest.mark.real_model
