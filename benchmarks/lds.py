@@ -272,18 +272,21 @@ class GradientsAlone:
     def folder(self) -> Path | None:
         return self._steps.folder
 
+    def of_kind(self, *_kind: Any) -> GradientsAlone:
+        return self  # which is the same for all: gradients on disk
+
     def load(self, step: str) -> Outcome | None:
         return self._steps.load(step) if self._shared(step) else None
 
-    def await_step(self, step: str) -> None:
-        self._steps.await_step(step)
+    def awaited(self, step: str, wanted: Callable[[Outcome], bool] = bool) -> Outcome:
+        return self._steps.awaited(step, wanted)
 
     def save(self, step: str, tensors: Outcome) -> None:
         if self._shared(step):
             self._steps.save(step, tensors)
 
-    def reserve(self, size: int) -> None:
-        self._steps.reserve(size)
+    def reserve(self, size: float, what: str, of: str = "*") -> None:
+        self._steps.reserve(size, what, of)
 
     @staticmethod
     def _shared(step: str) -> bool:

@@ -218,7 +218,7 @@ def test_a_long_run_shows_the_step_that_was_kept():
     _, record = finetune(tiny_model("llama"), tiny_tokenizer(), TRAIN, options=options)
     measured = [ValidationLoss(step=step, loss=2.0) for step in range(1, 41)]
     shown = finetuning_table(record.model_copy(update={"evaluations": measured, "best_step": 18}))
-    steps, losses = list(shown.columns[0].cells), list(shown.columns[2].cells)
+    steps, losses = ([str(cell) for cell in shown.columns[i].cells] for i in (0, 2))
     assert len(steps) == 13
     assert steps[-1] == "40"
     assert [s for s, loss in zip(steps, losses, strict=True) if "kept" in loss] == ["18"]
