@@ -13,6 +13,8 @@ PIP_ARGS ?=
 DATA_DIR  ?= ../shared/data
 PAPER_DIR ?= ../shared/paper
 RUN_DIR  ?= runs/demo
+# Processes that share out the files of tests.
+JOBS     ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -23,10 +25,10 @@ demo: install
 	$(BIN)/layerif run recipes/demo.yaml --out $(RUN_DIR)
 
 test: install lint
-	$(BIN)/python -m pytest tests --data-dir=$(DATA_DIR) --paper-dir=$(PAPER_DIR)
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile --data-dir=$(DATA_DIR) --paper-dir=$(PAPER_DIR)
 
 test-fast: install
-	$(BIN)/python -m pytest tests -m "not slow and not real_model" --data-dir=$(DATA_DIR) --paper-dir=$(PAPER_DIR)
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile -m "not slow and not real_model" --data-dir=$(DATA_DIR) --paper-dir=$(PAPER_DIR)
 
 lint: install
 	$(BIN)/ruff check .
