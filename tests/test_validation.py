@@ -198,7 +198,9 @@ def truth_of(costs):
         delta=None,
         costs=costs.tolist(),
         base_loss=1.0,
-        model=describe(model).model_copy(update={"layers": len(costs)}),
+        model=describe(model).model_copy(
+            update={"layers": len(costs), "layer_sizes": [1] * len(costs)}
+        ),
         text={},
         setting=setting(model),
     )
