@@ -41,7 +41,7 @@ from tiny import LAYERS, SHAPE, tiny_model, tiny_tokenizer
 
 BAIT = "bait"
 # How a message must not begin.
-DENIAL = re.compile(r"\s*$|no |\S+ is (not|no|neither) ")
+DENIAL = re.compile(r"\s*$|no |\S+ is (neither|(no|not an?) (model|folder|adapter|causal)) ")
 FINGERPRINT = Fingerprint(model="m", data="d", options={"rank": 8})
 ROWS = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}", "n": i} for i in range(12)]
 

@@ -11,6 +11,7 @@ from peft import PeftConfig
 
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
+from layerif.files import quoted
 from layerif.moe.card import complete_card
 
 # The kind of adapter, in PEFT's tables and files.
@@ -70,7 +71,9 @@ class LoraMoeConfig(PeftConfig):
         for name in ("num_experts", "top_k", "r"):
             for value in _as_list(getattr(self, name)):
                 if not isinstance(value, int) or value < 1:
-                    raise InputError(f"{name} must be whole numbers of at least 1, not {value!r}")
+                    raise InputError(
+                        f"{name} must be whole numbers of at least 1, not {quoted(value)}"
+                    )
         if self.aux_loss_coef < 0:
             raise InputError(f"aux_loss_coef must not be negative, and is {self.aux_loss_coef}")
         if self.bias != "none":
