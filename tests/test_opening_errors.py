@@ -363,3 +363,14 @@ def test_files_closed_to_a_user_without_a_home_are_named(folder, tmp_path, name)
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     assert name in (tmp_path / "said").read_text()
+
+
+def test_a_tokenizer_that_reads_no_text_is_refused_on_opening(model, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(model, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"model_max_length": {"a": 1}})
+    )
+    with pytest.raises(InputError, match="tokenizer"):
+        open_model(folder)

@@ -208,7 +208,9 @@ def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     source = _locate(name)
     try:
         with _reading(source, f"the tokenizer of {name}"):
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            tokenizer.encode("a")  # damaged settings show first where a text is read
+            return tokenizer
     except LayerifError:
         if Path(source).is_dir() and not vocabularies(Path(source)):
             raise InputError(
