@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from layerif.errors import InputError
-from layerif.files import read_json
+from layerif.files import brief, quoted, read_json
 from layerif.model.causes import cause_of
 
 CONFIG = "config.json"
@@ -141,9 +141,9 @@ def _indexed(index: Path) -> tuple[Path, ...]:
     kind = Path(index.name.removesuffix(".index.json")).suffix
     for name in dict.fromkeys(map(str, names.values())):
         if Path(name).name != name or "\0" in name or not name.endswith(kind):
-            raise InputError(f"{index} names {name!r}, which is not a {kind} file beside it")
+            raise InputError(f"{index} names {quoted(name)}, which is not a {kind} file beside it")
         if not (index.parent / name).is_file():
-            raise InputError(f"{name} is missing in {index.parent}; {index.name} names it")
+            raise InputError(f"{brief(name)} is missing in {index.parent}; {index.name} names it")
         parts.append(index.parent / name)
     return tuple(parts)
 
