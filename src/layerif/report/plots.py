@@ -99,9 +99,10 @@ def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(_line(title), loc="left", fontsize=11, color=INK, pad=18, parse_math=False)
-    line = axes.text(0, 1.03, _line(subtitle), transform=axes.transAxes, parse_math=False)
-    line.set(fontsize=8, color="#57606a")
+    axes.set_title(one_line(title), loc="left", fontsize=11, color=INK, pad=18, parse_math=False)
+    line = axes.text(0, 1.03, one_line(subtitle), transform=axes.transAxes, parse_math=False)
+    # A wide one must not make the axes narrower.
+    line.set(fontsize=8, color="#57606a", in_layout=False)
     axes.set_xlabel("decoder layer")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#eaeef2", linewidth=0.8)
@@ -109,7 +110,7 @@ def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text of others on one line; of a long one the end."""
     text = harmless(text).replace("\n", " ")
     return text if len(text) <= LONGEST_LINE else f"\u2026{text[1 - LONGEST_LINE :]}"
