@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from artifact_samples import MODEL, make_manifest, make_plan, make_results, make_scores
 from layerif.allocate import allocate_experts, allocate_sparsity
-from layerif.artifacts import Allocation, Results
+from layerif.artifacts import Allocation, MetricScores, Results
 from layerif.choices import Aggregation
 from layerif.report import (
     allocation_table,
@@ -26,6 +27,7 @@ from layerif.report import (
     manifest_lines,
     manifest_table,
     plot_allocation,
+    plot_metric,
     plot_scores,
     results_table,
     scores_table,
@@ -124,6 +126,29 @@ class TestPlots:
         scores = make_scores(np.ones((5, 12)))
         plot_scores(scores, tmp_path / "scores", aggregate="negative")
         assert bars_of_svg(tmp_path / "scores.svg")[:, 1].tolist() == [0.0] * 5
+
+    @pytest.mark.parametrize("unit", [1.0, -3e-5, 1e300, 5e-324])
+    def test_scores_of_a_metric_are_bars_of_their_heights(
+        self, tmp_path: Path, unit: float
+    ) -> None:
+        values = [unit * n for n in (3, 1, 4, 2, 5)]
+        setting = make_results().setting
+        scores = MetricScores(metric="own", scores=values, model=MODEL, seconds=1, setting=setting)
+        plot_metric(scores, tmp_path / "metric")
+        bars = bars_of_svg(tmp_path / "metric.svg")
+        np.testing.assert_allclose(bars[:, 1] / bars[0, 1], np.array((3, 1, 4, 2, 5)) / 3, 1e-3)
+
+    def test_a_name_is_no_formula_and_takes_no_room(self, tmp_path: Path) -> None:
+        # Would see: a bad formula's ValueError after the work, axes without width, warnings.
+        names = ("plain", r"cost$\frac$ 漢字", "W" * 200, "two\nlines")
+        widths = []
+        for number, name in enumerate(names):
+            plan = EXPERTS.model_copy(update={"model": MODEL.model_copy(update={"name": name})})
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                plot_allocation(plan, tmp_path / str(number))
+            widths.append(np.diff(bars_of_svg(tmp_path / f"{number}.svg")[:, 0]))
+        np.testing.assert_allclose(widths, [widths[0]] * len(names))
 
     def test_the_stem_may_hold_dots_and_a_new_folder(self, tmp_path: Path) -> None:
         # Would see: with_suffix, which would take ".5" off.

@@ -95,9 +95,46 @@ def test_off_a_terminal_lines_come_at_growing_intervals(monkeypatch, capsys):
             now[0] += 1
             advance(2)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "solving: 120 of 1,200, 2 a second, about 9 min 0 s left"
+    # The first of long work comes from the first two seconds.
+    assert lines[0] == "solving: 104 of 1,200, 2 a second, about 9 min 8 s left"
     done = [int(line.split()[1]) for line in lines]
     assert np.diff([(each - 100) / 2 for each in done]).tolist() == [20, 40, 60, 60, 60]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(15, "1 min 0 s"), (4, None)])
+def test_on_a_terminal_long_work_says_once_how_long_it_takes(monkeypatch, seconds, expected):
+    """Of five units, the first of which was found finished; 4 s each are too little for a line."""
+    now = [0.0]
+    console = Console()
+    console.file = io.StringIO()
+    console._force_terminal = True
+    monkeypatch.setattr(progress_module, "console", console)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with progress("pruning", 6) as advance:
+        advance()
+        for _ in range(5):
+            now[0] += seconds
+            advance()
+    said = re.findall(r"pruning: 2 of 6, [^,]+, about (.+) left", console.file.getvalue())
+    assert said == ([expected] if expected else [])
+    assert len(re.findall(r"pruning: \d", console.file.getvalue())) == len(said)
+
+
+def test_work_of_several_bars_has_lines_of_its_own_on_a_terminal(monkeypatch):
+    now = [0.0]
+    console = Console()
+    console.file = io.StringIO()
+    console._force_terminal = True
+    monkeypatch.setattr(progress_module, "console", console)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with progress("plans", 3, bar=False) as advance:
+        for _ in range(3):
+            with progress("pruning", 1) as inner:
+                now[0] += 90
+                inner()
+            advance()
+    said = re.findall(r"plans: (\d) of 3, .*about (.+) left", console.file.getvalue())
+    assert said == [("1", "3 min 0 s"), ("2", "1 min 30 s")]
 
 
 def test_a_short_piece_of_work_says_nothing_off_a_terminal(tmp_path):

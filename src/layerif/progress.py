@@ -1,5 +1,7 @@
 """Progress and notes for a person, on standard error: a bar on a terminal, lines off it.
 
+How long work takes is said early: once its first units took a while, and a longer one is left.
+
 Of several processes the first one speaks.
 """
 
@@ -28,6 +30,8 @@ console = Console(stderr=True)
 FIRST_WAIT, LAST_WAIT = 10.0, 60.0
 # Work done within so many seconds was found finished; it says nothing of the rate.
 FOUND_WITHIN = 1.0
+# Seconds that the first estimate is taken from, and those left from which on it is worth a line.
+ESTIMATE_FROM, LONG = 2.0, 20.0
 
 
 class Advance(Protocol):
@@ -37,13 +41,18 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: float) -> Iterator[Advance]:
-    """A progress bar over `total` units with the time left; off a terminal, lines that say so."""
+def progress(description: str, total: float, *, bar: bool = True) -> Iterator[Advance]:
+    """A progress bar over `total` units with the time left; off a terminal, lines that say so.
+
+    Args:
+        bar: False for work whose units have bars of their own: lines on a terminal too.
+    """
     if not processes.is_first():
         yield lambda units=1: None
         return
-    if not console.is_terminal:
-        yield _Lines(description, total)
+    lines = _Lines(description, total, once=bar and console.is_terminal)
+    if not (bar and console.is_terminal):
+        yield lines
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -53,20 +62,25 @@ def progress(description: str, total: float) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(description, total=total)
+    with Progress(*columns, console=console, transient=True) as drawn:
+        task = drawn.add_task(description, total=total)
 
         def advance(units: float = 1) -> None:
-            bar.advance(task, units)
+            drawn.advance(task, units)
+            lines(units)
 
         yield advance
 
 
 class _Lines:
-    """What is done, at what rate, and how long the rest takes: a line at growing intervals."""
+    """What is done, at what rate, and how long the rest takes: a line at growing intervals.
 
-    def __init__(self, description: str, total: float) -> None:
-        self._description, self._total = description, total
+    Of long work the first line comes as soon as there is a rate; with `once` it is the only one.
+    """
+
+    def __init__(self, description: str, total: float, *, once: bool) -> None:
+        self._description, self._total, self._once = description, total, once
+        self._said = False
         self._done = self._found = 0.0
         self._began = self._measured_from = time.monotonic()
         self._wait = FIRST_WAIT
@@ -77,11 +91,17 @@ class _Lines:
         now = time.monotonic()
         if now - self._began < FOUND_WITHIN:
             self._measured_from, self._found = now, self._done
-        elif now >= self._due:
+            return
+        if self._done == self._total:
+            return
+        taken = now - self._measured_from
+        rate = (self._done - self._found) / taken if taken else 0.0
+        left = max(self._total - self._done, 0) / rate if rate else 0.0
+        early = not self._said and taken >= ESTIMATE_FROM and left >= LONG
+        if early or (now >= self._due and not self._once):
+            self._said = True
             self._wait = min(2 * self._wait, LAST_WAIT)
             self._due = now + self._wait
-            rate = (self._done - self._found) / (now - self._measured_from)
-            left = max(self._total - self._done, 0) / rate if rate else 0.0
             note(
                 f"{self._description}: {self._done:,.0f} of {self._total:,.0f}, "
                 f"{_per_time(rate)}, about {_duration(left)} left"

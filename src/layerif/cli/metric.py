@@ -91,7 +91,8 @@ def metric(
 
     outlier_ratio, dlp and block_influence run calibration text through the dense model, marginal
     through one that is pruned for the time; adapter_gain runs it forward and backward, or samples
-    of a task; the others need none. `layerif allocate` takes the file that is written.
+    of a task; the others need none. `layerif allocate` takes the file that is written, beside
+    which a picture lies.
     """
     from layerif.artifacts import MetricScores
     from layerif.checkpoint import check_out
@@ -137,7 +138,7 @@ def metric(
         corpus = load_corpus(calibration, data_dir=data_dir)
 
     from layerif.model import open_model, open_skeleton
-    from layerif.report import metric_table
+    from layerif.report import leave_picture, metric_table, plot_metric
     from layerif.studies.stages import measure_into
 
     tokenizer = None
@@ -168,5 +169,6 @@ def metric(
         overwrite=overwrite,
     )
     write_recipe(context, out)
+    leave_picture(plot_metric, scores, beside=out)
     emit(metric_table(scores), scores.model_dump(mode="json"), as_json=as_json)
     say(f"wrote {out}", as_json=as_json)

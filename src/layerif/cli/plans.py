@@ -29,13 +29,18 @@ def deliver(
     kept: bool = False,
     beside: dict[str, Any] | None = None,
 ) -> None:
-    """Save a plan, unless it was `kept` already, and print it; in JSON with what goes `beside`."""
-    from layerif.report import allocation_table
+    """Save a plan with its picture, unless it was `kept` already, and print it.
+
+    Args:
+        beside: what goes beside the plan in JSON output.
+    """
+    from layerif.report import allocation_table, leave_picture, plot_allocation
 
     if out is not None:
         if not kept:
             _keep(plan, out, overwrite=overwrite)
         write_recipe(context, out)
+        leave_picture(plot_allocation, plan, beside=out)
     emit(allocation_table(plan), plan.model_dump(mode="json") | (beside or {}), as_json=as_json)
     if plan.sizes is None and plan.kind == "sparsity":
         say("No model is named, so all layers count as equally large.", as_json=as_json)

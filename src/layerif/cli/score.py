@@ -124,9 +124,9 @@ def score(
 ) -> None:
     """Measure the influence of training samples through each decoder layer.
 
-    Writes scores.json and influence.safetensors to the run folder, and recipe.yaml, which replays
-    it. Cut short, the same command goes on where it was. `torchrun -m layerif score ...` shares the
-    work out over processes, which all have to see the run folder.
+    Writes scores.json, influence.safetensors and a picture to the run folder, and recipe.yaml,
+    which replays it. Cut short, the same command goes on where it was. `torchrun -m layerif score
+    ...` shares the work out over processes, which all have to see the run folder.
     """
     from layerif.artifacts import SCORES
     from layerif.checkpoint import check_out
@@ -147,7 +147,7 @@ def score(
     validation = data.sample("validation", options.rows(context, data, "validation"), seed)
 
     from layerif.model import open_model
-    from layerif.report import scores_table, sweep_lines
+    from layerif.report import leave_picture, plot_scores, scores_table, sweep_lines
     from layerif.studies.stages import score_into
 
     opened, tokenizer = open_model(
@@ -181,6 +181,7 @@ def score(
     )
     if is_first():
         write_recipe(context, out)
+        leave_picture(plot_scores, scores, beside=out / SCORES.mark)
     emit(scores_table(scores), scores.summary(), as_json=as_json)
     for line in sweep_lines(scores):
         say(line, as_json=as_json)

@@ -4,7 +4,7 @@ from layerif.report.agreement import agreement_table, plot_agreement
 from layerif.report.cards import adapter_card, pruned_card
 from layerif.report.comparisons import comparison_lines
 from layerif.report.finetuning import finetuning_table
-from layerif.report.plots import plot_allocation, plot_scores
+from layerif.report.plots import leave_picture, plot_allocation, plot_metric, plot_scores
 from layerif.report.routing import plot_routing
 from layerif.report.seeds import seeds_table
 from layerif.report.tables import (
@@ -27,11 +27,13 @@ __all__ = [
     "caveat_lines",
     "comparison_lines",
     "finetuning_table",
+    "leave_picture",
     "manifest_lines",
     "manifest_table",
     "metric_table",
     "plot_agreement",
     "plot_allocation",
+    "plot_metric",
     "plot_routing",
     "plot_scores",
     "pruned_card",

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from layerif.artifacts import Agreement, GroundTruth
 from layerif.choices import TruthKind
-from layerif.report.plots import ACCENT, INK, save_figure
+from layerif.report.plots import ACCENT, INK, one_line, save_figure
 from layerif.report.tables import plain_table
 
 PANELS = 6
@@ -64,16 +64,18 @@ def plot_agreement(
     what = _measured(truth.kind).removeprefix("the ").capitalize()
     how = "" if truth.sparsity is None else f", {truth.sparsity:.0%} sparsity"
     figure.suptitle(
-        f"{what}, {TITLES[truth.kind]}\n{truth.model.name}{how}",
+        f"{what}, {TITLES[truth.kind]}\n{one_line(truth.model.name)}{how}",
         fontsize=10,
         color=INK,
+        parse_math=False,
     )
     costs = truth.values
     for place, each in enumerate(shown):
         axes = figure.add_subplot(rows, columns, place + 1)
         values = np.asarray(scores[each.name], dtype=float)
         axes.scatter(values, costs, s=12, color=ACCENT)
-        axes.set_title(f"{each.name}: {each.spearman:+.2f}", fontsize=8, loc="left", color=INK)
+        title = one_line(f"{each.name}: {each.spearman:+.2f}")
+        axes.set_title(title, fontsize=8, loc="left", color=INK, parse_math=False)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         for layer in {0, int(np.argmax(costs)), len(costs) - 1}:

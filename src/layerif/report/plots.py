@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerif.artifacts import Allocation, LayerScores
+from layerif.artifacts import Allocation, LayerScores, MetricScores
 from layerif.choices import Aggregation
+from layerif.errors import InputError
 from layerif.files import Kind, new_file
+from layerif.progress import note
+from layerif.terminal import harmless
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +23,23 @@ if TYPE_CHECKING:
 # In every picture, which tells it from those of others.
 FORMAT = "layerif.picture"
 INK, ACCENT = "#24292f", "#2f6f9f"
+# Letters of a line that fit above the bars.
+LONGEST_LINE = 90
 LABELS = {"sparsity": "sparsity", "experts": "LoRA experts", "ranks": "LoRA rank"}
+
+
+def leave_picture(draw: Callable[..., object], *what: Any, beside: Path, **options: Any) -> None:
+    """Draw a picture beside a result that is written; where it cannot be, a note says why.
+
+    Args:
+        draw: such as `plot_scores`; called with `what`, a stem and the options.
+        beside: the result's file: that of `plan.json` is `plan.png` and `plan.svg`.
+    """
+    stem = beside.with_name(beside.name.removesuffix(".json") or beside.name)
+    try:
+        draw(*what, stem, **options)
+    except InputError as error:
+        note(f"no picture: {error}")
 
 
 def plot_scores(
@@ -27,11 +47,14 @@ def plot_scores(
 ) -> list[Path]:
     """Draw the score of each layer; returns the PNG and the SVG written to `stem`.png, .svg."""
     figure, axes = _figure(f"Influence per decoder layer ({aggregate})", _model_line(scores))
-    values = scores.aggregate(aggregate)
-    # One power of ten for the whole axis, in its label: a mark at its top would hit the title.
-    power = int(np.floor(np.log10(np.abs(values).max()))) if values.any() else 0
-    _bars(axes, values / 10.0**power)
-    axes.set_ylabel("summed influence" + (f" / $10^{{{power}}}$" if power else ""))
+    _powered_bars(axes, scores.aggregate(aggregate), "summed influence")
+    return save_figure(figure, Path(stem))
+
+
+def plot_metric(scores: MetricScores, stem: str | Path) -> list[Path]:
+    """Draw a metric's score of each layer; returns the PNG and the SVG written."""
+    figure, axes = _figure(f"{scores.metric} per decoder layer", scores.model.name)
+    _powered_bars(axes, np.asarray(scores.scores), "score", least=3)
     return save_figure(figure, Path(stem))
 
 
@@ -70,18 +93,42 @@ def _model_line(scores: LayerScores) -> str:
 
 
 def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
-    # The object interface, not pyplot: no global state and no display is touched.
+    # The object interface, not pyplot: no global state and no display is touched. Names of others
+    # are no formulas, whatever dollars they hold.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=18)
-    axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=8, color="#57606a")
+    axes.set_title(one_line(title), loc="left", fontsize=11, color=INK, pad=18, parse_math=False)
+    line = axes.text(0, 1.03, one_line(subtitle), transform=axes.transAxes, parse_math=False)
+    # A wide one must not make the axes narrower.
+    line.set(fontsize=8, color="#57606a", in_layout=False)
     axes.set_xlabel("decoder layer")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#eaeef2", linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def one_line(text: str) -> str:
+    """Text of others on one line; of a long one the end."""
+    text = harmless(text).replace("\n", " ")
+    return text if len(text) <= LONGEST_LINE else f"\u2026{text[1 - LONGEST_LINE :]}"
+
+
+def _powered_bars(axes: Axes, values: np.ndarray, label: str, *, least: int = 1) -> None:
+    """Bars of numbers of any size.
+
+    One power of ten for the whole axis, in its label: a mark at its top would hit the title.
+
+    Args:
+        least: the first power, up or down, that is taken out.
+    """
+    # 10^-308 is the least that a division by it leaves finite.
+    power = max(int(np.floor(np.log10(np.abs(values).max()))), -307) if values.any() else 0
+    power = power if abs(power) >= least else 0
+    _bars(axes, values / 10.0**power)
+    axes.set_ylabel(label + (f" / $10^{{{power}}}$" if power else ""))
 
 
 def _bars(axes: Axes, values: Sequence[float] | np.ndarray, *, start: float = 0.0) -> None:
@@ -105,7 +152,13 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     # No date and no random names inside, so that the same artifact gives the same file.
     for suffix, own in (("png", {}), ("svg", {"Date": None})):
         path = stem.with_name(f"{stem.name}.{suffix}")
-        with new_file(path, Kind(FORMAT)) as part, rc_context({"svg.hashsalt": "layerif"}):
+        with (
+            new_file(path, Kind(FORMAT)) as part,
+            rc_context({"svg.hashsalt": "layerif"}),
+            warnings.catch_warnings(),
+        ):
+            # A name may hold characters that the font has not; they are drawn as boxes.
+            warnings.filterwarnings("ignore", message="Glyph")
             metadata = {"Description": f"{FORMAT}/1", **own}
             figure.savefig(part, format=suffix, dpi=160, metadata=metadata)
         written.append(path)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from layerif.artifacts import RoutingUse
 from layerif.artifacts.routing import RouterLoad
-from layerif.report.plots import INK, save_figure
+from layerif.report.plots import INK, one_line, save_figure
 
 COLUMNS = 4
 # What a load is to the even one: the colours end here, for one busy expert hides the others else.
@@ -33,9 +33,8 @@ def plot_routing(use: RoutingUse, stem: str | Path) -> list[Path]:
     layers, most = use.model.layers, max(len(router.counts) for router in use.routers)
     width, height = 1.2 + layers * 0.055, 1.0 + most * 0.09
     figure = Figure(figsize=(columns * width + 1.0, rows * height + 0.6), layout="constrained")
-    figure.suptitle(
-        f"Load of LoRA experts: {use.model.name}, adapter {use.adapter}", fontsize=10, color=INK
-    )
+    title = one_line(f"Load of LoRA experts: {use.model.name}, adapter {use.adapter}")
+    figure.suptitle(title, fontsize=10, color=INK, parse_math=False)
     panels = []
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)

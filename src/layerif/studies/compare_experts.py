@@ -22,7 +22,7 @@ from layerif.finetuning import FinetuneOptions
 from layerif.finetuning.adapters import complete_plan
 from layerif.model import Tokenizer, as_found, unwrapped, with_adapter
 from layerif.moe import trainable_parameters
-from layerif.progress import note
+from layerif.progress import note, progress
 from layerif.studies.expert_plans import check_titles
 from layerif.studies.finetuning import finetune_into
 from layerif.studies.folder import RunFolder
@@ -129,7 +129,8 @@ def compare_experts(
     require_disk(folder, size - taken(cells), "the adapters of all plans and seeds")
     claimed = RunFolder(folder, STUDY)
     found: dict[str, Cells] = {}
-    with claimed.claimed():
+    runs = len(plans) * len(study.seeds)
+    with claimed.claimed(), progress("training runs", runs, bar=False) as advance:
         for title, plan in zip(titles, plans.values(), strict=True):
             claimed.keep_plan(title, plan)
             own = found[title] = Cells(plan, [], [])
@@ -149,6 +150,7 @@ def compare_experts(
                 )
                 own.records.append(record)
                 own.results.append(_measured(cell, record, model, tokenizer, task, options))
+                advance()
         results = {name: own.results for name, own in found.items()}
         compared = Comparisons(comparisons=compare_seeds(results, BASELINE))
         compared.save(folder / COMPARISON_FILE)

@@ -37,7 +37,7 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.progress import note
+from layerif.progress import note, progress
 from layerif.pruning import check_pattern, prune
 from layerif.studies.candidates import WAYS, check_tries, plans_of
 from layerif.studies.folder import RunFolder
@@ -135,11 +135,15 @@ def compare_sparsity(
     with claimed.claimed():
         results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
         tuning: dict[str, Any] = {}
-        for name in dict.fromkeys(("uniform", *names)):
-            plan, tuning[name] = bench.best(name, influence)
-            if name != "marginal":  # which is saved already
-                claimed.keep_plan(name, plan)
-            results[name] = bench.measured(name, plan, on, options)
+        # How often each prunes: for its tries, and to be measured.
+        prunings = dict.fromkeys(("uniform", *names), study.tries + 1) | {"uniform": 2}
+        with progress("plans, by times pruned", sum(prunings.values()), bar=False) as advance:
+            for name, times in prunings.items():
+                plan, tuning[name] = bench.best(name, influence)
+                if name != "marginal":  # which is saved already
+                    claimed.keep_plan(name, plan)
+                results[name] = bench.measured(name, plan, on, options)
+                advance(times)
         write_json(folder / TUNING_FILE, tuning)
         pruned = {name: found for name, found in results.items() if name != "dense"}
         if len(pruned) > 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.allocate import allocate_experts, allocate_ranks, allocate_sparsity
-from layerif.artifacts import Allocation, Comparisons, LayerScores, Results
+from layerif.artifacts import SCORES, Allocation, Comparisons, LayerScores, Results
 from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.evaluation import check_sources, compare
@@ -27,9 +27,9 @@ from layerif.model import (
     parse_device,
     with_adapter,
 )
-from layerif.progress import note
+from layerif.progress import note, progress
 from layerif.pruning import check_pattern
-from layerif.report import plot_allocation, plot_scores
+from layerif.report import leave_picture, plot_allocation, plot_scores
 from layerif.studies.beside import Open, check_beside, plans_beside
 from layerif.studies.compare_experts import Cells
 from layerif.studies.folder import RunFolder
@@ -114,7 +114,10 @@ def run_recipe(
             plans |= plans_beside(recipe, folder, data.calibration, opened)
         plans["LayerIF"] = plan
         results = {"dense": measure(name="dense", plan=None)}
-        results |= {title: measure(name=title.lower(), plan=p) for title, p in plans.items()}
+        with progress("plans", len(plans), bar=False) as advance:
+            for title, each in plans.items():
+                results[title] = measure(name=title.lower(), plan=each)
+                advance()
         # What a run asks is whether a plan pays; that pruning costs, nobody doubts.
         pruned = {title: results[title] for title in plans}
         comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
@@ -257,11 +260,12 @@ def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> dict[str, A
                 beta=counts.beta,
                 orientation=counts.orientation,
             )
-    plot_scores(scores, folder.path / "scores", aggregate=stage.aggregate)
+    scored = folder.path / SCORES.mark
+    leave_picture(plot_scores, scores, beside=scored, aggregate=stage.aggregate)
     for name, allocation in plans.items():
         folder.keep_plan(name, allocation)
         if name != "uniform":
-            plot_allocation(allocation, folder.path / name)
+            leave_picture(plot_allocation, allocation, beside=folder.path / f"{name}.json")
     return plans
 
 

@@ -25,7 +25,7 @@ from layerif.chunks import check_context_length, cut, draw, usable_length
 from layerif.errors import InputError
 from layerif.files import write_json
 from layerif.model import Tokenizer
-from layerif.report import plot_agreement
+from layerif.report import leave_picture, plot_agreement
 from layerif.score_files import read_scores
 from layerif.studies.stages import fingerprint_of, finished
 from layerif.tasks import Corpus, Example, Task
@@ -193,5 +193,6 @@ def write_verdict(
     }
     write_json(folder / "validation.json", verdict)
     for kind, truth in truths.items():
-        plot_agreement(vectors, found[kind], truth, folder / f"{kind}-scatter")
+        beside = folder / f"{kind}-scatter"
+        leave_picture(plot_agreement, vectors, found[kind], truth, beside=beside)
     return verdict
