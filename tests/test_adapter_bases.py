@@ -60,7 +60,7 @@ def test_an_adapter_of_another_base_is_merged_by_force_alone(folders, tmp_path, 
     merge = ["merge", folders / "pruned", "--device", "cpu"]
     dense = [*merge, "--adapter", folders / "dense", "--out", tmp_path / "out"]
     status, _, err = layerif(*dense)
-    assert (status, "--force" in err) == (2, True)
+    assert (status, err.count("force")) == (2, 1)
     assert not (tmp_path / "out").exists()
     assert layerif(*dense, "--force")[0] == 0
     assert layerif(*merge, "--adapter", folders / "own", "--out", tmp_path / "own")[0] == 0

@@ -173,3 +173,21 @@ def test_expressions_that_end_are_left_alone(tmp_path):
     every = r".*\.(self_attn\.)?(q|k)_proj+"
     adapted(tiny_model(), target_modules=every).save_pretrained(tmp_path)
     assert isinstance(with_adapter(tiny_model(), tmp_path), PeftModel)
+
+
+@pytest.mark.parametrize("damage", ["pickle", "pointer", "cut", "missing"])
+def test_damaged_weights_of_an_adapter_are_named(tmp_path, damage):
+    """Would see: torch's advice to load with weights_only=False, which runs what is in the file."""
+    get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:200])
+    else:
+        weights.unlink()
+    if damage == "pickle":
+        (tmp_path / "adapter_model.bin").write_bytes(bytes(range(200)))
+    if damage == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="adapter_model") as refused:
+        with_adapter(tiny_model(), tmp_path)
+    assert "weights_only" not in str(refused.value)

@@ -15,8 +15,8 @@ import torch
 from filelock import FileLock
 
 from layerif.artifacts import SCORES, Fingerprint, LayerScores, Results, hash_model, hash_texts
-from layerif.checkpoint import LOCK_FILE, check_out, remove_leftover, resumable, steps_folder
-from layerif.errors import InputError, NumericalError
+from layerif.checkpoint import LOCK_FILE, alone, check_out, remove_leftover, resumable, steps_folder
+from layerif.errors import DiskError, InputError, NumericalError
 from layerif.studies.stages import evaluate_into, prune_into, score_into
 from layerif.tasks import Corpus, Task, load_task
 from test_influence import TRAIN, VALIDATION
@@ -284,3 +284,9 @@ def test_killed_while_the_result_is_written_it_can_be_finished(tmp_path):
     (out / "scores.json").unlink()
     with pytest.raises(InputError, match="already holds"):
         check_out(out, SCORES, overwrite=False)
+
+
+def test_a_lock_where_no_folder_can_be_is_refused():
+    """Would see: waiting for ever, as if another process had taken the folder away."""
+    with pytest.raises(DiskError), alone(Path("/proc/none/lock"), Path("/proc/none")):
+        pass

@@ -79,3 +79,10 @@ def test_a_damping_given_as_a_number_is_beside_the_sweep():
     sweep = measure(tiny_model(), damping_value=0.3, damping_sweep=[0.1, 1.0]).damping_sweep
     assert sweep.dampings == [0.1, 1.0]
     assert [len(row) for row in sweep.scores["all"]] == [LAYERS, LAYERS]
+
+
+def test_one_damping_has_no_rankings_to_compare():
+    """Would see: a claim that the layers score alike, where nothing was compared."""
+    scores = measure(tiny_model(), damping_value=0.3, damping_sweep=[0.1])
+    (line,) = sweep_lines(scores)
+    assert "alike" not in line

@@ -183,3 +183,5 @@ def test_evaluate_takes_the_test_split_and_counts_zeros():
     assert results.how["data"] == {"made up": {"from": "here"}}
     with pytest.raises(InputError, match="has 12 test examples, fewer than the 13"):
         evaluate(model, tokenizer, [task], samples=13)
+    with pytest.raises(InputError, match="twice"):
+        evaluate(model, tokenizer, [task, task], samples=5)

@@ -200,6 +200,18 @@ class TestFolders:
                 check_out(path, SCORES, overwrite=True)
             assert not [name for name in names(path) if name.startswith(".")]
 
+    def test_a_refusal_leaves_no_folder(self, tmp_path: Path) -> None:
+        """Would see: a folder that holds nothing but a claim, closed to every other command."""
+        path = tmp_path / "study"
+        with pytest.raises(InputError), RunFolder(path).claimed("model: a\n"):
+            raise InputError("too short a text")
+        assert not path.exists()
+        with RunFolder(path).claimed():
+            make_scores().save(path)
+        with pytest.raises(InputError), RunFolder(path).claimed():
+            raise InputError("another text")
+        assert (path / "scores.json").is_file()
+
     def test_of_a_study_that_an_earlier_version_wrote(self, tmp_path: Path) -> None:
         fill(tmp_path / "a", **{"written.json": '{"p.json": ["0"]}', "recipe.yaml": "model: m\n"})
         RunFolder(tmp_path / "a").check()

@@ -182,6 +182,9 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
     while not held.is_locked:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, lock) from error
+        try:
             held.acquire(timeout=-1 if waited else 0)
         except Timeout:
             if not wait:

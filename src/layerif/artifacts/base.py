@@ -40,7 +40,7 @@ class Record(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, path)) or 'the whole'}: {fault}"
+                ": ".join([*([".".join(map(str, path))] if path else []), fault])
                 for path, fault in faults_of(error, cls)
             )
             raise FieldError(

@@ -131,10 +131,16 @@ def check_sources(
     """Find out before the first forward pass what cannot be evaluated; a skeleton model will do.
 
     Raises:
-        InputError: too few rows, rows of which only some have candidates, too short a text, chunks
-            longer than the model's context, or a task that has no answers to generate.
+        InputError: a source is named twice, too few rows, rows of which only some have candidates,
+            too short a text, chunks longer than the model's context, or a task that has no answers
+            to generate.
     """
     check_choice(scoring, TaskScoring, "scoring")
+    names = [source.name for source in on]
+    for name in names:
+        # Twice in a family of comparisons, its p-values would be adjusted for more than there are.
+        if names.count(name) > 1:
+            raise InputError(f"{name} is named twice among what is evaluated; give it once")
     for source in on:
         if isinstance(source, Task):
             rows = source.sample("test", samples, seed)

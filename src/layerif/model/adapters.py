@@ -14,6 +14,7 @@ import torch
 from layerif.errors import InputError, LayerifError, MissingDependencyError
 from layerif.files import brief, check_patterns, read_json
 from layerif.model.bases import other_base, other_name
+from layerif.model.folders import check_adapter
 from layerif.model.layers import Projection
 from layerif.progress import note
 
@@ -91,6 +92,7 @@ def with_adapter(
 
     place = adapter_folder(folder, name)
     kind = adapter_kind(place)
+    check_adapter(place)
     skeleton = any(weight.is_meta for weight in model.parameters())
     try:
         if (provider := KINDS[kind]) is not None:
@@ -178,10 +180,13 @@ def _noted(place: Path, *, silent: bool) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         yield
-    for warning in told:
-        message = " ".join(str(warning.message).split())
-        old_names = issubclass(warning.category, DeprecationWarning | FutureWarning)
-        if not (silent or old_names or "missing adapter keys" in message):
+    messages = [
+        " ".join(str(warning.message).split())
+        for warning in told
+        if not issubclass(warning.category, DeprecationWarning | FutureWarning)
+    ]
+    for message in dict.fromkeys(messages):
+        if not (silent or "missing adapter keys" in message):
             note(f"PEFT, of the adapter in {place}: {message}")
 
 

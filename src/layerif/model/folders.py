@@ -21,6 +21,7 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # In the order that transformers looks for them.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Files that a tokenizer's vocabulary may lie in, and further ones that a model may bring.
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "*.spm", "tekken.json")
 OBJECTS = ("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens")
@@ -115,8 +116,7 @@ def weights_of(folder: Path) -> Weights:
             continue
         sizes: Counter[torch.dtype] = Counter()
         for path in files:
-            refuse_pointer(path)
-            sizes += _read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
+            sizes += _read(path)
         size = sum(path.stat().st_size for path in files)
         return Weights(files, size, max(sizes, key=sizes.__getitem__, default=None))
     if (folder / ADAPTER_CONFIG).is_file():
@@ -146,6 +146,25 @@ def _indexed(index: Path) -> tuple[Path, ...]:
             raise InputError(f"{brief(name)} is missing in {index.parent}; {index.name} names it")
         parts.append(index.parent / name)
     return tuple(parts)
+
+
+def check_adapter(place: Path) -> None:
+    """Refuse a folder of PEFT's whose weights are missing, damaged, or hold more than tensors.
+
+    Raises:
+        InputError: names the file.
+    """
+    for name in ADAPTER_WEIGHTS:
+        if (place / name).is_file():
+            _read(place / name)
+            return
+    raise InputError(f"no weights are in {place}: {' or '.join(ADAPTER_WEIGHTS)} is expected")
+
+
+def _read(path: Path) -> Counter[torch.dtype]:
+    """Weights of each precision in a file, which is seen to be whole."""
+    refuse_pointer(path)
+    return _read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read_header(path: Path) -> Counter[torch.dtype]:

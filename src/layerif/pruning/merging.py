@@ -193,7 +193,4 @@ def merge_into(
 
 
 def _refuse_other_base(other: str) -> None:
-    raise InputError(
-        f"{other}; to merge it all the same, pass --force (force=True in Python), and measure the "
-        "outcome"
-    )
+    raise InputError(f"{other}; to merge it all the same, pass force=True, and measure the outcome")

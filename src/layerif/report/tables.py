@@ -58,6 +58,8 @@ def sweep_lines(scores: LayerScores) -> list[str]:
     sweep = scores.damping_sweep
     if sweep is None:
         return []
+    if len(sweep.dampings) < 2:
+        return ["The sweep has one damping, so there are no rankings of layers to compare."]
     dampings = ", ".join(f"{factor:g}" for factor in sweep.dampings)
     least = {how: value for how, value in sweep.least.items() if value is not None}
     figures = ", ".join(f"{how} {value:.2f}" for how, value in least.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from layerif.files import (
 
 FORMAT = "layerif.study/1"
 LOCK_FILE = ".lock"
+# What a folder holds before the first result.
+_CLAIM = {STUDY_FILE, RECIPE_FILE, LOCK_FILE}
 
 
 class RunFolder:
@@ -64,13 +67,19 @@ class RunFolder:
             InputError: as `check`; or another process is at it, or its recipe was edited.
         """
         self.check()
-        lock = target(self.path) / LOCK_FILE
+        place = target(self.path)
+        lock, new = place / LOCK_FILE, not place.exists()
         with alone(lock, self.path):
             try:
                 self._write(self._plans())
                 if recipe is not None:
                     keep_recipe(self.path / RECIPE_FILE, recipe)
                 yield
+            except BaseException:
+                # Refused or stopped before its first result, it leaves no folder.
+                if new and {path.name for path in place.iterdir()} <= _CLAIM:
+                    shutil.rmtree(place)
+                raise
             finally:
                 lock.unlink(missing_ok=True)
 
