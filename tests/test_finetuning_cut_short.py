@@ -51,3 +51,18 @@ def test_it_stops_where_it_would_have_and_keeps_the_best(place, whole, tmp_path,
     assert (cut.best_step, cut.steps) == (record.best_step, record.steps)
     assert_same_run(cut, tmp_path / "here" / "out", record, folder)
     assert not steps_folder(tmp_path / "here" / "out").exists()
+
+
+def test_what_is_left_of_a_checkpoint_stops_nothing(whole, tmp_path, monkeypatch):
+    """Would see: UnicodeDecodeError at each try, by the damaged card of a checkpoint."""
+    record, folder = whole
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        die_at(patch, *PLACES["before it is noted"][:3], 1)
+        with pytest.raises(Killed):
+            into(out, **RISING)
+    cards = list(steps_folder(out).rglob("README.md"))
+    assert cards
+    for card in cards:
+        card.write_bytes(b"\x88")
+    assert_same_run(into(out, **RISING), out, record, folder)

@@ -184,6 +184,7 @@ def _train(
         KeepCheckpoints,
         StopEarly,
         checkpoint_in,
+        discard_after,
         is_over,
         noted_step,
     )
@@ -204,6 +205,8 @@ def _train(
         # One speaks for all: a disk that machines share may show the note to some of them later.
         _reserve(model, steps, folder, best=options.patience is not None)
         done = processes.agreed(lambda: noted_step(steps))
+        if processes.is_first():
+            discard_after(folder, done)
         resumed = None
         if done is not None:
             resumed = str(checkpoint_in(folder, done))

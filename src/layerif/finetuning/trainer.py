@@ -196,6 +196,17 @@ def noted_step(steps: Steps) -> int | None:
     return int(kept["step"])
 
 
+def discard_after(folder: Path, done: int | None) -> None:
+    """Remove the checkpoints of steps after `done`, or all: PEFT reads a card that it replaces.
+
+    Whatever a kill or a disk has left of them would stop the run that writes them again.
+    """
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = checkpoint.name.rpartition("-")[2]
+        if step.isdecimal() and (done is None or int(step) > done):
+            shutil.rmtree(checkpoint)
+
+
 def is_over(checkpoint: Path, patience: int) -> bool:
     """Whether the run that wrote a checkpoint had stopped early there."""
     written = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
