@@ -117,7 +117,7 @@ def test_room_is_checked_beforehand_and_what_is_there_counts(disk):
 
     def work(keep, **options):
         with resumable(disk / "run", WANTED) as steps:
-            return measure(model, keep=keep, steps=steps, rank=32, alpha=64.0, **options)
+            return measure(model, keep=keep, steps=steps, rank=16, alpha=32.0, **options)
 
     fill(disk, leave=200_000)
     with pytest.raises(InputError, match="MB of disk"):
@@ -141,12 +141,12 @@ def test_room_is_checked_beforehand_and_what_is_there_counts(disk):
     # Room for what is still to come, but not for all.
     fill(disk, leave=int(1.3 * (gradients_of(model) - written)) + 200_000)
     resumed = work("disk", batch_tokens=500)
-    reference = measure(model, rank=32, alpha=64.0, batch_tokens=500)
+    reference = measure(model, rank=16, alpha=32.0, batch_tokens=500)
     assert np.array_equal(resumed.influence, reference.influence)
 
 
 def gradients_of(model, samples=9):
-    matrices = FreshLora(32, 64.0, 0).matrices(find_decoder_layers(model).projections)
+    matrices = FreshLora(16, 32.0, 0).matrices(find_decoder_layers(model).projections)
     return 4 * samples * sum(matrix.size for matrix in matrices)
 
 
