@@ -37,7 +37,8 @@ from layerif.errors import LayerifError
 from layerif.score_files import read_scores
 from layerif.tasks import SPLITS, Corpus, load_corpus, load_sources, load_task
 from mutations import damage
-from tiny import LAYERS, SHAPE, tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
+from tiny_gguf import write_tiny_gguf
 
 BAIT = "bait"
 # How a message must not begin.
@@ -360,51 +361,7 @@ def _make_experts(folder: Path) -> None:
 
 
 def _make_gguf(folder: Path) -> None:
-    from gguf import GGUFWriter
-
-    config, model, tokenizer = tiny_model().config, tiny_model(), tiny_tokenizer()
-    file = GGUFWriter(folder / "tiny.gguf", "llama")
-    file.add_block_count(LAYERS)
-    file.add_context_length(config.max_position_embeddings)
-    file.add_embedding_length(config.hidden_size)
-    file.add_feed_forward_length(config.intermediate_size)
-    file.add_head_count(config.num_attention_heads)
-    file.add_head_count_kv(config.num_key_value_heads)
-    file.add_layer_norm_rms_eps(config.rms_norm_eps)
-    file.add_rope_freq_base(10_000.0)
-    file.add_vocab_size(SHAPE["vocab_size"])
-    vocabulary = [*tokenizer.convert_ids_to_tokens(range(len(tokenizer))), "ab"]
-    missing = SHAPE["vocab_size"] - len(vocabulary)
-    file.add_tokenizer_model("gpt2")
-    file.add_token_list([*vocabulary, *(f"<unused{i}>" for i in range(missing))])
-    file.add_token_types([3, 3, 3] + [1] * (SHAPE["vocab_size"] - 3))
-    file.add_token_merges(["a b"])
-    file.add_bos_token_id(1)
-    file.add_eos_token_id(2)
-    names = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-        "model.layers": "blk",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "post_attention_layernorm": "ffn_norm",
-        "input_layernorm": "attn_norm",
-    }
-    for name, weight in model.state_dict().items():
-        written = name
-        for ours, theirs in names.items():
-            written = written.replace(ours, theirs)
-        file.add_tensor(written, weight.numpy())
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
+    write_tiny_gguf(folder / "tiny.gguf")
 
 
 def _read_gguf(folder: Path) -> None:

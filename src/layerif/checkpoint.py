@@ -224,8 +224,8 @@ def resumable(
             first holds the lock for all.
 
     Raises:
-        InputError: another process is at it, or the steps that stand there are of other work,
-            saying which part differs.
+        InputError: another process is at it, or the steps there are from different settings, saying
+            which part differs.
     """
     folder = steps_folder(out)
     if together and processes.count() > 1:

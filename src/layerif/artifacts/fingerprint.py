@@ -1,4 +1,4 @@
-"""Fingerprints: what a result depends on, so that it is not taken for that of other work."""
+"""Fingerprints: what a result depends on, so that it is not taken for another."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Fingerprint(JsonArtifact):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, found: Fingerprint) -> str:
-        """Where `found` is of other work than this one, in words; options by their dotted names."""
+        """In what `found` differs from this one, in words; options by their dotted names."""
         parts = [
             f"the {part} {'was' if part == 'model' else 'were'} another then"
             for part in ("model", "data")

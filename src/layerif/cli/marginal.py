@@ -47,7 +47,7 @@ def marginal_plan(
         calibration: name of a corpus, or a text file.
         target: name of the task or corpus that the loss is taken on; None for the calibration text.
         style, template_option: of a task's prompts.
-        overwrite: replace what `out` holds, where it is of other work.
+        overwrite: replace what `out` holds, where it is from different settings.
 
     The other arguments are those of `allocate_marginal`, `open_model` and `load_task`.
 

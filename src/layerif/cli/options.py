@@ -135,7 +135,7 @@ BatchTokens = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for machines.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what --out holds, if it is of other work.")
+    bool, typer.Option("--overwrite", help="Replace a result that layerif wrote to --out before.")
 ]
 NoCache = Annotated[
     bool,

@@ -99,7 +99,7 @@ def examine(
     """Check the gradients that scoring would take, on three of the training samples.
 
     Args:
-        model, tokenizer: to score with; the model is left as it was found.
+        model, tokenizer: to score with; the model is left as before.
         train, validation: the samples of the run that is planned.
         rank, alpha, seed: of the fresh LoRA.
         max_length, batch_tokens: as `score` takes them.

@@ -54,7 +54,7 @@ class Schedule:
 def fresh_adapter(
     model: Any, path: str, projections: Sequence[Projection], lora: FreshLora, name: str
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """Put a LoRA on the projections; at the end the model is as it was found.
+    """Put a LoRA on the projections; at the end the model is as before.
 
     A is as a fresh LoRA of layerif has it and B = 0, in float32 (float64 in a float64 model)
     whatever the model's dtype. Inside, no other parameter of the model wants a gradient.

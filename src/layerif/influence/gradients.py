@@ -182,7 +182,7 @@ def _require_finite(values: torch.Tensor, what: str, batch: Batch) -> None:
 def frozen(model: Any) -> Iterator[None]:
     """Dropout off and no gradient for any weight, yet a graph from the input embeddings up.
 
-    The model is left as it was found.
+    The model is left as before.
     """
 
     def start_graph(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:

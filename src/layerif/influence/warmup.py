@@ -41,7 +41,7 @@ def warmed_up(
 
     AdamW without weight decay at a rate that falls linearly from 3e-4 to 0, one batch a step, the
     mean over its samples of their mean completion loss; dropout off. The LoRA is in float32
-    (float64 in a float64 model) whatever the model's dtype, and the model is left as it was found.
+    (float64 in a float64 model) whatever the model's dtype, and the model is left as before.
 
     Args:
         layers: the model's.

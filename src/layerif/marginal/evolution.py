@@ -88,7 +88,7 @@ def evolve(
 ) -> Evolution:
     """Search for the sparsities of projections whose pruned model has the lowest loss.
 
-    The model is left as it was found. With a limit in evaluations the result depends on the seed
+    The model is left as before. With a limit in evaluations the result depends on the seed
     alone; with one in seconds also on the machine.
 
     Args:

@@ -28,7 +28,7 @@ class OperatingPoint:
     Attributes:
         model: the causal LM.
         layers: its decoder layers.
-        originals: for each projection its weight as it was found, (out, in).
+        originals: for each projection its weight as before, (out, in).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class OperatingPoint:
         return [weight.numel() for weight in self.originals]
 
     def restore(self) -> None:
-        """Every projection's weight as it was found."""
+        """Every projection's weight as before."""
         for projection, original in zip(self.layers.projections, self.originals, strict=True):
             projection.weight.copy_(original)
 

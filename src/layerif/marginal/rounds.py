@@ -99,7 +99,7 @@ def allocate_marginal(
     From the uniform plan on, each round prunes the model as `layerif prune` would, takes the
     predicted change of the loss per unit of density of each unit, and moves sparsity to where it
     costs least. A round that does not lower the loss of the held-out texts is taken back and tried
-    with half the step; the best round is the plan. The model is left as it was found.
+    with half the step; the best round is the plan. The model is left as before.
 
     Args:
         model: a causal LM of transformers.

@@ -13,7 +13,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
     """Predicted change of the loss per unit of density, of the model pruned uniformly by Wanda.
 
     The loss is that of the calibration text. A unit of density is as many weights as a layer, or a
-    projection, has on average. The model is left as it was found.
+    projection, has on average. The model is left as before.
 
     Args:
         subject: the dense model and its text.

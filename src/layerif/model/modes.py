@@ -1,4 +1,4 @@
-"""Run a model as it is meant to be measured, and leave it as it was found."""
+"""Run a model as it is meant to be measured, and leave it as before."""
 
 from __future__ import annotations
 

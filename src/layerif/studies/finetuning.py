@@ -50,7 +50,8 @@ def finetune_into(
     processes each comes here with the same.
 
     Raises:
-        InputError: as `finetune` and `resumable`; or the folder holds an adapter of other work.
+        InputError: as `finetune` and `resumable`; or the folder holds an adapter from different
+            settings.
         NumericalError: as `finetune`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])

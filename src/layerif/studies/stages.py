@@ -1,7 +1,7 @@
 """Stages that write a result: never done twice, and where cut short gone on with.
 
 Each result carries the fingerprint of what it was made from. A stage asked for again finds it and
-does nothing; a stage of other work is refused, or with `overwrite` takes its place.
+does nothing; a stage from different settings is refused, or with `overwrite` takes its place.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def score_into(
     Of several processes each comes here with the same, and runs its share of the batches.
 
     Raises:
-        InputError: as `score` and `resumable`; or the folder holds scores of other work.
+        InputError: as `score` and `resumable`; or the folder holds scores from different settings.
         NumericalError: as `score`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
@@ -116,7 +116,7 @@ def measure_into(
         task, train, validation, max_length: samples for a metric that takes some, in place of text.
 
     Raises:
-        InputError: as `metric_scores`; or the file holds scores of other work.
+        InputError: as `metric_scores`; or the file holds scores from different settings.
         NumericalError: as `metric_scores`.
     """
     options = complete_options(metric, options)
@@ -241,7 +241,7 @@ def evaluate_into(
         harness: tasks of lm-evaluation-harness, whose figures come last.
 
     Raises:
-        InputError: as `evaluate`; or the file holds results of other work.
+        InputError: as `evaluate`; or the file holds results from different settings.
         NumericalError: as `evaluate`.
     """
 
@@ -286,12 +286,12 @@ def finished(
         kind: of the result.
         load: reads it from `out`, or from the file in it that marks it as whole.
         wanted: what it is to be made from.
-        overwrite: whether a result of other work may be replaced.
+        overwrite: whether a result from different settings may be replaced.
         fingerprint: what it was made from.
 
     Raises:
-        InputError: it is of other work, and may not be replaced, saying which part differs; or
-            what is there is no such result.
+        InputError: it is from different settings, and may not be replaced, saying which part
+            differs; or what is there is no such result.
     """
     if not kind.is_finished(out):
         check_target(out, kind)

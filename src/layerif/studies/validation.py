@@ -53,7 +53,8 @@ def truth_into(
     """A ground truth of pruning, saved as JSON; finished layers survive an interruption.
 
     Raises:
-        InputError: as `isolated` and `operating_point`; or the file holds one of other work.
+        InputError: as `isolated` and `operating_point`; or the file holds one from different
+            settings.
     """
     check_context_length(model, context_length)
     text = calibration.text("calibration")
@@ -100,7 +101,7 @@ def capacity_into(
         options: of `capacity`.
 
     Raises:
-        InputError: as `capacity`; or the file holds one of other work.
+        InputError: as `capacity`; or the file holds one from different settings.
         NumericalError: as `capacity`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])

@@ -60,7 +60,7 @@ def capacity(
     (float64 in a float64 model).
 
     Args:
-        model: a causal LM of transformers without adapters; left as it was found.
+        model: a causal LM of transformers without adapters; left as before.
         train, validation: tokenised rows of a task.
         rank, alpha: of the LoRA on all projections of a layer; its A is drawn by `seed` and the
             projection's name, its B begins at 0.

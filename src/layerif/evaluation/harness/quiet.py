@@ -31,7 +31,7 @@ def quiet_harness(level: int = logging.WARNING) -> Iterator[None]:
     """No bars and prints of lm-eval inside, and its log from `level` on as notes.
 
     What is changed is the logger and the modules of lm-eval, the switch of data sets' bars and
-    standard output; each is put back as it was found.
+    standard output; each is put back as before.
     """
     import datasets
 
