@@ -98,3 +98,19 @@ def test_rounding_makes_zeros_that_are_counted_and_never_infinity(narrow, tmp_pa
     with pytest.raises(NumericalError, match="bfloat16"):
         save_pruned(opened, tokenizer, manifest, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_saving_changes_no_weight_of_the_model(model, tmp_path):
+    folder = tmp_path / "narrow"
+    narrow, tokenizer = open_model(model, dtype="bfloat16", device="cpu")
+    narrow.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    opened, tokenizer = open_model(folder, dtype="float32", device="cpu")
+    manifest = prune(opened, 0.5, method="magnitude")
+    with torch.no_grad():
+        for weight in opened.parameters():
+            weight.add_(1e-4)  # no number of bfloat16
+    before = {name: weight.clone() for name, weight in opened.state_dict().items()}
+    save_pruned(opened, tokenizer, manifest, tmp_path / "pruned")
+    assert all(torch.equal(weight, before[name]) for name, weight in opened.state_dict().items())
+    assert open_model(tmp_path / "pruned", dtype="bfloat16")[0].dtype == torch.bfloat16

@@ -30,8 +30,7 @@ def save_pruned(
 
     Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
     is whole or absent, and takes the place of another pruned model alone. A model that was opened
-    in a wider precision than its files are in is saved in theirs, and its weights are rounded to
-    it.
+    in a wider precision than its files are in is saved in theirs; its own weights stay as they are.
 
     Returns:
         The manifest that is written, with the zeros counted after rounding.
@@ -62,7 +61,7 @@ def _as_stored(model: Any) -> Iterator[torch.dtype | None]:
     """
     precision = stored_precision(model)
     wider = [
-        (name, weight, weight.dtype)
+        (name, weight, weight.data)
         for name, weight in model.named_parameters()
         if weight.is_floating_point() and weight.itemsize > precision.itemsize
     ]
@@ -78,8 +77,8 @@ def _as_stored(model: Any) -> Iterator[torch.dtype | None]:
                 weight.data = narrow
         yield precision if wider else None
     finally:
-        for _, weight, dtype in wider:
-            weight.data = weight.data.to(dtype)
+        for _, weight, exact in wider:
+            weight.data = exact
 
 
 def _recounted(manifest: Manifest, model: Any, precision: torch.dtype) -> Manifest:
