@@ -155,3 +155,11 @@ def test_a_model_that_does_more_than_call_its_head_is_run_as_a_whole(monkeypatch
     expected = token_losses(model, batch)
     monkeypatch.setattr(likelihood, "SLICE_BYTES", 1)
     assert torch.equal(token_losses(model, batch), expected)
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(260, 4), (49_152, 4), (262_144, 1)])
+def test_rows_that_others_make_logits_of_are_few_where_the_vocabulary_is_large(vocabulary, rows):
+    model = tiny_model()
+    model.config.vocab_size = vocabulary
+    assert likelihood.rows_within(model, 4, 512) == rows
+    assert likelihood.rows_within(model, 0, 512) == 1

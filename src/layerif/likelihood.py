@@ -29,6 +29,9 @@ from layerif.model import replaced_forwards
 # Logits of a slice of positions take at most so many bytes; what is made of them takes a few times
 # as much. 682 positions of a vocabulary of 49,152 in float32.
 SLICE_BYTES = 128 * 2**20
+# And those of all rows of a batch, where somebody else's code makes them: five rows of 512 positions
+# of that vocabulary, or one of 262,144 tokens.
+ROWS_BYTES = 512 * 2**20
 
 
 def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tensor:
@@ -70,6 +73,13 @@ def logit_bytes(model: Any, positions: int) -> int:
     """Of the largest slice that so many scored positions have."""
     config = model.config.get_text_config(decoder=True)
     return max(slice_sizes(model, positions)) * config.vocab_size * _exact(model).itemsize
+
+
+def rows_within(model: Any, rows: int, length: int) -> int:
+    """How many of `rows` texts of `length` tokens have logits within `ROWS_BYTES`; one at least."""
+    config = model.config.get_text_config(decoder=True)
+    row = length * config.vocab_size * _exact(model).itemsize
+    return max(1, min(rows, ROWS_BYTES // row))
 
 
 def _exact(model: Any) -> torch.dtype:

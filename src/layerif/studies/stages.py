@@ -32,6 +32,7 @@ from layerif.errors import InputError
 from layerif.evaluation import HarnessTasks, evaluate, harness_results
 from layerif.files import Kind, check_target
 from layerif.influence import score
+from layerif.likelihood import rows_within
 from layerif.metrics import complete_options, is_seeded, metric_scores, reads_model, reads_text
 from layerif.model import Tokenizer, find_decoder_layers, setting
 from layerif.model.precision import stored_precision, word_of
@@ -250,7 +251,8 @@ def evaluate_into(
         if harness is None:
             assert results is not None
             return results
-        rows = max(1, options["batch_tokens"] // options["max_length"])
+        length = options["max_length"]
+        rows = rows_within(model, options["batch_tokens"] // length, length)
         found = harness_results(model, tokenizer, harness, batch_size=rows)
         return results.joined(found) if results else found
 
