@@ -29,8 +29,8 @@ from layerif.model import replaced_forwards
 # Logits of a slice of positions take at most so many bytes; what is made of them takes a few times
 # as much. 682 positions of a vocabulary of 49,152 in float32.
 SLICE_BYTES = 128 * 2**20
-# And those of all rows of a batch, where somebody else's code makes them: five rows of 512 positions
-# of that vocabulary, or one of 262,144 tokens.
+# And those of all rows of a batch, where somebody else's code makes them: five rows of 512
+# positions of that vocabulary, or one of 262,144 tokens.
 ROWS_BYTES = 512 * 2**20
 
 
