@@ -122,7 +122,7 @@ class TestAllocation:
                 '{"kind": "sparsity", "allocation": [0.5], "format": "layerif.allocation/2"}',
                 "format: Input should be 'layerif.allocation/1'",
             ),
-            ("[0.5, 0.5]", "the whole: Input should be a valid dictionary"),
+            ("[0.5, 0.5]", "Input should be a valid dictionary"),
             ('{"kind": "sparsity", "allocation": [0.5],}', "line 1: "),
         ],
     )

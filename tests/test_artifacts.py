@@ -207,7 +207,7 @@ class TestDamagedRunFolders:
     @pytest.mark.parametrize("text", ["[]", "3", "null", '"layerif.scores/1"'])
     def test_header_of_another_shape(self, run_folder: Path, text: str) -> None:
         (run_folder / SCORES_FILE).write_text(text)
-        with pytest.raises(InputError, match="the whole"):
+        with pytest.raises(InputError, match="dictionary"):
             LayerScores.load(run_folder)
 
     def test_header_cut_short(self, run_folder: Path) -> None:
