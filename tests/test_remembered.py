@@ -60,6 +60,20 @@ def slowly(steps):
     return {"times": torch.tensor([len(list(steps._folder.glob("begun-*")))])}
 
 
+@pytest.mark.parametrize("optional", [False, True])
+def test_steps_left_beside_a_kept_result_go(tmp_path, optional):
+    # Killed after the result took its place, and before its steps were removed.
+    wanted = Fingerprint(model="m", data="d", options={})
+    values = {"nats": torch.arange(3.0)}
+    remembered(tmp_path, wanted, lambda _steps: values, optional=optional)
+    (kept,) = tmp_path.glob("*.safetensors")
+    steps = steps_folder(kept)
+    steps.mkdir()
+    (steps / "batch-000000.safetensors").write_bytes(b"")
+    remembered(tmp_path, wanted, lambda _steps: values, optional=optional)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def test_a_process_that_wants_the_same_waits_for_the_first(tmp_path):
     context = multiprocessing.get_context("fork")
     others = [context.Process(target=remembered, args=(tmp_path, WANTED, slowly)) for _ in range(3)]

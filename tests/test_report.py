@@ -29,6 +29,7 @@ from layerif.report import (
     plot_allocation,
     plot_metric,
     plot_scores,
+    pruned_card,
     results_table,
     scores_table,
 )
@@ -341,3 +342,13 @@ class TestTables:
         table = results_table({name: Results.model_validate(value)}, name)
         lines = render(table)
         assert sum(name in line for line in lines) == 3  # title, column, row
+
+
+def test_a_card_says_nothing_of_seconds_or_hashes():
+    manifest = make_manifest()
+    how = {"map": "marginal", "eta": 0.06, "rounds": [{"seconds": 1.5}], "content": "0f" * 32}
+    plan = manifest.plan.model_copy(update={"how": how})
+    card = pruned_card(manifest.model_copy(update={"plan": plan}))
+    assert "map marginal, eta 0.06" in card
+    assert "seconds" not in card
+    assert "0f0f" not in card

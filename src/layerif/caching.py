@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,8 @@ def remembered(
     path = folder / f"{fingerprint.digest()}.safetensors"
     found = load_tensors(path)
     if found is not None:
-        if not optional:
+        # A killed process may have left its steps; where that folder is closed now, they stay.
+        with suppress(OSError, DiskError) if optional else nullcontext():
             tidy(path)
         return found
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from layerif.artifacts import Allocation, Finetuning, Manifest, ModelInfo
 
 METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
+HASH = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The package's alias of a model, which is a GGUF file too.
 ALIAS = "smollm2"
@@ -153,7 +154,12 @@ def _ends(entries: list[Any]) -> list[Any]:
 
 
 def _said(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    """Single values: a search's rounds, with their seconds, and its hashes are in the plan."""
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in values.items()
+        if isinstance(value, str | int | float) and not HASH.fullmatch(str(value))
+    )
 
 
 def _table(facts: Mapping[str, str]) -> str:
