@@ -39,6 +39,7 @@ import torch
 import transformers
 
 from layerif import cli
+from layerif.checkpoint import STUDY_FILE
 from layerif.moe import LoraMoeConfig  # noqa: F401
 from layerif.studies import compare_experts, compare_sparsity, pipeline  # noqa: F401
 from tiny import tiny_model, tiny_tokenizer
@@ -153,6 +154,8 @@ def told(path: Path) -> str:
     """What a file holds, in few words; of JSON all but the speed."""
     if not path.is_file():
         return "no file"
+    if path.name == STUDY_FILE:  # of plans that hold the seconds of their rounds
+        return json.dumps(sorted(json.loads(path.read_text(encoding="utf-8"))))
     if path.suffix == ".json":
         return json.dumps(without_speed(json.loads(path.read_text(encoding="utf-8"))))
     return hashlib.sha256(path.read_bytes()).hexdigest()

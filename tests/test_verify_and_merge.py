@@ -181,13 +181,20 @@ def test_merging_on_the_command_line(layerif, folder, tmp_path):
     assert found.sparsity == 0.5
     manifest = Manifest.load(out / MANIFEST_FILE)
     assert manifest.merged == str(tmp_path / "lora")
-    assert manifest.fingerprint is None
+    before = (out / "model.safetensors").stat().st_mtime_ns
     assert {m.error for m in manifest.modules} == {None}
     old, new = (open_model(path)[0].model.layers[0].self_attn for path in (folder, out))
     assert not torch.equal(old.q_proj.weight, new.q_proj.weight)
     assert torch.equal(old.k_proj.weight, new.k_proj.weight)
 
-    assert layerif(*base)[0] == 2
+    # The same again is reused, as after a kill that came before the recipe; another is refused.
+    (out / "recipe.yaml").unlink()
+    assert layerif(*base)[0] == 0
+    assert (out / "recipe.yaml").is_file()
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    trained_lora(folder, tmp_path / "other", ["v_proj"])
+    other = ["merge", folder, "--adapter", tmp_path / "other", "--out", out]
+    assert layerif(*other)[0] == 2
     assert layerif("run", out / "recipe.yaml", "--out", tmp_path / "again")[0] == 0
     again = open_model(tmp_path / "again")[0].model.layers[0].self_attn
     assert torch.equal(again.q_proj.weight, new.q_proj.weight)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerif.artifacts import PRUNED, Manifest
-from layerif.checkpoint import check_out
+from layerif.artifacts import PRUNED, Fingerprint, Manifest, hash_texts
+from layerif.checkpoint import check_out, tidy
 from layerif.errors import InputError
-from layerif.files import require_disk
+from layerif.files import file_hash, require_disk
 from layerif.model import (
     adapted_modules,
     find_decoder_layers,
@@ -21,10 +21,12 @@ from layerif.model import (
     unwrapped,
     with_adapter,
 )
-from layerif.model.adapters import DEFAULT
+from layerif.model.adapters import DEFAULT, adapter_folder
 from layerif.progress import note
 from layerif.pruning.saving import save_pruned, saved_size
 
+# Of files that a merged model is made from.
+HASHED = (".safetensors", ".bin", ".json")
 # What these ways of initialising a LoRA leave in the model's weights has no zeros any more.
 RESIDUAL = ("pissa", "olora", "corda", "loftq")
 
@@ -139,6 +141,8 @@ def merge_into(
 ) -> Manifest:
     """Merge a LoRA into the model of a pruned folder, and write the outcome as another one.
 
+    A folder that holds the outcome of the same files is reused.
+
     Args:
         folder: to write.
         pruned: model folder with a manifest.
@@ -157,9 +161,23 @@ def merge_into(
             this model's; or the adapter was trained on another model, and not `force`.
     """
     check_out(folder, PRUNED, overwrite=overwrite)
-    if PRUNED.is_finished(folder) and not overwrite:
-        raise InputError(f"{folder} already holds a model; choose another --out, or --overwrite")
     manifest = Manifest.of_folder(pruned)
+    place = adapter_folder(adapter, adapter_name)
+    wanted = Fingerprint(
+        model=_files_hash(pruned),
+        data=_files_hash(place),
+        options={"merged": adapter_name, "dtype": opening.get("dtype")},
+    )
+    if PRUNED.is_finished(folder):
+        there = Manifest.of_folder(folder)
+        if there.fingerprint == wanted:
+            note(f"{folder} holds the result of this very work: nothing is done again")
+            tidy(folder)
+            return there
+        if not overwrite:
+            raise InputError(
+                f"{folder} already holds another model; choose another --out, or pass --overwrite"
+            )
     skeleton = open_skeleton(pruned, trust_remote_code=trust_remote_code)
     with_adapter(skeleton, adapter, adapter_name)
     model, tokenizer = open_model(pruned, trust_remote_code=trust_remote_code, **opening)
@@ -186,10 +204,16 @@ def merge_into(
             "modules": modules,
             "sparsity": sum(m.zeros for m in modules) / sum(m.numel for m in modules),
             "merged": str(adapter),
-            "fingerprint": None,
+            "fingerprint": wanted,
         }
     )
     return save_pruned(plain, tokenizer, manifest, folder)
+
+
+def _files_hash(folder: Path) -> str:
+    """Of the configurations and weights in a folder."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in HASHED and path.is_file()]
+    return hash_texts([[path.name, file_hash(path)] for path in files])
 
 
 def _refuse_other_base(other: str) -> None:

@@ -158,7 +158,9 @@ def _said(values: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {value}"
         for name, value in values.items()
-        if isinstance(value, str | int | float) and not HASH.fullmatch(str(value))
+        if isinstance(value, str | int | float)
+        and name != "seconds"
+        and not HASH.fullmatch(str(value))
     )
 
 
