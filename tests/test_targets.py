@@ -389,3 +389,13 @@ def test_the_target_of_a_check_is_as_before(tmp_path: Path) -> None:
     check_target(tmp_path / "model", FOLDER)
     assert (tmp_path / "model").stat() == before
     assert target(tmp_path / "model") == tmp_path / "model"
+
+
+def test_what_a_killed_process_left_inside_a_result_is_no_persons(tmp_path: Path) -> None:
+    folder = tmp_path / "pruned"
+    save_pruned(tiny_model(), tiny_tokenizer(), make_manifest(), folder)
+    (folder / ".recipe.yaml.abcd1234.part").mkdir()
+    check_target(folder, PRUNED)
+    (folder / ".thesis.txt.abcd1234.part").mkdir()
+    with pytest.raises(InputError, match="thesis"):
+        check_target(folder, PRUNED)

@@ -41,16 +41,21 @@ def beside(place: Path) -> Iterator[Path]:
         lock.release()
 
 
+def result_of(name: str) -> str | None:
+    """What the result is called that is made in a folder of this name; None for any other name."""
+    found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}\.part", name)
+    return None if found is None else found[1]
+
+
 def sweep(place: Path) -> None:
     """Clear away what dead processes left beside `place`; a result moved aside comes back."""
     from filelock import FileLock, Timeout
 
-    ours = re.compile(rf"\.{re.escape(place.name)}\.[a-z0-9_]{{8}}\.part")
     try:
         names = os.listdir(place.parent)
     except OSError:
         return
-    for folder in (place.parent / name for name in names if ours.fullmatch(name)):
+    for folder in (place.parent / name for name in names if result_of(name) == place.name):
         try:
             with FileLock(folder / LOCK_FILE, timeout=0):
                 _clear(folder, place)

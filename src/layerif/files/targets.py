@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from layerif.errors import InputError
+from layerif.files.leftovers import result_of
 
 # Bytes of a name: what lies hidden beside a result has a longer one, and disks take 255.
 LONGEST_NAME = 220
@@ -58,14 +59,18 @@ class Kind:
 
     def owns(self, path: Path) -> bool:
         """Whether an entry of the folder is one of those that such a result consists of."""
+        if (made := result_of(path.name)) is not None and not path.is_symlink():
+            # Left by a process that died while it wrote one of them.
+            return path.is_dir() and self._names(made)
         if path.is_symlink() or not path.is_file():
             return False
         if path.name == self.mark:
             return self.is_finished(path.parent)
         check = self.checks.get(path.name, None if self.whole else self.wrote)
-        return (check is None or check(path)) and any(
-            fnmatch.fnmatchcase(path.name, pattern) for pattern in self.names
-        )
+        return (check is None or check(path)) and self._names(path.name)
+
+    def _names(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.names)
 
     def foreign(self, place: Path, *, mixed: bool = True) -> list[str]:
         """Names of what is at `place`, is no part of such a result, and would be lost.
