@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from layerif.artifacts import Measurement
-from layerif.batching import Batch, Encoded, collate, pack
+from layerif.data import load_corpus, load_task
+from layerif.data.batching import Batch, Encoded, collate, pack
+from layerif.data.tokenizing import encode
 from layerif.evaluation import perplexity, task_measurement
 from layerif.evaluation.perplexity import evaluation_chunks
 from layerif.model import open_model
-from layerif.tasks import load_corpus, load_task
-from layerif.tokenizing import encode
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def main() -> None:
         kind, folder, first, last = options.worker
         work(kind, Path(folder), int(first), int(last))
         return
-    from foreign import KINDS
+    from helpers.foreign import KINDS
 
     kinds = options.kind or list(KINDS)
     share = -(-options.mutations // len(kinds))
@@ -125,7 +125,7 @@ def work(name: str, folder: Path, first: int, last: int) -> None:
 
     import torch
 
-    from foreign import KINDS, attempt
+    from helpers.foreign import KINDS, attempt
 
     torch.set_num_threads(1)
     kind, good = KINDS[name], folder / "good"

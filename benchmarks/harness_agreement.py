@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from layerif.data import Example, load_task
 from layerif.evaluation import load_harness, task_measurement
 from layerif.evaluation.harness.loading import TASK_FILES
 from layerif.evaluation.harness.model import HarnessModel
 from layerif.evaluation.harness.quiet import quiet_harness
 from layerif.model import open_model
-from layerif.tasks import Example, load_task
 
 COLUMNS = "{:<14} {:>6} {:>11} {:>12} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}"
 

@@ -38,11 +38,11 @@ import peft  # noqa: F401
 import torch
 import transformers
 
+from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif import cli
-from layerif.checkpoint import STUDY_FILE
-from layerif.moe import LoraMoeConfig  # noqa: F401
-from layerif.studies import compare_experts, compare_sparsity, pipeline  # noqa: F401
-from tiny import tiny_model, tiny_tokenizer
+from layerif.adapters import LoraMoeConfig  # noqa: F401
+from layerif.core.checkpoint import STUDY_FILE
+from layerif.workflows import compare_experts, compare_sparsity, pipeline  # noqa: F401
 
 KILLS_A_TRIAL = 3
 # What a run writes of its own speed.

@@ -35,19 +35,19 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 
 from layerif.artifacts import Fingerprint
-from layerif.artifacts.fingerprint import hash_model, hash_texts
-from layerif.batching import Batch, collate, pack
-from layerif.budgets.scores import aggregate
-from layerif.caching import remembered
-from layerif.checkpoint import Steps, resumable
-from layerif.choices import Aggregation
+from layerif.artifacts.aggregation import aggregate
+from layerif.core.caching import remembered
+from layerif.core.checkpoint import Steps, resumable
+from layerif.core.choices import Aggregation
+from layerif.core.fingerprint import hash_model, hash_texts
+from layerif.data import load_task
+from layerif.data.base import Example
+from layerif.data.batching import Batch, collate, pack
+from layerif.data.tokenizing import encode
 from layerif.influence import score
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import open_model
 from layerif.model.layers import find_decoder_layers
-from layerif.tasks import load_task
-from layerif.tasks.base import Example
-from layerif.tokenizing import encode
 
 FloatArray = NDArray[np.float64]
 Outcome = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from layerif.budgets.scores import aggregate
-from layerif.choices import Aggregation
+from layerif.artifacts.aggregation import aggregate
+from layerif.core.choices import Aggregation
 
 FloatArray = NDArray[np.float64]
 

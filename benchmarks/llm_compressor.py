@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layerif.calibration import drawn_chunks
-from layerif.chunks import cut, draw
+from layerif.compress.pruning import prune
+from layerif.data import load_corpus
+from layerif.data.chunks import cut, draw
 from layerif.evaluation.summed import summed_nats
 from layerif.model import evaluation_mode, find_decoder_layers, open_model
-from layerif.pruning import prune
-from layerif.tasks import load_corpus
 
 BATCH_TOKENS = 2048
 HELD_OUT = 16

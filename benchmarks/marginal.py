@@ -23,18 +23,18 @@ from typing import Any
 import torch
 
 from layerif.artifacts import Allocation, Results
-from layerif.batching import collate, pack
-from layerif.checkpoint import NoSteps
-from layerif.chunks import cut, draw
+from layerif.compress.pruning import prune
+from layerif.core.checkpoint import NoSteps
+from layerif.core.files import write_json
+from layerif.data import Corpus, load_corpus
+from layerif.data.batching import collate, pack
+from layerif.data.chunks import cut, draw
 from layerif.evaluation import compare, evaluate
-from layerif.files import write_json
 from layerif.likelihood import token_losses
-from layerif.marginal import BACKWARD_TOKENS, allocate_marginal, evolve
-from layerif.marginal.planning import Units, plan_of
-from layerif.marginal.rounds import Round
 from layerif.model import find_decoder_layers, input_device, open_model
-from layerif.pruning import prune
-from layerif.tasks import Corpus, load_corpus
+from layerif.search import BACKWARD_TOKENS, allocate_marginal, evolve
+from layerif.search.planning import Units, plan_of
+from layerif.search.rounds import Round
 
 
 class Recorder(NoSteps):

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from layerif.chunks import cut, draw
-from layerif.files import write_json
-from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, mean_loss, sensitivities
-from layerif.marginal.planning import Units, calibration_batches
-from layerif.marginal.rounds import standardised
-from layerif.marginal.texts import Texts
+from layerif.core.files import write_json
+from layerif.core.progress import progress
+from layerif.data import load_corpus
+from layerif.data.chunks import cut, draw
 from layerif.model import find_decoder_layers, open_model
-from layerif.progress import progress
-from layerif.tasks import load_corpus
+from layerif.search import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, mean_loss, sensitivities
+from layerif.search.planning import Units, calibration_batches
+from layerif.search.rounds import standardised
+from layerif.search.texts import Texts
 
 DELTA = 0.05
 # Mean absolute change of a unit's sparsity.

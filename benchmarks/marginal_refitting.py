@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from layerif.marginal import (
+from layerif.data import load_corpus
+from layerif.model import find_decoder_layers, open_model
+from layerif.search import (
     BACKWARD_TOKENS,
     Band,
     OperatingPoint,
@@ -24,12 +26,10 @@ from layerif.marginal import (
     mean_loss,
     sensitivities,
 )
-from layerif.marginal.planning import Units, calibration_batches
-from layerif.marginal.refitting import Refitting
-from layerif.marginal.rounds import move
-from layerif.marginal.texts import texts_for
-from layerif.model import find_decoder_layers, open_model
-from layerif.tasks import load_corpus
+from layerif.search.planning import Units, calibration_batches
+from layerif.search.refitting import Refitting
+from layerif.search.rounds import move
+from layerif.search.texts import texts_for
 
 DELTA = 0.05
 WAYS = ("refitted", "by themselves")

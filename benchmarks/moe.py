@@ -30,8 +30,8 @@ import torch
 from moe_loops import DenseLoop, DispatchLoop
 from peft import LoraConfig, get_peft_model
 
+from layerif.adapters import LoraMoeConfig, LoraMoeLinear
 from layerif.model import open_model
-from layerif.moe import LoraMoeConfig, LoraMoeLinear
 
 LOOPS = {"dense loop": DenseLoop, "dispatch loop": DispatchLoop}
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from layerif.moe import LoraMoeLinear
+from layerif.adapters import LoraMoeLinear
 
 
 class Loop(nn.Module):

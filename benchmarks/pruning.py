@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 
-from layerif.batching import accepted, collate, pack
-from layerif.chunks import cut, draw
+from layerif.compress.pruning import prune
+from layerif.compress.pruning.selection import smallest, smallest_by_row, smallest_of_groups
+from layerif.data import load_calibration
+from layerif.data.batching import accepted, collate, pack
+from layerif.data.chunks import cut, draw
 from layerif.model import find_decoder_layers, input_device, open_model
-from layerif.pruning import prune
-from layerif.pruning.selection import smallest, smallest_by_row, smallest_of_groups
-from layerif.tasks import load_calibration
 
 SHAPES = [(192, 576), (576, 576), (1536, 576), (576, 1536), (4096, 4096)]
 METHODS = ["magnitude", "wanda", "sparsegpt"]

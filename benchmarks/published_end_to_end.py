@@ -24,11 +24,11 @@ from peft import LoraConfig, get_peft_model
 from published_datainf import averaged, collect
 
 import layerif
-from layerif.batching import Encoded
+from layerif.data import Example
+from layerif.data.batching import Encoded
+from layerif.data.tokenizing import encode
 from layerif.influence.subspaces import FreshLora
 from layerif.model import find_decoder_layers
-from layerif.tasks import Example
-from layerif.tokenizing import encode
 
 RANK, ALPHA = 8, 16.0
 TOLERANCE = 1e-4

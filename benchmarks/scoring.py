@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
-from layerif.batching import collate, pack
+from layerif.data import load_task
+from layerif.data.batching import collate, pack
+from layerif.data.tokenizing import encode
 from layerif.influence.gradients import frozen
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import open_model
-from layerif.studies.stages import score_into
-from layerif.tasks import load_task
-from layerif.tokenizing import encode
+from layerif.workflows.stages import score_into
 
 
 def main() -> None:

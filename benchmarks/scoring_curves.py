@@ -24,10 +24,10 @@ import torch
 
 import layerif
 from layerif.artifacts import Fingerprint
-from layerif.checkpoint import resumable
-from layerif.chunks import cut, draw
+from layerif.core.checkpoint import resumable
+from layerif.data import Example, load_corpus
+from layerif.data.chunks import cut, draw
 from layerif.model import find_decoder_layers, open_model
-from layerif.tasks import Example, load_corpus
 
 COMPLETION = 16
 VALIDATION = 20

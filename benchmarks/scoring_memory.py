@@ -20,10 +20,10 @@ from pathlib import Path
 
 import psutil
 
-from layerif.choices import Keep
+from layerif.core.choices import Keep
+from layerif.data import load_task
 from layerif.model import open_model
-from layerif.studies.stages import score_into
-from layerif.tasks import load_task
+from layerif.workflows.stages import score_into
 
 
 def main() -> None:

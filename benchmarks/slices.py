@@ -25,7 +25,7 @@ from scoring_memory import peak_gigabytes
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from layerif import likelihood
-from layerif.batching import Encoded, collate, pack
+from layerif.data.batching import Encoded, collate, pack
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces import FreshLora, FullWeights
 from layerif.model import find_decoder_layers

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif import cli
-from layerif.files import cache_folder
-from tiny import tiny_model, tiny_tokenizer
+from layerif.core.files import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,13 +11,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerif.allocate import allocate_experts as allocate_experts
-    from layerif.allocate import allocate_ranks as allocate_ranks
-    from layerif.allocate import allocate_sparsity as allocate_sparsity
     from layerif.artifacts import Allocation as Allocation
     from layerif.artifacts import LayerScores as LayerScores
     from layerif.artifacts import MetricScores as MetricScores
     from layerif.artifacts import Results as Results
+    from layerif.compress.pruning import prune as prune
+    from layerif.compress.pruning import save_pruned as save_pruned
+    from layerif.data import Example as Example
+    from layerif.data import Task as Task
+    from layerif.data import load_calibration as load_calibration
+    from layerif.data import load_corpus as load_corpus
+    from layerif.data import load_task as load_task
     from layerif.errors import LayerifError as LayerifError
     from layerif.evaluation import compare as compare
     from layerif.evaluation import harness_results as harness_results
@@ -29,42 +33,38 @@ if TYPE_CHECKING:
     from layerif.metrics import metric_scores as metric_scores
     from layerif.metrics import register_metric as register_metric
     from layerif.model import open_model as open_model
-    from layerif.pruning import prune as prune
-    from layerif.pruning import save_pruned as save_pruned
-    from layerif.score_files import read_scores as read_scores
-    from layerif.tasks import Example as Example
-    from layerif.tasks import Task as Task
-    from layerif.tasks import load_calibration as load_calibration
-    from layerif.tasks import load_corpus as load_corpus
-    from layerif.tasks import load_task as load_task
+    from layerif.plans.allocate import allocate_experts as allocate_experts
+    from layerif.plans.allocate import allocate_ranks as allocate_ranks
+    from layerif.plans.allocate import allocate_sparsity as allocate_sparsity
+    from layerif.plans.score_files import read_scores as read_scores
 
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
     "Allocation": "artifacts",
-    "Example": "tasks",
+    "Example": "data",
     "FinetuneOptions": "finetuning",
     "LayerScores": "artifacts",
     "LayerifError": "errors",
     "MetricScores": "artifacts",
     "Results": "artifacts",
-    "Task": "tasks",
-    "allocate_experts": "allocate",
-    "allocate_ranks": "allocate",
-    "allocate_sparsity": "allocate",
+    "Task": "data",
+    "allocate_experts": "plans.allocate",
+    "allocate_ranks": "plans.allocate",
+    "allocate_sparsity": "plans.allocate",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "finetune": "finetuning",
     "harness_results": "evaluation",
-    "load_calibration": "tasks",
-    "load_corpus": "tasks",
+    "load_calibration": "data",
+    "load_corpus": "data",
     "load_harness": "evaluation",
-    "load_task": "tasks",
+    "load_task": "data",
     "metric_scores": "metrics",
     "open_model": "model",
-    "prune": "pruning",
-    "read_scores": "score_files",
+    "prune": "compress.pruning",
+    "read_scores": "plans.score_files",
     "register_metric": "metrics",
-    "save_pruned": "pruning",
+    "save_pruned": "compress.pruning",
     "score": "influence",
 }
 __all__ = list(_HOMES)

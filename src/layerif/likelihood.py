@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from layerif.batching import Batch, accepted
+from layerif.data.batching import Batch, accepted
 from layerif.model import replaced_forwards
 
 # Logits of a slice of positions take at most so many bytes; what is made of them takes a few times

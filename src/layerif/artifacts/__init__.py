@@ -1,7 +1,6 @@
 """What flows between the stages: small, typed, saved as JSON and safetensors, never as pickle."""
 
 from layerif.artifacts.allocation import Allocation, ModuleSparsity
-from layerif.artifacts.base import ModelInfo, Record, Setting, versions
 from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.finetuning import (
     FINETUNING_FILE,
@@ -9,7 +8,6 @@ from layerif.artifacts.finetuning import (
     StepLoss,
     ValidationLoss,
 )
-from layerif.artifacts.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.artifacts.ground_truth import Agreement, GroundTruth
 from layerif.artifacts.kinds import ADAPTER, CARD_FILE, CONVERTED, PRUNED, SCORES
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
@@ -23,6 +21,8 @@ from layerif.artifacts.scores import (
     ProjectionInfo,
     ScoringRecord,
 )
+from layerif.core.fingerprint import Fingerprint, hash_model, hash_texts
+from layerif.core.record import ModelInfo, Record, Setting, versions
 
 __all__ = [
     "ADAPTER",

@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from layerif.artifacts.base import JsonArtifact, ModelInfo, Record
-from layerif.artifacts.fingerprint import differing
 from layerif.artifacts.naming import check_module_names, layer_of
+from layerif.core.fingerprint import differing
+from layerif.core.record import JsonArtifact, ModelInfo, Record
 from layerif.errors import InputError
 
 Kind = Literal["sparsity", "experts", "ranks"]

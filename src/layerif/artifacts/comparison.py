@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from layerif.artifacts.base import JsonArtifact, Record
 from layerif.artifacts.results import Scoring
+from layerif.core.record import JsonArtifact, Record
 
 SIGNIFICANCE = 0.05
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from layerif.artifacts.allocation import Allocation
-from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
-from layerif.artifacts.fingerprint import Fingerprint
+from layerif.core.fingerprint import Fingerprint
+from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
 FINETUNING_FILE = "layerif_finetuning.json"
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
-from layerif.artifacts.fingerprint import Fingerprint
-from layerif.choices import Orientation, TruthKind
+from layerif.core.choices import Orientation, TruthKind
+from layerif.core.fingerprint import Fingerprint
+from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
 FORMAT: Literal["layerif.ground_truth/1"] = "layerif.ground_truth/1"
 FloatArray = NDArray[np.float64]

@@ -7,7 +7,7 @@ from pathlib import Path
 from layerif.artifacts.finetuning import FINETUNING_FILE
 from layerif.artifacts.manifest import MANIFEST_FILE
 from layerif.artifacts.scores import INFLUENCE_FILE, SCORES_FILE
-from layerif.files import RECIPE_FILE, Kind, is_recipe
+from layerif.core.files import RECIPE_FILE, Kind, is_recipe
 
 CARD_FILE = "README.md"
 # What transformers writes for a model and its tokenizer.

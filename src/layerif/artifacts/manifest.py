@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from layerif.artifacts.allocation import Allocation
-from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
-from layerif.artifacts.fingerprint import Fingerprint
 from layerif.artifacts.naming import check_module_names, layer_of
+from layerif.core.fingerprint import Fingerprint
+from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 from layerif.errors import InputError
 
 MANIFEST_FILE = "layerif_manifest.json"

@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
-from layerif.artifacts.fingerprint import Fingerprint
 from layerif.artifacts.naming import check_module_names, layer_of
+from layerif.core.fingerprint import Fingerprint
+from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
 METRIC_FORMAT: Literal["layerif.metric/1"] = "layerif.metric/1"
 

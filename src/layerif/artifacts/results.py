@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.base import JsonArtifact, ModelInfo, Record, Setting
-from layerif.artifacts.fingerprint import Fingerprint
+from layerif.core.fingerprint import Fingerprint
+from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
 
 class Outcomes(Record):

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.base import JsonArtifact, ModelInfo, Record
+from layerif.core.record import JsonArtifact, ModelInfo, Record
 
 FORMAT: Literal["layerif.routing/1"] = "layerif.routing/1"
 

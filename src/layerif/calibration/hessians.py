@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from layerif.calibration.statistics import never_run, not_finite, observed
+from layerif.core.progress import note
 from layerif.errors import NumericalError
 from layerif.model import Projection
-from layerif.progress import note
 
 # Share of the mean diagonal that is added to it, as SparseGPT's authors do (arXiv 2301.00774).
 DAMPING = 0.01

@@ -12,10 +12,10 @@ from typing import Protocol
 import psutil
 import torch
 
-from layerif.choices import HiddenStatesPlace, check_choice
+from layerif.core.choices import HiddenStatesPlace, check_choice
+from layerif.core.files import require_disk, writing_to
+from layerif.core.progress import note
 from layerif.errors import InputError
-from layerif.files import require_disk, writing_to
-from layerif.progress import note
 
 # Of what is free, hidden states get at most this much of memory.
 SHARE = 0.5

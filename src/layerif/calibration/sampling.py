@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerif.batching import Encoded, rope_borders
+from layerif.core.progress import progress
+from layerif.data.batching import Encoded, rope_borders
+from layerif.data.tokenizing import around
 from layerif.errors import InputError, NumericalError
 from layerif.model import Tokenizer, evaluation_mode, input_device
-from layerif.progress import progress
-from layerif.tokenizing import around
 
 
 @torch.no_grad()

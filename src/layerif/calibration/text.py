@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from layerif.batching import Encoded, collate, pack
-from layerif.chunks import check_context_length, cut, draw
+from layerif.data import Corpus
+from layerif.data.batching import Encoded, collate, pack
+from layerif.data.chunks import check_context_length, cut, draw
 from layerif.model import Tokenizer, input_device
-from layerif.tasks import Corpus
 
 
 def calibration_batches(

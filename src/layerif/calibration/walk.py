@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from layerif.batching import accepted
 from layerif.calibration.hidden import HiddenStates, InMemory
 from layerif.calibration.statistics import Statistics
+from layerif.data.batching import accepted
 from layerif.errors import InputError
 from layerif.model import DecoderLayers, replaced_forwards
 

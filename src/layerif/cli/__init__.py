@@ -11,7 +11,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from layerif import processes
 from layerif.cli import (
     allocate,
     compare,
@@ -29,6 +28,7 @@ from layerif.cli import (
     verify,
 )
 from layerif.cli.command import Command, ended_politely
+from layerif.core import processes
 from layerif.errors import InputError, LayerifError
 
 # Commands that several processes work at together.
@@ -113,7 +113,7 @@ def _in_words(error: OSError) -> str:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    from layerif.progress import console
+    from layerif.core.progress import console
 
     who = f" in process {processes.rank()}" if processes.count() > 1 else ""
     console.print(f"error{who}:", style="bold red", end=" ")

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerif.choices import (
+from layerif.cli import allocate_counts, options
+from layerif.cli.command import Command
+from layerif.cli.plans import PlanOut, deliver
+from layerif.core.choices import (
     Dtype,
     Granularity,
     Orientation,
@@ -15,9 +18,6 @@ from layerif.choices import (
     PromptStyle,
     PruningMethod,
 )
-from layerif.cli import allocate_counts, options
-from layerif.cli.command import Command
-from layerif.cli.plans import PlanOut, deliver
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def sparsity(
             raise InputError(
                 "the map marginal measures a model and takes no scores: give --model alone"
             )
-        from layerif.cli.marginal import marginal_plan
+        from layerif.cli.search import marginal_plan
 
         plan = marginal_plan(
             model,
@@ -249,8 +249,8 @@ def sparsity(
             f"the map {map} spends scores: give a run folder of `layerif score`, or a file of "
             "scores"
         )
-    from layerif.allocate import allocate_sparsity
-    from layerif.score_files import read_scores
+    from layerif.plans.allocate import allocate_sparsity
+    from layerif.plans.score_files import read_scores
 
     found = read_scores(scores)
     plan = allocate_sparsity(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerif.choices import CountsCompat, CountsMap, ScoreScale
 from layerif.cli import options
 from layerif.cli.output import say
 from layerif.cli.plans import PlanOut, deliver
+from layerif.core.choices import CountsCompat, CountsMap, ScoreScale
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def experts(
     as_json: options.Json = False,
 ) -> None:
     """Allocate a number of LoRA experts to each layer, at least one each, --total in all."""
-    from layerif.allocate import allocate_experts
-    from layerif.score_files import read_scores
+    from layerif.plans.allocate import allocate_experts
+    from layerif.plans.score_files import read_scores
 
     found = read_scores(scores)
     skeleton = _skeleton(model, trust_remote_code=trust_remote_code)
@@ -118,8 +118,8 @@ def ranks(
     as_json: options.Json = False,
 ) -> None:
     """Allocate a LoRA rank to each layer, at least 1 each, --total in all."""
-    from layerif.allocate import allocate_ranks
-    from layerif.score_files import read_scores
+    from layerif.plans.allocate import allocate_ranks
+    from layerif.plans.score_files import read_scores
 
     found = read_scores(scores)
     skeleton = _skeleton(model, trust_remote_code=trust_remote_code)
@@ -180,7 +180,7 @@ def _deliver(
     if skeleton is None:
         deliver(context, plan, out, overwrite=overwrite, as_json=as_json)
         return
-    from layerif.moe import trained_beside_lora
+    from layerif.adapters import trained_beside_lora
 
     trained = trained_beside_lora(plan, skeleton, rank=rank)
     deliver(context, plan, out, overwrite=overwrite, as_json=as_json, beside={"trainable": trained})

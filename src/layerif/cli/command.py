@@ -39,7 +39,7 @@ class Command(TyperCommand):
                 error.args = (as_typed(str(error), self.params),)
             raise
         except KeyboardInterrupt as stop:
-            from layerif.progress import note
+            from layerif.core.progress import note
 
             note(f"interrupted: {_kept(ctx.params)}")
             number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
@@ -78,7 +78,7 @@ def given(context: Any) -> set[str]:
 
 def idle_options(context: Any) -> set[str]:
     """The options that have no effect beside the others, by their names in recipes."""
-    from layerif.studies.idle import COMMANDS, idle
+    from layerif.workflows.idle import COMMANDS, idle
 
     return idle(COMMANDS.get(path_of(context), ()), values(context))
 
@@ -87,14 +87,14 @@ def put_preset(context: Any) -> None:
     """Put the options of a preset under those that were given; the recipe then says them too."""
     preset = context.params.get("preset")
     if preset is not None:
-        from layerif.studies.presets import finetuning_preset, preset_options
+        from layerif.workflows.presets import finetuning_preset, preset_options
 
         preset_of = preset_options if path_of(context) == "score" else finetuning_preset
         context.params.update(preset_of(preset, given(context)))
 
 
 def _refuse_idle(context: Any) -> None:
-    from layerif.studies.idle import COMMANDS, refuse_idle
+    from layerif.workflows.idle import COMMANDS, refuse_idle
 
     known = parameters(context.command)
 
@@ -140,7 +140,7 @@ def as_typed(message: str, options: Sequence[Any]) -> str:
 
 def _kept(options: Mapping[str, Any]) -> str:
     """What an interrupted command leaves, and how to go on."""
-    from layerif.checkpoint import steps_folder
+    from layerif.core.checkpoint import steps_folder
 
     again = shlex.join(["layerif", *sys.argv[1:]])
     out = options.get("out")
@@ -161,7 +161,7 @@ def ended_politely() -> Iterator[None]:
 
     Not in one of several processes: it may wait for others in code that Python cannot interrupt.
     """
-    from layerif import processes
+    from layerif.core import processes
 
     if processes.count() > 1:
         yield

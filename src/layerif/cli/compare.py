@@ -6,12 +6,12 @@ from typing import Annotated, cast
 
 import typer
 
-from layerif.choices import PlanName, PruningMethod, check_choice
 from layerif.cli import options
 from layerif.cli.command import Command
 from layerif.cli.compare_experts import experts
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.choices import PlanName, PruningMethod, check_choice
 
 app = typer.Typer(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
 app.command("experts", cls=Command)(experts)
@@ -82,8 +82,8 @@ def sparsity(
     pairs. Cut short, the same command goes on after the last finished try.
     """
     from layerif.artifacts import Comparisons, LayerScores
-    from layerif.studies.folder import RunFolder
-    from layerif.tasks import load_corpus, load_sources
+    from layerif.data import load_corpus, load_sources
+    from layerif.workflows.folder import RunFolder
 
     names = options.words(plans)
     for name in names:
@@ -97,7 +97,7 @@ def sparsity(
 
     from layerif.model import open_model
     from layerif.report import caveat_lines, comparison_lines, results_table
-    from layerif.studies.compare_sparsity import COMPARISON_FILE, SparsityStudy, compare_sparsity
+    from layerif.workflows.compare_sparsity import COMPARISON_FILE, SparsityStudy, compare_sparsity
 
     study = SparsityStudy(
         sparsity=target,

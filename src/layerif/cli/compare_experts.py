@@ -14,7 +14,7 @@ from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
 
 if TYPE_CHECKING:
-    from layerif.studies.compare_experts import Cells
+    from layerif.workflows.compare_experts import Cells
 
 
 def experts(
@@ -80,8 +80,8 @@ def experts(
     short, the same command goes on after the last whole checkpoint.
     """
     from layerif.artifacts import LayerScores
-    from layerif.studies.folder import RunFolder
-    from layerif.tasks import load_task
+    from layerif.data import load_task
+    from layerif.workflows.folder import RunFolder
 
     numbers = options.whole_numbers(seeds, "--seeds")
     RunFolder(out, "compare experts").check()
@@ -92,8 +92,8 @@ def experts(
 
     from layerif.metrics import metric_scores
     from layerif.model import describe, open_model
-    from layerif.studies.compare_experts import ExpertsStudy, compare_experts
-    from layerif.studies.expert_plans import check_plan, expert_plan, names_of
+    from layerif.workflows.compare_experts import ExpertsStudy, compare_experts
+    from layerif.workflows.expert_plans import check_plan, expert_plan, names_of
 
     settings = training.finetune_options(context.params)
     study = ExpertsStudy(settings, tuple(numbers), train_samples, count, seed)
@@ -140,7 +140,7 @@ def experts(
 def cells_table(cells: Mapping[str, Cells], title: str) -> Table:
     """Plans side by side."""
     from layerif.report import seeds_table
-    from layerif.studies.compare_experts import figures_by_seed, trained_parameters
+    from layerif.workflows.compare_experts import figures_by_seed, trained_parameters
 
     rows = next(iter(cells.values())).results[0].measurements[0].count
     title = f"{title}, {rows:,} test rows"
@@ -149,7 +149,7 @@ def cells_table(cells: Mapping[str, Cells], title: str) -> Table:
 
 def cells_value(cells: Mapping[str, Cells]) -> dict[str, Any]:
     """The same for machines."""
-    from layerif.studies.compare_experts import figures_by_seed, trained_parameters
+    from layerif.workflows.compare_experts import figures_by_seed, trained_parameters
 
     parameters = trained_parameters(cells)
     return {
@@ -162,6 +162,6 @@ def cells_lines(folder: Path) -> list[str]:
     """How the plans of a folder compare, in words; none where there is but one."""
     from layerif.artifacts import Comparisons
     from layerif.report import comparison_lines
-    from layerif.studies.compare_experts import COMPARISON_FILE
+    from layerif.workflows.compare_experts import COMPARISON_FILE
 
     return comparison_lines(Comparisons.load(folder / COMPARISON_FILE).comparisons)

@@ -51,7 +51,7 @@ def doctor(
     Gradients by hooks against plain autograd, a batch against single samples, finite values, every
     projection reached. Exit status 3 where a check fails.
     """
-    from layerif.tasks import load_task
+    from layerif.data import load_task
 
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     data = load_task(task, data_dir=data_dir, **words)

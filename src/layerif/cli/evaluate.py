@@ -82,8 +82,8 @@ def evaluate(
     and whether that is more than noise.
     """
     from layerif.artifacts import Results
-    from layerif.checkpoint import check_out
-    from layerif.tasks import Task, load_sources
+    from layerif.core.checkpoint import check_out
+    from layerif.data import Task, load_sources
 
     if tasks is None and harness is None:
         raise InputError(
@@ -116,7 +116,7 @@ def evaluate(
     from layerif.evaluation import check_same_items, compare
     from layerif.model import open_model, open_tokenizer
     from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
-    from layerif.studies.stages import evaluate_into
+    from layerif.workflows.stages import evaluate_into
 
     if reference is not None:
         own = words["tokenizer"] or open_tokenizer(model, trust_remote_code=trust_remote_code)

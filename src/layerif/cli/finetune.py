@@ -68,9 +68,9 @@ def finetune(
     over processes, which all have to see the folder.
     """
     from layerif.artifacts import ADAPTER, Allocation
-    from layerif.checkpoint import check_out
-    from layerif.processes import is_first
-    from layerif.tasks import load_task
+    from layerif.core.checkpoint import check_out
+    from layerif.core.processes import is_first
+    from layerif.data import load_task
 
     settings = training.finetune_options(context.params)
     chosen = None if plan is None else Allocation.load(plan)
@@ -83,7 +83,7 @@ def finetune(
 
     from layerif.model import open_model
     from layerif.report import finetuning_table
-    from layerif.studies.finetuning import finetune_into
+    from layerif.workflows.finetuning import finetune_into
 
     opened, tokenizer = open_model(
         model,

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import AlphaCompat, DlpStatistic
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.choices import AlphaCompat, DlpStatistic
 
 
 def metric(
@@ -95,7 +95,7 @@ def metric(
     which a picture lies.
     """
     from layerif.artifacts import MetricScores
-    from layerif.checkpoint import check_out
+    from layerif.core.checkpoint import check_out
 
     check_out(out, MetricScores.file_kind(), overwrite=overwrite)
     given = {
@@ -120,7 +120,7 @@ def metric(
                 f"the metric {name} takes no samples of a task; leave out --task, or choose "
                 "adapter_gain"
             )
-        from layerif.tasks import load_task
+        from layerif.data import load_task
 
         words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
         data = load_task(task, data_dir=data_dir, **words)
@@ -133,13 +133,13 @@ def metric(
             "max_length": max_length,
         }
     elif reads_text(name, asked):
-        from layerif.tasks import load_corpus
+        from layerif.data import load_corpus
 
         corpus = load_corpus(calibration, data_dir=data_dir)
 
     from layerif.model import open_model, open_skeleton
     from layerif.report import leave_picture, metric_table, plot_metric
-    from layerif.studies.stages import measure_into
+    from layerif.workflows.stages import measure_into
 
     tokenizer = None
     if reads_model(name, asked):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import (
+from layerif.core.choices import (
     Aggregation,
     Dtype,
     OnConstant,
@@ -168,7 +168,7 @@ def prompts(
     Raises:
         InputError: template options for another style, or not in their form.
     """
-    from layerif.tasks.styles import check_template_options
+    from layerif.data.styles import check_template_options
 
     chosen = dict(map(_template_option, template_option or []))
     check_template_options(style, chosen)
@@ -257,6 +257,6 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 def likelihood_cache(*, no_cache: bool) -> Path | None:
     """Where the command line keeps likelihoods, by model and texts."""
-    from layerif.files import cache_folder
+    from layerif.core.files import cache_folder
 
     return None if no_cache else cache_folder() / "likelihoods"

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from layerif.files import json_text
-from layerif.processes import is_first
-from layerif.terminal import Console, harmless_json
+from layerif.core.files import json_text
+from layerif.core.processes import is_first
+from layerif.core.terminal import Console, harmless_json
 
 console = Console()
 

@@ -51,7 +51,7 @@ def deliver(
 def _keep(plan: Allocation, out: Path, *, overwrite: bool) -> None:
     """Save a plan, unless the file holds this very plan already; another one is not lost."""
     from layerif.artifacts import Allocation
-    from layerif.checkpoint import check_out
+    from layerif.core.checkpoint import check_out
 
     check_out(out, Allocation.file_kind(), overwrite=overwrite)
     if Allocation.file_kind().is_finished(out):

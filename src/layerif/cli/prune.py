@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from layerif.choices import HiddenStatesPlace, PruningMethod
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.choices import HiddenStatesPlace, PruningMethod
 from layerif.errors import InputError
 
 
@@ -72,8 +72,8 @@ def prune(
     short, the same command goes on after its last finished layer.
     """
     from layerif.artifacts import PRUNED, Allocation
-    from layerif.checkpoint import check_out
-    from layerif.tasks import load_calibration
+    from layerif.core.checkpoint import check_out
+    from layerif.data import load_calibration
 
     check_out(out, PRUNED, overwrite=overwrite)
     if plan is not None and sparsity is not None:
@@ -86,7 +86,7 @@ def prune(
 
     from layerif.model import open_model
     from layerif.report import manifest_lines, manifest_table
-    from layerif.studies.stages import prune_into
+    from layerif.workflows.stages import prune_into
 
     opened, tokenizer = open_model(
         model,

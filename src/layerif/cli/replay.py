@@ -18,7 +18,7 @@ from layerif.cli.command import idle_options, parameters, path_of
 from layerif.errors import FieldError
 
 if TYPE_CHECKING:
-    from layerif.studies.document import Document
+    from layerif.workflows.document import Document
 
 COMMAND = "command"
 # A recipe may be written by anybody: what replaces files and what runs a model's code is for those
@@ -37,7 +37,7 @@ def write_recipe(context: typer.Context, out: Path) -> None:
     """
     import yaml
 
-    from layerif.files import keep_recipe, recipe_path
+    from layerif.core.files import keep_recipe, recipe_path
 
     left_out = {*NOT_WORK, *idle_options(context)}
     options = {
@@ -78,7 +78,7 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
     Raises:
         FieldError: no such command or option, or a value that it does not take; with the line.
     """
-    from layerif.studies.idle import IdleOptionError
+    from layerif.workflows.idle import IdleOptionError
 
     root = context.find_root().command
     command, words = _command(root, document)

@@ -33,8 +33,8 @@ def run(
     that another command wrote is replayed.
     """
     from layerif.errors import InputError
-    from layerif.studies.document import Document
-    from layerif.studies.recipe import Recipe
+    from layerif.workflows.document import Document
+    from layerif.workflows.recipe import Recipe
 
     document = Document.read(recipe)
     if isinstance(document.value, dict):
@@ -65,8 +65,8 @@ def run(
 
     from layerif.artifacts import Comparisons
     from layerif.report import caveat_lines, comparison_lines, results_table
-    from layerif.studies.pipeline import COMPARISON_FILE, run_recipe
-    from layerif.studies.trained import FOLDER
+    from layerif.workflows.pipeline import COMPARISON_FILE, run_recipe
+    from layerif.workflows.trained import FOLDER
 
     outcome = run_recipe(
         followed,

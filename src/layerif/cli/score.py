@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from layerif.choices import BlockGranularity, Keep, Normalise, SubspaceName
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.choices import BlockGranularity, Keep, Normalise, SubspaceName
 
 SOLVER = ("damping", "damping_value", "tolerance", "max_iterations")
 COMBINED = ("subspace", "rank", "alpha", "size", "estimator", "keep", "memory", "warmup_steps")
@@ -129,11 +129,11 @@ def score(
     ...` shares the work out over processes, which all have to see the run folder.
     """
     from layerif.artifacts import SCORES
-    from layerif.checkpoint import check_out
+    from layerif.core.checkpoint import check_out
+    from layerif.core.processes import is_first
+    from layerif.data import load_task
     from layerif.influence import check_combination
     from layerif.influence.estimators import checked_options
-    from layerif.processes import is_first
-    from layerif.tasks import load_task
 
     asked = context.params
     solver = {name: asked[name] for name in SOLVER}
@@ -148,7 +148,7 @@ def score(
 
     from layerif.model import open_model
     from layerif.report import leave_picture, plot_scores, scores_table, sweep_lines
-    from layerif.studies.stages import score_into
+    from layerif.workflows.stages import score_into
 
     opened, tokenizer = open_model(
         model,

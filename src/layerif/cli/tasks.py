@@ -14,7 +14,7 @@ from layerif.cli.output import console, emit
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from layerif.tasks import Example
+    from layerif.data import Example
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -30,7 +30,7 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
         return
     from rich.table import Table
 
-    from layerif.tasks import listings
+    from layerif.data import listings
 
     found = listings()
     table = Table(title="Tasks, and corpora of running text")
@@ -62,7 +62,7 @@ def show(
 
     They are the first ones that a run with this seed draws.
     """
-    from layerif.tasks import load_task
+    from layerif.data import load_task
 
     words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     task = load_task(name, data_dir=data_dir, **words)

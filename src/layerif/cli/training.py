@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerif.choices import Schedule
+from layerif.core.choices import Schedule
 
 _ADAPTER = {"rich_help_panel": "Adapter"}
 _TRAINING = {"rich_help_panel": "Training"}

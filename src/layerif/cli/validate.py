@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from layerif.choices import PruningTruth, TruthKind
 from layerif.cli import options
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.choices import PruningTruth, TruthKind
 
 if TYPE_CHECKING:
     from layerif.artifacts import GroundTruth
@@ -80,16 +80,16 @@ def validate(
     on its validation rows is measured. The folder gets the figures, text by text, the table as
     JSON, and scatter plots. Cut short, the same command goes on where it was.
     """
+    from layerif.data import load_corpus, load_task
     from layerif.errors import InputError
-    from layerif.studies.folder import RunFolder
-    from layerif.studies.validation import (
+    from layerif.validation import check_point
+    from layerif.workflows.folder import RunFolder
+    from layerif.workflows.validation import (
         capacity_into,
         scores_of,
         truth_into,
         write_verdict,
     )
-    from layerif.tasks import load_corpus, load_task
-    from layerif.validation import check_point
 
     study = RunFolder(out, "validate")
     study.check()
@@ -112,8 +112,8 @@ def validate(
 
     from layerif.model import describe, open_model
     from layerif.report import agreement_table
-    from layerif.studies.validation import check_layers
     from layerif.validation import advice, agreements
+    from layerif.workflows.validation import check_layers
 
     opened, tokenizer = open_model(
         model,

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import Measurement
-from layerif.chunks import usable_length
+from layerif.data.base import Example
+from layerif.data.chunks import usable_length
+from layerif.data.tokenizing import encode
 from layerif.errors import InputError
 from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.statistics import f1, matthews, perplexity_interval, wilson_interval
 from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
 from layerif.model import Tokenizer
-from layerif.tasks.base import Example
-from layerif.tokenizing import encode
 
 
 def have_candidates(examples: Sequence[Example], name: str) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Measurement, Results
-from layerif.choices import TaskScoring, check_choice
-from layerif.chunks import check_context_length
+from layerif.core.choices import TaskScoring, check_choice
+from layerif.data import Corpus, Task
+from layerif.data.chunks import check_context_length
 from layerif.errors import InputError
 from layerif.evaluation.accuracy import have_candidates, task_measurement
 from layerif.evaluation.comparison import hash_of, other_items
@@ -24,7 +25,6 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.tasks import Corpus, Task
 
 
 def evaluate(

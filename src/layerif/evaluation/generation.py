@@ -19,9 +19,12 @@ from transformers import (
 )
 
 from layerif.artifacts import Measurement
-from layerif.batching import accepted, collate, pack
-from layerif.checkpoint import NO_STEPS, Steps
-from layerif.chunks import usable_length
+from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.progress import progress
+from layerif.data.base import Example
+from layerif.data.batching import accepted, collate, pack
+from layerif.data.chunks import usable_length
+from layerif.data.tokenizing import begun, encode_prompts, unframed
 from layerif.errors import InputError, NumericalError
 from layerif.evaluation.accuracy import two_classes
 from layerif.evaluation.comparison import outcomes_of
@@ -29,9 +32,6 @@ from layerif.evaluation.extraction import extract_answer, is_settled
 from layerif.evaluation.statistics import wilson_interval
 from layerif.evaluation.summed import NO_CACHE, Cache
 from layerif.model import Tokenizer, input_device
-from layerif.progress import progress
-from layerif.tasks.base import Example
-from layerif.tokenizing import begun, encode_prompts, unframed
 
 # Beyond the longest candidate: a model that was not taught the form of the answers spends some
 # words on "The correct answer is", and on what its letter stands for.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import Measurement
-from layerif.batching import Encoded
-from layerif.chunks import check_context_length, cut
+from layerif.data.batching import Encoded
+from layerif.data.chunks import check_context_length, cut
 from layerif.errors import InputError
 from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.statistics import perplexity_interval

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from layerif.artifacts import Fingerprint, hash_model, hash_texts
-from layerif.batching import Encoded, collate, pack, rope_borders
-from layerif.caching import remembered
-from layerif.checkpoint import NO_STEPS, Steps
+from layerif.core.caching import remembered
+from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.progress import progress
+from layerif.data.batching import Encoded, collate, pack, rope_borders
 from layerif.errors import NumericalError
 from layerif.estimates import largest, note_memory
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import input_device, setting
-from layerif.progress import progress
 
 
 @dataclass(frozen=True)

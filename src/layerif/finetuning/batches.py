@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import torch
 
-from layerif import processes
-from layerif.batching import Encoded, pack
+from layerif.core import processes
+from layerif.data.batching import Encoded, pack
 from layerif.finetuning.options import FinetuneOptions
 
 

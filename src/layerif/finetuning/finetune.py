@@ -13,15 +13,19 @@ from typing import Any
 
 import torch
 
-from layerif import processes
+from layerif.adapters import LogRouting
 from layerif.artifacts import Allocation, Finetuning, StepLoss, ValidationLoss
-from layerif.batching import Encoded
-from layerif.checkpoint import NO_STEPS, Steps
-from layerif.chunks import usable_length
+from layerif.core import processes
+from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.files import require_disk
+from layerif.core.progress import note, progress
+from layerif.data import Example
+from layerif.data.batching import Encoded
+from layerif.data.chunks import usable_length
+from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError, NumericalError
 from layerif.estimates import largest, note_memory
-from layerif.files import require_disk
-from layerif.finetuning.adapters import complete_plan, trainable_parameters, with_new_adapter
+from layerif.finetuning.attaching import complete_plan, trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model import (
@@ -36,10 +40,6 @@ from layerif.model import (
     unwrapped,
 )
 from layerif.model.vocabulary import check_tokens
-from layerif.moe import LogRouting
-from layerif.progress import note, progress
-from layerif.tasks import Example
-from layerif.tokenizing import encode_samples
 
 # Of each trained number in float32: itself, its gradient, and AdamW's two means.
 BYTES_PER_PARAMETER = 16

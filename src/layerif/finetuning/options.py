@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layerif.choices import Schedule, check_choice
+from layerif.core.choices import Schedule, check_choice
 from layerif.errors import InputError
 
 # What float32, in which adapters are trained, holds; and steps whose batches memory holds.

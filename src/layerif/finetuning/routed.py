@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
+from layerif.adapters import routing
 from layerif.artifacts import RoutingUse
-from layerif.batching import collate, pack
-from layerif.chunks import usable_length
+from layerif.data import Example
+from layerif.data.batching import collate, pack
+from layerif.data.chunks import usable_length
+from layerif.data.tokenizing import encode_samples
 from layerif.finetuning.options import FinetuneOptions
 from layerif.likelihood import token_losses
 from layerif.model import Tokenizer, evaluation_mode, input_device, unwrapped
-from layerif.moe import routing
-from layerif.tasks import Example
-from layerif.tokenizing import encode_samples
 
 
 @torch.no_grad()

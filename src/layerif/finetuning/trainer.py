@@ -15,17 +15,17 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from layerif import processes
-from layerif.batching import Encoded, collate, pack
-from layerif.checkpoint import Steps
+from layerif.adapters import LoraMoeLinear, batch_state
+from layerif.adapters.balance import BatchState
+from layerif.core import processes
+from layerif.core.checkpoint import Steps
+from layerif.core.files import is_whole, seal, writing_to
+from layerif.core.progress import Advance, note
+from layerif.data.batching import Encoded, collate, pack
 from layerif.errors import NumericalError
-from layerif.files import is_whole, seal, writing_to
 from layerif.finetuning.batches import Batches, StepBatch
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import evaluation_mode, input_device, unwrapped
-from layerif.moe import LoraMoeLinear, batch_state
-from layerif.moe.balance import BatchState
-from layerif.progress import Advance, note
 
 CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
 REMEDY = "try a smaller --learning-rate, or --dtype float32"

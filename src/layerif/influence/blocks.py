@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from layerif.artifacts import BlockRecord
-from layerif.checkpoint import Steps
-from layerif.choices import BlockGranularity, check_choice
+from layerif.core.checkpoint import Steps
+from layerif.core.choices import BlockGranularity, check_choice
+from layerif.core.progress import note, progress
 from layerif.errors import InputError
 from layerif.influence.estimators import (
     Block,
@@ -23,7 +24,6 @@ from layerif.influence.passes import Step, finished
 from layerif.influence.store import GradientStore
 from layerif.influence.subspaces import Matrix
 from layerif.model.layers import Projection
-from layerif.progress import note, progress
 
 # For each block its name, and the places of its matrices.
 Groups = Mapping[str, Sequence[int]]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from layerif.batching import Encoded
-from layerif.checkpoint import Steps
+from layerif.core.checkpoint import Steps
+from layerif.data.batching import Encoded
 from layerif.influence.blocks import Groups, solve
 from layerif.influence.estimators import EstimatorOptions, Factors
 from layerif.influence.passes import Measured, Runner, Samples, Step, finished

@@ -18,8 +18,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from layerif.batching import Encoded, accepted, collate, pack
-from layerif.chunks import usable_length
+from layerif.data.base import Example
+from layerif.data.batching import Encoded, accepted, collate, pack
+from layerif.data.chunks import usable_length
+from layerif.data.tokenizing import encode_samples
 from layerif.errors import NumericalError
 from layerif.influence.estimating import Estimate, estimate
 from layerif.influence.gradients import PerSampleGradients, frozen
@@ -34,8 +36,6 @@ from layerif.model import (
     unwrapped,
 )
 from layerif.model.vocabulary import check_tokens
-from layerif.tasks.base import Example
-from layerif.tokenizing import encode_samples
 
 # Relative distance of two ways to one gradient of one run. float64 allows for attention that takes
 # its softmax in float32. SmolLM2 has 1e-4 in float32 and 0.005 in bfloat16.

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from layerif.batching import Encoded, collate
+from layerif.data.batching import Encoded, collate
 from layerif.influence.gradients import PerSampleGradients
 from layerif.influence.passes import Samples
 from layerif.influence.subspaces import Matrix

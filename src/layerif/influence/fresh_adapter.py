@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from layerif.core.progress import Advance
 from layerif.errors import NumericalError
 from layerif.influence.subspaces import FreshLora
 from layerif.influence.subspaces.base import generator_for
 from layerif.model import Projection, adapted_modules, as_found
-from layerif.model.adapters import check_rank
-from layerif.progress import Advance
+from layerif.model.peft_adapters import check_rank
 
 RATE = 3e-4
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from layerif.batching import Batch
+from layerif.data.batching import Batch
 from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.influence.subspaces import Matrix

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from layerif import processes
-from layerif.checkpoint import Steps
+from layerif.core import processes
+from layerif.core.checkpoint import Steps
 from layerif.influence.estimators.passes import Passes
 
 # Seconds of work that an interruption costs at most; more where the state is so large that writing

@@ -9,14 +9,14 @@ from pathlib import Path
 import psutil
 import torch
 
-from layerif import processes
-from layerif.choices import Keep, check_choice
+from layerif.core import processes
+from layerif.core.choices import Keep, check_choice
+from layerif.core.files import has_room, require_disk, taken
+from layerif.core.progress import note
 from layerif.errors import InputError
-from layerif.files import has_room, require_disk, taken
 from layerif.influence.estimators import EstimatorOptions, find
 from layerif.influence.store import FILE
 from layerif.influence.subspaces import Matrix
-from layerif.progress import note
 
 # Never all that is free: the model's own activations and others' processes want some.
 SHARE = 0.9

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from layerif import processes
-from layerif.batching import Batch, Encoded, collate, pack
-from layerif.checkpoint import Steps
-from layerif.choices import PaddingSide
+from layerif.core import processes
+from layerif.core.checkpoint import Steps
+from layerif.core.choices import PaddingSide
+from layerif.core.progress import Advance, note
+from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.influence.estimators import Solution
 from layerif.influence.gradients import PerSampleGradients
-from layerif.progress import Advance, note
 
 T = TypeVar("T")
 Step = dict[str, torch.Tensor]

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerif import processes
 from layerif.artifacts import LayerScores, ProjectionInfo, ScoringRecord
-from layerif.batching import Encoded
-from layerif.checkpoint import NO_STEPS, Steps
-from layerif.choices import (
+from layerif.core import processes
+from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.choices import (
     BlockGranularity,
     Keep,
     Normalise,
@@ -24,7 +23,11 @@ from layerif.choices import (
     SubspaceName,
     check_choice,
 )
-from layerif.chunks import usable_length
+from layerif.core.progress import progress
+from layerif.data.base import Example
+from layerif.data.batching import Encoded
+from layerif.data.chunks import usable_length
+from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
 from layerif.estimates import Pass, largest, note_memory
 from layerif.influence import blocks as blockwise
@@ -49,9 +52,6 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.progress import progress
-from layerif.tasks.base import Example
-from layerif.tokenizing import encode_samples
 
 
 def score(

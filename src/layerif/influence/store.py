@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from layerif.files import writing_to
-from layerif.files.tensors import bytes_of, checksum
+from layerif.core.files import writing_to
+from layerif.core.files.tensors import bytes_of, checksum
 from layerif.influence.estimators.block import Rows
 from layerif.influence.subspaces import Matrix
 

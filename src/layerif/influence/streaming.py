@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif import processes
-from layerif.batching import Encoded
-from layerif.checkpoint import Steps
+from layerif.core import processes
+from layerif.core.checkpoint import Steps
+from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.influence.blocks import Groups
 from layerif.influence.estimators import EstimatorOptions, FactorPasses, Factors, Part, find

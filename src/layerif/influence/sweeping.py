@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.artifacts import DampingSweep
-from layerif.budgets.scores import aggregate
-from layerif.choices import Aggregation
+from layerif.artifacts.aggregation import aggregate
+from layerif.core.choices import Aggregation
 from layerif.influence.estimators import EstimatorOptions, Solution, rank_stability
 
 

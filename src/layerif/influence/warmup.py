@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from layerif.batching import Encoded, collate, pack
-from layerif.checkpoint import Steps
-from layerif.choices import PaddingSide
+from layerif.core.checkpoint import Steps
+from layerif.core.choices import PaddingSide
+from layerif.core.progress import note, progress
+from layerif.data.batching import Encoded, collate, pack
 from layerif.errors import InputError
 from layerif.influence.fresh_adapter import RATE, Schedule, fine_tune, fresh_adapter
 from layerif.influence.subspaces import AdapterSubspace, FreshLora
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import DecoderLayers, evaluation_mode, input_device, refuse_adapted
-from layerif.progress import note, progress
 
 NAME = "warmup"
 

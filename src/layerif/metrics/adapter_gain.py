@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from layerif.checkpoint import NO_STEPS
+from layerif.core.checkpoint import NO_STEPS
+from layerif.core.progress import progress
 from layerif.influence import FreshLora
 from layerif.influence.collecting import mean_gradients
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.passes import Runner, Samples
 from layerif.metrics.base import MetricValues, Subject
 from layerif.model import input_device
-from layerif.progress import progress
 
 
 def adapter_gain(subject: Subject, *, rank: int, alpha: float) -> MetricValues:

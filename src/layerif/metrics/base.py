@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerif.batching import Encoded
 from layerif.calibration import Visit, walk
+from layerif.core.progress import progress
+from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.model import DecoderLayers
-from layerif.progress import progress
 
 FloatArray = NDArray[np.float64]
 

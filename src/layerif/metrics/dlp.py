@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerif.choices import DlpStatistic, check_choice
+from layerif.core.choices import DlpStatistic, check_choice
 from layerif.errors import InputError
 from layerif.metrics.base import FloatArray, MetricValues, Subject
 from layerif.metrics.saliency import layer_saliencies

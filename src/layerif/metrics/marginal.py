@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from layerif.errors import InputError
-from layerif.marginal import BACKWARD_TOKENS, OperatingPoint, Prunable, sensitivities
 from layerif.metrics.base import MetricValues, Subject
+from layerif.search import BACKWARD_TOKENS, OperatingPoint, Prunable, sensitivities
 
 
 def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues:

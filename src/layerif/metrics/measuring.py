@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import MetricScores, ProjectionScore
-from layerif.batching import Encoded
 from layerif.calibration import calibration_batches
-from layerif.chunks import usable_length
+from layerif.data import Corpus, Example
+from layerif.data.batching import Encoded
+from layerif.data.chunks import usable_length
+from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError, NumericalError
 from layerif.metrics.base import MetricValues, Subject
 from layerif.metrics.registry import (
@@ -32,8 +34,6 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.tasks import Corpus, Example
-from layerif.tokenizing import encode_samples
 
 
 def metric_scores(

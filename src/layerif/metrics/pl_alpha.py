@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from layerif.choices import AlphaCompat, check_choice
+from layerif.core.choices import AlphaCompat, check_choice
+from layerif.core.progress import progress
 from layerif.errors import InputError, NumericalError
 from layerif.metrics.base import MetricValues, Subject, layer_means
-from layerif.progress import progress
 
 # Eigenvalues this small beside the largest are round-off.
 EIGENVALUE_FLOOR = 1e-12

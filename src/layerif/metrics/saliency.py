@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from layerif.calibration import InputNorms
+from layerif.compress.pruning.wanda import wanda_saliency
 from layerif.metrics.base import Subject
 from layerif.model import Projection
-from layerif.pruning.wanda import wanda_saliency
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,7 @@
 """Opening a causal LM, and finding its decoder layers and their projections."""
 
-from layerif.model.adapters import (
-    adapted_modules,
-    refuse_adapted,
-    with_adapter,
-)
-from layerif.model.checkpointing import checkpointed
 from layerif.model.forwards import replaced_forwards
+from layerif.model.gradient_checkpointing import checkpointed
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
 from layerif.model.modes import as_found, evaluation_mode
 from layerif.model.opening import (
@@ -18,6 +13,11 @@ from layerif.model.opening import (
     open_tokenizer,
     parse_device,
     setting,
+)
+from layerif.model.peft_adapters import (
+    adapted_modules,
+    refuse_adapted,
+    with_adapter,
 )
 from layerif.model.quiet import quiet_transformers
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from layerif.core.files import brief, quoted, read_json
 from layerif.errors import InputError
-from layerif.files import brief, quoted, read_json
 from layerif.model.causes import cause_of
 
 CONFIG = "config.json"

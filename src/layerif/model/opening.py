@@ -20,24 +20,24 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from layerif import processes
 from layerif.artifacts import ModelInfo, Setting, versions
+from layerif.core import processes
+from layerif.core.progress import note
 from layerif.errors import InputError, LayerifError
 from layerif.model import gguf
-from layerif.model.adapters import (
+from layerif.model.causes import out_of_memory, reading
+from layerif.model.folders import Weights, blame, check_folder, vocabularies, weights_of
+from layerif.model.hub import cached_folder, hub_source
+from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.peft_adapters import (
     DEFAULT,
     adapter_folder,
     adapter_kind,
     adapters_at_work,
     with_adapter,
 )
-from layerif.model.causes import out_of_memory, reading
-from layerif.model.folders import Weights, blame, check_folder, vocabularies, weights_of
-from layerif.model.hub import cached_folder, hub_source
-from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.precision import note_precision
 from layerif.model.predictions import check_predictions
-from layerif.progress import note
 
 DTYPES = {
     "float32": torch.float32,
@@ -72,8 +72,8 @@ def open_model(
         device_map: for a model larger than one device: `auto`, or another of transformers' words
             (`balanced`, `sequential`), spreads its layers over the GPUs; in place of `device`.
         trust_remote_code: run code that comes with the model; off unless asked for.
-        adapter: folder of a LoRA, or of a mixture of LoRA experts (`layerif.moe`), that PEFT has
-            written, to open the model with: it comes as a PEFT model, with that adapter at work.
+        adapter: folder of a LoRA, or of a mixture of LoRA experts (`layerif.adapters`), that PEFT
+            has written, to open the model with: it becomes a PEFT model with that adapter active.
         adapter_name: of the adapter, where the folder holds several.
 
     Raises:

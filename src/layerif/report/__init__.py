@@ -1,8 +1,8 @@
 """What people see: pictures and tables, made from artifacts alone."""
 
-from layerif.report.agreement import agreement_table, plot_agreement
 from layerif.report.cards import adapter_card, pruned_card
 from layerif.report.comparisons import comparison_lines
+from layerif.report.correlation import agreement_table, plot_agreement
 from layerif.report.finetuning import finetuning_table
 from layerif.report.plots import leave_picture, plot_allocation, plot_metric, plot_scores
 from layerif.report.routing import plot_routing

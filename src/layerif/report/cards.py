@@ -99,7 +99,7 @@ def opening_code(base: str, *, own_method: bool) -> str:
 
     Args:
         base: the model that it is for, as it was opened: hub id, folder, GGUF file or alias.
-        own_method: whether it is of the method that only `layerif.moe` makes known to PEFT.
+        own_method: whether it is of the method that only `layerif.adapters` makes known to PEFT.
     """
     path = Path(base).expanduser()
     name = repr(str(path.resolve()) if path.exists() else base)
@@ -110,10 +110,10 @@ def opening_code(base: str, *, own_method: bool) -> str:
         why, before = "", ""
         if own_method:
             why = (
-                "Importing `layerif.moe` makes this kind of adapter known to PEFT, which without "
-                "the import stops with a `KeyError: 'LORA_MOE'`."
+                "Importing `layerif.adapters` makes this kind of adapter known to PEFT, which "
+                "without the import stops with a `KeyError: 'LORA_MOE'`."
             )
-            before = "import layerif.moe  # before from_pretrained\n"
+            before = "import layerif.adapters  # before from_pretrained\n"
         code = f"""{before}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerif.artifacts import Allocation, LayerScores, MetricScores
-from layerif.choices import Aggregation
+from layerif.core.choices import Aggregation
+from layerif.core.files import Kind, new_file
+from layerif.core.progress import note
+from layerif.core.terminal import harmless
 from layerif.errors import InputError
-from layerif.files import Kind, new_file
-from layerif.progress import note
-from layerif.terminal import harmless
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,9 +20,9 @@ from layerif.artifacts import (
     MetricScores,
     Results,
 )
-from layerif.choices import Aggregation
+from layerif.core.choices import Aggregation
+from layerif.core.terminal import harmless
 from layerif.report.plots import LABELS
-from layerif.terminal import harmless
 
 BAR, LEAST = 24, 4  # characters of a bar, and what tables may shorten it to
 SAME_TOTAL = 5e-7

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from layerif.artifacts import GroundTruth
-from layerif.batching import Encoded
 from layerif.calibration import walk
-from layerif.checkpoint import NO_STEPS, Steps
+from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.progress import Advance, progress
+from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.influence import FreshLora
 from layerif.influence.fresh_adapter import Schedule, fine_tune, fresh_adapter
@@ -30,7 +31,6 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.progress import Advance, progress
 from layerif.validation.partial import PartialForward
 from layerif.validation.rows import Rows, finite
 

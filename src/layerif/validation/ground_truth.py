@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from layerif.artifacts import GroundTruth
-from layerif.batching import Encoded
 from layerif.calibration import InputNorms, walk
-from layerif.checkpoint import NO_STEPS, Steps
-from layerif.choices import PruningTruth
+from layerif.compress.pruning import wanda_mask
+from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.choices import PruningTruth
+from layerif.core.progress import progress
+from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.model import (
     DecoderLayers,
@@ -32,8 +34,6 @@ from layerif.model import (
     setting,
     unwrapped,
 )
-from layerif.progress import progress
-from layerif.pruning import wanda_mask
 from layerif.validation.partial import PartialForward
 from layerif.validation.rows import Rows, finite
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerif.batching import Batch
+from layerif.data.batching import Batch
 from layerif.likelihood import row_sums, token_losses
 from layerif.model import DecoderLayers, replaced_forwards
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerif.batching import Batch, Encoded, collate, pack
+from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.errors import NumericalError
 from layerif.model import input_device
 

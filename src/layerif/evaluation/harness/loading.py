@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from layerif.core.progress import note
+from layerif.data.catalogue import CATALOGUE
+from layerif.data.declared import TaskSpec, tested_order
+from layerif.data.sources import table_from_folder
 from layerif.errors import InputError, MissingDependencyError
 from layerif.evaluation.harness.quiet import quiet_harness
-from layerif.progress import note
-from layerif.tasks.catalogue import CATALOGUE
-from layerif.tasks.declared import TaskSpec, tested_order
-from layerif.tasks.sources import table_from_folder
 
 # The tasks that a folder of parquet files can serve, one file of lm-eval's form each. They share
 # nothing with the catalogue of our own tasks, and so can be checked against it.

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from layerif.batching import rope_borders
+from layerif.core.progress import Advance, progress
+from layerif.data.batching import rope_borders
+from layerif.data.tokenizing import begun
 from layerif.errors import NumericalError
 from layerif.model import Tokenizer
-from layerif.progress import Advance, progress
-from layerif.tokenizing import begun
 
 _LOG = logging.getLogger("lm_eval.models.huggingface")
 # lm-eval's names of how much is generated.
@@ -27,7 +27,7 @@ class HarnessModel(HFLM):
 
     What it computes is left as it is: one forward pass of full logits, in the model's own dtype.
     Added are a progress bar, a stop at the first likelihood that is not finite, and our rules of
-    what a text becomes (`layerif.tokenizing`) and of what may share a batch. They change the
+    what a text becomes (`layerif.data.tokenizing`) and of what may share a batch. They change the
     figures where a tokenizer ends every text with EOS, which lm-eval would score in the place of
     a candidate's first token, where running text would begin with BOS twice, and where a batch's
     longest row would decide how the others' positions are read.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from layerif.progress import note
+from layerif.core.progress import note
 
 
 class _Notes(logging.Handler):

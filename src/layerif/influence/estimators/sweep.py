@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerif.budgets.scores import check_scores
+from layerif.artifacts.aggregation import check_scores
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block

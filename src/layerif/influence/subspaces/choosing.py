@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerif.choices import Keep, SubspaceName, check_choice
+from layerif.core.choices import Keep, SubspaceName, check_choice
 from layerif.errors import InputError
 from layerif.influence.estimators import find
 from layerif.influence.subspaces.adapter import AdapterSubspace

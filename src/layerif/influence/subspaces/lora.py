@@ -15,8 +15,8 @@ import torch
 
 from layerif.errors import InputError
 from layerif.influence.subspaces.base import Matrix, generator_for
-from layerif.model.adapters import check_rank
 from layerif.model.layers import Projection
+from layerif.model.peft_adapters import check_rank
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Applications of plans that change a model."""

@@ -1,0 +1,74 @@
+"""What a pruner is: statistics that it asks for, and one projection pruned in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from layerif.calibration import Statistics
+from layerif.compress.pruning.pattern import Pattern
+from layerif.compress.pruning.selection import smallest_of_groups
+from layerif.model import Projection
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked of one projection.
+
+    Attributes:
+        zeros: how many of its weights shall be zero.
+        pattern: which N:M they form; None where they may lie anywhere.
+    """
+
+    zeros: int
+    pattern: Pattern | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a pruner can say of a projection it has pruned.
+
+    Attributes:
+        error: |(W - W') X|^2 / |W X|^2 over the calibration tokens; None where the method takes no
+            statistics.
+        damping: the share of the Hessian's mean diagonal added to it; None without a Hessian.
+    """
+
+    error: float | None = None
+    damping: float | None = None
+
+
+class Pruner(Protocol):
+    """A way to choose the weights that go."""
+
+    @property
+    def statistics(self) -> Callable[[Sequence[Projection]], Statistics] | None:
+        """Makes the statistics of a layer's inputs; None where the method needs none."""
+
+    def prune(self, projection: Projection, statistics: Any, target: Target) -> Figures:
+        """Set weights of one projection to zero, in place.
+
+        Args:
+            statistics: what `statistics` made, after all calibration text; None without.
+        """
+
+
+def ranked(weight: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
+    """The saliency, with weights that are zero already below every other, in place.
+
+    Features that are dead on the text make zeros of the saliency of live weights too.
+    """
+    return saliency.masked_fill_(weight == 0, -1)
+
+
+def group_mask(saliency: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """(out, in) bool: of every group the weights of least saliency, all but N."""
+    return smallest_of_groups(saliency, pattern.group - pattern.keep, pattern.group)
+
+
+def relative(lost: torch.Tensor, whole: torch.Tensor) -> float:
+    """lost / whole, and 0 where there was nothing to lose; not finite where one of them is not."""
+    return 0.0 if bool(whole == 0) else float(lost.clamp(min=0) / whole)

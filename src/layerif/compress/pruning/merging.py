@@ -1,0 +1,220 @@
+"""Merge a LoRA that was trained on a pruned model, without losing the zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerif.artifacts import PRUNED, Fingerprint, Manifest, hash_texts
+from layerif.compress.pruning.saving import save_pruned, saved_size
+from layerif.core.checkpoint import check_out, tidy
+from layerif.core.files import file_hash, require_disk
+from layerif.core.progress import note
+from layerif.errors import InputError
+from layerif.model import (
+    adapted_modules,
+    find_decoder_layers,
+    open_model,
+    open_skeleton,
+    unwrapped,
+    with_adapter,
+)
+from layerif.model.peft_adapters import DEFAULT, adapter_folder
+
+# Of files that a merged model is made from.
+HASHED = (".safetensors", ".bin", ".json")
+# What these ways of initialising a LoRA leave in the model's weights has no zeros any more.
+RESIDUAL = ("pissa", "olora", "corda", "loftq")
+
+
+@torch.no_grad()
+def merged(model: Any, zeros: Mapping[str, torch.Tensor] | None = None) -> Any:
+    """The model with its LoRA added to the weights, but for those that are zero: they stay so.
+
+    A LoRA's product is dense, so that a plain merge fills every zero of a pruned model in. Merged
+    like this the model is no longer the one that was trained, base and LoRA side by side: what the
+    LoRA did through the zeros is lost. Where the head shares its weight with the embeddings and the
+    LoRA changes one of them, each gets a weight of its own.
+
+    Args:
+        model: a PEFT model with a LoRA active; used up.
+        zeros: where each projection is zero, as `zeros_of` finds it before the adapter is opened;
+            None to look in the model as it is.
+
+    Returns:
+        The model of transformers inside it, with no adapter left.
+
+    Raises:
+        InputError: the model has no adapter in it, one that is merged already, or one that no
+            weights can do the same as.
+    """
+    wrapped = adapted_modules(model)
+    if not wrapped or not hasattr(model, "merge_and_unload"):
+        raise InputError("the model has no adapter to merge; open it with one (--adapter DIR)")
+    if any(module.merged for module in wrapped):
+        raise InputError(
+            "an adapter is merged into the model already, and its zeros are gone; call "
+            "`unmerge_adapter()` first"
+        )
+    _refuse_unmergeable(model, zeros_known=zeros is not None)
+    # Where zeros lie is kept, and not read off again: the merge fills them in.
+    masks = zeros_of(model) if zeros is None else zeros
+    _untie(model)
+    try:
+        plain = model.merge_and_unload()
+    except (RuntimeError, ValueError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the adapter cannot be merged into weights ({cause}); keep it beside the model"
+        ) from None
+    if left := [path for path, m in plain.named_modules() if type(m).__module__.startswith("peft")]:
+        raise InputError(
+            f"the adapter cannot be merged into weights: PEFT leaves a part of it at {left[0]} "
+            "(trainable tokens beside a LoRA on embeddings that are tied); keep it beside the model"
+        )
+    for projection in find_decoder_layers(plain).projections:
+        projection.weight.masked_fill_(masks[projection.key], 0)
+    return plain
+
+
+def zeros_of(model: Any) -> dict[str, torch.Tensor]:
+    """Where the weight of every projection is zero, (out_features, in_features) each."""
+    return {p.key: p.weight == 0 for p in find_decoder_layers(model).projections}
+
+
+def _refuse_unmergeable(model: Any, *, zeros_known: bool) -> None:
+    """Refuse what PEFT would find out half-way, and weights whose zeros are not to be seen."""
+    names = {name for module in adapted_modules(model) for name in module.active_adapters}
+    for name in sorted(names):
+        way = str(getattr(model.peft_config[name], "init_lora_weights", ""))
+        if way.startswith(RESIDUAL) and not zeros_known:
+            raise InputError(
+                f"the adapter {name!r} is initialised by {way}, which changed the model's weights "
+                "when it was opened, so its zeros are not to be seen; call zeros_of(model) before "
+                "the adapter is opened, and pass what it returns as zeros"
+            )
+    for path, module in model.named_modules():
+        biased = {name for name, has in getattr(module, "lora_bias", {}).items() if has}
+        if biased & names and module.get_base_layer().bias is None:
+            raise InputError(
+                f"the adapter has a bias (lora_bias) at {path.removeprefix('base_model.model.')}, "
+                "and the projection there has none to merge it into; keep the adapter beside the "
+                "model"
+            )
+
+
+def _untie(model: Any) -> None:
+    """Give the head a weight of its own, where an adapter changes one that embeddings share."""
+    base = unwrapped(model)
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if None in ends or not any(hasattr(end, "get_base_layer") for end in ends):
+        return
+    embeddings, head = (_innermost(end) for end in ends)
+    if head.weight is embeddings.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        for config in (base.config, base.config.get_text_config(decoder=True)):
+            config.tie_word_embeddings = False
+        note("the head and the embeddings, which were one weight, are saved as two")
+
+
+def _innermost(module: Any) -> Any:
+    """The module that PEFT has wrapped, once or more."""
+    while (inner := getattr(module, "get_base_layer", None)) is not None:
+        module = inner()
+    return getattr(module, "original_module", module)
+
+
+def merge_into(
+    folder: Path,
+    pruned: Path,
+    adapter: Path,
+    *,
+    adapter_name: str = DEFAULT,
+    force: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    **opening: Any,
+) -> Manifest:
+    """Merge a LoRA into the model of a pruned folder, and write the outcome as another one.
+
+    A folder that holds the outcome of the same files is reused.
+
+    Args:
+        folder: to write.
+        pruned: model folder with a manifest.
+        adapter: folder of a LoRA that PEFT has written.
+        adapter_name: of the adapter, where its folder holds several.
+        force: merge an adapter that was trained on another model, such as the dense one.
+        overwrite: whether what `folder` holds may be replaced.
+        trust_remote_code: as `open_model`.
+        opening: as `open_model`.
+
+    Returns:
+        The new folder's manifest, with the zeros counted again.
+
+    Raises:
+        InputError: as `check_out`, `open_model`, `with_adapter` and `merged`; no manifest, or not
+            this model's; or the adapter was trained on another model, and not `force`.
+    """
+    check_out(folder, PRUNED, overwrite=overwrite)
+    manifest = Manifest.of_folder(pruned)
+    place = adapter_folder(adapter, adapter_name)
+    wanted = Fingerprint(
+        model=_files_hash(pruned),
+        data=_files_hash(place),
+        options={"merged": adapter_name, "dtype": opening.get("dtype")},
+    )
+    if PRUNED.is_finished(folder):
+        there = Manifest.of_folder(folder)
+        if there.fingerprint == wanted:
+            note(f"{folder} holds the result of this very work: nothing is done again")
+            tidy(folder)
+            return there
+        if not overwrite:
+            raise InputError(
+                f"{folder} already holds another model; choose another --out, or pass --overwrite"
+            )
+    skeleton = open_skeleton(pruned, trust_remote_code=trust_remote_code)
+    with_adapter(skeleton, adapter, adapter_name)
+    model, tokenizer = open_model(pruned, trust_remote_code=trust_remote_code, **opening)
+    zeros = zeros_of(model)
+    said = {m.module: m.zeros for m in manifest.modules}
+    if wrong := [key for key, mask in zeros.items() if said.get(key) != int(mask.sum())]:
+        raise InputError(
+            f"{pruned} is not what its manifest says: {wrong[0]} has "
+            f"{int(zeros[wrong[0]].sum()):,} zeros; `layerif verify` lists all"
+        )
+    require_disk(folder, saved_size(model), "the merged model")
+    adapted = with_adapter(
+        model, adapter, adapter_name, on_other_base=note if force else _refuse_other_base
+    )
+    plain = merged(adapted, zeros)
+    counted = {key: int(mask.sum()) for key, mask in zeros_of(plain).items()}
+    modules = [
+        # What was measured of the pruned weights does not hold of the merged ones.
+        m.model_copy(update={"zeros": counted[m.module], "error": None})
+        for m in manifest.modules
+    ]
+    manifest = manifest.model_copy(
+        update={
+            "modules": modules,
+            "sparsity": sum(m.zeros for m in modules) / sum(m.numel for m in modules),
+            "merged": str(adapter),
+            "fingerprint": wanted,
+        }
+    )
+    return save_pruned(plain, tokenizer, manifest, folder)
+
+
+def _files_hash(folder: Path) -> str:
+    """Of the configurations and weights in a folder."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in HASHED and path.is_file()]
+    return hash_texts([[path.name, file_hash(path)] for path in files])
+
+
+def _refuse_other_base(other: str) -> None:
+    raise InputError(f"{other}; to merge it all the same, pass force=True, and measure the outcome")

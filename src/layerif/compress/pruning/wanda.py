@@ -1,0 +1,60 @@
+"""Wanda (arXiv 2306.11695): prune by weight magnitude times the norm of the input feature."""
+
+from __future__ import annotations
+
+import torch
+
+from layerif.calibration import InputNorms
+from layerif.compress.pruning.base import Figures, Target, group_mask, ranked, relative
+from layerif.compress.pruning.selection import smallest_by_row
+from layerif.model import Projection
+
+
+class Wanda:
+    """In each output row the smallest |W_ij| |X_j|_2, or in each group where there is a pattern.
+
+    The error is that of features without correlation: the diagonal of X X^T is all that is known.
+    """
+
+    statistics = InputNorms
+
+    def prune(self, projection: Projection, statistics: InputNorms, target: Target) -> Figures:
+        weight = projection.weight
+        saliency = wanda_saliency(weight, statistics.norms(projection).to(weight.device))
+        whole = saliency.square().sum(dtype=torch.float64)
+        ranked(weight, saliency)
+        if target.pattern:
+            mask = group_mask(saliency, target.pattern)
+        else:
+            mask = smallest_by_row(saliency, target.zeros)
+        # A weight that is zero already loses nothing.
+        saliency.clamp_(min=0).masked_fill_(~mask, 0)
+        lost = saliency.square_().sum(dtype=torch.float64)
+        weight.masked_fill_(mask, 0)
+        return Figures(error=relative(lost, whole))
+
+
+def wanda_saliency(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """(out, in) |W_ij| |X_j|_2 in float32 or better, from norms (in,)."""
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    return weight.abs().to(exact) * norms.to(exact)
+
+
+def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """Which weights go: in every output row those with the smallest |W_ij| |X_j|_2.
+
+    Exactly round(sparsity * numel) weights are chosen, and rows differ by at most one: the rows
+    that lose one more are those where the next weight matters least. Among equal weights the lower
+    column goes first. Weights that are zero already have the smallest saliency, so they are chosen
+    first and count.
+
+    Args:
+        weight: (out, in).
+        norms: (in,) |X_j|_2 over the calibration tokens.
+        sparsity: fraction of zeros wanted, 0 to 1.
+
+    Returns:
+        (out, in) bool, true where the weight is to become zero.
+    """
+    saliency = ranked(weight, wanda_saliency(weight, norms))
+    return smallest_by_row(saliency, round(sparsity * weight.numel()))

@@ -1,0 +1,1 @@
+"""What every room uses: options, files, stages, progress, processes."""

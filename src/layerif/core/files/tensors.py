@@ -1,0 +1,79 @@
+"""Tensors that the program itself reads back: what is not as it was written counts as absent.
+
+A safetensors file whose metadata hold a checksum of all that the tensors are: their names, types,
+shapes and bytes. So a file that was cut off, zeroed by a power cut, changed, or written for another
+purpose is never taken for a result.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerif.core.files.writing import new_file
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKSUM = "checksum"
+
+
+def checksum(pieces: Iterable[memoryview | bytes], found: int = 0) -> int:
+    """CRC-32 of bytes that come in pieces: two gigabytes a second, and accidents are found.
+
+    Args:
+        found: that of the bytes before these.
+    """
+    for piece in pieces:
+        found = zlib.crc32(piece, found)
+    return found
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], purpose: str = "") -> None:
+    """Write tensors, whole or not at all.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        purpose: what they serve; they are found again for that alone.
+    """
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with new_file(path) as part:
+        save_file(whole, part, metadata={CHECKSUM: _checksum(whole, purpose)})
+
+
+def load_tensors(path: Path, purpose: str = "") -> dict[str, torch.Tensor] | None:
+    """The tensors of a file; None where there is none, or not as `save_tensors` wrote them."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(CHECKSUM)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    return found if said == _checksum(found, purpose) else None
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], purpose: str) -> str:
+    def pieces() -> Iterable[memoryview | bytes]:
+        yield purpose.encode()
+        for name, tensor in sorted(tensors.items()):
+            yield f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+            yield bytes_of(tensor)
+
+    return f"{checksum(pieces()):08x}"
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor's numbers, row by row."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")

@@ -1,0 +1,260 @@
+"""A generated task in which every row tells the grammatical continuation from one that is not.
+
+The prompt is a sentence up to the word that has to agree; the two choices carry it on to the full
+stop and differ in that word alone. The prompt also holds attractors, words mostly of the other
+number that the critical word must not agree with, so that the nearest noun is a poor guide; and a
+liking for one number is worth nothing, because in every construction of every split half of the
+rows are right in the plural. The task needs no download, and its rows depend on the seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from layerif.core.choices import PromptStyle
+from layerif.data import lexicon as words
+from layerif.data.base import Example, Split, Task
+from layerif.data.draw import Draw
+from layerif.data.splits import count_and_hash
+from layerif.data.styles import refuse_chat
+
+ROWS_PER_CONSTRUCTION: dict[Split, int] = {"train": 200, "validation": 52, "test": 100}
+# The share of attractors that differ in number from the critical word.
+ATTRACTION = 0.9
+
+
+def noun(entry: str, plural: bool) -> str:
+    """`key` or `woman/women` in the number asked for."""
+    singular, _, irregular = entry.partition("/")
+    if not plural:
+        return singular
+    head, of, rest = singular.partition(" of ")
+    return irregular or f"{head}s{of}{rest}"
+
+
+def continuations(predicate: str, plural: bool) -> tuple[str, str]:
+    """`is/are late` as the right and the wrong continuation: (` are late.`, ` is late.`)."""
+    verb, rest = predicate.split(" ", 1)
+    singular, many = (f" {form} {rest}." for form in verb.split("/"))
+    return (many, singular) if plural else (singular, many)
+
+
+# A construction draws a sentence whose critical word is right in the number asked for.
+Sentence = tuple[str, str, str]
+Construction = Callable[[Draw, bool], Sentence]
+
+
+def _attractor(draw: Draw, entry: str, plural: bool) -> str:
+    return noun(entry, plural != draw.chance(ATTRACTION))
+
+
+def _aside(draw: Draw, phrases: Mapping[str, Sequence[str]], plural: bool) -> str:
+    """A prepositional phrase with an attractor in it."""
+    preposition, entries = draw.pick(list(phrases.items()))
+    return f" {preposition} the {_attractor(draw, draw.pick(entries), plural)}"
+
+
+def _open(draw: Draw, sentence: str, plural: bool) -> str:
+    """The sentence with a capital, or after an opening phrase with one more attractor."""
+    if draw.chance(0.5):
+        sentence = f"{_aside(draw, words.OPENERS, plural)[1:]}, {sentence}"
+    return sentence[0].upper() + sentence[1:]
+
+
+def _relation(draw: Draw, relations: Mapping[str, Sequence[str]]) -> tuple[str, str, str]:
+    """A head, its preposition and an attractor: `key`, `to`, `gate`."""
+    relation, attractors = draw.pick(list(relations.items()))
+    head, preposition = relation.split(" ", 1)
+    return head, preposition, draw.pick(attractors)
+
+
+def prepositional(draw: Draw, plural: bool) -> Sentence:
+    """The keys to the cabinet | are on the table."""
+    things = draw.pick((words.OBJECTS, words.PLACES))
+    head, preposition, attractor = _relation(draw, things.relations)
+    subject = f"the {draw.pick(things.adjectives)}{noun(head, plural)} {preposition} the "
+    prompt = _open(draw, subject + _attractor(draw, attractor, plural), plural)
+    return prompt, *continuations(draw.pick(things.predicates), plural)
+
+
+def nested(draw: Draw, plural: bool) -> Sentence:
+    """The label on the bottles near the stations | is on the table."""
+    things = draw.pick((words.OBJECTS, words.PLACES))
+    head, preposition, attractor = _relation(draw, things.relations)
+    subject = f"the {draw.pick(things.adjectives)}{noun(head, plural)} {preposition} the "
+    subject += _attractor(draw, attractor, plural)
+    if draw.chance(0.5):
+        subject += _aside(draw, things.surroundings, plural)
+    else:
+        witness = _attractor(draw, draw.pick(words.PEOPLE), plural)
+        subject += f" the {witness} {draw.pick(words.MENTIONS)}"
+    prompt = _open(draw, subject, plural)
+    return prompt, *continuations(draw.pick(things.predicates), plural)
+
+
+def partitive(draw: Draw, plural: bool) -> Sentence:
+    """One of the towers above the villages | was damaged in the storm."""
+    things = draw.pick((words.OBJECTS, words.PLACES))
+    head, preposition, attractor = _relation(draw, things.relations)
+    share = draw.pick(words.PLURAL_SHARES if plural else words.SINGULAR_SHARES)
+    subject = f"{share} of the {draw.pick(things.adjectives)}{noun(head, True)} {preposition} the "
+    prompt = subject + _attractor(draw, attractor, plural)
+    return prompt, *continuations(draw.pick(things.predicates), plural)
+
+
+def _two_people(draw: Draw, plural: bool) -> tuple[str, str]:
+    """Two different groups or persons: the head in the number asked for, and an attractor."""
+    head = draw.pick(words.PEOPLE)
+    other = draw.pick([entry for entry in words.PEOPLE if entry != head])
+    return noun(head, plural), _attractor(draw, other, plural)
+
+
+def subject_relative(draw: Draw, plural: bool) -> Sentence:
+    """The coach who praised the players after the show | lives in a small town."""
+    head, other = _two_people(draw, plural)
+    deed, occasion = draw.pick(words.DEEDS), _aside(draw, words.OCCASIONS, plural)
+    prompt = _open(draw, f"the {head} who {deed} the {other}{occasion}", plural)
+    return prompt, *continuations(draw.pick(words.PERSON_PREDICATES), plural)
+
+
+def object_relative(draw: Draw, plural: bool) -> Sentence:
+    """The farmers the lawyer visited after the lesson | want to move."""
+    head, other = _two_people(draw, plural)
+    that = draw.pick(("that ", "", ""))
+    deed, occasion = draw.pick(words.DEEDS), _aside(draw, words.OCCASIONS, plural)
+    prompt = _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural)
+    return prompt, *continuations(draw.pick(words.PERSON_PREDICATES), plural)
+
+
+def parenthetical(draw: Draw, plural: bool) -> Sentence:
+    """The sailor, unlike the pilots the guards had described, | knows a great deal."""
+    head, other = _two_people(draw, plural)
+    witness = _attractor(draw, draw.pick(words.PEOPLE), plural)
+    others = f"the {other} the {witness} {draw.pick(words.MENTIONS)}"
+    prompt = _open(draw, f"the {head}, {draw.pick(words.EXCEPTIONS)} {others},", plural)
+    return prompt, *continuations(draw.pick(words.PERSON_PREDICATES), plural)
+
+
+def coordination(draw: Draw, plural: bool) -> Sentence:
+    """The clerks thanked the visitor near the gate and | were invited to dinner."""
+    head, other = _two_people(draw, plural)
+    # The first verb is a past form, which would say nothing about the number of its subject.
+    deed, place = draw.pick(words.DEEDS), _aside(draw, words.PEOPLE_FROM, plural)
+    prompt = _open(draw, f"the {head} {deed} the {other}{place} and", plural)
+    return prompt, *continuations(draw.pick(words.OUTCOMES), plural)
+
+
+def determiner_noun(draw: Draw, plural: bool) -> Sentence:
+    """We had forgotten about those rather dusty one-dollar | labels on the jar on the way home."""
+    head, preposition, attractor = _relation(draw, words.OBJECTS.relations)
+    determiner = draw.pick(words.DETERMINERS).split("/")[plural]
+    number = "one" if plural == draw.chance(ATTRACTION) else draw.pick(("two", "three", "ten"))
+    description = f"{draw.pick(words.DESCRIPTIONS)} {number}-{draw.pick(words.MEASURES)}"
+    pair = f"{noun(head, False)}/{noun(head, True)}"
+    rest = f"{preposition} the {_attractor(draw, attractor, plural)} {draw.pick(words.LATER)}"
+    prompt = f"{draw.pick(words.SEARCHES)} {determiner} {description}"
+    return prompt, *continuations(f"{pair} {rest}", plural)
+
+
+def reflexive(draw: Draw, plural: bool) -> Sentence:
+    """The queen who thanked the girls defended | herself ...; or, bound by an object,
+
+    the queen told the girls near the gate to defend | themselves ...
+    """
+    people, pronoun = draw.pick(((words.MEN, "himself"), (words.WOMEN, "herself")))
+    one = draw.pick(people)
+    # Both of one gender, so that number alone decides.
+    other = draw.pick([entry for entry in people if entry != one])
+    bound, attractor = noun(one, plural), _attractor(draw, other, plural)
+    verb, rests = draw.pick(list(words.REFLEXIVE_PREDICATES.items()))
+    base, past = verb.split("/")
+    if draw.chance(0.5):
+        deed, occasion = draw.pick(words.DEEDS), _aside(draw, words.OCCASIONS, plural)
+        sentence = f"the {bound} who {deed} the {attractor}{occasion} {past}"
+    else:
+        place = _aside(draw, words.PEOPLE_FROM, plural)
+        sentence = f"the {attractor} {draw.pick(words.ORDERS)} the {bound}{place} to {base}"
+    predicate = f"{pronoun}/themselves {draw.pick(rests)}"
+    return _open(draw, sentence, plural), *continuations(predicate, plural)
+
+
+def inversion(draw: Draw, plural: bool) -> Sentence:
+    """On the shelves in the kitchens | stands a jar of honey; or with the expletive,
+
+    behind the door in the attic there | are two bowls of fresh fruit.
+    """
+    preposition, spots = draw.pick(list(words.SPOTS.items()))
+    spot, room = (_attractor(draw, draw.pick(entries), plural) for entries in (spots, words.ROOMS))
+    place = f"{preposition} the {draw.pick(words.SPOT_ADJECTIVES)}{spot} in the {room}"
+    there, verbs = draw.pick(((" there", words.BEING), ("", words.STANDING)))
+    count = draw.pick(("two", "three", "several", "some", "a few")) if plural else "a"
+    what = noun(draw.pick(words.CONTENTS), plural)
+    predicate = f"{draw.pick(verbs)} {count} {what} {draw.pick(words.PURPOSES)}"
+    return _open(draw, place + there, plural), *continuations(predicate, plural)
+
+
+CONSTRUCTIONS: tuple[Construction, ...] = (
+    prepositional,
+    nested,
+    partitive,
+    subject_relative,
+    object_relative,
+    parenthetical,
+    coordination,
+    determiner_noun,
+    reflexive,
+    inversion,
+)
+Rows = dict[Split, dict[str, list[Example]]]
+
+
+def generate(seed: int = 0) -> Rows:
+    """The rows by split and construction; all prompts are different.
+
+    In each list half of the rows are right in the plural, and in each half of those the right
+    choice comes first.
+    """
+    draw = Draw(seed)
+    taken: set[str] = set()
+    rows: Rows = {split: {} for split in ROWS_PER_CONSTRUCTION}
+    for construction in CONSTRUCTIONS:
+        for split, count in ROWS_PER_CONSTRUCTION.items():
+            examples: list[Example] = []
+            while len(examples) < count:
+                prompt, right, wrong = construction(draw, len(examples) % 2 == 1)
+                if prompt in taken:
+                    continue
+                taken.add(prompt)
+                answer = len(examples) // 2 % 2
+                choices = (wrong, right) if answer else (right, wrong)
+                examples.append(Example(prompt, right, choices, answer))
+            rows[split][construction.__name__] = examples
+    return rows
+
+
+def agreement(
+    seed: int = 0,
+    style: PromptStyle = "alpaca",
+    tokenizer: Any = None,
+    template_options: Any = None,
+) -> Task:
+    """The task, with the constructions of each split mixed.
+
+    Raises:
+        InputError: the style is `chat`, and there is no instruction.
+    """
+    refuse_chat(style, "agreement")
+    draw = Draw(seed)
+    splits: dict[Split, Sequence[Example]] = {}
+    for split, constructions in generate(seed).items():
+        examples = [example for rows in constructions.values() for example in rows]
+        draw.shuffle(examples)
+        splits[split] = examples
+    origin = {
+        "source": "generated",
+        "seed": seed,
+        "constructions": [construction.__name__ for construction in CONSTRUCTIONS],
+        **count_and_hash(splits),
+    }
+    return Task("agreement", splits, origin, continues=True)

@@ -1,0 +1,236 @@
+"""A PEFT adapter from its folder, put into a model that it fits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerif.core.files import brief, check_patterns, read_json
+from layerif.core.progress import note
+from layerif.errors import InputError, LayerifError, MissingDependencyError
+from layerif.model.bases import other_base, other_name
+from layerif.model.folders import check_adapter
+from layerif.model.layers import Projection
+
+DEFAULT = "default"
+CONFIG_FILE = "adapter_config.json"
+# The kinds that are opened, and the module that makes a kind known to PEFT where it is none of
+# PEFT's own: named and not imported, since it is built on this room.
+KINDS = {"LORA": None, "LORA_MOE": "layerif.adapters"}
+
+
+def adapter_folder(folder: Path, name: str = DEFAULT) -> Path:
+    """Where the adapter of a name lies: PEFT writes `default` into the folder, others beneath it.
+
+    Raises:
+        InputError: there is none; says what there is.
+    """
+    place = folder.expanduser() if name == DEFAULT else folder.expanduser() / name
+    if not (place / CONFIG_FILE).is_file():
+        root = folder.expanduser()
+        found = sorted(path.parent.name for path in root.glob(f"*/{CONFIG_FILE}"))
+        if (root / CONFIG_FILE).is_file():
+            found.insert(0, DEFAULT)
+        raise InputError(
+            f"no adapter {name!r} in {folder}: {place / CONFIG_FILE} does not exist; a folder "
+            "written by save_pretrained of a PEFT model is expected; adapters in it: "
+            f"{', '.join(found) or 'none'}"
+        )
+    return place
+
+
+def adapter_kind(place: Path) -> str:
+    """The kind of the adapter in a folder, one of `KINDS`.
+
+    Raises:
+        InputError: its configuration cannot be read, or it is of another kind.
+    """
+    path = place / CONFIG_FILE
+    what = "the configuration that save_pretrained of a PEFT model writes"
+    stated = read_json(path, what)
+    if not isinstance(stated, dict) or "peft_type" not in stated:
+        raise InputError(f"{path} does not say what kind of adapter it is of; expected {what}")
+    kind = brief(stated["peft_type"])
+    if kind not in KINDS:
+        raise InputError(
+            f"the adapter in {place} is of the kind {kind}; only {' and '.join(KINDS)} are "
+            "supported"
+        )
+    return kind
+
+
+def with_adapter(
+    model: Any,
+    folder: Path,
+    name: str = DEFAULT,
+    *,
+    on_other_base: Callable[[str], None] = note,
+) -> Any:
+    """The model as a PEFT model with one LoRA of a folder, or mixture of LoRAs, active.
+
+    As PEFT opens it: what some ways of initialising (PiSSA, OLoRA, LoftQ) take out of the model's
+    weights is taken out here too.
+
+    Args:
+        model: of transformers, changed in place; a skeleton will do to see whether it fits.
+        folder: as PEFT's save_pretrained writes it.
+        name: of the adapter.
+        on_other_base: told, before the model is changed, where the adapter was trained on another.
+
+    Raises:
+        InputError: the folder holds no such adapter, it is of another kind, or it is for a model of
+            another shape.
+        MissingDependencyError: a package is missing that its initialisation needs.
+    """
+    from peft import PeftConfig, PeftModel
+
+    place = adapter_folder(folder, name)
+    kind = adapter_kind(place)
+    check_adapter(place)
+    skeleton = any(weight.is_meta for weight in model.parameters())
+    try:
+        if (provider := KINDS[kind]) is not None:
+            import_module(provider)
+        config = PeftConfig.from_pretrained(str(place))
+        _check_config(config, model, place)
+        if skeleton:
+            config.init_lora_weights = False  # most ways need the weights
+        elif (other := other_base(config, model)) is not None:
+            on_other_base(f"the adapter in {place} was trained on {other}")
+        elif (other := other_name(config, model)) is not None:
+            note(f"the adapter in {place} names {other} as its base model")
+        with _same_draws(model), _noted(place, silent=skeleton):
+            wrapped = PeftModel(model, config, name)
+            found = wrapped.load_adapter(str(place), name)
+    except LayerifError:
+        raise
+    except Exception as error:  # whatever a file of others brings PEFT to
+        lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+        cause = " ".join(lines[:2])[:300] or type(error).__name__
+        if isinstance(error, ImportError) or "please install" in cause:
+            raise MissingDependencyError(f"the adapter in {place} needs more: {cause}") from None
+        if isinstance(error, KeyError):
+            cause = f"it lacks {cause}"
+        raise InputError(
+            f"the adapter in {place} does not fit {model.config.name_or_path}: {cause}"
+        ) from None
+    for what, keys in (("lacks", found.missing_keys), ("has", found.unexpected_keys)):
+        if keys:
+            raise InputError(
+                f"the adapter in {place} does not fit {model.config.name_or_path}: it {what} "
+                f"{len(keys)} weights that the model has {'' if what == 'lacks' else 'not '}"
+                f"a place for, {sorted(keys)[0]} among them"
+            )
+    return wrapped.eval()
+
+
+def _check_config(config: Any, model: Any, place: Path) -> None:
+    """Refuse what PEFT cannot open again, or would take for ever to."""
+    if str(getattr(config, "init_lora_weights", "")).startswith("corda"):
+        raise InputError(
+            f"the adapter in {place} is initialised by {config.init_lora_weights}, from statistics "
+            "that its folder does not hold, so PEFT cannot open it either; save it as a plain LoRA "
+            "(path_initial_model_for_weight_conversion of PEFT's save_pretrained)"
+        )
+    names = [name for name, _ in model.named_modules()]
+
+    def given(field: str, form: str = "{}") -> list[str]:
+        """The expressions of a field, as PEFT puts them together."""
+        values = getattr(config, field, None) or []
+        return [form.format(e) for e in ([values] if isinstance(values, str) else values)]
+
+    patterns = [
+        *(given(f)[0] for f in ("target_modules", "exclude_modules") if _is_text(config, f)),
+        *given("rank_pattern", r"(.*\.)?({})$"),
+        *given("alpha_pattern", r"(.*\.)?({})$"),
+        *given("modules_to_save", r"(^|.*\.){}($|\..*)"),
+        *given("layers_pattern", r"(?:^|.*?\.){}\.\d+\..*"),
+    ]
+    check_patterns(patterns, names, f"the adapter in {place}")
+
+
+def _is_text(config: Any, field: str) -> bool:
+    """Whether a field is one expression, and not a list of names; PEFT's own word is neither."""
+    value = getattr(config, field, None)
+    return isinstance(value, str) and value not in ("", "all-linear")
+
+
+@contextmanager
+def _same_draws(model: Any) -> Iterator[None]:
+    """PiSSA by a random method takes the same out of a model each time; all else is as before."""
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        for generator in (
+            torch.default_generator,
+            *(torch.cuda.default_generators[device] for device in devices),
+        ):
+            generator.manual_seed(0)
+        yield
+
+
+@contextmanager
+def _noted(place: Path, *, silent: bool) -> Iterator[None]:
+    """PEFT's warnings as notes, but for those of keys, which are checked here, and of names."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    messages = [
+        " ".join(str(warning.message).split())
+        for warning in told
+        if not issubclass(warning.category, DeprecationWarning | FutureWarning)
+    ]
+    for message in dict.fromkeys(messages):
+        if not (silent or "missing adapter keys" in message):
+            note(f"PEFT, of the adapter in {place}: {message}")
+
+
+def check_rank(projections: Sequence[Projection], ranks: int | Sequence[int]) -> None:
+    """Refuse a LoRA of a larger rank than the matrix that it changes can have.
+
+    Args:
+        projections: that the LoRA is put beside.
+        ranks: of every decoder layer, or one for all.
+
+    Raises:
+        InputError: names the projection, and the largest rank that it can have.
+    """
+    for projection in projections:
+        rank = ranks if isinstance(ranks, int) else ranks[projection.layer]
+        limit = min(projection.out_features, projection.in_features)
+        if rank > limit:
+            raise InputError(
+                f"the rank {rank} is above the smaller side of {projection.key} "
+                f"({projection.out_features} x {projection.in_features}): a LoRA beside it can "
+                f"have a rank of at most {limit}"
+            )
+
+
+def adapted_modules(model: Any) -> list[Any]:
+    """The modules that PEFT has put adapters beside."""
+    return [module for module in model.modules() if hasattr(module, "get_base_layer")]
+
+
+def refuse_adapted(model: Any, right: str) -> None:
+    """Refuse a model that has adapters already.
+
+    Raises:
+        InputError: it has; `right` goes on with why not, and what would be right.
+    """
+    if adapted_modules(model):
+        raise InputError(f"the model has adapters already, {right}")
+
+
+def adapters_at_work(model: Any) -> list[str]:
+    """Kind and name of each adapter that is at work at some module, merged or beside it."""
+    kinds = getattr(model, "peft_config", {})
+    names: dict[str, None] = {}
+    for module in adapted_modules(model):
+        beside = [] if module.disable_adapters else module.active_adapters
+        names |= dict.fromkeys([*module.merged_adapters, *beside])
+    return [f"{kinds[name].peft_type.value} {name}" for name in names if name in kinds]

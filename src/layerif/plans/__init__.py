@@ -1,0 +1,1 @@
+"""From scores to plans with an exact total."""

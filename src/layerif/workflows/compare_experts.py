@@ -1,0 +1,198 @@
+"""Several plans of experts on one model and task: trained alike, measured on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from layerif.adapters import trainable_parameters
+from layerif.artifacts import (
+    Allocation,
+    Comparisons,
+    Finetuning,
+    Results,
+    hash_texts,
+)
+from layerif.core.files import require_disk, taken
+from layerif.core.progress import note, progress
+from layerif.data import Example, Task
+from layerif.errors import InputError
+from layerif.evaluation import check_sources, evaluate
+from layerif.evaluation.seeds import compare_seeds, figures_of
+from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.attaching import complete_plan
+from layerif.model import Tokenizer, as_found, unwrapped, with_adapter
+from layerif.workflows.expert_plans import check_titles
+from layerif.workflows.finetuning import finetune_into
+from layerif.workflows.folder import RunFolder
+from layerif.workflows.stages import content_of, finished
+
+STUDY = "compare experts"
+COMPARISON_FILE, CELLS = "comparison.json", "cells"
+BASELINE = "uniform"
+VALIDATION_SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class ExpertsStudy:
+    """What all plans share.
+
+    Attributes:
+        options: of every training run, but for its seed.
+        seeds: of the training runs of each plan.
+        train_samples, validation_samples: rows; None takes all training rows, and of validation
+            as many as VALIDATION_SAMPLES.
+        data_seed: of the draw of rows, which all runs share.
+    """
+
+    options: FinetuneOptions
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_samples: int | None = None
+    validation_samples: int | None = None
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        once = len(set(self.seeds)) == len(self.seeds)
+        if not self.seeds or not once or min(self.seeds) < 0:
+            raise InputError(
+                "seeds are to be at least one, each once and none negative, and are "
+                f"{list(self.seeds)}"
+            )
+
+    def rows(self, task: Task) -> tuple[list[Example], list[Example]]:
+        """Training and validation rows.
+
+        Raises:
+            InputError: the task has fewer.
+        """
+        count = self.validation_samples
+        if count is None:
+            count = task.default("validation", VALIDATION_SAMPLES)
+        return (
+            task.sample("train", self.train_samples, self.data_seed),
+            task.sample("validation", count, self.data_seed) if count else [],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """What one plan came to, seed by seed.
+
+    Attributes:
+        plan: what was trained.
+        records: how training went.
+        results: of the test rows.
+    """
+
+    plan: Allocation
+    records: list[Finetuning]
+    results: list[Results]
+
+
+def compare_experts(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    plans: Mapping[str, Allocation],
+    study: ExpertsStudy,
+    *,
+    task: Task,
+    options: dict[str, Any],
+) -> dict[str, Cells]:
+    """Train each plan with each seed, measure on test rows, and compare all with the uniform one.
+
+    The folder gets each plan, each adapter with its record, its results, and `comparison.json`.
+    What is finished there is not done again.
+
+    Args:
+        model: a causal LM of transformers without adapters, left so.
+        plans: by name, `uniform` among them.
+        options: of `evaluate`.
+
+    Raises:
+        InputError: as `finetune`, `evaluate` and `check_titles`, or there are too few rows; or the
+            folder holds something else, or a plan that was edited.
+        NumericalError: a loss or a likelihood is not finite.
+    """
+    titles = check_titles(plans)
+    model = unwrapped(model)
+    for plan in plans.values():
+        complete_plan(model, plan, study.options)
+    rows = {name: options[name] for name in ("samples", "seed", "max_length")}
+    check_sources(model, tokenizer, [task], context_length=512, max_tokens=None, **rows)
+    train, validation = study.rows(task)
+    counts = [trainable_parameters(p, model, rank=study.options.rank).sum() for p in plans.values()]
+    size = 4 * len(study.seeds) * int(sum(counts))
+    cells = folder / CELLS
+    require_disk(folder, size - taken(cells), "the adapters of all plans and seeds")
+    claimed = RunFolder(folder, STUDY)
+    found: dict[str, Cells] = {}
+    runs = len(plans) * len(study.seeds)
+    with claimed.claimed(), progress("training runs", runs, bar=False) as advance:
+        for title, plan in zip(titles, plans.values(), strict=True):
+            claimed.keep_plan(title, plan)
+            own = found[title] = Cells(plan, [], [])
+            for seed in study.seeds:
+                note(f"{title}, seed {seed}")
+                cell = cells / f"{title}-{seed}"
+                record = finetune_into(
+                    cell,
+                    model,
+                    tokenizer,
+                    task,
+                    train=train,
+                    validation=validation,
+                    plan=plan,
+                    options=replace(study.options, seed=seed),
+                    overwrite=True,
+                )
+                own.records.append(record)
+                own.results.append(_measured(cell, record, model, tokenizer, task, options))
+                advance()
+        results = {name: own.results for name, own in found.items()}
+        compared = Comparisons(comparisons=compare_seeds(results, BASELINE))
+        compared.save(folder / COMPARISON_FILE)
+    return found
+
+
+def _measured(
+    cell: Path,
+    record: Finetuning,
+    model: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    options: dict[str, Any],
+) -> Results:
+    """Results of the adapter in a cell, beside it; found again where they stand."""
+    path = cell.with_name(f"{cell.name}-results.json")
+    trained = record.fingerprint
+    assert trained is not None
+    wanted = trained.model_copy(
+        update={
+            "data": hash_texts(content_of(task, options)),
+            "options": {"adapter": trained.model_dump(mode="json"), **options},
+        }
+    )
+
+    if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
+        return done
+    with as_found(model):
+        found = evaluate(with_adapter(model, cell), tokenizer, [task], **options)
+    found = found.model_copy(update={"fingerprint": wanted})
+    found.save(path)
+    return found
+
+
+def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:
+    """Trainable parameters of each plan."""
+    return {name: own.records[0].trainable_parameters for name, own in cells.items()}
+
+
+def figures_by_seed(cells: Mapping[str, Cells]) -> dict[str, list[tuple[str, str, list[float]]]]:
+    """Of each plan (task, metric, one value a seed)."""
+    return {
+        name: [(f.name, f.metric, f.by_seed.tolist()) for f in figures_of(own.results)]
+        for name, own in cells.items()
+    }

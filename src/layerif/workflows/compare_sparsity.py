@@ -1,0 +1,328 @@
+"""Several sparsity plans on one model: tuned alike, pruned alike, measured on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerif.artifacts import (
+    Allocation,
+    Comparisons,
+    Fingerprint,
+    LayerScores,
+    MetricScores,
+    Results,
+    hash_model,
+    hash_texts,
+)
+from layerif.compress.pruning import check_pattern, prune
+from layerif.core.caching import remembered
+from layerif.core.choices import PlanName, PruningMethod
+from layerif.core.files import write_json
+from layerif.core.progress import note, progress
+from layerif.data import Corpus, Task
+from layerif.data.chunks import check_context_length, cut, draw
+from layerif.errors import InputError
+from layerif.evaluation import check_sources, compare, evaluate
+from layerif.evaluation.summed import summed_nats
+from layerif.metrics import metric_scores
+from layerif.model import (
+    Tokenizer,
+    describe,
+    evaluation_mode,
+    find_decoder_layers,
+    setting,
+    unwrapped,
+)
+from layerif.workflows.candidates import WAYS, check_tries, plans_of
+from layerif.workflows.folder import RunFolder
+from layerif.workflows.searching import check_unedited, marginal_into
+from layerif.workflows.stages import finished, read_with
+
+STUDY = "compare sparsity"
+TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
+
+
+@dataclass(frozen=True)
+class SparsityStudy:
+    """What all plans share.
+
+    Attributes:
+        sparsity: S.
+        method: the pruner.
+        nm: its pattern, of which M counts: each projection's N comes from the plan.
+        tries: plans that each way may try on held-out text; rounds of the marginal plan.
+        samples, context_length: chunks of calibration text, and their length.
+        held_out_tokens: of calibration text, apart from those chunks, that tries are judged by.
+        seed, batch_tokens: of all draws and runs.
+    """
+
+    sparsity: float
+    method: PruningMethod = "wanda"
+    nm: str | None = None
+    tries: int = 4
+    samples: int = 32
+    context_length: int = 512
+    held_out_tokens: int = 8192
+    seed: int = 0
+    batch_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            raise InputError(f"the sparsity is {self.sparsity:g}; it must lie between 0 and 1")
+        if self.tries < 1:
+            raise InputError(f"each plan needs at least 1 try, not {self.tries}")
+        if self.held_out_tokens < 1:
+            raise InputError(f"held-out tokens must be at least 1, not {self.held_out_tokens}")
+
+
+def compare_sparsity(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    names: Sequence[PlanName],
+    study: SparsityStudy,
+    *,
+    calibration: Corpus,
+    on: Sequence[Task | Corpus],
+    options: dict[str, Any],
+    influence: LayerScores | None = None,
+) -> dict[str, Results]:
+    """Tune, prune and measure by each plan, and compare all with the uniform one.
+
+    The folder gets each plan, its results, `tuning.json` and `comparison.json`. What is finished
+    there is not done again.
+
+    Args:
+        model: a causal LM; its weights are as before afterwards.
+        names: the plans; the uniform one always comes first.
+        calibration: of pruning, metrics and tuning.
+        on: what the pruned models are measured on.
+        options: of `evaluate`.
+        influence: scores for the plan `layerif`.
+
+    Raises:
+        InputError: a plan has not what it needs, or a text is too short, before any long work; or
+            the folder holds something else, or a plan that was edited.
+        NumericalError: what is measured is not finite.
+    """
+    if "layerif" in names and influence is None:
+        raise InputError(
+            "the plan layerif is made from influence: give --scores, a run folder of `layerif "
+            "score`, or leave the plan out"
+        )
+    check_tries(names, study.tries)
+    model = unwrapped(model)
+    if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
+        raise InputError(
+            f"the scores are of {influence.model.name}, whose layers are not those of this model; "
+            "right would be scores of the model that is pruned"
+        )
+    check_sources(
+        model,
+        tokenizer,
+        on,
+        **{k: v for k, v in options.items() if k != "batch_tokens"},
+    )
+    bench = _Bench(folder, model, tokenizer, study, calibration)
+    claimed = RunFolder(folder, STUDY)
+    with claimed.claimed():
+        results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
+        tuning: dict[str, Any] = {}
+        # How often each prunes: for its tries, and to be measured.
+        prunings = dict.fromkeys(("uniform", *names), study.tries + 1) | {"uniform": 2}
+        with progress("plans, by times pruned", sum(prunings.values()), bar=False) as advance:
+            for name, times in prunings.items():
+                plan, tuning[name] = bench.best(name, influence)
+                if name != "marginal":  # which is saved already
+                    claimed.keep_plan(name, plan)
+                results[name] = bench.measured(name, plan, on, options)
+                advance(times)
+        write_json(folder / TUNING_FILE, tuning)
+        pruned = {name: found for name, found in results.items() if name != "dense"}
+        if len(pruned) > 1:
+            # Marginal also meets the rival that tuning would have chosen, in the same family.
+            rivals = [n for n in pruned if n not in ("marginal", "uniform")]
+            best = min(rivals, key=lambda name: tuning[name]["held_out_loss"], default=None)
+            beside = [("marginal", best)] if "marginal" in pruned and best is not None else []
+            comparisons = compare(pruned, "uniform", beside=beside)
+            Comparisons(comparisons=comparisons).save(folder / COMPARISON_FILE)
+    return results
+
+
+class _Bench:
+    """One dense model, pruned again and again."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        tokenizer: Tokenizer,
+        study: SparsityStudy,
+        calibration: Corpus,
+    ) -> None:
+        check_context_length(model, study.context_length)
+        if study.nm is not None:
+            check_pattern(find_decoder_layers(model).projections, study.nm)
+        self._folder, self._model, self._tokenizer = folder, model, tokenizer
+        self._study, self._calibration = study, calibration
+        chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
+        wanted = -(-study.held_out_tokens // study.context_length)
+        # The first of the same draw are those that pruning takes.
+        self._held_out = draw(chunks, study.samples + wanted, study.seed)[study.samples :]
+        self._layers = find_decoder_layers(model)
+        self._dense = [p.weight.clone() for p in self._layers.projections]
+        self._hash = hash_model(model)
+        self._metrics: dict[tuple[Any, ...], MetricScores] = {}
+
+    def best(
+        self, name: PlanName, influence: LayerScores | None
+    ) -> tuple[Allocation, dict[str, Any]]:
+        """The plan of a way with the least loss on the held-out text, and what was tried."""
+        study = self._study
+        if name == "marginal":
+            plan = self._marginal()
+            losses = [each["held_out_loss"] for each in plan.how["rounds"]]
+            return plan, {"tried": plan.how["rounds"], "held_out_loss": min(losses)}
+
+        def scores(options: dict[str, Any]) -> LayerScores | MetricScores:
+            if name == "layerif" and influence is not None:
+                return influence
+            return self._metric(WAYS[name].metric or "uniform", **options)
+
+        plans = plans_of(name, scores, study.sparsity, study.tries)
+        losses = []
+        for number, plan in enumerate(plans):
+            note(f"{name}: try {number + 1} of {len(plans)}")
+            losses.append(self._loss(plan))
+        tried = [
+            {**plan.how, "held_out_loss": loss} for plan, loss in zip(plans, losses, strict=True)
+        ]
+        least = int(np.argmin(losses))
+        return plans[least], {"tried": tried, "held_out_loss": losses[least]}
+
+    def measured(
+        self,
+        name: str,
+        plan: Allocation | None,
+        on: Sequence[Task | Corpus],
+        options: dict[str, Any],
+    ) -> Results:
+        """Results of the model pruned by a plan, found again where they stand."""
+        path = self._folder / f"{name}-results.json"
+        texts = [
+            source.text("evaluation")
+            if isinstance(source, Corpus)
+            else [*map(astuple, source.sample("test", options["samples"], options["seed"]))]
+            for source in on
+        ]
+        wanted = self._fingerprint(plan, hash_texts(texts), **options)
+
+        if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
+            return done
+        note(f"{name}: measuring")
+        with self._pruned(plan):
+            found = evaluate(self._model, self._tokenizer, on, **options)
+        found = found.model_copy(update={"fingerprint": wanted})
+        found.save(path)
+        return found
+
+    def _marginal(self) -> Allocation:
+        study = self._study
+        path = self._folder / "marginal.json"
+        check_unedited(path)
+        return marginal_into(
+            path,
+            self._model,
+            self._tokenizer,
+            study.sparsity,
+            calibration=self._calibration,
+            options={
+                "method": study.method,
+                "rounds": study.tries,
+                "held_out_tokens": study.held_out_tokens,
+                "samples": study.samples,
+                "context_length": study.context_length,
+                "seed": study.seed,
+                "batch_tokens": study.batch_tokens,
+            },
+            overwrite=True,
+        )
+
+    def _metric(self, name: str, **options: Any) -> MetricScores:
+        key = (name, *options.items())
+        if key not in self._metrics:
+            study = self._study
+            self._metrics[key] = metric_scores(
+                self._model,
+                name,
+                **options,
+                tokenizer=self._tokenizer,
+                calibration=self._calibration,
+                samples=study.samples,
+                context_length=study.context_length,
+                seed=study.seed,
+                batch_tokens=study.batch_tokens,
+            )
+        return self._metrics[key]
+
+    def _loss(self, plan: Allocation) -> float:
+        """Mean nats a token of the held-out text."""
+        data = hash_texts([chunk.input_ids for chunk in self._held_out])
+
+        def compute(_steps: Any) -> dict[str, torch.Tensor]:
+            with self._pruned(plan), evaluation_mode(self._model):
+                nats = summed_nats(
+                    self._model,
+                    self._held_out,
+                    batch_tokens=self._study.batch_tokens,
+                    doing="held-out text",
+                    name_of=lambda row: f"chunk {row} of the held-out text",
+                )
+            return {"nats": torch.from_numpy(nats)}
+
+        wanted = self._fingerprint(plan, data)
+        nats = remembered(self._folder / "tries", wanted, compute)["nats"]
+        return float(nats.sum()) / sum(chunk.scored for chunk in self._held_out)
+
+    def _fingerprint(self, plan: Allocation | None, data: str, **more: Any) -> Fingerprint:
+        asked: dict[str, Any] = {**more, "plan": None}
+        if plan is not None:
+            shares = plan.modules or plan.allocation
+            asked["plan"] = [s if isinstance(s, int | float) else s.sparsity for s in shares]
+            text = hash_texts([self._calibration.text("calibration")])
+            study = {name: value for name, value in asdict(self._study).items() if name != "tries"}
+            asked |= {"study": study, "calibration": text}
+        asked |= setting(self._model).model_dump() | read_with(self._model, self._tokenizer)
+        return Fingerprint(model=self._hash, data=data, options=asked)
+
+    @contextmanager
+    def _pruned(self, plan: Allocation | None) -> Iterator[None]:
+        """The model pruned by a plan inside, dense again afterwards."""
+        if plan is None:
+            yield
+            return
+        study = self._study
+        try:
+            prune(
+                self._model,
+                plan,
+                tokenizer=self._tokenizer,
+                calibration=self._calibration,
+                method=study.method,
+                nm=study.nm,
+                samples=study.samples,
+                context_length=study.context_length,
+                seed=study.seed,
+                batch_tokens=study.batch_tokens,
+            )
+            yield
+        finally:
+            for projection, weight in zip(self._layers.projections, self._dense, strict=True):
+                projection.weight.copy_(weight)

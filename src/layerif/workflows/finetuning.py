@@ -1,0 +1,94 @@
+"""Fine-tuning as a stage: never done twice, and where cut short gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import (
+    ADAPTER,
+    CARD_FILE,
+    FINETUNING_FILE,
+    Allocation,
+    Finetuning,
+    hash_texts,
+)
+from layerif.core.checkpoint import resumable
+from layerif.core.files import new_folder, write_text
+from layerif.core.processes import is_first
+from layerif.data import Example, Task
+from layerif.finetuning import FinetuneOptions, finetune
+from layerif.finetuning.routed import routing_on
+from layerif.model import Tokenizer, as_found, quiet_transformers
+from layerif.report import adapter_card, plot_routing
+from layerif.workflows.stages import fingerprint_of, finished
+
+ROUTING = "routing"
+# What is run twice for want of room, and how often a run is made safe, change nothing of it.
+SAFETY_OPTIONS = ("gradient_checkpointing", "checkpoint_every")
+
+
+def finetune_into(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    plan: Allocation | None,
+    options: FinetuneOptions,
+    overwrite: bool = False,
+) -> Finetuning:
+    """`finetune`, saved as PEFT saves an adapter, with the record beside it.
+
+    Of a mixture of experts also how it sends the validation rows to them, with a picture.
+
+    The adapter is taken out of the model again, which is as before, whatever happens. Of several
+    processes each comes here with the same.
+
+    Raises:
+        InputError: as `finetune` and `resumable`; or the folder holds an adapter from different
+            settings.
+        NumericalError: as `finetune`.
+    """
+    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
+    wanted = fingerprint_of(model, data, finetuning_options(plan, options), tokenizer)
+    if done := finished(ADAPTER, Finetuning.load, folder, wanted, overwrite=overwrite):
+        return done
+    with resumable(folder, wanted, restart=overwrite, together=True) as steps, as_found(model):
+        adapted, record = finetune(
+            model,
+            tokenizer,
+            train,
+            validation,
+            plan=plan,
+            options=options,
+            task={"name": task.name, **task.origin},
+            steps=steps,
+        )
+        record = record.model_copy(update={"fingerprint": wanted})
+        if is_first():
+            with quiet_transformers(), new_folder(folder, ADAPTER) as part:
+                adapted.save_pretrained(part, save_embedding_layers=False)
+                record.save(part / FINETUNING_FILE)
+                write_text(part / CARD_FILE, adapter_card(record))
+                if validation and plan is not None and has_routers(plan):
+                    use = routing_on(adapted, tokenizer, validation, options)
+                    use.save(part / f"{ROUTING}.json")
+                    plot_routing(use, part / ROUTING)
+    return record
+
+
+def has_routers(plan: Allocation) -> bool:
+    """Whether some layer of a plan has several experts, between which tokens are sent."""
+    return plan.kind == "experts" and max(plan.allocation) > 1
+
+
+def finetuning_options(plan: Allocation | None, options: FinetuneOptions) -> dict[str, Any]:
+    """What a fine-tuned adapter depends on beside model and rows."""
+    asked = {name: value for name, value in asdict(options).items() if name not in SAFETY_OPTIONS}
+    asked["plan"] = None if plan is None else {plan.kind: plan.allocation}
+    return asked

@@ -1,0 +1,398 @@
+"""Which options count only together with others: given where it does nothing, one is refused.
+
+One table for the commands and for the stages of recipes, by the names that recipes have for options
+(those of the command line without dashes). What is not in it always counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerif.errors import InputError
+
+Values = Mapping[str, Any]
+
+
+class IdleOptionError(InputError):
+    """An option was given that has no effect beside the others.
+
+    Attributes:
+        option: its name in recipes.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When some options count.
+
+    Attributes:
+        options: their names, with blanks between them.
+        counts: whether they do, from the values of all options.
+        when: the same in words, after "applies only"; other options are `{names}` in braces.
+    """
+
+    options: str
+    counts: Callable[[Values], bool]
+    when: str
+
+
+def refuse_idle(
+    rules: Iterable[Rule], given: Collection[str], values: Values, flag: Callable[[str], str] = str
+) -> None:
+    """Refuse options that were given and have no effect.
+
+    Args:
+        rules: of the command or stage.
+        given: the options that were given, whatever their values.
+        values: all options.
+        flag: how the reader writes an option.
+
+    Raises:
+        IdleOptionError: one has none; says when it would.
+    """
+    for rule in rules:
+        for option in rule.options.split():
+            if option in given and not rule.counts(values):
+                when = rule.when.format_map(_Flags(flag))
+                raise IdleOptionError(
+                    option,
+                    f"{flag(option)} has no effect here, and applies only {when}; leave it out",
+                )
+
+
+def idle(rules: Iterable[Rule], values: Values) -> set[str]:
+    """The options that have no effect beside the others, given or not."""
+    return {name for r in rules if not r.counts(values) for name in r.options.split()}
+
+
+class _Flags(dict[str, str]):
+    """The names in braces, as the reader writes them."""
+
+    def __init__(self, flag: Callable[[str], str]) -> None:
+        self._flag = flag
+
+    def __missing__(self, name: str) -> str:
+        return self._flag(name)
+
+
+def _is(name: str, *values: Any) -> Callable[[Values], bool]:
+    return lambda v: v.get(name) in values
+
+
+def _given(name: str) -> Callable[[Values], bool]:
+    return lambda v: v.get(name) is not None
+
+
+def _words(value: Any) -> list[str]:
+    """What an option lists: with commas on the command line, as a list in recipes."""
+    if value is None or isinstance(value, list):
+        return value or []
+    return [word.strip() for word in str(value).split(",")]
+
+
+# Tasks and corpora.
+
+
+def _tasks(v: Values) -> list[str]:
+    from layerif.data import is_task
+
+    return [name for name in _words(v.get("tasks", v.get("task"))) if is_task(name)]
+
+
+def _has_task(v: Values) -> bool:
+    return bool(_tasks(v))
+
+
+def _has_corpus(v: Values) -> bool:
+    return len(_words(v.get("tasks"))) > len(_tasks(v))
+
+
+def _styled(v: Values) -> bool:
+    from layerif.data import has_style
+
+    return any(has_style(name, v.get("style") or "alpaca") for name in _tasks(v))
+
+
+TASK_STYLE = Rule("style", _styled, "for tasks that have prompts in several styles")
+
+
+# Influence.
+
+
+def _adapter_trained(v: Values) -> bool:
+    return v.get("subspace") == "fresh_lora" or bool(v.get("warmup_steps"))
+
+
+def _estimator(v: Values) -> Any:
+    from layerif.influence.estimators import find
+
+    return find(v["estimator"])
+
+
+SCORE = (
+    Rule(
+        "rank alpha",
+        _adapter_trained,
+        "with {subspace} fresh_lora, or with {warmup_steps}",
+    ),
+    Rule("size", _is("subspace", "two_sided"), "with {subspace} two_sided"),
+    Rule("adapter warmup_steps", _is("subspace", "adapter"), "with {subspace} adapter"),
+    Rule("adapter_name", _given("adapter"), "with {adapter}"),
+    Rule(
+        "damping",
+        lambda v: _estimator(v).damped and v.get("damping_value") is None,
+        "for estimators with a damping, without {damping_value}",
+    ),
+    Rule(
+        "damping_value damping_sweep",
+        lambda v: _estimator(v).damped,
+        "for estimators with a damping: datainf, exact, cg, lissa and ekfac",
+    ),
+    Rule(
+        "tolerance max_iterations",
+        lambda v: _estimator(v).iterative,
+        "for estimators that iterate: cg and lissa",
+    ),
+    TASK_STYLE,
+)
+
+
+# Metrics.
+
+
+def _needs(what: str) -> Callable[[Values], bool]:
+    def needs(v: Values) -> bool:
+        from layerif import metrics
+
+        try:
+            asked = metrics.complete_options(v["name"], {"of": v["of"]} if v.get("of") else {})
+        except InputError:
+            return True  # which the command says itself
+        if what == "text":
+            return metrics.reads_text(v["name"], asked)
+        if what == "draws":
+            return metrics.reads_text(v["name"], asked) or metrics.is_seeded(v["name"], asked)
+        return metrics.reads_model(v["name"], asked)
+
+    return needs
+
+
+METRIC = (
+    Rule("train_samples validation_samples max_length", _given("task"), "with {task}"),
+    TASK_STYLE,
+    Rule(
+        "calibration calibration_samples context_length",
+        lambda v: v.get("task") is None and _needs("text")(v),
+        "for metrics that read calibration text, without {task}",
+    ),
+    Rule("batch_tokens data_dir", _needs("text"), "for metrics that run the model"),
+    Rule("seed", _needs("draws"), "for metrics that draw text or numbers"),
+    Rule("dtype device device_map", _needs("model"), "for metrics that read the model"),
+)
+
+
+# Plans.
+
+
+def _of_influence(v: Values) -> bool:
+    scores = v.get("scores")
+    return scores is not None and (Path(scores).is_dir() or not Path(scores).suffix)
+
+
+MODEL_CODE = Rule("trust_remote_code", _given("model"), "with {model}")
+REPLACING = Rule("overwrite", _given("out"), "with {out}")
+
+ALLOCATE_SPARSITY = (
+    Rule(
+        "rounds method target tokens held_out_tokens delta eta below above calibration "
+        "calibration_samples context_length batch_tokens dtype device data_dir seed",
+        _is("map", "marginal"),
+        "with {map} marginal",
+    ),
+    Rule(
+        "style",
+        lambda v: v["map"] == "marginal" and _styled({**v, "tasks": v.get("target")}),
+        "with {map} marginal and a {target} that has prompts in several styles",
+    ),
+    Rule(
+        "aggregate",
+        lambda v: v["map"] not in ("marginal", "uniform") and _of_influence(v),
+        "for scores of influence under the maps layerif, owl and dlp",
+    ),
+    Rule("epsilon", _is("map", "layerif"), "with {map} layerif"),
+    Rule(
+        "smooth",
+        lambda v: v["map"] == "layerif" and v.get("granularity") != "projection",
+        "with {map} layerif and {granularity} layer",
+    ),
+    Rule("lam", _is("map", "owl", "dlp"), "with {map} owl or dlp"),
+    Rule(
+        "orientation on_constant",
+        _is("map", "layerif", "owl", "dlp"),
+        "with {map} layerif, owl or dlp",
+    ),
+    Rule("s_max", lambda v: v["map"] != "marginal", "with another {map} than marginal"),
+    MODEL_CODE,
+    REPLACING,
+)
+
+ALLOCATE_COUNTS = (
+    Rule(
+        "aggregate",
+        lambda v: v["map"] == "power" and _of_influence(v),
+        "for scores of influence with {map} power",
+    ),
+    Rule("beta orientation normalise compat on_constant", _is("map", "power"), "with {map} power"),
+    Rule("shape", _is("map", "mola"), "with {map} mola"),
+    Rule("rank", _given("model"), "with {model}"),
+    MODEL_CODE,
+    REPLACING,
+)
+
+
+# Pruning, evaluation, validation.
+
+
+CALIBRATED = Rule(
+    "calibration calibration_samples context_length batch_tokens hidden_states data_dir seed",
+    lambda v: v.get("method") != "magnitude",
+    "for the methods wanda and sparsegpt, which read calibration text",
+)
+
+OF_TASKS = Rule("scoring", _has_task, "for tasks")
+OF_CORPORA = Rule("max_tokens context_length", _has_corpus, "for corpora")
+
+EVALUATE = (
+    Rule("shots", _given("harness"), "for tasks of lm-evaluation-harness, with {harness}"),
+    Rule("adapter_name", _given("adapter"), "with {adapter}"),
+    Rule("no_cache", _given("tasks"), "with {tasks}"),
+    Rule(
+        "samples max_length",
+        lambda v: v.get("harness") is not None or _has_task(v),
+        "for tasks",
+    ),
+    OF_TASKS,
+    OF_CORPORA,
+    TASK_STYLE,
+    REPLACING,
+)
+
+VALIDATE = (
+    Rule(
+        "task train_samples validation_samples steps rate rank alpha max_length",
+        _is("truth", "capacity"),
+        "with {truth} capacity",
+    ),
+    TASK_STYLE,
+    Rule(
+        "sparsity calibration calibration_samples context_length",
+        lambda v: v.get("truth") != "capacity",
+        "with {truth} isolated or operating_point",
+    ),
+    Rule("delta", _is("truth", None, "operating_point"), "with {truth} operating_point"),
+)
+
+
+# Fine-tuning.
+
+
+def _kind(v: Values) -> str | None:
+    """What the plan of fine-tuning gives out; None for plain LoRA of one rank."""
+    from layerif.artifacts import Allocation
+
+    return None if v.get("plan") is None else Allocation.load(v["plan"]).kind
+
+
+TRAINING = (
+    Rule("epochs", lambda v: v.get("max_steps") is None, "without {max_steps}"),
+    Rule(
+        "evaluate_every patience",
+        lambda v: v.get("validation_samples") != 0,
+        "where {validation_samples} is not 0",
+    ),
+    Rule(
+        "checkpoint_every",
+        lambda v: v.get("patience") is None,
+        "without {patience}, with which checkpoints are made where the loss is measured",
+    ),
+    TASK_STYLE,
+)
+DROPOUT = Rule("strict_dropout", lambda v: v.get("dropout") != 0, "with {dropout}")
+
+FINETUNE = (
+    Rule("rank", lambda v: _kind(v) != "ranks", "where the plan does not give the ranks"),
+    Rule(
+        "top_k balance strict_dropout",
+        lambda v: _kind(v) == "experts",
+        "with a {plan} of experts",
+    ),
+    DROPOUT,
+    *TRAINING,
+)
+
+
+def _lists(name: str, *words: str) -> Callable[[Values], bool]:
+    return lambda v: not set(words).isdisjoint(_words(v.get(name)))
+
+
+COMPARED_SCORES = Rule("scores", _lists("plans", "layerif"), "where layerif is among {plans}")
+
+COMPARE_SPARSITY = (
+    COMPARED_SCORES,
+    Rule(
+        "tries",
+        lambda v: bool(set(_words(v.get("plans"))) - {"uniform"}),
+        "where another plan than uniform is among {plans}",
+    ),
+    Rule("samples max_length", _has_task, "for tasks"),
+    Rule("max_tokens", _has_corpus, "for corpora"),
+    TASK_STYLE,
+)
+
+COMMANDS: Mapping[str, tuple[Rule, ...]] = {
+    "score": SCORE,
+    "doctor": (TASK_STYLE,),
+    "metric": METRIC,
+    "allocate sparsity": ALLOCATE_SPARSITY,
+    "allocate experts": ALLOCATE_COUNTS,
+    "allocate ranks": ALLOCATE_COUNTS,
+    "prune": (CALIBRATED,),
+    "evaluate": EVALUATE,
+    "validate": VALIDATE,
+    "finetune": FINETUNE,
+    "compare sparsity": COMPARE_SPARSITY,
+    "compare experts": (COMPARED_SCORES, DROPOUT, *TRAINING),
+    "tasks show": (
+        Rule("model trust_remote_code", _is("style", "chat"), "with {style} chat"),
+        Rule("style", lambda v: _styled({**v, "task": v["name"]}), TASK_STYLE.when),
+    ),
+}
+
+# The stages of a recipe, which have each other's values in reach: `prune.method` and the like.
+STAGES: Mapping[str, tuple[Rule, ...]] = {
+    "score": SCORE,
+    "sparsity": (
+        Rule("rounds round_tokens", _lists("beside", "marginal"), "where marginal is in {beside}"),
+    ),
+    "finetune": (DROPOUT, *TRAINING[:-1]),
+    "prune": (
+        Rule(
+            "calibration samples context_length batch_tokens",
+            lambda v: v["method"] != "magnitude" or _lists("beside", "owl", "dlp", "marginal")(v),
+            "for the methods wanda and sparsegpt, and for the plans owl, dlp and marginal",
+        ),
+        Rule("hidden_states", CALIBRATED.counts, CALIBRATED.when),
+    ),
+    "evaluate": (
+        Rule("samples max_length scoring", _has_task, "for tasks"),
+        OF_CORPORA,
+        TASK_STYLE,
+    ),
+}

@@ -1,0 +1,315 @@
+"""A recipe: one YAML file that says all of a run, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from layerif.artifacts import Record
+from layerif.core.choices import (
+    Aggregation,
+    BesidePlan,
+    BlockGranularity,
+    Dtype,
+    HiddenStatesPlace,
+    Keep,
+    Normalise,
+    Orientation,
+    Preset,
+    PromptStyle,
+    PruningMethod,
+    Schedule,
+    SubspaceName,
+    TaskScoring,
+)
+from layerif.core.files import brief
+from layerif.core.record import MOST_FAULTS, faults_of
+from layerif.errors import FieldError, InputError
+from layerif.workflows.document import Document
+from layerif.workflows.idle import STAGES, IdleOptionError, idle, refuse_idle
+from layerif.workflows.presets import PRESETS, preset_options
+
+if TYPE_CHECKING:
+    from layerif.finetuning import FinetuneOptions
+
+
+# Numbers of rows that are as many as there are, where a recipe does not give them.
+COUNTS = {"score": ("train_samples", "validation_samples"), "finetune": ("validation_samples",)}
+
+
+class ScoreStage(Record):
+    """Whose influence is measured, and on what."""
+
+    task: str
+    style: PromptStyle = "alpaca"
+    template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    preset: Preset | None = None
+    train_samples: int = Field(200, ge=1)
+    validation_samples: int = Field(50, ge=1)
+    subspace: SubspaceName = "fresh_lora"
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    size: int = Field(16, ge=1)
+    adapter: str | None = None
+    adapter_name: str = "default"
+    warmup_steps: int = Field(0, ge=0)
+    estimator: str = "datainf"
+    damping: float = Field(0.1, gt=0)
+    damping_value: float | None = Field(None, gt=0)
+    damping_sweep: list[float] = Field(default_factory=list)
+    block: BlockGranularity = "matrix"
+    normalise: Normalise = "none"
+    tolerance: float = Field(1e-8, gt=0, lt=1)
+    max_iterations: int = Field(1000, ge=1)
+    keep: Keep = "auto"
+    memory: float | None = Field(None, gt=0)
+    gradient_checkpointing: bool = False
+    max_length: int = Field(512, ge=2)
+    batch_tokens: int = Field(1024, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, value: Any) -> Any:
+        """What a preset says, under what the recipe itself says."""
+        if not isinstance(value, dict) or value.get("preset") not in PRESETS:
+            return value
+        return {**preset_options(value["preset"], value), **value}
+
+    @field_validator("estimator")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        from layerif.influence.estimators import find
+
+        try:
+            find(name)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    def check_combination(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            InputError: as `layerif.influence.check_combination` and `checked_options`.
+        """
+        from layerif.influence import check_combination
+        from layerif.influence.estimators import checked_options
+
+        checked_options(
+            self.estimator,
+            damping=self.damping,
+            damping_value=self.damping_value,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            sweep=self.damping_sweep,
+        )
+
+        check_combination(
+            self.subspace,
+            rank=self.rank,
+            alpha=self.alpha,
+            size=self.size,
+            estimator=self.estimator,
+            keep=self.keep,
+            memory=self.memory,
+            adapter=self.adapter,
+            warmup_steps=self.warmup_steps,
+        )
+
+
+class SparsityStage(Record):
+    """The sparsity plan, and those beside it; rounds and their tokens are of the marginal one."""
+
+    target: float = Field(ge=0, le=1)
+    aggregate: Aggregation = "positive"
+    epsilon: float = Field(0.1, ge=0, le=1)
+    smooth: bool = True
+    orientation: Orientation = "direct"
+    beside: list[BesidePlan] = Field(default_factory=list)
+    rounds: int = Field(5, ge=1)
+    round_tokens: int = Field(8192, ge=1)
+
+
+class CountsStage(Record):
+    """A plan of whole numbers: of experts, or of LoRA ranks."""
+
+    total: int = Field(ge=1)
+    aggregate: Aggregation = "positive"
+    beta: float = Field(3.0, gt=0)
+    orientation: Orientation = "direct"
+
+
+class FinetuneStage(Record):
+    """The expert plan trained on the task of the scores, beside the uniform one and `plans`.
+
+    `train_samples` and `samples`, of test rows, left out take all; the rest is of FinetuneOptions.
+    """
+
+    plans: list[str] = Field(default_factory=list)
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    train_samples: int | None = Field(None, ge=1)
+    validation_samples: int = Field(100, ge=0)
+    samples: int | None = Field(None, ge=1)
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    strict_dropout: bool = False
+    top_k: int = 2
+    balance: float = 0.0
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    batch_tokens: int = 2048
+    learning_rate: float = 3e-4
+    schedule: Schedule = "linear"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = Field(512, ge=2)
+    append_eos: bool = True
+    evaluate_every: int | None = None
+    patience: int | None = None
+    checkpoint_every: int = 50
+    gradient_checkpointing: bool = False
+
+    def training(self) -> FinetuneOptions:
+        """The options of every training run.
+
+        Raises:
+            InputError: one is out of its range.
+        """
+        from layerif.finetuning import FinetuneOptions
+
+        own = FinetuneOptions.__dataclass_fields__
+        return FinetuneOptions(**{k: v for k, v in self.model_dump().items() if k in own})
+
+    @model_validator(mode="after")
+    def _within_range(self) -> Self:
+        try:
+            self.training()
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class PruneStage(Record):
+    """How the sparsity plan is carried out."""
+
+    method: PruningMethod = "wanda"
+    nm: str | None = None
+    calibration: str = "python-docs"
+    samples: int = Field(32, ge=1)
+    context_length: int = Field(512, ge=2)
+    batch_tokens: int = Field(2048, ge=1)
+    hidden_states: HiddenStatesPlace = "auto"
+
+    @field_validator("nm")
+    @classmethod
+    def _is_pattern(cls, nm: str | None) -> str | None:
+        from layerif.compress.pruning.pattern import Pattern
+
+        try:
+            return nm if nm is None else str(Pattern.parse(nm))
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
+
+class EvaluateStage(Record):
+    """What the models are measured on; `samples` and `max_tokens` left out take everything."""
+
+    tasks: list[str] = Field(min_length=1)
+    style: PromptStyle = "alpaca"
+    template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    scoring: TaskScoring = "likelihood"
+    samples: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=2)
+    max_length: int = Field(512, ge=2)
+    context_length: int = Field(512, ge=2)
+    batch_tokens: int = Field(2048, ge=1)
+
+
+class Recipe(Record):
+    """The whole of a run, from a model to a table that compares its pruned versions."""
+
+    model: str
+    out: str
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    seed: int = Field(0, ge=0)
+    data_dir: str | None = None
+    score: ScoreStage
+    sparsity: SparsityStage
+    experts: CountsStage | None = None
+    ranks: CountsStage | None = None
+    finetune: FinetuneStage | None = None
+    prune: PruneStage = PruneStage()
+    evaluate: EvaluateStage
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a recipe.
+
+        Raises:
+            InputError: no such file, not YAML, a field twice, missing, unknown or wrong; with line.
+        """
+        return cls.of(Document.read(path))
+
+    @classmethod
+    def of(cls, document: Document) -> Self:
+        """The recipe that a YAML file holds.
+
+        Raises:
+            InputError: a field is missing, unknown or wrong; with the line.
+        """
+        try:
+            recipe = cls.model_validate(document.value)
+        except ValidationError as error:
+            faults = "; ".join(
+                f"line {document.line(*path)}: {'.'.join(map(str, path))}: {fault}"
+                for path, fault in faults_of(error, cls)
+            )
+            raise FieldError(f"the recipe {document.path}: {brief(faults, MOST_FAULTS)}") from None
+        for stage, rules in STAGES.items():
+            written = document.value.get(stage) or {}
+            given = {name for name, value in written.items() if value is not None}
+            try:
+                refuse_idle(rules, given, recipe._beside(stage))
+            except IdleOptionError as error:
+                line = document.line(stage, error.option)
+                raise FieldError(f"{document.path}, line {line}: {stage}.{error}") from None
+        return recipe
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether pruning or a plan beside reads calibration text."""
+        return "calibration" not in idle(STAGES["prune"], self._beside("prune"))
+
+    def text(self) -> str:
+        """The recipe with the defaults written out, but those that have no effect, and numbers of
+        rows, which give way to what there is.
+        """
+        value = self.model_dump(mode="json")
+        for stage, rules in STAGES.items():
+            if value[stage] is not None:
+                for name in idle(rules, self._beside(stage)):
+                    del value[stage][name]
+        for stage, names in COUNTS.items():
+            written: Record | None = getattr(self, stage)
+            for name in names:
+                if written is not None and name not in written.model_fields_set:
+                    value[stage].pop(name, None)
+        return yaml.safe_dump(value, sort_keys=False)
+
+    def _beside(self, stage: str) -> dict[str, Any]:
+        """The values of a stage, and those of others that decide which of them have an effect."""
+        own: Record | None = getattr(self, stage)
+        values = {} if own is None else own.model_dump()
+        if stage == "score":
+            # Its style is that of a task to calibrate on, too.
+            values["tasks"] = [self.score.task, self.prune.calibration]
+        elif stage == "prune":
+            values["beside"] = self.sparsity.beside
+        return values

@@ -1,0 +1,115 @@
+"""A plan at the operating point as a stage: never done twice, and where cut short gone on with."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import Allocation, Fingerprint, hash_texts
+from layerif.core.checkpoint import resumable
+from layerif.data import Corpus, Task
+from layerif.errors import InputError
+from layerif.model import Tokenizer
+from layerif.plans.allocate import note_emptied
+from layerif.search import allocate_marginal
+from layerif.workflows.stages import fingerprint_of, finished
+
+# In a plan's `how`, where the fingerprint of what it was made from is kept.
+FINGERPRINT = "fingerprint"
+# And the hash of the plan itself, which tells whether a person has edited it since.
+CONTENT = "content"
+
+
+def marginal_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    sparsity: float,
+    *,
+    calibration: Corpus,
+    target: Corpus | Task | None = None,
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> Allocation:
+    """`allocate_marginal` with `options`, saved as JSON; finished rounds survive an interruption.
+
+    Raises:
+        InputError: as `allocate_marginal` and `resumable`; or the file holds another plan, or one
+            that was edited.
+        NumericalError: as `allocate_marginal`.
+    """
+    data = hash_texts([calibration.text("calibration"), _content(target)])
+    asked = {"sparsity": sparsity, "map": "marginal", **_defaults(), **options}
+    wanted = fingerprint_of(model, data, asked, tokenizer)
+
+    def made_from(plan: Allocation) -> Fingerprint | None:
+        kept = plan.how.get(FINGERPRINT)
+        if _edited(plan):
+            raise InputError("it was edited since it was made")
+        return None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
+
+    kind, load = Allocation.file_kind(), Allocation.load
+    if done := finished(kind, load, path, wanted, overwrite=overwrite, fingerprint=made_from):
+        return done
+    with resumable(path, wanted, restart=overwrite) as steps:
+        plan = allocate_marginal(
+            model,
+            sparsity,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            target=target,
+            steps=steps,
+            **options,
+        )
+        how = {
+            **plan.how,
+            CONTENT: _hash(plan),
+            FINGERPRINT: wanted.model_dump(mode="json"),
+        }
+        plan = plan.model_copy(update={"how": how})
+        note_emptied(plan)
+        plan.save(path)
+    return plan
+
+
+def check_unedited(path: Path) -> None:
+    """Refuse to go on where a plan of ours now holds other numbers: nothing may replace them.
+
+    Raises:
+        InputError: it does.
+    """
+    if path.is_file() and _edited(Allocation.load(path)):
+        raise InputError(
+            f"{path} was edited since it was made, and is not replaced; move it away, and the plan "
+            "is made anew"
+        )
+
+
+def _edited(plan: Allocation) -> bool:
+    return CONTENT in plan.how and plan.how[CONTENT] != _hash(plan)
+
+
+def _hash(plan: Allocation) -> str:
+    """Of all that the plan says but how it was made."""
+    return hash_texts([plan.model_dump_json(exclude={"how"})])
+
+
+def _defaults() -> dict[str, Any]:
+    """Options that are left out: a plan of other defaults is other work."""
+    found = signature(allocate_marginal).parameters
+    return {
+        name: each.default
+        for name, each in found.items()
+        if each.default is not each.empty and name not in ("target", "steps")
+    }
+
+
+def _content(target: Corpus | Task | None) -> list[Any]:
+    """What the loss may be taken on, as plain values."""
+    if target is None:
+        return []
+    if isinstance(target, Corpus):
+        return ["corpus", target.text("calibration")]
+    return ["task", *(list(map(astuple, target.splits[s])) for s in ("train", "validation"))]

@@ -1,0 +1,354 @@
+"""Stages that write a result: never done twice, and where cut short gone on with.
+
+Each result carries the fingerprint of what it was made from. A stage asked for again finds it and
+does nothing; a stage from different settings is refused, or with `overwrite` takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from layerif.artifacts import (
+    PRUNED,
+    SCORES,
+    Allocation,
+    Fingerprint,
+    LayerScores,
+    Manifest,
+    MetricScores,
+    Results,
+    hash_model,
+    hash_texts,
+)
+from layerif.compress.pruning import prune, refuse_adapters, refuse_packed, save_pruned, saved_size
+from layerif.core.checkpoint import resumable, tidy
+from layerif.core.files import Kind, check_target
+from layerif.core.processes import is_first
+from layerif.core.progress import note
+from layerif.core.record import versions
+from layerif.data import Corpus, Example, SelfText, Task
+from layerif.data.batching import rope_borders
+from layerif.data.tokenizing import around
+from layerif.errors import InputError
+from layerif.evaluation import HarnessTasks, evaluate, harness_results
+from layerif.influence import score
+from layerif.likelihood import rows_within
+from layerif.metrics import complete_options, is_seeded, metric_scores, reads_model, reads_text
+from layerif.model import Tokenizer, find_decoder_layers, setting
+from layerif.model.precision import stored_precision, word_of
+from layerif.plans.allocate import note_emptied
+
+# Where gradients or hidden states are kept, and what is run twice for want of room, changes nothing
+# of the result.
+MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing", "hidden")
+
+R = TypeVar("R")
+
+
+def score_into(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> LayerScores:
+    """`score` with `options`, saved to a run folder; finished batches survive an interruption.
+
+    Of several processes each comes here with the same, and runs its share of the batches.
+
+    Raises:
+        InputError: as `score` and `resumable`; or the folder holds scores from different settings.
+        NumericalError: as `score`.
+    """
+    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
+    asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
+    wanted = fingerprint_of(model, data, asked, tokenizer)
+    if done := finished(SCORES, LayerScores.load, folder, wanted, overwrite=overwrite):
+        return done
+    with resumable(folder, wanted, restart=overwrite, together=True) as steps:
+        scores = score(
+            model,
+            tokenizer,
+            train,
+            validation,
+            task={"name": task.name, **task.origin},
+            steps=steps,
+            **options,
+        )
+        record = scores.record.model_copy(update={"fingerprint": wanted})
+        scores = replace(scores, record=record)
+        if is_first():
+            scores.save(folder)
+    return scores
+
+
+def measure_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer | None,
+    metric: str,
+    *,
+    calibration: Corpus | None,
+    seed: int,
+    text_options: dict[str, Any],
+    options: dict[str, Any],
+    task: Task | None = None,
+    train: Sequence[Example] = (),
+    validation: Sequence[Example] = (),
+    max_length: int = 512,
+    overwrite: bool = False,
+) -> MetricScores:
+    """`metric_scores` with `options`, saved as JSON.
+
+    Args:
+        model, tokenizer: for a metric that does not read the model a skeleton, and None, will do.
+        calibration: text for a metric that reads some; else unused.
+        seed: of what is drawn.
+        text_options: samples, context_length and batch_tokens.
+        options: of the metric.
+        task, train, validation, max_length: samples for a metric that takes some, in place of text.
+
+    Raises:
+        InputError: as `metric_scores`; or the file holds scores from different settings.
+        NumericalError: as `metric_scores`.
+    """
+    options = complete_options(metric, options)
+    asked: dict[str, Any] = {"metric": metric, **options}
+    texts: list[Any] = []
+    if is_seeded(metric, options):
+        asked["seed"] = seed
+    samples: dict[str, Any] = {}
+    if task is not None:
+        asked |= {"batch_tokens": text_options["batch_tokens"], "max_length": max_length}
+        texts = [[astuple(e) for e in train], [astuple(e) for e in validation]]
+        samples = {"train": train, "validation": validation, "max_length": max_length}
+        samples["task"] = {"name": task.name, **task.origin}
+    elif reads_text(metric, options) and calibration is not None:
+        asked |= {**text_options, "seed": seed}
+        texts = [calibration.text("calibration")]
+    if reads_model(metric, options):
+        wanted = fingerprint_of(model, hash_texts(texts), asked, tokenizer if texts else None)
+    else:
+        shape = [[p.key, p.numel] for p in find_decoder_layers(model).projections]
+        wanted = Fingerprint(
+            model=hash_texts(shape), data=hash_texts(texts), options={**asked, **versions()}
+        )
+    if done := finished(
+        MetricScores.file_kind(), MetricScores.load, path, wanted, overwrite=overwrite
+    ):
+        return done
+    with resumable(path, wanted, restart=overwrite):
+        scores = metric_scores(
+            model,
+            metric,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            seed=seed,
+            **text_options,
+            **samples,
+            **options,
+        )
+        scores = scores.model_copy(update={"fingerprint": wanted})
+        scores.save(path)
+    return scores
+
+
+def prune_into(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    plan: Allocation | float | None,
+    *,
+    calibration: Corpus | SelfText | None,
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> Manifest:
+    """`prune` with `options`, in place and saved to a model folder; finished layers survive.
+
+    Where the folder holds this very work, `model` is left as it is.
+
+    Raises:
+        InputError: as `prune` and `resumable`; or the folder holds a model pruned otherwise.
+        NumericalError: as `prune`.
+    """
+    refuse_adapters(model)
+    refuse_packed(find_decoder_layers(model).projections)
+    wanted = _pruning_fingerprint(model, tokenizer, plan, calibration, options)
+    if done := finished(PRUNED, Manifest.load, folder, wanted, overwrite=overwrite):
+        return done
+    if isinstance(plan, Allocation):
+        note_emptied(plan)
+    with resumable(folder, wanted, restart=overwrite) as steps:
+        # The layers as they are finished, and then all of the model.
+        sizes = [p.weight.nbytes for p in find_decoder_layers(model).projections]
+        what = "the pruned model and its layers as they are finished"
+        steps.reserve(sum(sizes) + saved_size(model), what, "*.safetensors")
+        manifest = prune(
+            model, plan, tokenizer=tokenizer, calibration=calibration, steps=steps, **options
+        )
+        manifest = manifest.model_copy(update={"fingerprint": wanted})
+        return save_pruned(model, tokenizer, manifest, folder)
+
+
+def _pruning_fingerprint(
+    model: Any,
+    tokenizer: Tokenizer,
+    plan: Allocation | float | None,
+    calibration: Corpus | SelfText | None,
+    options: dict[str, Any],
+) -> Fingerprint:
+    """What a pruned model depends on; text and its draw only where the method reads any."""
+    asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
+    asked["plan"] = plan.allocation if isinstance(plan, Allocation) else plan
+    if isinstance(plan, Allocation) and plan.modules is not None:
+        asked["modules"] = {module.module: module.sparsity for module in plan.modules}
+    texts: list[str] = []
+    if isinstance(calibration, Corpus):
+        texts = [calibration.text("calibration")]
+    elif calibration is not None:
+        # What the model writes follows from its weights and the seed.
+        texts = [calibration.name]
+    precision = word_of(stored_precision(model))
+    if precision != setting(model).dtype:
+        asked["precision"] = precision
+    return fingerprint_of(model, hash_texts(texts), asked, tokenizer if texts else None)
+
+
+def evaluate_into(
+    path: Path | None,
+    model: Any,
+    tokenizer: Tokenizer,
+    on: Sequence[Task | Corpus],
+    *,
+    options: dict[str, Any],
+    harness: HarnessTasks | None = None,
+    cache: Path | None = None,
+    overwrite: bool = False,
+) -> Results:
+    """`evaluate` with `options`, saved as JSON; with a cache, finished batches survive.
+
+    Without a path the results are only returned.
+
+    Args:
+        on: what layerif measures itself, with `options`; may be empty beside `harness`.
+        harness: tasks of lm-evaluation-harness, whose figures come last.
+
+    Raises:
+        InputError: as `evaluate`; or the file holds results from different settings.
+        NumericalError: as `evaluate`.
+    """
+
+    def measured() -> Results:
+        results = evaluate(model, tokenizer, on, cache=cache, **options) if on else None
+        if harness is None:
+            assert results is not None
+            return results
+        length = options["max_length"]
+        rows = rows_within(model, options["batch_tokens"] // length, length)
+        found = harness_results(model, tokenizer, harness, batch_size=rows)
+        return results.joined(found) if results else found
+
+    if path is None:
+        return measured()
+    texts = [content_of(source, options) for source in on]
+    asked: dict[str, Any] = {}
+    if harness is not None:
+        texts += [[name, *map(str, task.eval_docs)] for name, task in harness.tasks.items()]
+        asked = {"harness": harness.origin, "rows": harness.rows}
+    data = hash_texts(texts)
+    wanted = fingerprint_of(model, data, {**options, **asked}, tokenizer)
+    if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=overwrite):
+        return done
+    with resumable(path, wanted, restart=overwrite):
+        results = measured().model_copy(update={"fingerprint": wanted})
+        results.save(path)
+    return results
+
+
+def finished(
+    kind: Kind,
+    load: Callable[[Path], R],
+    out: Path,
+    wanted: Fingerprint,
+    *,
+    overwrite: bool,
+    fingerprint: Callable[[R], Fingerprint | None] = attrgetter("fingerprint"),
+) -> R | None:
+    """The finished result at `out`, where it is of the very work that is wanted; else None.
+
+    Args:
+        kind: of the result.
+        load: reads it from `out`, or from the file in it that marks it as whole.
+        wanted: what it is to be made from.
+        overwrite: whether a result from different settings may be replaced.
+        fingerprint: what it was made from.
+
+    Raises:
+        InputError: it is from different settings, and may not be replaced, saying which part
+            differs; or what is there is no such result.
+    """
+    if not kind.is_finished(out):
+        check_target(out, kind)
+        return None
+    try:
+        found = load(out / kind.mark if kind.whole else out)
+        made_from = fingerprint(found)
+        if made_from == wanted:
+            note(f"{out} holds the result of this very work: nothing is done again")
+            if is_first():
+                tidy(out)
+            return found
+        why = "it does not say what it was made from"
+        if made_from is not None:
+            why = wanted.differences(made_from)
+    except InputError as error:
+        why = str(error)
+    if not overwrite:
+        raise InputError(
+            f"{out} already holds another result: {why}; choose another --out, or pass --overwrite "
+            "to replace it"
+        )
+    check_target(out, kind)
+    note(f"{out} is made again: {why}")
+    return None
+
+
+def content_of(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
+    """What is measured of a source, as plain values."""
+    if isinstance(source, Corpus):
+        return [source.name, source.text("evaluation")]
+    rows = source.sample("test", options.get("samples"), options.get("seed", 0))
+    return [source.name, *map(astuple, rows)]
+
+
+def fingerprint_of(
+    model: Any, data: str, options: dict[str, Any], tokenizer: Tokenizer | None = None
+) -> Fingerprint:
+    """What a stage's result depends on: the model, the hash of its texts, and its options.
+
+    Args:
+        tokenizer: what the texts are read by; None where none are read.
+    """
+    made_with = setting(model).model_dump() | read_with(model, tokenizer)
+    return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})
+
+
+def read_with(model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """How texts become a model's batches, where that is not plainly: for a fingerprint.
+
+    The tokens that the tokenizer puts in front of every text and those behind it, which we leave
+    out; and the lengths at which batches are divided for the sake of the model's positions.
+    """
+    found = {
+        "tokens_around": tokenizer is not None and around(tokenizer),
+        "rope_borders": rope_borders(model),
+    }
+    return {name: value for name, value in found.items() if value and any(value)}

@@ -1,0 +1,103 @@
+"""A recipe's expert plan, trained beside others on the task that the layers were scored on."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from layerif.artifacts import Allocation, LayerScores
+from layerif.core.progress import note
+from layerif.data import Task
+from layerif.errors import InputError
+from layerif.evaluation import check_sources
+from layerif.finetuning.finetune import encoded_rows
+from layerif.metrics import metric_scores
+from layerif.model import Tokenizer, describe
+from layerif.workflows.beside import Open
+from layerif.workflows.compare_experts import Cells, ExpertsStudy, compare_experts
+from layerif.workflows.expert_plans import check_plan, check_titles, expert_plan, names_of
+from layerif.workflows.recipe import FinetuneStage, Recipe
+
+FOLDER = "finetuned"
+TITLE = "LayerIF"
+
+
+def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: Task) -> None:
+    """Refuse what cannot be trained or measured, before the first stage.
+
+    Raises:
+        InputError: there is no plan of experts, too few rows or none that fits, or no such plan.
+    """
+    stage = recipe.finetune
+    if stage is None:
+        return
+    if recipe.experts is None:
+        raise InputError(
+            "the recipe fine-tunes by a plan of experts and makes none; add the stage `experts`, "
+            "or leave `finetune` out"
+        )
+    study = _study(recipe, stage)
+    check_titles([*names_of(stage.plans), TITLE])
+    for name in names_of(stage.plans):
+        check_plan(name, recipe.experts.total, model=skeleton, options=study.options)
+    train, validation = study.rows(task)
+    encoded_rows(skeleton, tokenizer, train, validation, study.options)
+    check_sources(
+        skeleton,
+        tokenizer,
+        [task],
+        samples=stage.samples,
+        seed=recipe.seed,
+        context_length=2,
+        max_tokens=None,
+        max_length=stage.max_length,
+    )
+
+
+def trained_plans(
+    recipe: Recipe, folder: Path, task: Task, scores: LayerScores, plan: Allocation, open_: Open
+) -> dict[str, Cells]:
+    """What each plan came to, LayerIF's last; nothing without the stage `finetune`.
+
+    Raises:
+        InputError, NumericalError: as `compare_experts`.
+    """
+    stage = recipe.finetune
+    if stage is None or recipe.experts is None:
+        return {}
+    note("fine-tuning")
+    model, tokenizer = open_(recipe.model)
+    make = partial(
+        expert_plan,
+        total=recipe.experts.total,
+        rank=stage.rank,
+        metric=lambda metric: metric_scores(model, metric, seed=recipe.seed),
+        influence=scores,
+        layers=describe(model).layers,
+    )
+    plans = {name: make(name) for name in names_of(stage.plans)}
+    return compare_experts(
+        folder / FOLDER,
+        model,
+        tokenizer,
+        {**plans, TITLE: plan},
+        _study(recipe, stage),
+        task=task,
+        options={
+            "samples": stage.samples,
+            "seed": recipe.seed,
+            "max_length": stage.max_length,
+            "batch_tokens": stage.batch_tokens,
+        },
+    )
+
+
+def _study(recipe: Recipe, stage: FinetuneStage) -> ExpertsStudy:
+    return ExpertsStudy(
+        stage.training(),
+        tuple(stage.seeds),
+        stage.train_samples,
+        stage.validation_samples if "validation_samples" in stage.model_fields_set else None,
+        recipe.seed,
+    )

@@ -1,0 +1,199 @@
+"""Ground truths as a stage, never measured twice, and the verdict on scores beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerif.artifacts import (
+    Agreement,
+    Fingerprint,
+    GroundTruth,
+    LayerScores,
+    MetricScores,
+    ModelInfo,
+    hash_texts,
+)
+from layerif.core.checkpoint import Steps, resumable
+from layerif.core.choices import Aggregation, PruningTruth, TruthKind
+from layerif.core.files import write_json
+from layerif.data import Corpus, Example, Task
+from layerif.data.chunks import check_context_length, cut, draw, usable_length
+from layerif.data.tokenizing import encode_samples
+from layerif.errors import InputError
+from layerif.model import Tokenizer
+from layerif.plans.score_files import read_scores
+from layerif.report import leave_picture, plot_agreement
+from layerif.validation import advice, capacity, isolated, operating_point
+from layerif.workflows.stages import fingerprint_of, finished
+
+FloatArray = NDArray[np.float64]
+
+
+def truth_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    kind: PruningTruth,
+    *,
+    calibration: Corpus,
+    sparsity: float,
+    delta: float,
+    samples: int,
+    context_length: int,
+    batch_tokens: int,
+    seed: int,
+    overwrite: bool = False,
+) -> GroundTruth:
+    """A ground truth of pruning, saved as JSON; finished layers survive an interruption.
+
+    Raises:
+        InputError: as `isolated` and `operating_point`; or the file holds one from different
+            settings.
+    """
+    check_context_length(model, context_length)
+    text = calibration.text("calibration")
+    chunks = draw(cut(tokenizer, text, context_length), samples, seed)
+    asked: dict[str, Any] = {
+        "kind": kind,
+        "sparsity": sparsity,
+        "samples": samples,
+        "context_length": context_length,
+        "seed": seed,
+    }
+    if kind == "operating_point":
+        asked["delta"] = delta
+    wanted = fingerprint_of(model, hash_texts([text]), asked, tokenizer)
+    origin = {"name": calibration.name, **calibration.origin}
+    origin |= {"context_length": context_length, "seed": seed}
+    shared: dict[str, Any] = {"batch_tokens": batch_tokens, "text": origin}
+
+    def measure(steps: Steps) -> GroundTruth:
+        if kind == "isolated":
+            return isolated(model, chunks, sparsity, steps=steps, **shared)
+        return operating_point(model, chunks, sparsity, delta=delta, steps=steps, **shared)
+
+    return _measured_once(path, wanted, measure, overwrite=overwrite)
+
+
+def capacity_into(
+    path: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    max_length: int,
+    options: dict[str, Any],
+    overwrite: bool = False,
+) -> GroundTruth:
+    """The ground truth `capacity` of a task, saved as JSON; finished layers survive.
+
+    Args:
+        train, validation: samples of the task.
+        max_length: tokens kept of a sample.
+        options: of `capacity`.
+
+    Raises:
+        InputError: as `capacity`; or the file holds one from different settings.
+        NumericalError: as `capacity`.
+    """
+    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
+    asked = {"kind": "capacity", "max_length": max_length, **options}
+    wanted = fingerprint_of(model, data, asked, tokenizer)
+
+    def measure(steps: Steps) -> GroundTruth:
+        length = usable_length(model, max_length)
+        samples = [
+            encode_samples(tokenizer, examples, length, what)[0]
+            for examples, what in ((train, "training"), (validation, "validation"))
+        ]
+        origin = {"name": task.name, **task.origin, "max_length": length}
+        return capacity(model, *samples, text=origin, steps=steps, **options)
+
+    return _measured_once(path, wanted, measure, overwrite=overwrite)
+
+
+def _measured_once(
+    path: Path,
+    wanted: Fingerprint,
+    measure: Callable[[Steps], GroundTruth],
+    *,
+    overwrite: bool,
+) -> GroundTruth:
+    kind = GroundTruth.file_kind()
+    if done := finished(kind, GroundTruth.load, path, wanted, overwrite=overwrite):
+        return done
+    with resumable(path, wanted, restart=overwrite) as steps:
+        truth = measure(steps).model_copy(update={"fingerprint": wanted})
+        truth.save(path)
+    return truth
+
+
+def scores_of(paths: Sequence[Path]) -> dict[str, FloatArray]:
+    """Vectors of one score a layer by their names; every aggregation of influence is one.
+
+    A name is that of the folder or file, or where several are called so the whole path.
+
+    Raises:
+        InputError: no path is given, one of them twice, or one of them holds no scores.
+    """
+    if not paths:
+        raise InputError("no scores are named; give run folders or files, with commas between them")
+    names = [_name_of(path) for path in paths]
+    found: dict[str, FloatArray] = {}
+    for path, name in zip(paths, names, strict=True):
+        if paths.count(path) > 1:
+            raise InputError(f"the scores {path} are named twice; give each once")
+        scores, title = read_scores(path), name if names.count(name) == 1 else str(path)
+        if isinstance(scores, LayerScores):
+            found |= {f"{title} {how}": scores.aggregate(how) for how in get_args(Aggregation)}
+        else:
+            found[title] = np.array(scores.scores) if isinstance(scores, MetricScores) else scores
+    return found
+
+
+def _name_of(path: Path) -> str:
+    # A run folder has no suffix, whatever dots are in its name; `.` is called as the folder it is.
+    return path.absolute().name if path.is_dir() else path.stem
+
+
+def check_layers(vectors: Mapping[str, FloatArray], model: ModelInfo) -> None:
+    """Refuse scores of another model before any work.
+
+    Raises:
+        InputError: a vector has not one score for each layer.
+    """
+    for name, vector in vectors.items():
+        if len(vector) != model.layers:
+            raise InputError(
+                f"{name} has {len(vector)} scores, and {model.name} {model.layers} decoder layers; "
+                "right would be one score a layer"
+            )
+
+
+def write_verdict(
+    folder: Path,
+    vectors: Mapping[str, FloatArray],
+    truths: Mapping[TruthKind, GroundTruth],
+    found: Mapping[TruthKind, Sequence[Agreement]],
+) -> dict[str, Any]:
+    """`validation.json` and one scatter plot a ground truth, in `folder`; what the JSON holds."""
+    verdict: dict[str, Any] = {
+        kind: {
+            "advice": advice(rows),
+            "scores": [{**each.model_dump(), "orientation": each.orientation} for each in rows],
+        }
+        for kind, rows in found.items()
+    }
+    write_json(folder / "validation.json", verdict)
+    for kind, truth in truths.items():
+        beside = folder / f"{kind}-scatter"
+        leave_picture(plot_agreement, vectors, found[kind], truth, beside=beside)
+    return verdict

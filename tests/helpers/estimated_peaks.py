@@ -1,0 +1,118 @@
+"""Estimated and measured bytes, weights included, of each kind of work on a random model.
+
+python tests/helpers/estimated_peaks.py VOCABULARY TOKENS LAYERS
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from layerif.calibration import InputNorms, walk
+from layerif.data.batching import Encoded, collate
+from layerif.estimates import memory
+from layerif.finetuning.attaching import trainable_parameters, with_new_adapter
+from layerif.finetuning.finetune import BYTES_PER_PARAMETER
+from layerif.finetuning.options import FinetuneOptions
+from layerif.influence.gradients import PerSampleGradients, frozen
+from layerif.influence.subspaces import FreshLora
+from layerif.likelihood import token_losses
+from layerif.model import find_decoder_layers
+from layerif.search.operating_point import OperatingPoint
+from layerif.search.order import RemovalOrder
+from layerif.search.rounds import HELD
+from layerif.search.sensitivity import sensitivities
+
+LENGTH = 256
+
+
+def main(vocabulary: int, tokens: int, layers: int) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=layers,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    found = find_decoder_layers(model)
+    rows = torch.randint(vocabulary, (tokens // LENGTH, LENGTH)).tolist()
+    items = [Encoded(row, ids, 1) for row, ids in enumerate(rows)]
+    batch = collate(items, device=torch.device("cpu"))
+    matrices = FreshLora(8, 16.0, 0).matrices(found.projections)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+
+    @torch.inference_mode()
+    def evaluate():
+        token_losses(model, batch)
+
+    def score():
+        with frozen(model), PerSampleGradients(model, found.projections, matrices) as per_sample:
+            per_sample(batch)
+
+    def prune():
+        for visit in walk(model, found, [batch.inputs]):
+            visit.observe(InputNorms([p for p in found.projections if p.layer == visit.index]))
+
+    def marginal():
+        with OperatingPoint.held(model, found, [batch.inputs], "wanda") as point:
+            orders: list[RemovalOrder] = []
+            point.prune([0.5] * len(found.projections), lambda _row, order: orders.append(order))
+            bands = [order.band(0.5, 0.05) for order in orders]
+            sensitivities(point, bands, items, batch_tokens=tokens)
+
+    wrapped_losses = {}
+
+    def finetune():
+        wrapped, _ = with_new_adapter(model, None, FinetuneOptions())
+        wrapped.train()
+        wrapped_losses["count"] = trainable_parameters(wrapped)
+        optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad])
+        token_losses(model, batch, through=wrapped).mean().backward()
+        optimizer.step()
+
+    gradients = len(items) * sum(matrix.size for matrix in matrices) * 4
+    held = HELD * sum(projection.weight.nbytes for projection in found.projections)
+    plan = {
+        "evaluate": (evaluate, "forward", lambda: 0),
+        "score": (score, "backward", lambda: gradients),
+        "prune": (prune, "walk", lambda: tokens * config.hidden_size * 4),
+        "marginal": (marginal, "inputs", lambda: held),
+        "finetune": (finetune, "inputs", lambda: BYTES_PER_PARAMETER * wrapped_losses["count"]),
+    }
+    told = {}
+    with torch.inference_mode():
+        model(torch.tensor([[1, 2, 3]]))
+    for name, (work, how, kept) in plan.items():
+        before = reset()
+        work()
+        peak = resident("VmHWM") - before + weights
+        estimated = memory(model, how, tokens, kept=kept()).total + weights
+        told[name] = (estimated, peak)
+        print(f"{name:9} estimated {estimated / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB")
+    print(json.dumps(told))
+
+
+def reset() -> int:
+    """Start a peak of its own; bytes that are resident now."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def resident(field: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if field in x)
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

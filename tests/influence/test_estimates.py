@@ -1,0 +1,43 @@
+"""Memory by formula against the peak of a process that does the work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.tiny import tiny_model
+from layerif import estimates
+
+WITHIN = 1.5
+
+
+def test_short_memory_is_noted_beforehand(monkeypatch, capsys):
+    model = tiny_model(dtype=torch.float64)
+    estimates.note_memory(model, "scoring", "backward", 100)
+    assert not capsys.readouterr().err
+    estimates.note_memory(model, "scoring", "backward", 100, kept=1e15)
+    assert "scoring takes about" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a peak since then is Linux's to tell")
+def test_estimates_are_near_the_peak():
+    """Weights included; a vocabulary whose logits are in several slices."""
+    ran = subprocess.run(
+        [
+            sys.executable,
+            Path(__file__).parents[1] / "helpers" / "estimated_peaks.py",
+            "49152",
+            "2048",
+            "3",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for work, (estimated, measured) in json.loads(ran.stdout.splitlines()[-1]).items():
+        assert measured / WITHIN <= estimated <= WITHIN * measured, work

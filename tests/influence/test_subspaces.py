@@ -1,0 +1,313 @@
+"""Subspaces against gradients from autograd, one sample at a time, of matrices really there."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_influence import TRAIN, VALIDATION, measure, published_datainf
+from torch import nn
+
+from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
+from layerif.artifacts import hash_model
+from layerif.compress.pruning import prune, save_pruned
+from layerif.data import load_task
+from layerif.errors import InputError
+from layerif.evaluation import evaluate
+from layerif.influence import score
+from layerif.influence.subspaces import AdapterSubspace, TwoSided
+from layerif.model import describe, find_decoder_layers
+
+ARCHITECTURES = ["llama", "gpt2", "opt", "phi3"]
+TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(60))
+
+
+def literal(model, samples, parameters):
+    """For each sample and parameter its gradient, one sample at a time."""
+    tokenizer, rows = tiny_tokenizer(), []
+    for sample in samples:
+        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
+        start = len(tokenizer(sample.prompt)["input_ids"])
+        logits = model(input_ids=ids).logits[0, start - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, start:])
+        rows.append(torch.autograd.grad(loss, parameters))
+    return [torch.stack(block) for block in zip(*rows, strict=True)]  # (samples, *shape) each
+
+
+def oracle(train, validation):
+    """DataInf of every block from its gradients, (samples, ...) each."""
+    flat = [[block.flatten(1).numpy() for block in blocks] for blocks in (train, validation)]
+    return np.stack([published_datainf(g, v) for g, v in zip(*flat, strict=True)])
+
+
+def close(found, expected, tolerance=1e-9):
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def adapted(architecture="llama", name="default", **options):
+    """A PEFT model whose A and B are far from zero."""
+    options = {"r": 3, "lora_alpha": 5, "target_modules": "all-linear"} | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT sets fan_in_fan_out for GPT-2 by itself, and says so
+        model = get_peft_model(
+            tiny_model(architecture, torch.float64), LoraConfig(**options), adapter_name=name
+        )
+    fill(model)
+    return model.eval()
+
+
+def fill(model):
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" in name:
+            draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data = draw / 10
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_two_sided_is_the_projected_gradient_of_the_weight(architecture):
+    model = tiny_model(architecture, torch.float64)
+    projections = find_decoder_layers(model).projections
+    size, seed = 6, 4
+    blocks = []
+    for samples in (TRAIN, VALIDATION):
+        gradients = literal(model, samples, [p.module.weight for p in projections])
+        blocks.append([])
+        for projection, matrix, gradient in zip(
+            projections, TwoSided(size, seed).matrices(projections), gradients, strict=True
+        ):
+            transposed = gradient.shape[1:] != projection.weight.shape or architecture == "gpt2"
+            weight = gradient.mT if transposed else gradient
+            blocks[-1].append(matrix.left.double() @ weight @ matrix.right.double().T)
+    found = measure(model, subspace="two_sided", size=size, seed=seed)
+    close(found.projection_influence, oracle(*blocks))
+    assert found.record.subspace_options == {"size": size, "seed": seed}
+
+
+def test_a_projected_side_keeps_inner_products_in_the_mean_and_a_small_side_is_left():
+    projection = find_decoder_layers(tiny_model()).projections[0]
+    vectors = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for seed in range(400):
+        (matrix,) = TwoSided(8, seed).matrices([projection])
+        a, b = vectors @ matrix.right.double().T
+        found.append(float(a @ b))
+    error = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found) - float(vectors[0] @ vectors[1])) < 4 * error
+    key = find_decoder_layers(tiny_model()).projections[1]
+    (half,) = TwoSided(24).matrices([key])
+    assert (half.left, half.right.shape, half.shape) == (None, (24, 32), (16, 24))
+    (whole,) = TwoSided(32).matrices([key])
+    assert (whole.left, whole.right, whole.shape) == (None, None, (16, 32))
+    with pytest.raises(InputError, match="at most 32"):
+        TwoSided(33).matrices([key])
+
+
+@pytest.mark.parametrize("block", ["matrix", "projection", "layer"])
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"use_rslora": True, "target_modules": ["q_proj", "down_proj"]}),
+        ("llama", {"rank_pattern": {"v_proj": 5}, "alpha_pattern": {"v_proj": 2}}),
+        ("gpt2", {}),
+        ("opt", {"lora_dropout": 0.3}),
+        ("phi3", {}),
+    ],
+)
+def test_an_adapter_is_scored_as_autograd_sees_it(architecture, options, block):
+    model = adapted(architecture, **options)
+    layers = find_decoder_layers(model)
+    named = dict(model.named_modules())
+    wrappers = {id(m.get_base_layer()): m for m in named.values() if hasattr(m, "get_base_layer")}
+    at = [
+        (row, wrappers[id(p.module)])
+        for row, p in enumerate(layers.projections)
+        if id(p.module) in wrappers
+    ]
+    parameters = [
+        matrix["default"].weight for _, layer in at for matrix in (layer.lora_B, layer.lora_A)
+    ]
+    train, validation = (literal(model, samples, parameters) for samples in (TRAIN, VALIDATION))
+    found = measure(model, subspace="adapter", block=block)
+    influence = np.zeros_like(found.projection_influence)
+    groups = {}
+    for place, (row, _) in enumerate(at):
+        for index in (2 * place, 2 * place + 1):
+            key = {"matrix": index, "projection": row, "layer": -layers.projections[row].layer}
+            groups.setdefault(key[block], []).append((row, index))
+    if block == "layer":
+        by_layer = np.zeros_like(found.influence)
+        for members in groups.values():
+            whole = oracle(*([joined(s, members)] for s in (train, validation)))[0]
+            by_layer[layers.projections[members[0][0]].layer] += whole
+        close(found.influence, by_layer)
+        return
+    for members in groups.values():
+        influence[members[0][0]] += oracle(*([joined(s, members)] for s in (train, validation)))[0]
+    close(found.projection_influence, influence)
+
+
+def joined(gradients, members):
+    return torch.cat([gradients[index].flatten(1) for _, index in members], 1)
+
+
+def test_an_adapter_added_by_transformers_is_the_same_as_one_of_peft():
+    wrapped, plain = adapted(), tiny_model(dtype=torch.float64)
+    plain.add_adapter(LoraConfig(r=3, lora_alpha=5, target_modules="all-linear"), "default")
+    inner = wrapped.get_base_model().state_dict()
+    plain.load_state_dict(inner)
+    one, two = (measure(model, subspace="adapter") for model in (wrapped, plain.eval()))
+    assert np.array_equal(one.influence, two.influence)
+    assert one.projections == two.projections == measure(tiny_model()).projections
+    assert one.model.architecture == two.model.architecture == "LlamaForCausalLM"
+
+
+def test_of_several_adapters_the_active_one_is_scored_and_others_are_refused():
+    model = adapted()
+    alone = measure(model, subspace="adapter")
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    again = measure(model, subspace="adapter")
+    assert np.array_equal(again.influence, alone.influence)
+    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj the adapter 'other'"):
+        measure(model, subspace="adapter", adapter="other")
+    with pytest.raises(InputError, match="no LoRA adapter 'third'; it has default, other"):
+        measure(model, subspace="adapter", adapter="third")
+    before = hash_model(model)
+    model.set_adapter("other")
+    assert hash_model(model) != before, "which adapter is at work is part of the model"
+    scored = measure(model, subspace="adapter", adapter="other")
+    rows = zip(scored.projections, scored.projection_influence, strict=True)
+    assert {p.name for p, row in rows if row.any()} == {"self_attn.q_proj"}
+    # Its B is zero still, and with it the gradients of A.
+    assert scored.record.silent_blocks == [
+        f"layers.{i}.self_attn.q_proj.lora_A" for i in range(LAYERS)
+    ]
+    assert scored.record.subspace_options["adapter"] == "other"
+
+
+def test_what_is_no_plain_lora_at_work_is_refused_by_name():
+    merged = adapted()
+    merged.merge_adapter()
+    disabled = adapted()
+    disabled.base_model.disable_adapter_layers()
+    for model, message in (
+        (merged, "and merged"),
+        (disabled, "and disabled"),
+        (adapted(use_dora=True), "of the kind Dora"),
+        (tiny_model(), "no LoRA adapter 'default'; it has none"),
+        (adapted(target_modules=["lm_head"]), "targets no projection"),
+    ):
+        with pytest.raises(InputError, match=message):
+            measure(model, subspace="adapter")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_adapters_hide_no_projection_and_add_none(architecture, tmp_path):
+    """Without care the projections would be `q_proj.base_layer`, `q_proj.lora_A.default` ..."""
+    plain, model = tiny_model(architecture, torch.float64), adapted(architecture, r=40)
+    expected, found = find_decoder_layers(plain), find_decoder_layers(model)
+    assert [p.key for p in found.projections] == [p.key for p in expected.projections]
+    assert (found.sizes == expected.sizes).all()
+    named = {"adapter": "LORA default"}
+    assert describe(model) == describe(plain).model_copy(update=named)
+    close(measure(model).influence, measure(model, padding_side="left").influence)
+
+    task = load_task("agreement")
+    results = [evaluate(m, tiny_tokenizer(), [task], samples=4) for m in (plain, model)]
+    assert [r.sparsity for r in results] == [0, 0]
+    assert results[0].measurements[0].outcomes != results[1].measurements[0].outcomes
+
+    before = {n: p.clone() for n, p in model.named_parameters() if "lora_" in n}
+    options = {"calibration": TEXT, "samples": 4, "context_length": 32}
+    manifest = prune(model, 0.5, tokenizer=tiny_tokenizer(), **options)
+    assert [m.module for m in manifest.modules] == [p.key for p in expected.projections]
+    assert evaluate(model, tiny_tokenizer(), [task], samples=4).sparsity == pytest.approx(0.5)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    with pytest.raises(InputError, match="adapters already, and only these would be written"):
+        save_pruned(model, tiny_tokenizer(), manifest, tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_the_order_of_modules_changes_nothing():
+    """Tuners and code of one's own put modules in in any order."""
+    model, turned = adapted(), adapted()
+    for layer in turned.get_base_model().model.layers:
+        for part in (layer, layer.self_attn, layer.mlp):
+            part._modules = dict(reversed(part._modules.items()))
+    for options in ({}, {"subspace": "two_sided"}, {"subspace": "adapter"}):
+        one, two = measure(model, **options), measure(turned, **options)
+        names = [(p.layer, p.name) for p in two.projections]
+        rows = [names.index((p.layer, p.name)) for p in one.projections]
+        assert rows != sorted(rows)
+        assert np.array_equal(two.projection_influence[rows], one.projection_influence)
+
+
+class Packed(nn.Linear):
+    """A map whose weight is kept in 8 bits, in rows of another shape, as in bitsandbytes."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__(dense.in_features, dense.out_features, dense.bias is not None)
+        self.step = dense.weight.abs().amax().item() / 127
+        codes = (dense.weight.data / self.step).round().to(torch.int8)
+        self.weight = nn.Parameter(codes.view(torch.uint8).reshape(-1, 1), requires_grad=False)
+        self.bias = dense.bias
+
+    def matrix(self, dtype: torch.dtype) -> torch.Tensor:
+        codes = self.weight.view(torch.int8).reshape(self.out_features, self.in_features)
+        return codes.to(dtype) * self.step
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(input, self.matrix(input.dtype), self.bias)
+
+
+def packed_and_dense():
+    """A model of packed projections, and the dense one that computes the same."""
+    packed, dense = tiny_model(dtype=torch.float64), tiny_model(dtype=torch.float64)
+    for one, two in zip(packed.model.layers, dense.model.layers, strict=True):
+        for name, module in list(two.named_modules()):
+            if isinstance(module, nn.Linear):
+                parent, _, own = name.rpartition(".")
+                stand_in = Packed(module)
+                setattr(one.get_submodule(parent), own, stand_in)
+                module.weight.data = stand_in.matrix(torch.float64)
+    return packed, dense
+
+
+@pytest.mark.parametrize("subspace", ["fresh_lora", "two_sided", "full"])
+def test_quantised_projections_are_scored_as_what_they_compute(subspace):
+    packed, dense = packed_and_dense()
+    one, two = (measure(model, subspace=subspace) for model in (packed, dense))
+    assert one.projections == two.projections
+    close(one.projection_influence, two.projection_influence, 1e-12)
+
+
+def test_quantised_projections_are_not_pruned_and_count_as_dense():
+    packed, _ = packed_and_dense()
+    before = hash_model(packed)
+    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj is quantised .*uint8"):
+        prune(packed, 0.5, tokenizer=tiny_tokenizer(), calibration=TEXT)
+    assert hash_model(packed) == before
+    assert evaluate(packed, tiny_tokenizer(), [load_task("agreement")], samples=2).sparsity == 0
+
+
+def test_prompt_tuning_is_refused():
+    from peft import PromptTuningConfig
+
+    model = get_peft_model(
+        tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    with pytest.raises(InputError, match="PROMPT_TUNING, which puts learnt tokens before"):
+        score(model, tiny_tokenizer(), TRAIN, VALIDATION)
+
+
+def test_an_adapter_subspace_may_be_given_as_an_object():
+    model = adapted(name="mine")
+    given = measure(model, subspace=AdapterSubspace(model, "mine"))
+    assert np.array_equal(
+        given.influence, measure(model, subspace="adapter", adapter="mine").influence
+    )

@@ -1,0 +1,86 @@
+"""Cautions: profiles that are flat or noise, and plans that empty a layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
+from layerif.plans.maps import emptied, flat_scores, reliability, unreliable_scores
+
+FLAT = [1.0, 1.02, 0.9, 1.1, 0.95, 1.05]
+UNEVEN = [1.0, 5.0, 2.0, 8.0, 3.0, 9.0]
+
+
+def influence(of_layers, noise, samples=200):
+    """(layers, samples) with a mean for each layer, and noise of its own in every cell."""
+    generator = np.random.default_rng(7)
+    means = np.asarray(of_layers, dtype=float)[:, None]
+    return means + noise * generator.normal(size=(len(of_layers), samples))
+
+
+def test_reliability_is_the_share_of_variance_that_is_of_the_layers():
+    # Of sums over n samples: n^2 var(means) is of the layers, n noise^2 of the draw.
+    generator, samples = np.random.default_rng(1), 100
+    means = generator.normal(size=2000)
+    for noise in (2.0, 10.0):
+        matrix = means[:, None] + noise * generator.normal(size=(2000, samples))
+        expected = means.var() / (means.var() + noise**2 / samples)
+        assert reliability(matrix, "all") == pytest.approx(expected, abs=0.05)
+
+
+def test_a_profile_of_noise_is_called_so():
+    assert unreliable_scores(influence(np.zeros(30), 1.0), "all") is not None
+    assert unreliable_scores(influence(np.arange(30.0), 1.0), "all") is None
+
+
+def test_a_profile_of_too_few_samples_is_not_judged():
+    assert unreliable_scores(influence(np.zeros(30), 1.0, samples=3), "all") is None
+
+
+def test_equal_halves_are_wholly_reliable():
+    assert reliability(influence([1.0, 2.0, 5.0], 0.0), "all") == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "flat"), [(FLAT, True), (UNEVEN, False), ([-1.0, 1.0], False), ([2.0, 2.0], False)]
+)
+def test_flat_is_within_a_fifth_of_the_largest(scores, flat):
+    assert (flat_scores(scores) is not None) == flat
+
+
+@pytest.mark.parametrize("scores", [FLAT, UNEVEN])
+@pytest.mark.parametrize(
+    "spend",
+    [
+        lambda scores: allocate_experts(scores, 40),
+        lambda scores: allocate_ranks(scores, 40),
+        lambda scores: allocate_sparsity(scores, 0.5, smooth=False),
+        lambda scores: allocate_sparsity(scores, 0.5, map="owl"),
+    ],
+)
+def test_every_budget_says_that_it_spreads_a_flat_profile(scores, spend, capsys):
+    plan = spend(scores)
+    assert ("within" in capsys.readouterr().err) == (scores is FLAT)
+    assert np.ptp(plan.allocation) > 0
+
+
+def test_maps_that_do_not_spread_scores_say_nothing(capsys):
+    allocate_experts(FLAT, 40, normalise="none")
+    allocate_experts(FLAT, 40, map="uniform")
+    allocate_sparsity(FLAT, 0.5, map="uniform")
+    assert capsys.readouterr().err == ""
+
+
+def test_layers_without_a_weight_are_named(capsys):
+    plan = allocate_sparsity(UNEVEN, 0.95, epsilon=0.5, smooth=False)
+    gone = [f"layer {layer}" for layer, value in enumerate(plan.allocation) if value == 1]
+    assert gone
+    err = capsys.readouterr().err
+    assert all(name in err for name in gone)
+
+
+def test_of_many_the_first_few_are_named():
+    said = emptied([f"layers.{i}.mlp" for i in range(9)], [1.0] * 9)
+    assert said.endswith("layers.3.mlp and 5 more")
+    assert emptied(["layer 0"], [0.999]) is None

@@ -1,0 +1,397 @@
+"""Plans by influence at the operating point, and the evolutionary search."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.marginal_models import corpus, trained_model
+from helpers.tiny import tiny_model, tiny_tokenizer
+from layerif.artifacts import Allocation
+from layerif.compress.pruning import prune
+from layerif.data import load_task
+from layerif.errors import InputError
+from layerif.evaluation import perplexity
+from layerif.model import find_decoder_layers
+from layerif.search import allocate_marginal, evolve
+from layerif.search.moves import initial_counts, mutated
+from layerif.search.planning import Units
+from layerif.search.rounds import move
+from layerif.search.texts import texts_for
+from layerif.workflows.searching import check_unedited, marginal_into
+
+OPTIONS = {
+    "samples": 16,
+    "context_length": 32,
+    "tokens": 768,
+    "held_out_tokens": 1024,
+    "rounds": 3,
+    "batch_tokens": 1024,
+}
+SEARCH = {key: OPTIONS[key] for key in ("samples", "context_length", "batch_tokens")}
+
+
+def plan_for(model, sparsity=0.5, **options):
+    return allocate_marginal(
+        model,
+        sparsity,
+        tokenizer=tiny_tokenizer(),
+        **({"calibration": corpus(), **OPTIONS} | options),
+    )
+
+
+class InMemory:
+    """Steps that are kept in a dictionary, and that may be cut short."""
+
+    folder = None
+
+    def __init__(self, cut_after=None):
+        self.kept, self.cut_after = {}, cut_after
+
+    def load(self, step):
+        return self.kept.get(step)
+
+    def save(self, step, tensors):
+        self.kept[step] = {name: tensor.clone() for name, tensor in tensors.items()}
+        if len(self.kept) == self.cut_after:
+            raise KeyboardInterrupt
+
+
+def states(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("granularity", ["projection", "layer"])
+def test_every_round_keeps_the_exact_total_and_the_bounds(granularity):
+    model = trained_model()
+    before = states(model)
+    steps = InMemory()
+    plan = plan_for(
+        model, granularity=granularity, steps=steps, eta=0.2, below=0.1, above=0.05, sparsity=0.5
+    )
+    assert same(before, states(model)), "the weights are as they were, to the bit"
+    layers = find_decoder_layers(model)
+    units = Units.among(layers, granularity, 0.5, below=0.1, above=0.05)
+    assert len(steps.kept) >= 2
+    for kept in steps.kept.values():
+        s = kept["sparsities"].numpy()
+        assert math.fsum(s * units.sizes) / units.sizes.sum() == pytest.approx(0.5, abs=1e-14)
+        assert s.min() >= 0.4
+        assert s.max() <= 0.55
+    assert plan.total == 0.5
+    best = steps.kept[f"round-{plan.how['best_round']:03d}"]["sparsities"].numpy()
+    assert [m.sparsity for m in plan.modules] == best[units.of].tolist()
+    if granularity == "layer":
+        assert all(m.sparsity == pytest.approx(plan.allocation[m.layer]) for m in plan.modules)
+
+
+def test_a_move_is_the_formula_where_no_bound_binds():
+    units = Units(np.arange(3), np.array([10, 20, 30]), 0.5, 0.25, 0.7)
+    g = np.array([-4.0, 1.0, 2.0])
+    mean = (-4 * 10 + 20 + 2 * 30) / 60
+    centred = g - mean
+    expected = 0.5 + 0.03 * centred / np.abs(centred).mean()
+    found = move(units.uniform(), g, units, 0.03)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found[0] < 0.5, "where restoring weights helps most, fewer go"
+    assert np.array_equal(move(units.uniform(), np.ones(3), units, 0.03), units.uniform())
+    steep = np.array([-1.0] + [0.0] * 19)
+    wide = Units(np.arange(20), np.full(20, 5), 0.5, 0.0, 1.0)
+    assert 0.5 - move(wide.uniform(), steep, wide, 0.03)[0] <= 0.03 * 2.5 + 0.03
+
+
+def test_the_plan_lowers_the_held_out_loss_and_that_of_test_text():
+    model = trained_model()
+    plan = plan_for(model, 0.6, rounds=4)
+    losses = [each["held_out_loss"] for each in plan.how["rounds"]]
+    assert plan.how["best_round"] == int(np.argmin(losses)) > 0
+    assert min(losses) < losses[0] - 0.02
+    values = {}
+    for name, each in (("uniform", 0.6), ("marginal", plan)):
+        pruned = trained_model()
+        manifest = prune(pruned, each, tokenizer=tiny_tokenizer(), calibration=corpus(), **SEARCH)
+        assert manifest.sparsity == pytest.approx(0.6, abs=1e-3)
+        values[name] = perplexity(
+            pruned, tiny_tokenizer(), corpus().text("evaluation"), context_length=32
+        ).value
+    assert values["marginal"] < values["uniform"] * 0.98
+
+
+def test_a_round_that_makes_things_worse_is_taken_back_with_half_the_step():
+    """Steps as large as can be overshoot."""
+    plan = plan_for(trained_model(), 0.5, eta=1.0, rounds=6, below=0.5, above=0.5)
+    rounds = plan.how["rounds"]
+    best, shrunk = rounds[0]["held_out_loss"], 1.0
+    setbacks = 0
+    for number, each in enumerate(rounds[1:], start=1):
+        assert each["eta"] == pytest.approx(1.0 * 0.8 ** (number - 1) * shrunk)
+        if each["held_out_loss"] < best:
+            best, setbacks = each["held_out_loss"], 0
+        else:
+            setbacks, shrunk = setbacks + 1, shrunk / 2
+    assert shrunk < 1
+    assert len(rounds) == 7 or setbacks == 2
+
+
+def test_the_loss_may_be_that_of_a_task_or_of_another_corpus():
+    model = trained_model()
+    task = load_task("agreement")
+    plan = plan_for(model, target=task, context_length=96, held_out_tokens=2000, rounds=1)
+    assert plan.how["target"]["name"] == "agreement"
+    other = plan_for(model, target=corpus(90), rounds=1, held_out_tokens=320)
+    own = plan_for(model, rounds=1)
+    found = [[m.sparsity for m in each.modules] for each in (plan, other, own)]
+    assert found[0] != found[2]
+    assert found[1] != found[2]
+
+
+def test_a_target_that_is_the_calibration_text_is_none_of_its_own():
+    def texts(target):
+        return texts_for(
+            tiny_model(),
+            tiny_tokenizer(),
+            corpus(),
+            target,
+            samples=8,
+            context_length=32,
+            held_out_tokens=256,
+            seed=0,
+        )
+
+    found = texts(corpus())
+    assert not {c.index for c in found.held_out} & {c.index for c in found.calibration}
+    assert found == texts(None)
+
+
+@pytest.mark.parametrize("cut_after", [1, 2, 3])
+def test_cut_short_it_goes_on_to_the_same_plan(cut_after):
+    model = trained_model()
+    before = states(model)
+    whole = plan_for(model, rounds=3)
+    steps = InMemory(cut_after)
+    with pytest.raises(KeyboardInterrupt):
+        plan_for(model, rounds=3, steps=steps)
+    assert same(before, states(model))
+    steps.cut_after = None
+    resumed = plan_for(model, rounds=3, steps=steps)
+    assert resumed.modules == whole.modules
+    assert _losses(resumed) == _losses(whole)
+
+
+def _losses(plan):
+    return [(each["eta"], each["held_out_loss"]) for each in plan.how["rounds"]]
+
+
+def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
+    model, path = trained_model(), tmp_path / "plan.json"
+    options = OPTIONS | {"rounds": 1}
+
+    def made(sparsity=0.5, **more):
+        return marginal_into(path, model, tiny_tokenizer(), sparsity, calibration=corpus(), **more)
+
+    first = made(options=options)
+    assert Allocation.load(path) == first
+    stamp = path.stat().st_mtime_ns
+    assert made(options=options) == first
+    assert path.stat().st_mtime_ns == stamp
+    assert "nothing is done again" in capsys.readouterr().err
+    assert first.how["fingerprint"]["options"]["eta"] == first.how["eta"], "left out, and kept"
+    with pytest.raises(InputError, match=r"rounds was 1 and is 2"):
+        made(options=options | {"rounds": 2})
+    with pytest.raises(InputError, match=r"sparsity was 0\.5 and is 0\.6"):
+        made(0.6, options=options)
+    with pytest.raises(InputError, match="the data were another then"):
+        made(options=options, target=corpus(90))
+    text = path.read_text()
+    edited = json.loads(text)
+    ends = ("layers.0.mlp.gate_proj", "layers.0.mlp.up_proj")  # of one size
+    one, other = (m for m in edited["modules"] if m["module"].endswith(ends))
+    one["sparsity"] += 1e-3
+    other["sparsity"] -= 1e-3
+    path.write_text(json.dumps(edited))
+    with pytest.raises(InputError, match="it was edited since it was made; choose another --out"):
+        made(options=options)
+    with pytest.raises(InputError, match=r"was edited since it was made.*move it away"):
+        check_unedited(path)
+    path.write_text(text)
+    check_unedited(path)
+    assert made(0.6, options=options, overwrite=True).total == 0.6
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    Allocation(kind="sparsity", allocation=[0.5]).save(path)
+    with pytest.raises(InputError, match="does not say what it was made from"):
+        made(options=options)
+
+
+def test_what_cannot_be_done_is_refused_before_any_weight_changes():
+    model = tiny_model()
+    before = states(model)
+    for message, options in {
+        "sparsity must be within 0 to 1, not 1.5": {"sparsity": 1.5},
+        "at least 1 round": {"rounds": 0},
+        "delta must be above 0": {"delta": 0.0},
+        "eta must be above 0": {"eta": 0.0},
+        "at least 1 token": {"tokens": 0},
+        "no pruning method 'x'": {"method": "x"},
+        "no granularity 'head'": {"granularity": "head"},
+        "below must not be negative": {"below": -0.1},
+        "longer than the 128 positions": {"context_length": 129},
+        "chunks of 32 tokens, and 1000": {"samples": 968},
+        "held-out tokens must be at least 1": {"held_out_tokens": 0},
+    }.items():
+        with pytest.raises(InputError, match=message):
+            plan_for(model, **options)
+    for message, options in {
+        "until a limit": {},
+        "limit in evaluations must be above 0": {"evaluations": 0},
+        "at least 1 offspring": {"evaluations": 5, "offspring": 0},
+        "last one has a single survivor": {"evaluations": 5, "stages": ((64, 2),)},
+        "step must be between 0 and 1": {"evaluations": 5, "step": 0.0},
+    }.items():
+        with pytest.raises(InputError, match=message):
+            searched(model, **options)
+    assert same(before, states(model))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_nothing_and_everything_are_legal(sparsity):
+    plan = plan_for(tiny_model(), sparsity, rounds=2)
+    assert {m.sparsity for m in plan.modules} == {sparsity}
+
+
+def searched(model, sparsity=0.5, **options):
+    defaults = {"offspring": 6, "stages": ((128, 3), (512, 1)), "step": 0.05, **SEARCH}
+    return evolve(
+        model,
+        sparsity,
+        tokenizer=tiny_tokenizer(),
+        calibration=corpus(),
+        **(defaults | options),
+    )
+
+
+def test_moves_keep_the_exact_number_of_zeros_and_the_bounds():
+    units = Units(np.arange(4), np.array([97, 1000, 313, 1000]), 0.5, 0.25, 0.7)
+    counts = initial_counts(units)
+    total = round(0.5 * 2410)
+    assert counts.sum() == total
+    assert np.abs(counts - 0.5 * units.sizes).max() < 1
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        changed = mutated(counts, units, 0.05, generator)
+        if changed is None:
+            continue
+        assert changed.sum() == total
+        assert (changed / units.sizes >= 0.25 - 1 / 97).all()
+        assert (changed / units.sizes <= 0.7 + 1 / 97).all()
+        counts = changed
+    assert len(set(counts.tolist())) > 2, "they went somewhere"
+    alone = Units(np.arange(1), np.array([10]), 0.5, 0.0, 1.0)
+    assert mutated(initial_counts(alone), alone, 0.1, generator) is None
+
+
+def test_evolution_never_gets_worse_keeps_the_total_and_leaves_the_model():
+    model = trained_model()
+    before = states(model)
+    found = searched(model, 0.6, evaluations=150)
+    assert same(before, states(model))
+    losses = [entry.loss for entry in found.trace]
+    assert all(later <= earlier for earlier, later in pairwise(losses))
+    assert losses[-1] < losses[0]
+    assert found.trace[-1].evaluations <= 150
+    zeros = [m.sparsity * m.numel for m in found.plan.modules]
+    np.testing.assert_allclose(zeros, np.round(zeros), atol=1e-6)
+    total = sum(m.numel for m in found.plan.modules)
+    assert round(sum(zeros)) == round(0.6 * total)
+    again = searched(model, 0.6, evaluations=150)
+    assert again.plan.modules == found.plan.modules
+    assert searched(model, 0.6, evaluations=150, seed=1).plan.modules != found.plan.modules
+
+
+def test_the_last_loss_of_the_search_is_that_of_its_plan():
+    """Applied from scratch: masks of the recorded counts, no search."""
+    from layerif.search import OperatingPoint, mean_loss
+    from layerif.search.planning import calibration_batches
+    from layerif.search.texts import texts_for
+
+    model = trained_model()
+    found = searched(model, 0.6, evaluations=80)
+    texts = texts_for(
+        model,
+        tiny_tokenizer(),
+        corpus(),
+        None,
+        samples=16,
+        context_length=32,
+        held_out_tokens=512,
+        seed=0,
+    )
+    layers = find_decoder_layers(model)
+    with OperatingPoint.held(
+        model, layers, calibration_batches(model, texts, 1024), "wanda"
+    ) as point:
+        orders = {}
+        point.prune([0.6] * len(point.sizes), lambda row, order: orders.update({row: order}))
+        for row, module in enumerate(found.plan.modules):
+            point.take_out(row, orders[row], round(module.sparsity * module.numel))
+        loss = mean_loss(point, texts.held_out, batch_tokens=1024)
+    assert loss == found.trace[-1].loss
+
+
+def test_a_limit_in_seconds_ends_the_search():
+    found = searched(trained_model(), seconds=1.0)
+    assert 1.0 <= found.plan.how["seconds"] < 5.0
+    assert found.trace[0].generation == 0
+
+
+def test_the_command_makes_the_plan_from_plain_values(model, text, tmp_path):
+    from layerif.cli.search import marginal_plan
+
+    values = OPTIONS | {"rounds": 1, "samples": 4, "held_out_tokens": 256}
+    path = tmp_path / "plan.json"
+    plan = marginal_plan(str(model), 0.5, calibration=str(text), out=path, **values)
+    assert Allocation.load(path) == plan
+    assert plan.model.name == str(model)
+    assert plan.how["map"] == "marginal"
+    unsaved = marginal_plan(str(model), 0.5, calibration=str(text), **values)
+    assert unsaved.modules == plan.modules
+    with pytest.raises(InputError, match="no task or corpus is called 'nothing'"):
+        marginal_plan(str(model), 0.5, calibration=str(text), target="nothing", **values)
+
+
+def test_the_command_makes_the_plan_once_and_prune_follows_it(layerif, model, text, tmp_path):
+    plan = tmp_path / "plan.json"
+    short = ["--calibration", text, "--calibration-samples", 3, "--context-length", 32]
+    asked = ["allocate", "sparsity", "--sparsity", 0.5, "--map", "marginal", "--model", model]
+    asked += [*short, "--rounds", 2, "--tokens", 96, "--held-out-tokens", 64]
+    status, printed, err = layerif(*asked, "--out", plan)
+    assert status == 0, err
+    assert "50.00% overall" in printed
+    for unused in ("--s-max", "--epsilon"):
+        status, _, err = layerif(*asked, unused, 0.55, "--out", plan)
+        assert status == 2
+        assert f"{unused} has no effect here" in err
+    made = Allocation.load(plan)
+    assert made.how["map"] == "marginal"
+    assert len({module.sparsity for module in made.modules}) > 1
+    status, _, err = layerif("run", tmp_path / "plan.recipe.yaml")
+    assert status == 0, err
+    assert "nothing is done again" in err
+    pruned = tmp_path / "pruned"
+    status, _, err = layerif("prune", "--model", model, "--plan", plan, *short, "--out", pruned)
+    assert status == 0, err
+    for refused, message in (
+        ([plan], "measures a model and takes no scores"),
+        (["--map", "owl"], "has no effect here"),
+    ):
+        status, _, err = layerif(*asked, *refused)
+        assert status == 2
+        assert message in err

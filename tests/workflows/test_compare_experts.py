@@ -1,0 +1,233 @@
+"""Plans of experts compared: cells found again, statistics over seeds and rows, the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
+from layerif.artifacts import Allocation, Comparisons, LayerScores, Results, hash_model
+from layerif.data import Example, Task
+from layerif.errors import InputError
+from layerif.evaluation.seeds import compare_seeds, figures_of
+from layerif.evaluation.statistics import holm
+from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.trainer import CompletionTrainer
+from layerif.metrics import metric_scores
+from layerif.model import with_adapter
+from layerif.report import comparison_lines
+from layerif.workflows.compare_experts import ExpertsStudy, compare_experts, trained_parameters
+from layerif.workflows.expert_plans import expert_plan, names_of
+
+CHOICES = (" yes", " no")
+
+
+def rows(start, count):
+    return [
+        Example(f"is {i} even?", CHOICES[i % 2], CHOICES, answer=i % 2)
+        for i in range(start, start + count)
+    ]
+
+
+TASK = Task("even", {"train": rows(0, 24), "validation": rows(24, 6), "test": rows(30, 12)})
+STUDY = ExpertsStudy(
+    FinetuneOptions(max_steps=4, batch_size=6, rank=2, learning_rate=1e-2),
+    seeds=(0, 5),
+    validation_samples=6,
+)
+OPTIONS = {"samples": None, "seed": 0, "max_length": 64, "batch_tokens": 200}
+PLANS = {
+    "uniform": Allocation(kind="experts", allocation=[2, 2, 2]),
+    "top": Allocation(kind="experts", allocation=[1, 1, 4]),
+    "lora": Allocation(kind="ranks", allocation=[4, 4, 4]),
+}
+
+
+def compared(folder, model, study=STUDY):
+    return compare_experts(
+        folder, model, tiny_tokenizer(), PLANS, study, task=TASK, options=OPTIONS
+    )
+
+
+def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeypatch):
+    model = tiny_model()
+    before = hash_model(model)
+    cells = compared(tmp_path / "run", model)
+    assert hash_model(model) == before
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m.training for m in model.modules())
+    assert not any(hasattr(m, "get_base_layer") for m in model.modules())
+    assert list(cells) == ["uniform", "top", "lora"]
+    for name, own in cells.items():
+        assert [record.options["seed"] for record in own.records] == [0, 5]
+        assert len({record.losses[-1].loss for record in own.records}) == 2
+        for seed, result in zip((0, 5), own.results, strict=True):
+            # What was measured is what the folder holds.
+            adapted = with_adapter(tiny_model(), tmp_path / "run" / "cells" / f"{name}-{seed}")
+            losses = by_hand(adapted)
+            found = result.measurements[0].outcomes
+            assert found.nats == pytest.approx(losses, rel=1e-4)
+    shapes = trained_parameters(cells)
+    routers = sum(p.in_features for p in projections(model))
+    assert shapes["uniform"] - shapes["lora"] == 2 * routers
+    monkeypatch.setattr(CompletionTrainer, "training_step", None)
+    again = compared(tmp_path / "run", model)
+    for name in cells:
+        assert [r.measurements for r in again[name].results] == [
+            r.measurements for r in cells[name].results
+        ]
+    comparisons = Comparisons.load(tmp_path / "run" / "comparison.json").comparisons
+    assert [(c.model, c.metric) for c in comparisons] == [
+        (name, metric) for name in ("top", "lora") for metric in ("accuracy", "completion_loss")
+    ]
+    assert {c.count for c in comparisons} == {12}
+    assert [c.p_holm for c in comparisons] == holm([c.p for c in comparisons])
+    assert any(c.p_holm > c.p for c in comparisons)
+
+
+def test_other_test_rows_are_measured_again_and_fewer_plans_compared(tmp_path, monkeypatch):
+    plans = {name: PLANS[name] for name in ("uniform", "lora")}
+    study = ExpertsStudy(replace(STUDY.options, max_steps=1), (0,), validation_samples=0)
+
+    def results(plans, task=TASK):
+        cells = compare_experts(
+            tmp_path, tiny_model(), tiny_tokenizer(), plans, study, task=task, options=OPTIONS
+        )
+        return cells["uniform"].results[0].measurements[0].outcomes
+
+    first = results(plans)
+    assert len(Comparisons.load(tmp_path / "comparison.json").comparisons) == 2
+    monkeypatch.setattr(CompletionTrainer, "training_step", None)  # nothing is trained again
+    other = Task("even", TASK.splits | {"test": rows(50, 12)})
+    assert results({"uniform": PLANS["uniform"]}, other).items != first.items
+    assert Comparisons.load(tmp_path / "comparison.json").comparisons == []
+
+
+def test_seeds_out_of_range_are_refused_beforehand():
+    with pytest.raises(InputError, match="each once and none negative"):
+        replace(STUDY, seeds=(0, -1))
+
+
+def test_no_two_plans_have_one_name(tmp_path):
+    with pytest.raises(InputError, match=r"uniform and mine/Uniform\.json would both be called"):
+        compare_experts(
+            tmp_path,
+            tiny_model(),
+            tiny_tokenizer(),
+            {"uniform": PLANS["uniform"], "mine/Uniform.json": PLANS["top"]},
+            STUDY,
+            task=TASK,
+            options=OPTIONS,
+        )
+
+
+def projections(model):
+    from layerif.model import find_decoder_layers
+
+    return find_decoder_layers(model).projections
+
+
+def by_hand(model):
+    """Nats of the right completion of each test row, one at a time."""
+    tokenizer = tiny_tokenizer()
+    losses = []
+    for row in TASK.splits["test"]:
+        ids = torch.tensor([tokenizer(row.prompt + row.completion)["input_ids"]])
+        start = len(tokenizer(row.prompt)["input_ids"])
+        with torch.no_grad():
+            logs = model(ids).logits[0].log_softmax(-1)
+        losses.append(-sum(logs[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])))
+    return losses
+
+
+def test_two_seeds_of_noise_are_inside_the_noise(tmp_path):
+    cells = compared(tmp_path / "run", tiny_model())
+    results = {"a": cells["uniform"].results, "b": list(reversed(cells["uniform"].results))}
+    for comparison in compare_seeds(results, "a"):
+        assert comparison.difference == pytest.approx(0, abs=1e-12)
+        assert comparison.inside_noise
+        assert comparison.seeds == 2
+    assert "2 seeds cannot show" in comparison_lines(compare_seeds(results, "a"))[-1]
+    accuracy, loss = figures_of(cells["top"].results)
+    assert accuracy.values.shape == loss.values.shape == (2, 12)
+    outcomes = cells["top"].results[1].measurements[0].outcomes
+    each = [nats / tokens for nats, tokens in zip(outcomes.nats, outcomes.tokens, strict=True)]
+    assert loss.by_seed[1] == pytest.approx(sum(each) / 12)
+    with pytest.raises(InputError, match="results under 1 seeds, and a under 2"):
+        compare_seeds({"a": results["a"], "b": results["a"][:1]}, "a")
+    other = results["a"][1].model_copy(deep=True)
+    outcomes = other.measurements[0].outcomes.model_copy(update={"items": "x"})
+    measurement = other.measurements[0].model_copy(update={"outcomes": outcomes})
+    mixed = other.model_copy(update={"measurements": [measurement]})
+    assert isinstance(mixed, Results)
+    with pytest.raises(InputError, match="not of the same rows"):
+        figures_of([results["a"][0], mixed])
+
+
+def test_plans_by_name_have_one_total(tmp_path):
+    model = tiny_model()
+
+    def plan(name, total=9, influence=None):
+        return expert_plan(
+            name,
+            total,
+            rank=4,
+            metric=lambda metric: metric_scores(model, metric),
+            influence=influence,
+            layers=LAYERS,
+        )
+
+    for name in ("uniform", "alphalora", "mola-2468", "mola-531", "random"):
+        assert plan(name).realised_total == 9
+        assert plan(name).kind == "experts"
+    assert plan("mola-531").allocation == [5, 3, 1]
+    assert plan("alphalora").how["normalise"] == "none"
+    assert (plan("lora").kind, plan("lora").allocation) == ("ranks", [12, 12, 12])
+    Allocation(kind="ranks", allocation=[2, 4, 30]).save(tmp_path / "ranks.json")
+    assert plan(str(tmp_path / "ranks.json")).allocation == [2, 4, 30]
+    with pytest.raises(InputError, match="right would be 10 experts, or ranks of 40"):
+        plan(str(tmp_path / "ranks.json"), 10)
+    with pytest.raises(InputError, match="give --scores"):
+        plan("layerif")
+    with pytest.raises(InputError, match="there is no plan 'mola'; choose of uniform, layerif"):
+        plan("mola")
+    assert names_of(["lora", "uniform", "lora"]) == ["uniform", "lora"]
+
+
+def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
+    lines = [
+        json.dumps({"prompt": e.prompt, "choices": list(CHOICES), "answer": e.answer})
+        for e in rows(0, 60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    scored = ["score", "--model", model, "--task", tmp_path / "rows.jsonl", "--out"]
+    few = ["--train-samples", 6, "--validation-samples", 3]
+    status, _, err = layerif(*scored, tmp_path / "scores", *few)
+    assert status == 0, err
+    base = ["compare", "experts", "--model", model, "--task", tmp_path / "rows.jsonl"]
+    base += ["--total", 6, "--seeds", "0,1", "--max-steps", 2, "--batch-size", 4, "--rank", 2]
+    base += ["--validation-samples", 3, "--out", tmp_path / "run"]
+    asked = [*base, "--plans", "layerif,lora", "--scores", tmp_path / "scores"]
+    status, out, err = layerif(*asked)
+    assert status == 0, err
+    words = " ".join(out.split())
+    assert "6 experts trained by several plans, 2 seeds, 6 test rows" in words
+    assert "answer loss: layerif" in words
+    saved = Allocation.load(tmp_path / "run" / "layerif.json")
+    assert saved.realised_total == 6
+    assert LayerScores.load(tmp_path / "scores").model.layers == len(saved.allocation)
+    status, out, err = layerif("run", tmp_path / "run" / "recipe.yaml")
+    assert status == 0, err
+    assert err.count("nothing is done again") >= 6
+    value = json.loads(layerif(*asked, "--json")[1])
+    assert set(value) == {"uniform", "layerif", "lora"}
+    assert "seeds are to be at least one" in layerif(*asked, "--seeds", "1,1")[2]
+    assert "none negative, and are [0, -1]" in layerif(*asked, "--seeds", "0,-1")[2]
+    assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
+    # Before the scores of any other plan are measured.
+    monkeypatch.setattr("layerif.metrics.metric_scores", None)
+    assert "there is no plan 'moola'" in layerif(*base, "--plans", "alphalora,moola")[2]
+    assert "give --scores" in layerif(*base, "--plans", "alphalora,layerif")[2]

@@ -1,0 +1,243 @@
+"""Plans compared on one model: tuned alike, measured on the same items, found again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from test_influence import measure
+
+from helpers.marginal_models import corpus
+from helpers.tiny import tiny_model, tiny_tokenizer
+from layerif.artifacts import Allocation, Comparisons, Results
+from layerif.compress.pruning import prune
+from layerif.data import load_corpus
+from layerif.data.chunks import cut, draw
+from layerif.errors import InputError
+from layerif.evaluation import perplexity
+from layerif.evaluation.statistics import holm
+from layerif.model import open_model
+from layerif.plans.allocate import allocate_sparsity
+from layerif.workflows.candidates import WAYS
+from layerif.workflows.compare_sparsity import SparsityStudy, compare_sparsity
+
+TRIES = 2
+
+
+def asked(model, text, out, plans="alphapruning,owl,dlp,random,marginal"):
+    return [
+        *["compare", "sparsity", "--model", model, "--sparsity", 0.5, "--tries", TRIES],
+        *["--tasks", f"agreement,{text}", "--samples", 6, "--plans", plans, "--out", out],
+        *["--calibration", text, "--calibration-samples", 4, "--context-length", 32],
+        *["--held-out-tokens", 64],
+    ]
+
+
+@pytest.fixture
+def compared(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    status, printed, err = layerif(*asked(model, text, out))
+    assert status == 0, err
+    return out, printed
+
+
+def test_every_plan_is_measured_and_the_best_try_is_taken(compared):
+    out, printed = compared
+    tuning = json.loads((out / "tuning.json").read_text())
+    assert list(tuning) == ["uniform", "alphapruning", "owl", "dlp", "random", "marginal"]
+    for name, found in tuning.items():
+        losses = [each["held_out_loss"] for each in found["tried"]]
+        assert found["held_out_loss"] == min(losses)
+        assert len(losses) == {"uniform": 1, "marginal": TRIES + 1}.get(name, TRIES)
+        assert name in printed
+    values = [each["lam"] for each in tuning["owl"]["tried"]]
+    assert values == [WAYS["owl"].usual, 2 * WAYS["owl"].usual]
+    kept = Comparisons.load(out / "comparison.json").comparisons
+    assert {each.baseline for each in kept if each.model != "marginal"} == {"uniform"}
+    assert "against uniform" in printed
+    # Marginal's meeting with the best rival is of the family that the text names.
+    rivals = {each.baseline for each in kept if each.model == "marginal"} - {"uniform"}
+    best = min(("alphapruning", "owl", "dlp", "random"), key=lambda n: tuning[n]["held_out_loss"])
+    assert rivals == {best}
+    assert [each.p_holm for each in kept] == pytest.approx(holm([each.p for each in kept]))
+    assert f"adjusted for {len(kept)} comparisons" in " ".join(printed.split())
+    assert Results.load(out / "owl-results.json").sparsity == pytest.approx(0.5, abs=1e-3)
+    assert Allocation.load(out / "owl.json").realised_total == pytest.approx(0.5, abs=1e-9)
+
+
+def test_held_out_chunks_are_none_that_pruning_takes(model, text):
+    _, tokenizer = open_model(str(model))
+    chunks = cut(tokenizer, text.read_text(), 32)
+    taken = {c.index for c in draw(chunks, 4, 0)}
+    both = [c.index for c in draw(chunks, 6, 0)]
+    assert set(both[:4]) == taken
+    assert not taken & set(both[4:])
+
+
+def test_the_loss_of_a_try_is_that_of_the_pruned_model(compared, model, text):
+    out, _ = compared
+    plan = Allocation.load(out / "uniform.json")
+    opened, tokenizer = open_model(str(model))
+    corpus = load_corpus(str(text))
+    prune(
+        opened,
+        plan,
+        tokenizer=tokenizer,
+        calibration=corpus,
+        samples=4,
+        context_length=32,
+    )
+    chunks = cut(tokenizer, corpus.text("calibration"), 32)
+    held_out = draw(chunks, 6, 0)[4:]
+    nats = []
+    for chunk in held_out:
+        measured = perplexity(
+            opened, tokenizer, tokenizer.decode(chunk.input_ids), context_length=32
+        )
+        nats.append(np.log(measured.value))
+    tuning = json.loads((out / "tuning.json").read_text())
+    assert tuning["uniform"]["held_out_loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+
+
+def test_what_is_finished_is_not_done_again(compared, layerif, model, text, monkeypatch):
+    out, _ = compared
+
+    def refuse(*_args, **_options):
+        raise AssertionError("pruned again")
+
+    monkeypatch.setattr("layerif.workflows.compare_sparsity.prune", refuse)
+    status, _, err = layerif("run", out / "recipe.yaml")
+    assert status == 0, err
+    assert err.count("nothing is done again") >= 7
+
+
+def test_what_a_plan_misses_is_said_before_any_work(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    for plans, message in {
+        "layerif": "give --scores, a run folder",
+        "owls": "there is no plan 'owls'; choose one of uniform, layerif",
+    }.items():
+        status, _, err = layerif(*asked(model, text, out, plans))
+        assert status == 2
+        assert message in err
+    status, _, err = layerif(*asked(model, text, out, "owl"), "--held-out-tokens", 10**6)
+    assert status == 2
+    assert "chunks of 32 tokens" in err
+    for option, value, message in [
+        ("--held-out-tokens", 0, "held-out tokens must be at least 1, not 0"),
+        ("--tries", 7, "the plan dlp has 6 values to try, not 7"),
+    ]:
+        status, _, err = layerif(*asked(model, text, out, "marginal,dlp"), option, value)
+        assert status == 2
+        assert message in err
+    assert not out.exists()
+
+
+def test_every_value_that_is_tried_is_legal():
+    scores = np.arange(1.0, 9.0)
+    for name, way in WAYS.items():
+        for _, of_map in way.options(100):
+            plan = allocate_sparsity(scores, 0.5, **of_map)
+            assert plan.realised_total == pytest.approx(0.5), name
+
+
+def test_scores_of_another_model_are_refused_before_any_work(tmp_path):
+    study = SparsityStudy(sparsity=0.5, context_length=32, samples=4, held_out_tokens=64)
+    scores = measure(tiny_model("gpt2"))
+    with pytest.raises(InputError, match="right would be scores of the model that is pruned"):
+        compare_sparsity(
+            tmp_path / "out",
+            tiny_model(),
+            tiny_tokenizer(),
+            ["layerif"],
+            study,
+            calibration=corpus(),
+            on=[corpus()],
+            options={"context_length": 32},
+            influence=scores,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_context_of_the_evaluation_is_measured_anew(tmp_path):
+    def perplexities(folder, length):
+        found = compare_sparsity(
+            tmp_path / folder,
+            tiny_model(),
+            tiny_tokenizer(),
+            ["uniform"],
+            SparsityStudy(sparsity=0.5, context_length=32, samples=4, held_out_tokens=64),
+            calibration=corpus(),
+            on=[corpus()],
+            options={"context_length": length, "samples": None, "max_tokens": None, "seed": 0},
+        )
+        return {name: each.measurements[0].value for name, each in found.items()}
+
+    first = perplexities("one", 64)
+    again = perplexities("one", 16)
+    assert again == perplexities("two", 16)
+    assert again["uniform"] != first["uniform"]
+
+
+def test_nothing_of_other_work_is_written_over(compared, layerif, model, text, tmp_path):
+    out, _ = compared
+    plan = json.loads((out / "owl.json").read_text())
+    (out / "owl.json").write_text(json.dumps({**plan, "how": {"map": "by hand"}}))
+    status, _, err = layerif(*asked(model, text, out))
+    assert status == 2
+    assert "owl.json is not the plan that this recipe makes, and it was edited" in err
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "uniform.json").write_text("dear to somebody")
+    status, _, err = layerif(*asked(model, text, other))
+    assert status == 2
+    assert "already holds other files" in err
+    assert (other / "uniform.json").read_text() == "dear to somebody"
+
+
+def test_a_pattern_and_another_pruner_hold_for_every_plan(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    how = ["--method", "sparsegpt", "--nm", "8:16"]
+    status, _, err = layerif(*asked(model, text, out, "owl,marginal"), *how)
+    assert status == 0, err
+    assert Allocation.load(out / "marginal.json").how["method"] == "sparsegpt"
+    opened, tokenizer = open_model(str(model))
+    manifest = prune(
+        opened,
+        Allocation.load(out / "owl.json"),
+        tokenizer=tokenizer,
+        calibration=load_corpus(str(text)),
+        method="sparsegpt",
+        nm="8:16",
+        samples=4,
+        context_length=32,
+    )
+    zeros = Results.load(out / "owl-results.json").sparsity
+    assert zeros == pytest.approx(manifest.sparsity, abs=1e-12)
+    assert len({module.pattern for module in manifest.modules}) > 1
+    status, _, err = layerif(*asked(model, text, tmp_path / "other", "owl"), "--nm", "3:7")
+    assert status == 2
+    assert "no whole number of groups" in err
+
+
+def test_owl_tries_other_multiples_after_four_values_of_lam():
+    options = WAYS["owl"].options(7)
+    assert [of_metric for of_metric, _ in options[:4]] == [{}] * 4
+    assert [own["multiple"] for own, _ in options[4:6]] == [3.0, 7.0]
+    assert options[4][1] == options[5][1] == options[0][1]
+    assert options[6] == ({}, options[0][1] | {"lam": 1.5 * WAYS["owl"].usual})
+    ways = {name: way.options(3) for name, way in WAYS.items()}
+    assert {name: len(tries) for name, tries in ways.items() if len(tries) != 3} == {"uniform": 1}
+
+
+def test_the_scores_of_a_try_have_its_own_multiple(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    arguments = asked(model, text, out, "owl")
+    arguments[arguments.index("--tries") + 1] = 5
+    status, _, err = layerif(*arguments)
+    assert status == 0, err
+    tried = json.loads((out / "tuning.json").read_text())["owl"]["tried"]
+    losses = [each["held_out_loss"] for each in tried]
+    assert len(losses) == 5
+    assert losses[4] != losses[0], "M = 3 is another plan than M = 5 at the same lam"
