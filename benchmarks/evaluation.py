@@ -27,9 +27,9 @@ from layerif.artifacts import Measurement
 from layerif.data import load_corpus, load_task
 from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.data.tokenizing import encode
-from layerif.evaluation import perplexity, task_measurement
-from layerif.evaluation.perplexity import evaluation_chunks
-from layerif.model import open_model
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.perplexity import evaluation_chunks, perplexity
+from layerif.model.opening import open_model
 
 
 def main() -> None:

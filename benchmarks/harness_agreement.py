@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from layerif.data import Example, load_task
-from layerif.evaluation import load_harness, task_measurement
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.harness import load_harness
 from layerif.evaluation.harness.loading import TASK_FILES
 from layerif.evaluation.harness.model import HarnessModel
 from layerif.evaluation.harness.quiet import quiet_harness
-from layerif.model import open_model
+from layerif.model.opening import open_model
 
 COLUMNS = "{:<14} {:>6} {:>11} {:>12} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}"
 

@@ -44,10 +44,10 @@ from layerif.data import load_task
 from layerif.data.base import Example
 from layerif.data.batching import Batch, collate, pack
 from layerif.data.tokenizing import encode
-from layerif.influence import score
+from layerif.influence.scoring import score
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import open_model
 from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 FloatArray = NDArray[np.float64]
 Outcome = dict[str, torch.Tensor]

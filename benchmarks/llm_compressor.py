@@ -23,12 +23,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from layerif.calibration import drawn_chunks
-from layerif.compress.pruning import prune
+from layerif.calibration.text import drawn_chunks
+from layerif.compress.pruning.runner import prune
 from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
 from layerif.evaluation.summed import summed_nats
-from layerif.model import evaluation_mode, find_decoder_layers, open_model
+from layerif.model.layers import find_decoder_layers
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import open_model
 
 BATCH_TOKENS = 2048
 HELD_OUT = 16

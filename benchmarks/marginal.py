@@ -23,18 +23,20 @@ from typing import Any
 import torch
 
 from layerif.artifacts import Allocation, Results
-from layerif.compress.pruning import prune
+from layerif.compress.pruning.runner import prune
 from layerif.core.checkpoint import NoSteps
 from layerif.core.files import write_json
 from layerif.data import Corpus, load_corpus
 from layerif.data.batching import collate, pack
 from layerif.data.chunks import cut, draw
-from layerif.evaluation import compare, evaluate
+from layerif.evaluation.comparison import compare
+from layerif.evaluation.evaluate import evaluate
 from layerif.likelihood import token_losses
-from layerif.model import find_decoder_layers, input_device, open_model
-from layerif.search import BACKWARD_TOKENS, allocate_marginal, evolve
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import input_device, open_model
+from layerif.search.evolution import evolve
 from layerif.search.planning import Units, plan_of
-from layerif.search.rounds import Round
+from layerif.search.rounds import BACKWARD_TOKENS, Round, allocate_marginal
 
 
 class Recorder(NoSteps):

@@ -20,10 +20,13 @@ from layerif.core.files import write_json
 from layerif.core.progress import progress
 from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
-from layerif.model import find_decoder_layers, open_model
-from layerif.search import BACKWARD_TOKENS, OperatingPoint, RemovalOrder, mean_loss, sensitivities
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
+from layerif.search.operating_point import OperatingPoint
+from layerif.search.order import RemovalOrder
 from layerif.search.planning import Units, calibration_batches
-from layerif.search.rounds import standardised
+from layerif.search.rounds import BACKWARD_TOKENS, standardised
+from layerif.search.sensitivity import mean_loss, sensitivities
 from layerif.search.texts import Texts
 
 DELTA = 0.05

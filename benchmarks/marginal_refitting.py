@@ -16,19 +16,14 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from layerif.data import load_corpus
-from layerif.model import find_decoder_layers, open_model
-from layerif.search import (
-    BACKWARD_TOKENS,
-    Band,
-    OperatingPoint,
-    Prunable,
-    RemovalOrder,
-    mean_loss,
-    sensitivities,
-)
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
+from layerif.search.operating_point import OperatingPoint
+from layerif.search.order import Band, Prunable, RemovalOrder
 from layerif.search.planning import Units, calibration_batches
 from layerif.search.refitting import Refitting
-from layerif.search.rounds import move
+from layerif.search.rounds import BACKWARD_TOKENS, move
+from layerif.search.sensitivity import mean_loss, sensitivities
 from layerif.search.texts import texts_for
 
 DELTA = 0.05

@@ -31,7 +31,7 @@ from moe_loops import DenseLoop, DispatchLoop
 from peft import LoraConfig, get_peft_model
 
 from layerif.adapters import LoraMoeConfig, LoraMoeLinear
-from layerif.model import open_model
+from layerif.model.opening import open_model
 
 LOOPS = {"dense loop": DenseLoop, "dispatch loop": DispatchLoop}
 

@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 import layerif
 from layerif.core.choices import BlockGranularity
 from layerif.data.tokenizing import encode
-from layerif.influence.subspaces import FreshLora
-from layerif.model import find_decoder_layers
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import find_decoder_layers
 
 RANK, ALPHA = 8, 16.0
 # lambda of every block: peers take one number for all. It is near what the rule gives in the mean.

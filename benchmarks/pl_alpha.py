@@ -16,8 +16,9 @@ import time
 
 import torch
 
-from layerif.metrics import eigenvalues, hill_alpha
-from layerif.model import find_decoder_layers, open_model
+from layerif.metrics.pl_alpha import eigenvalues, hill_alpha
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 
 def main() -> None:

@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 
-from layerif.compress.pruning import prune
+from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.selection import smallest, smallest_by_row, smallest_of_groups
 from layerif.data import load_calibration
 from layerif.data.batching import accepted, collate, pack
 from layerif.data.chunks import cut, draw
-from layerif.model import find_decoder_layers, input_device, open_model
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import input_device, open_model
 
 SHAPES = [(192, 576), (576, 576), (1536, 576), (576, 1536), (4096, 4096)]
 METHODS = ["magnitude", "wanda", "sparsegpt"]

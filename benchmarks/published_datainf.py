@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
-from layerif.influence.estimators import Block, EstimatorOptions, find
+from layerif.influence.estimators.base import EstimatorOptions
+from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.registry import ESTIMATORS
 
 # For each sample, by its number, the gradient of each trainable weight by its name.
 Gradients = Mapping[int, Mapping[str, torch.Tensor]]
@@ -132,7 +134,7 @@ def main() -> None:
     train = by_sample(matrices)
     few = list(sizes)[: options.layers_per_sample * len(OUT_FEATURES)]
     means = {name: rows.double().mean(0) for name, rows in validation.items()}
-    solve, chosen = find("datainf").solve, EstimatorOptions()
+    solve, chosen = ESTIMATORS.find("datainf").solve, EstimatorOptions()
 
     def ours(names: Iterable[str]) -> dict[str, torch.Tensor]:
         return {

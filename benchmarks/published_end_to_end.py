@@ -27,8 +27,8 @@ import layerif
 from layerif.data import Example
 from layerif.data.batching import Encoded
 from layerif.data.tokenizing import encode
-from layerif.influence.subspaces import FreshLora
-from layerif.model import find_decoder_layers
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import find_decoder_layers
 
 RANK, ALPHA = 8, 16.0
 TOLERANCE = 1e-4

@@ -26,8 +26,9 @@ from layerif.data import load_task
 from layerif.data.batching import collate, pack
 from layerif.data.tokenizing import encode
 from layerif.influence.gradients import frozen
+from layerif.influence.options import ScoreOptions
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import open_model
+from layerif.model.opening import open_model
 from layerif.workflows.stages import score_into
 
 
@@ -75,7 +76,7 @@ def main() -> None:
                 task,
                 train=train,
                 validation=validation,
-                options={"batch_tokens": options.batch_tokens},
+                options=ScoreOptions(batch_tokens=options.batch_tokens),
             )
 
     floor()  # not counted: first touch of the weights and of the allocator

@@ -27,7 +27,8 @@ from layerif.artifacts import Fingerprint
 from layerif.core.checkpoint import resumable
 from layerif.data import Example, load_corpus
 from layerif.data.chunks import cut, draw
-from layerif.model import find_decoder_layers, open_model
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 COMPLETION = 16
 VALIDATION = 20

@@ -22,7 +22,8 @@ import psutil
 
 from layerif.core.choices import Keep
 from layerif.data import load_task
-from layerif.model import open_model
+from layerif.influence.options import ScoreOptions
+from layerif.model.opening import open_model
 from layerif.workflows.stages import score_into
 
 
@@ -69,12 +70,12 @@ def measured(options: argparse.Namespace, count: int, keep: Keep) -> str:
             task,
             train=train,
             validation=validation,
-            options={
-                "keep": keep,
-                "estimator": options.estimator,
-                "block": options.block,
-                "batch_tokens": options.batch_tokens,
-            },
+            options=ScoreOptions(
+                keep=keep,
+                estimator=options.estimator,
+                block=options.block,
+                batch_tokens=options.batch_tokens,
+            ),
         )
     seconds = time.perf_counter() - began
     return (

@@ -27,8 +27,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from layerif import likelihood
 from layerif.data.batching import Encoded, collate, pack
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.subspaces import FreshLora, FullWeights
-from layerif.model import find_decoder_layers
+from layerif.influence.subspaces.full import FullWeights
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import find_decoder_layers
 
 LENGTH = 512
 KINDS = ("evaluate", "score", "marginal", "finetune")

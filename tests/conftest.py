@@ -87,7 +87,7 @@ def no_network(monkeypatch):
 def smollm2():
     """SmolLM2-135M-Instruct in float32 and its tokenizer; tests leave its weights as they are."""
     from layerif.errors import MissingDependencyError
-    from layerif.model import open_model
+    from layerif.model.opening import open_model
 
     try:
         return open_model("smollm2")

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from test_influence import autograd_gradients, published_datainf
 from transformers import AutoModelForCausalLM
 
 from layerif import load_corpus, load_task, open_model, prune, score
 from layerif.artifacts import Allocation, LayerScores, Manifest, Results
-from layerif.evaluation import generated_accuracy, perplexity, task_measurement
-from layerif.model import find_decoder_layers
-from test_influence import autograd_gradients, published_datainf
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.generation import generated_accuracy
+from layerif.evaluation.perplexity import perplexity
+from layerif.model.layers import find_decoder_layers
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,24 +15,32 @@ if TYPE_CHECKING:
     from layerif.artifacts import LayerScores as LayerScores
     from layerif.artifacts import MetricScores as MetricScores
     from layerif.artifacts import Results as Results
-    from layerif.compress.pruning import prune as prune
-    from layerif.compress.pruning import save_pruned as save_pruned
+    from layerif.compress.pruning.runner import prune as prune
+    from layerif.compress.pruning.saving import save_pruned as save_pruned
     from layerif.data import Example as Example
     from layerif.data import Task as Task
     from layerif.data import load_calibration as load_calibration
     from layerif.data import load_corpus as load_corpus
     from layerif.data import load_task as load_task
     from layerif.errors import LayerifError as LayerifError
-    from layerif.evaluation import compare as compare
-    from layerif.evaluation import harness_results as harness_results
-    from layerif.evaluation import load_harness as load_harness
+    from layerif.evaluation.comparison import compare as compare
     from layerif.evaluation.evaluate import evaluate as evaluate
-    from layerif.finetuning import FinetuneOptions as FinetuneOptions
+    from layerif.evaluation.harness import harness_results as harness_results
+    from layerif.evaluation.harness import load_harness as load_harness
     from layerif.finetuning.finetune import finetune as finetune
-    from layerif.influence import score as score
-    from layerif.metrics import metric_scores as metric_scores
-    from layerif.metrics import register_metric as register_metric
-    from layerif.model import open_model as open_model
+    from layerif.finetuning.options import FinetuneOptions as FinetuneOptions
+    from layerif.influence.collecting import Gradients as Gradients
+    from layerif.influence.collecting import collect as collect
+    from layerif.influence.estimators.base import Solution as Solution
+    from layerif.influence.estimators.registry import register_estimator as register_estimator
+    from layerif.influence.options import ScoreOptions as ScoreOptions
+    from layerif.influence.scoring import score as score
+    from layerif.influence.solving import solve as solve
+    from layerif.influence.subspaces.registry import register_subspace as register_subspace
+    from layerif.metrics.base import MetricValues as MetricValues
+    from layerif.metrics.measuring import metric_scores as metric_scores
+    from layerif.metrics.registry import register_metric as register_metric
+    from layerif.model.opening import open_model as open_model
     from layerif.plans.allocate import allocate_experts as allocate_experts
     from layerif.plans.allocate import allocate_ranks as allocate_ranks
     from layerif.plans.allocate import allocate_sparsity as allocate_sparsity
@@ -42,30 +50,38 @@ if TYPE_CHECKING:
 _HOMES = {
     "Allocation": "artifacts",
     "Example": "data",
-    "FinetuneOptions": "finetuning",
+    "Gradients": "influence.collecting",
+    "FinetuneOptions": "finetuning.options",
     "LayerScores": "artifacts",
     "LayerifError": "errors",
     "MetricScores": "artifacts",
+    "MetricValues": "metrics.base",
     "Results": "artifacts",
+    "Solution": "influence.estimators.base",
     "Task": "data",
+    "ScoreOptions": "influence.options",
     "allocate_experts": "plans.allocate",
     "allocate_ranks": "plans.allocate",
     "allocate_sparsity": "plans.allocate",
-    "compare": "evaluation",
-    "evaluate": "evaluation",
-    "finetune": "finetuning",
-    "harness_results": "evaluation",
+    "collect": "influence.collecting",
+    "compare": "evaluation.comparison",
+    "evaluate": "evaluation.evaluate",
+    "finetune": "finetuning.finetune",
+    "harness_results": "evaluation.harness",
     "load_calibration": "data",
     "load_corpus": "data",
-    "load_harness": "evaluation",
+    "load_harness": "evaluation.harness",
     "load_task": "data",
-    "metric_scores": "metrics",
-    "open_model": "model",
-    "prune": "compress.pruning",
+    "metric_scores": "metrics.measuring",
+    "open_model": "model.opening",
+    "prune": "compress.pruning.runner",
     "read_scores": "plans.score_files",
-    "register_metric": "metrics",
-    "save_pruned": "compress.pruning",
-    "score": "influence",
+    "register_estimator": "influence.estimators.registry",
+    "register_metric": "metrics.registry",
+    "save_pruned": "compress.pruning.saving",
+    "register_subspace": "influence.subspaces.registry",
+    "score": "influence.scoring",
+    "solve": "influence.solving",
 }
 __all__ = list(_HOMES)
 

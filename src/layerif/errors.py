@@ -36,9 +36,14 @@ class ProcessError(LayerifError):
 
 
 class NumericalError(LayerifError):
-    """A computation produced a value that is not finite, and was stopped there."""
+    """A computation produced a value that is not finite, and was stopped there.
+
+    Attributes:
+        keeps_steps: whether what was finished before is of use to another try.
+    """
 
     exit_code = 3
+    keeps_steps = False
 
 
 class MissingDependencyError(LayerifError):

@@ -21,7 +21,8 @@ from layerif.core.progress import note
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.likelihood import logit_bytes
-from layerif.model import Projection, find_decoder_layers, input_device
+from layerif.model.layers import Projection, find_decoder_layers
+from layerif.model.opening import input_device
 
 # forward: losses alone. walk: layer by layer, without a head. backward: gradients of outputs.
 # inputs: those, and the inputs of every projection kept beside them.

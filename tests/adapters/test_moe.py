@@ -14,7 +14,7 @@ from helpers.tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model
 from layerif.adapters import LoraMoeConfig, LoraMoeLinear, batch_state
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
-from layerif.model import find_decoder_layers
+from layerif.model.layers import find_decoder_layers
 
 EXPERTS = [1, 3, 4]
 RAGGED = {"num_experts": EXPERTS, "top_k": [2, 2, 3], "r": [2, 3, 4], "lora_alpha": [4.0, 3.0, 8.0]}

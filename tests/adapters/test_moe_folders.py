@@ -14,9 +14,11 @@ from helpers.moe_models import adapted
 from helpers.tiny import tiny_model
 from layerif.adapters import LoraMoeConfig
 from layerif.artifacts import Results, hash_model
-from layerif.compress.pruning import merged
+from layerif.compress.pruning.merging import merged
 from layerif.errors import InputError
-from layerif.model import describe, find_decoder_layers, open_model, with_adapter
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe, open_model
+from layerif.model.peft_adapters import with_adapter
 
 EVALUATE = ("--tasks", "agreement", "--samples", 20)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
-from layerif.calibration import sampled_chunks
-from layerif.compress.pruning import prune
+from layerif.calibration.sampling import sampled_chunks
+from layerif.compress.pruning.runner import prune
 from layerif.core.checkpoint import DiskSteps
 from layerif.data import Corpus, SelfText, load_calibration, load_task
 from layerif.errors import InputError, NumericalError
-from layerif.model import find_decoder_layers
+from layerif.model.layers import find_decoder_layers
 
 
 def test_a_tasks_training_rows_with_their_completions():

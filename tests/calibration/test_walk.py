@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from helpers.tiny import ARCHITECTURES, tiny_model, use_mlps_twice
-from layerif.calibration import InputNorms, walk
+from layerif.calibration.statistics import InputNorms
+from layerif.calibration.walk import walk
 from layerif.data.batching import Encoded, collate
 from layerif.errors import InputError
-from layerif.model import find_decoder_layers
+from layerif.model.layers import find_decoder_layers
 
 
 def batches(count=5, rows=2, length=20):

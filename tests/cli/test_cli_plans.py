@@ -9,15 +9,15 @@ import pytest
 
 from layerif.adapters import trainable_parameters
 from layerif.artifacts import Allocation, MetricScores
-from layerif.model import open_skeleton
+from layerif.model.opening import open_skeleton
 from layerif.plans.maps import apportion, apportion_as_authors
 
 
 @pytest.fixture(scope="module")
 def alphas(model, tmp_path_factory):
     """What `layerif metric pl_alpha` writes."""
-    from layerif.metrics import metric_scores
-    from layerif.model import open_model
+    from layerif.metrics.measuring import metric_scores
+    from layerif.model.opening import open_model
 
     path = tmp_path_factory.mktemp("scores") / "pl_alpha.json"
     metric_scores(open_model(model)[0], "pl_alpha").save(path)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from layerif.artifacts import Allocation, Manifest
-from layerif.compress.pruning import verify
+from layerif.compress.pruning.verifying import verify
 from layerif.errors import InputError
 from layerif.workflows.document import Document
 from layerif.workflows.recipe import Recipe
@@ -71,7 +71,8 @@ def test_a_mixed_plan_reports_the_total_it_comes_to(layerif, model, text, tmp_pa
 def test_plans_by_projection_are_told_apart(layerif, model, text, tmp_path):
     """Would see: a folder taken for that of another plan with the same means of layers."""
     from layerif.artifacts import ModuleSparsity
-    from layerif.model import describe, find_decoder_layers, open_model
+    from layerif.model.layers import find_decoder_layers
+    from layerif.model.opening import describe, open_model
 
     opened, _ = open_model(model)
     for number, flip in enumerate((0.2, -0.2)):

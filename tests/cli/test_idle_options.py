@@ -123,7 +123,8 @@ def test_an_option_that_does_nothing_is_refused_by_its_name(layerif, folder, com
 def commands():
     """Every command by the words that call it."""
     group = typer.main.get_command(app)
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         below = getattr(command, "commands", None)
         yield from ((f"{name} {n}", c) for n, c in below.items()) if below else [(name, command)]
 

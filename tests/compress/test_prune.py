@@ -11,11 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import MANIFEST_FILE, Allocation, Manifest
-from layerif.compress.pruning import prune, save_pruned, wanda_mask
 from layerif.compress.pruning.base import relative
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.saving import save_pruned
+from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
-from layerif.model import describe, find_decoder_layers
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe
 from layerif.plans.allocate import allocate_sparsity
 
 TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))

@@ -7,17 +7,20 @@ import torch
 
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, use_mlps_twice
 from layerif.artifacts import Allocation, ModuleSparsity
-from layerif.calibration import Hessians, InputNorms, walk
-from layerif.calibration.hessians import factorise
-from layerif.compress.pruning import prune, wanda_mask
+from layerif.calibration.hessians import Hessians, factorise
+from layerif.calibration.statistics import InputNorms
+from layerif.calibration.walk import walk
 from layerif.compress.pruning.base import Target
 from layerif.compress.pruning.pattern import Pattern
+from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.sparsegpt import sparsegpt
+from layerif.compress.pruning.wanda import wanda_mask
 from layerif.core.checkpoint import DiskSteps
 from layerif.data.batching import collate
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
-from layerif.model import describe, find_decoder_layers
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe
 from layerif.plans.allocate import allocate_sparsity
 
 TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))

@@ -12,9 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from layerif.artifacts import MANIFEST_FILE, Manifest
-from layerif.compress.pruning import merged, prune, save_pruned, verify
+from layerif.compress.pruning.merging import merged
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.saving import save_pruned
+from layerif.compress.pruning.verifying import verify
 from layerif.errors import InputError
-from layerif.model import find_decoder_layers, open_model
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
 OPTIONS = {"tokenizer": tiny_tokenizer(), "calibration": TEXT, "samples": 4, "context_length": 32}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerif.compress.pruning import wanda_mask
+from layerif.compress.pruning.wanda import wanda_mask
 
 
 def brute_force(weight, norms, sparsity):

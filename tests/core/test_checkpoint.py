@@ -27,6 +27,7 @@ from layerif.core.checkpoint import (
 )
 from layerif.data import Corpus, Task, load_task
 from layerif.errors import DiskError, InputError, NumericalError
+from layerif.influence.options import ScoreOptions
 from layerif.workflows.stages import evaluate_into, prune_into, score_into
 
 TASK = Task("made up", {"train": TRAIN, "validation": VALIDATION, "test": []})
@@ -41,7 +42,13 @@ def score_small(out, **changes):
     options = {"rank": 2, "alpha": 4.0, "batch_tokens": 1} | changes
     model, tokenizer = tiny_model(), tiny_tokenizer()
     return score_into(
-        out, model, tokenizer, TASK, train=TRAIN, validation=VALIDATION, options=options
+        out,
+        model,
+        tokenizer,
+        TASK,
+        train=TRAIN,
+        validation=VALIDATION,
+        options=ScoreOptions(**options),
     )
 
 
@@ -186,7 +193,7 @@ def test_steps_that_were_going_are_not_gone_on_with(error, tmp_path, monkeypatch
 
 
 def test_parameters_out_of_range_leave_nothing(tmp_path):
-    with pytest.raises(InputError, match="damping must be positive"):
+    with pytest.raises(InputError, match="damping=nan"):
         score_small(tmp_path / "run", damping=float("nan"))
     assert list(tmp_path.iterdir()) == []
 
@@ -252,7 +259,7 @@ def test_fingerprints_see_every_weight_and_every_text():
 
 
 def test_scores_with_and_without_steps_are_the_same_to_the_bit(tmp_path):
-    from layerif.influence import score
+    from layerif.influence.scoring import score
 
     kept = score_small(tmp_path / "run")
     plain = score(

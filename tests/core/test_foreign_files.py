@@ -21,7 +21,7 @@ import pytest
 from layerif.artifacts import Allocation
 from layerif.core.files import patterns, read_json, read_npy, read_rows, read_text, read_yaml
 from layerif.errors import InputError
-from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.options import FinetuneOptions
 from layerif.influence.estimators.base import Damping
 from layerif.plans.maps.counts import apportion
 

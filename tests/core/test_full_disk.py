@@ -17,18 +17,18 @@ from test_verify_and_merge import pruned_folder, trained_lora
 
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import CONVERTED, Fingerprint
-from layerif.calibration import hidden_states
-from layerif.compress.pruning import merge_into
+from layerif.calibration.hidden import hidden_states
+from layerif.compress.pruning.merging import merge_into
 from layerif.core import caching
 from layerif.core.checkpoint import DiskSteps, resumable, steps_folder
 from layerif.core.files import new_folder, taken, writing_to
 from layerif.errors import DiskError, InputError
-from layerif.evaluation import perplexity
+from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.summed import Cache
-from layerif.influence import FreshLora
 from layerif.influence.store import DiskStore
-from layerif.influence.subspaces import Matrix
-from layerif.model import find_decoder_layers
+from layerif.influence.subspaces.base import Matrix
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import find_decoder_layers
 
 WANTED = Fingerprint(model="m", data="d", options={})
 TEXT = " ".join(f"{i} squared is {i * i}." for i in range(40))

@@ -10,7 +10,7 @@ import torch
 
 from helpers.tiny import tiny_model
 from layerif.artifacts import fingerprint, hash_model
-from layerif.model import find_decoder_layers
+from layerif.model.layers import find_decoder_layers
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from layerif.artifacts import Fingerprint
 from layerif.core.caching import remembered
 from layerif.core.checkpoint import steps_folder
 from layerif.errors import NumericalError
-from layerif.evaluation import perplexity
+from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.summed import Cache
 
 WANTED = Fingerprint(model="m", data="d", options={"batch_tokens": 8})

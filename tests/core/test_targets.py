@@ -20,7 +20,7 @@ from test_files import FOLDER, fill, names
 from helpers.artifact_samples import make_manifest, make_plan, make_results, make_scores
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import PRUNED, SCORES, Allocation
-from layerif.compress.pruning import save_pruned
+from layerif.compress.pruning.saving import save_pruned
 from layerif.core.checkpoint import check_out, steps_folder
 from layerif.core.files import check_target, keep_recipe, new_file, new_folder, target, write_text
 from layerif.errors import InputError

@@ -23,11 +23,10 @@ from layerif.core import progress as progress_module
 from layerif.core.checkpoint import steps_folder
 from layerif.core.progress import progress
 from layerif.core.terminal import Console, harmless, harmless_json
-from layerif.influence.estimators import Estimator, register
 from layerif.influence.estimators.grad_dot import grad_dot
-from layerif.influence.estimators.registry import _ESTIMATORS
-from layerif.metrics import MetricValues, register_metric
-from layerif.metrics.registry import _METRICS
+from layerif.influence.estimators.registry import _ESTIMATORS, Estimator, register
+from layerif.metrics.base import MetricValues
+from layerif.metrics.registry import _METRICS, register_metric
 
 EVIL = "\x1b]0;owned\x07 \x9b31m red \u202eesrever\u2066 [bold]b[/] [/] :smile: \ud83d \x7f"
 RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

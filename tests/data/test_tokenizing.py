@@ -17,10 +17,12 @@ from layerif.data import Example
 from layerif.data.chunks import cut
 from layerif.data.tokenizing import around, begun, encode, encode_prompts
 from layerif.errors import InputError
-from layerif.evaluation import generated_accuracy, perplexity, task_measurement
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.generation import generated_accuracy
 from layerif.evaluation.harness.model import HarnessModel
-from layerif.finetuning import FinetuneOptions
+from layerif.evaluation.perplexity import perplexity
 from layerif.finetuning.finetune import encoded_rows
+from layerif.finetuning.options import FinetuneOptions
 
 PAIRS = [("the cat", " sat on"), ("the", "a b"), ("cat sat on the ", "cat"), ("", "sat on the cat")]
 KINDS = list(ZOO)

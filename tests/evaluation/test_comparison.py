@@ -13,7 +13,8 @@ from layerif.artifacts import Comparisons, Measurement, Outcomes, Results
 from layerif.data.base import Example, Task
 from layerif.data.corpora import Corpus
 from layerif.errors import InputError
-from layerif.evaluation import compare, evaluate
+from layerif.evaluation.comparison import compare
+from layerif.evaluation.evaluate import evaluate
 from layerif.evaluation.statistics import holm
 from layerif.report import comparison_lines
 

@@ -11,9 +11,11 @@ import torch
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.data.base import Example, Task
 from layerif.errors import InputError, NumericalError
-from layerif.evaluation import evaluate, perplexity, sparsity_of, task_measurement
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.evaluate import evaluate, sparsity_of
+from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.statistics import perplexity_interval
-from layerif.model import find_decoder_layers
+from layerif.model.layers import find_decoder_layers
 
 TEXT = " ".join(f"Line {i} of a text about {i % 7} things." for i in range(40))
 EXAMPLES = [

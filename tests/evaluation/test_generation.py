@@ -14,8 +14,13 @@ from helpers.tiny import ARCHITECTURES, FLOAT64_ARCHITECTURES, tiny_model, tiny_
 from layerif.data import Corpus, load_task
 from layerif.data.base import Example, Task
 from layerif.errors import InputError, NumericalError
-from layerif.evaluation import evaluate, generated_accuracy
-from layerif.evaluation.generation import MARGIN, check_generation, greedy_replies
+from layerif.evaluation.evaluate import evaluate
+from layerif.evaluation.generation import (
+    MARGIN,
+    check_generation,
+    generated_accuracy,
+    greedy_replies,
+)
 from layerif.evaluation.statistics import wilson_interval
 from layerif.evaluation.summed import Cache
 

@@ -25,7 +25,8 @@ from helpers import harness_rows
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Results
 from layerif.errors import InputError, MissingDependencyError, NumericalError
-from layerif.evaluation import HarnessTasks, compare, harness_results, load_harness
+from layerif.evaluation.comparison import compare
+from layerif.evaluation.harness import HarnessTasks, harness_results, load_harness
 from layerif.evaluation.statistics import wilson_interval
 from layerif.report import reported_lines, results_table
 

@@ -21,7 +21,8 @@ from helpers.tiny import SHAPE, WIDE, tiny_tokenizer
 from layerif.data import Example, load_task
 from layerif.data.catalogue import CATALOGUE
 from layerif.errors import InputError
-from layerif.evaluation import load_harness, task_measurement
+from layerif.evaluation.accuracy import task_measurement
+from layerif.evaluation.harness import load_harness
 from layerif.evaluation.harness.model import HarnessModel
 
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -18,7 +18,7 @@ from layerif.core.checkpoint import steps_folder
 from layerif.data import Task
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
-from layerif.finetuning import finetune
+from layerif.finetuning.finetune import finetune
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.report import finetuning_table
 from layerif.workflows.finetuning import finetune_into
@@ -169,7 +169,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from safetensors.torch import save_file
-from layerif.finetuning import finetune
+from layerif.finetuning.finetune import finetune
 from test_finetune import TRAIN, VALIDATION, settings, weights
 from test_finetuning_cut_short import RISING
 from test_finetuning_stage import into

@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from layerif.calibration import InputNorms, walk
+from layerif.calibration.statistics import InputNorms
+from layerif.calibration.walk import walk
 from layerif.data.batching import Encoded, collate
 from layerif.estimates import memory
 from layerif.finetuning.attaching import trainable_parameters, with_new_adapter
 from layerif.finetuning.finetune import BYTES_PER_PARAMETER
 from layerif.finetuning.options import FinetuneOptions
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.subspaces import FreshLora
+from layerif.influence.subspaces.lora import FreshLora
 from layerif.likelihood import token_losses
-from layerif.model import find_decoder_layers
+from layerif.model.layers import find_decoder_layers
 from layerif.search.operating_point import OperatingPoint
 from layerif.search.order import RemovalOrder
 from layerif.search.rounds import HELD

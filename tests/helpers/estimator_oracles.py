@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from layerif.influence.estimators import Block, Damping, EstimatorOptions, find
+from layerif.influence.estimators.base import Damping, EstimatorOptions
+from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.registry import ESTIMATORS
 
 
 def draw(samples, size, seed=0, *, rank=None, scale=1.0):
@@ -22,7 +24,7 @@ def solve(name, gradients, v, *, factor=0.1, value=None, shape=None, factors=Non
         "b", torch.as_tensor(gradients), torch.as_tensor(v), shape=shape, factors=factors
     )
     chosen = EstimatorOptions(name, Damping(factor, value), **options)
-    return find(name).solve(made, chosen)
+    return ESTIMATORS.find(name).solve(made, chosen)
 
 
 def rule(gradients, factor=0.1):

@@ -223,7 +223,7 @@ def _read_recipe(folder: Path) -> None:
     from layerif.workflows.recipe import Recipe
 
     recipe = Recipe.load(folder / "recipe.yaml")
-    recipe.score.check_combination()
+    recipe.score.check(recipe.score.adapter)
     recipe.text()
 
 
@@ -331,7 +331,7 @@ def _make_bin_model(folder: Path) -> None:
 
 
 def _read_model(folder: Path) -> None:
-    from layerif.model import describe, open_model
+    from layerif.model.opening import describe, open_model
 
     model, tokenizer = open_model(folder, device="cpu")
     describe(model)
@@ -353,7 +353,8 @@ def _make_adapter(folder: Path) -> None:
 
 
 def _read_adapter(folder: Path) -> None:
-    from layerif.model import describe, with_adapter
+    from layerif.model.opening import describe
+    from layerif.model.peft_adapters import with_adapter
 
     model = with_adapter(tiny_model(), folder)
     describe(model)
@@ -372,7 +373,7 @@ def _make_gguf(folder: Path) -> None:
 
 
 def _read_gguf(folder: Path) -> None:
-    from layerif.model import open_model
+    from layerif.model.opening import open_model
 
     open_model(folder / "tiny.gguf", device="cpu")
 

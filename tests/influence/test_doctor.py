@@ -11,7 +11,7 @@ from test_subspaces import adapted, packed_and_dense
 
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
-from layerif.influence import examine
+from layerif.influence.doctor import examine
 
 FINITE, REACHED, AUTOGRAD, BATCH = range(4)
 

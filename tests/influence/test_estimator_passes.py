@@ -14,24 +14,17 @@ from test_estimators import IN, OUT, layer_block
 
 from helpers.estimator_oracles import close, draw, rule, solve
 from layerif.errors import InputError
-from layerif.influence.estimators import (
-    Block,
-    Damping,
-    EstimatorOptions,
-    Factors,
-    find,
-    names,
-    rank_stability,
-    registry,
-    sweep,
-)
+from layerif.influence.estimators.base import Damping, EstimatorOptions
+from layerif.influence.estimators.block import Block, Factors
+from layerif.influence.estimators.registry import ESTIMATORS, register_estimator
+from layerif.influence.estimators.sweep import rank_stability, sweep
 
-STREAMED = [name for name in names() if find(name).passes is not None]
+STREAMED = [name for name in ESTIMATORS.names() if ESTIMATORS.find(name).passes is not None]
 
 
 def stream(name, made, dampings, dtype=torch.float64, seed=0):
     """Solutions from batches in an order that differs from pass to pass; the passes, too."""
-    passes = find(name).passes(made.name, made.parts, made.samples, dampings)
+    passes = ESTIMATORS.find(name).passes(made.name, made.parts, made.samples, dampings)
     generator = np.random.default_rng(seed)
     whole = torch.cat(made.gradients, 1).to(dtype)
     taken = 0
@@ -50,7 +43,7 @@ def stream(name, made, dampings, dtype=torch.float64, seed=0):
 def test_gradients_that_go_by_give_what_kept_ones_give(name, samples, value):
     made, _, _ = layer_block([8, 6], samples, shapes=[(4, 2), (2, 3)])
     damping = Damping(value=value)
-    kept = find(name).solve(made, EstimatorOptions(name, damping))
+    kept = ESTIMATORS.find(name).solve(made, EstimatorOptions(name, damping))
     ((found,), _) = stream(name, made, [damping])
     close(found.by_part, kept.by_part.numpy(), 1e-12)
     assert (found.damping or 0) == pytest.approx(kept.damping or 0, rel=1e-12)
@@ -62,7 +55,7 @@ def test_passes_needed():
 
     def needed(name, *dampings, factors=None):
         made = Block.of("b", gradients, v, shape=(OUT, IN), factors=factors)
-        return find(name).passes("b", made.parts, 7, dampings).needed
+        return ESTIMATORS.find(name).passes("b", made.parts, 7, dampings).needed
 
     given, ruled = Damping(value=0.5), Damping()
     assert needed("datainf", ruled) == needed("datainf", ruled, given) == 3
@@ -91,7 +84,7 @@ def test_passes_of_silence():
 
 def test_passes_refuse_what_would_spoil_the_sums():
     made = Block.of("layers.0.q", torch.ones(4, 12), torch.ones(12))
-    passes = find("datainf").passes(made.name, made.parts, 4, [Damping()])
+    passes = ESTIMATORS.find("datainf").passes(made.name, made.parts, 4, [Damping()])
     with pytest.raises(
         InputError, match=r"shape \(2, 5\) for 2 rows do not belong to block layers"
     ):
@@ -111,7 +104,7 @@ def test_passes_refuse_what_would_spoil_the_sums():
         done.observe(slice(0, 4), torch.ones(4, 12))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ESTIMATORS.names())
 @pytest.mark.parametrize("samples", [7, 40])
 def test_a_sweep_gives_what_single_solutions_give(name, samples):
     gradients, v = draw(samples, 12)
@@ -135,7 +128,7 @@ def test_a_sweep_gives_what_single_solutions_give(name, samples):
             assert found.damping == pytest.approx(rule(gradients, factor), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ESTIMATORS.names())
 def test_a_sweep_over_a_silent_block_is_silent(name):
     made = Block.of("b", torch.zeros(4, 12), torch.ones(12), shape=(OUT, IN))
     solutions = sweep(made, [Damping(0.1), Damping(1.0)], EstimatorOptions(name))
@@ -179,17 +172,17 @@ def test_rank_stability_has_no_nan():
 
 
 def test_an_estimator_of_ones_own_is_one_function(monkeypatch):
-    from layerif.influence.estimators import Solution
+    from layerif.influence.estimators.base import Solution
 
-    monkeypatch.setattr(registry, "_ESTIMATORS", dict(registry._ESTIMATORS))
+    monkeypatch.setattr(ESTIMATORS, "_registered", dict(ESTIMATORS._registered))
 
     def halved(made, _options):
         return Solution.of(made.products(made.validation / 2), None)
 
-    registry.register("halved", halved)
+    register_estimator("halved", halved)
     gradients, v = draw(5, 12)
     close(solve("halved", gradients, v).influence, gradients @ v / 2)
-    assert names()[-1] == "halved"
+    assert ESTIMATORS.names()[-1] == "halved"
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from layerif.data.base import Example
 from layerif.data.batching import collate
 from layerif.data.tokenizing import encode
 from layerif.errors import InputError, NumericalError
-from layerif.influence import FreshLora, score
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.model import find_decoder_layers
+from layerif.influence.scoring import score
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import find_decoder_layers
 
 RANK, ALPHA, SEED, DAMPING = 4, 8.0, 3, 0.1
 

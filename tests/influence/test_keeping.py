@@ -13,7 +13,8 @@ from layerif.core.checkpoint import resumable, steps_folder
 from layerif.errors import InputError
 from layerif.influence import keeping
 from layerif.influence.store import DiskStore, MemoryStore
-from layerif.influence.subspaces import FullWeights, Matrix
+from layerif.influence.subspaces.base import Matrix
+from layerif.influence.subspaces.full import FullWeights
 
 WANTED = Fingerprint(model="m", data="d", options={})
 ESTIMATORS = ["datainf", "grad_dot", "cosine", "ekfac"]
@@ -117,7 +118,7 @@ def test_passes_go_on_where_they_were(estimator, stops_at, tmp_path, monkeypatch
 def literal_full_gradients(model, samples):
     """For each sample the gradient of every weight, one sample at a time."""
     from helpers.tiny import tiny_tokenizer
-    from layerif.model import find_decoder_layers
+    from layerif.model.layers import find_decoder_layers
 
     tokenizer, projections = tiny_tokenizer(), find_decoder_layers(model).projections
     rows = []

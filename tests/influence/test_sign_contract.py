@@ -28,7 +28,8 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.data.base import Example
 from layerif.data.batching import Batch, collate
 from layerif.data.tokenizing import encode
-from layerif.influence import FreshLora, score
+from layerif.influence.scoring import score
+from layerif.influence.subspaces.lora import FreshLora
 from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import find_decoder_layers
 

@@ -13,13 +13,16 @@ from torch import nn
 
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
-from layerif.compress.pruning import prune, save_pruned
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.saving import save_pruned
 from layerif.data import load_task
 from layerif.errors import InputError
-from layerif.evaluation import evaluate
-from layerif.influence import score
-from layerif.influence.subspaces import AdapterSubspace, TwoSided
-from layerif.model import describe, find_decoder_layers
+from layerif.evaluation.evaluate import evaluate
+from layerif.influence.scoring import score
+from layerif.influence.subspaces.adapter import AdapterSubspace
+from layerif.influence.subspaces.projected import TwoSided
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "phi3"]
 TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(60))
@@ -173,13 +176,13 @@ def test_of_several_adapters_the_active_one_is_scored_and_others_are_refused():
     again = measure(model, subspace="adapter")
     assert np.array_equal(again.influence, alone.influence)
     with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj the adapter 'other'"):
-        measure(model, subspace="adapter", adapter="other")
+        measure(model, subspace="adapter", adapter_name="other")
     with pytest.raises(InputError, match="no LoRA adapter 'third'; it has default, other"):
-        measure(model, subspace="adapter", adapter="third")
+        measure(model, subspace="adapter", adapter_name="third")
     before = hash_model(model)
     model.set_adapter("other")
     assert hash_model(model) != before, "which adapter is at work is part of the model"
-    scored = measure(model, subspace="adapter", adapter="other")
+    scored = measure(model, subspace="adapter", adapter_name="other")
     rows = zip(scored.projections, scored.projection_influence, strict=True)
     assert {p.name for p, row in rows if row.any()} == {"self_attn.q_proj"}
     # Its B is zero still, and with it the gradients of A.
@@ -309,5 +312,5 @@ def test_an_adapter_subspace_may_be_given_as_an_object():
     model = adapted(name="mine")
     given = measure(model, subspace=AdapterSubspace(model, "mine"))
     assert np.array_equal(
-        given.influence, measure(model, subspace="adapter", adapter="mine").influence
+        given.influence, measure(model, subspace="adapter", adapter_name="mine").influence
     )

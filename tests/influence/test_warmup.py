@@ -18,19 +18,22 @@ from layerif.core.checkpoint import NO_STEPS, resumable
 from layerif.data.batching import collate
 from layerif.data.tokenizing import encode
 from layerif.errors import InputError, NumericalError
-from layerif.influence import FreshLora
 from layerif.influence.fresh_adapter import RATE
+from layerif.influence.options import CollectOptions
+from layerif.influence.subspaces.lora import FreshLora
 from layerif.influence.warmup import warmed_up
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import find_decoder_layers, open_model
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 ITEMS, _ = encode(tiny_tokenizer(), [(e.prompt, e.completion) for e in TRAIN], 128)
 
 
 def warm(model, steps=12, seed=3, **options):
-    options = {"batch_tokens": 150, "padding_side": "right", "kept": NO_STEPS} | options
+    kept = options.pop("kept", NO_STEPS)
+    asked = CollectOptions(**{"batch_tokens": 150, "warmup_steps": steps} | options)
     lora = FreshLora(4, 8.0, seed)
-    return warmed_up(model, find_decoder_layers(model), ITEMS, lora, steps=steps, **options)
+    return warmed_up(model, find_decoder_layers(model), ITEMS, lora, asked, kept=kept)
 
 
 def mean_loss(model):
@@ -180,7 +183,7 @@ def test_a_model_opens_with_an_adapter_at_work(folder, model):
     assert not opened.training
     kinds = [
         measure(opened, subspace="adapter"),
-        measure(other, subspace="adapter", adapter="other"),
+        measure(other, subspace="adapter", adapter_name="other"),
     ]
     assert [k.record.subspace_options["rank"] for k in kinds] == [3, 2]
     assert len({hash_model(m) for m in (plain, opened, other)}) == 3

@@ -16,8 +16,8 @@ from helpers.tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, t
 from layerif.artifacts import Allocation, MetricScores
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
-from layerif.influence import FreshLora
-from layerif.model import find_decoder_layers
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import find_decoder_layers
 
 SEED, ALPHA = 3, 8.0  # those of test_influence
 SAMPLES = {"train": TRAIN, "validation": VALIDATION}

@@ -13,9 +13,12 @@ from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import MetricScores
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
-from layerif.metrics import MetricValues, find, layer_saliencies, metric_scores, names
+from layerif.metrics.base import MetricValues
 from layerif.metrics.dlp import median
-from layerif.model import find_decoder_layers
+from layerif.metrics.measuring import metric_scores
+from layerif.metrics.registry import find, names
+from layerif.metrics.saliency import layer_saliencies
+from layerif.model.layers import find_decoder_layers
 
 TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
 OPTIONS = {"calibration": TEXT, "samples": 6, "context_length": 32, "batch_tokens": 64}

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from helpers.tiny import ARCHITECTURES, tiny_model
 from layerif.errors import InputError, NumericalError
-from layerif.metrics import eigenvalues, hill_alpha, metric_scores
-from layerif.model import find_decoder_layers
+from layerif.metrics.measuring import metric_scores
+from layerif.metrics.pl_alpha import eigenvalues, hill_alpha
+from layerif.model.layers import find_decoder_layers
 
 
 def literal(spectrum, compat):

@@ -17,12 +17,17 @@ from test_influence import measure
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.adapters import LoraMoeConfig
 from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning
-from layerif.compress.pruning import merge_into, prune, save_pruned, zeros_of
+from layerif.compress.pruning.merging import merge_into, zeros_of
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.saving import save_pruned
 from layerif.errors import InputError
-from layerif.finetuning import finetune
-from layerif.influence.subspaces import FreshLora
-from layerif.model import find_decoder_layers, open_model, quiet_transformers, with_adapter
+from layerif.finetuning.finetune import finetune
+from layerif.influence.subspaces.lora import FreshLora
 from layerif.model.bases import BASE_HASH, base_hash
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
+from layerif.model.peft_adapters import with_adapter
+from layerif.model.quiet import quiet_transformers
 from layerif.report import adapter_card
 from layerif.workflows.finetuning import finetune_into
 

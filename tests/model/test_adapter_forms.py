@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from helpers.tiny import CONFIGS, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
-from layerif.compress.pruning import merged, zeros_of
+from layerif.compress.pruning.merging import merged, zeros_of
 from layerif.errors import InputError, MissingDependencyError
-from layerif.model import open_model, quiet_transformers, with_adapter
+from layerif.model.opening import open_model
+from layerif.model.peft_adapters import with_adapter
+from layerif.model.quiet import quiet_transformers
 
 IDS = torch.randint(3, 250, (2, 17), generator=torch.Generator().manual_seed(0))
 TIED = "ends"  # one weight at both ends of the model

@@ -18,11 +18,11 @@ from torch import nn
 
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
-from layerif.finetuning import finetune
+from layerif.finetuning.finetune import finetune
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.influence.passes import Runner
-from layerif.metrics import metric_scores
-from layerif.model import as_found
+from layerif.metrics.measuring import metric_scores
+from layerif.model.modes import as_found
 
 # The packages' functions of the same names hide these modules.
 finetune_module = import_module("layerif.finetuning.finetune")

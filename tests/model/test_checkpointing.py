@@ -9,7 +9,9 @@ from test_influence import measure
 from torch import nn
 
 from helpers.tiny import ARCHITECTURES, float64_tolerance, tiny_model
-from layerif.model import checkpointed, evaluation_mode, find_decoder_layers
+from layerif.model.gradient_checkpointing import checkpointed
+from layerif.model.layers import find_decoder_layers
+from layerif.model.modes import evaluation_mode
 
 
 def kept_bytes(run):

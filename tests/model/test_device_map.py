@@ -10,8 +10,7 @@ from test_influence import measure
 
 from helpers.tiny import tiny_model
 from layerif.errors import InputError
-from layerif.model import open_model
-from layerif.model.opening import input_device
+from layerif.model.opening import input_device, open_model
 
 
 def spread(folder, offloaded):

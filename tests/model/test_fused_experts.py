@@ -13,13 +13,14 @@ from transformers import (
 )
 
 from helpers.tiny import SHAPE, tiny_tokenizer
-from layerif.compress.pruning import prune
+from layerif.compress.pruning.runner import prune
 from layerif.data import Task
 from layerif.data.base import Example
 from layerif.errors import InputError
-from layerif.evaluation import evaluate
-from layerif.influence import score
-from layerif.model import find_decoder_layers, open_model
+from layerif.evaluation.evaluate import evaluate
+from layerif.influence.scoring import score
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 EXPERTS = {"num_experts": 2, "moe_intermediate_size": 16}
 FUSED = {

@@ -12,8 +12,9 @@ from gguf import GGUFReader
 from helpers.tiny import tiny_model
 from helpers.tiny_gguf import write_tiny_gguf
 from layerif.errors import InputError
-from layerif.model import describe, gguf, open_model
+from layerif.model import gguf
 from layerif.model.gguf_header import stored_tensors
+from layerif.model.opening import describe, open_model
 
 
 @pytest.fixture(scope="module")

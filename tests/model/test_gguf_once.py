@@ -9,7 +9,8 @@ import torch
 
 from helpers.tiny import tiny_model
 from helpers.tiny_gguf import write_tiny_gguf
-from layerif.model import gguf, open_model
+from layerif.model import gguf
+from layerif.model.opening import open_model
 
 
 def test_one_of_several_processes_converts(tmp_path, monkeypatch):

@@ -11,12 +11,15 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma3Config, Sigli
 from transformers.pytorch_utils import Conv1D
 
 from helpers.tiny import ARCHITECTURES, CONFIGS, LAYERS, SHAPE, tiny_model, tiny_tokenizer
-from layerif.compress.pruning import prune, save_pruned, verify
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.saving import save_pruned
+from layerif.compress.pruning.verifying import verify
 from layerif.data.base import Example
 from layerif.errors import InputError
-from layerif.evaluation import perplexity
-from layerif.influence import score
-from layerif.model import find_decoder_layers, open_model, open_skeleton
+from layerif.evaluation.perplexity import perplexity
+from layerif.influence.scoring import score
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model, open_skeleton
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

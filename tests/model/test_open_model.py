@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from layerif.errors import InputError, MissingDependencyError
-from layerif.model import describe, find_decoder_layers, gguf, open_model, open_skeleton
+from layerif.model import gguf
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe, open_model, open_skeleton
 
 
 @pytest.fixture

@@ -23,9 +23,11 @@ from transformers import (
 import layerif as package
 from helpers.tiny import SHAPE, SPECIAL, WIDE, tiny_model, tiny_tokenizer
 from layerif.errors import InputError, LayerifError, MissingDependencyError, NumericalError
-from layerif.influence import examine
-from layerif.model import find_decoder_layers, open_model, open_skeleton, open_tokenizer, opening
+from layerif.influence.doctor import examine
+from layerif.model import opening
 from layerif.model.causes import reading
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model, open_skeleton, open_tokenizer
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from layerif.calibration.sampling import sampled_chunks
 from layerif.data import Example
 from layerif.data.batching import Encoded, pack, rope_borders
 from layerif.data.tokenizing import encode_samples
-from layerif.evaluation import task_measurement
+from layerif.evaluation.accuracy import task_measurement
 from layerif.evaluation.generation import greedy_replies
 from layerif.evaluation.harness.model import HarnessModel
 from layerif.evaluation.summed import Cache
-from layerif.finetuning import FinetuneOptions
 from layerif.finetuning.batches import Batches
-from layerif.influence import examine
+from layerif.finetuning.options import FinetuneOptions
+from layerif.influence.doctor import examine
 
 BORDER = 32
 # Rows of 20 to 48 bytes, some of which are on each side of the border and two on it.

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from helpers.tiny import CONFIGS, tiny_model, tiny_tokenizer
-from layerif.compress.pruning import prune
+from layerif.compress.pruning.runner import prune
 from layerif.data.base import Example
 from layerif.errors import InputError
-from layerif.influence import score
-from layerif.model import find_decoder_layers
+from layerif.influence.scoring import score
+from layerif.model.layers import find_decoder_layers
 
 
 def one_module_in_two_layers(layers):

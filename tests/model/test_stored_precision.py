@@ -11,9 +11,13 @@ from safetensors.torch import load_file
 
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Manifest
-from layerif.compress.pruning import merge_into, prune, save_pruned, verify
+from layerif.compress.pruning.merging import merge_into
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.saving import save_pruned
+from layerif.compress.pruning.verifying import verify
 from layerif.errors import NumericalError
-from layerif.model import find_decoder_layers, open_model
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from helpers.artifact_samples import make_scores
 from helpers.tiny import tiny_model
 from layerif.artifacts import Allocation, Manifest, MetricScores
 from layerif.errors import InputError
-from layerif.metrics import metric_scores
+from layerif.metrics.measuring import metric_scores
 from layerif.plans import maps as budgets
 from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.plans.score_files import read_scores

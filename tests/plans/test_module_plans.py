@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, ModuleSparsity
-from layerif.compress.pruning import prune
+from layerif.compress.pruning.runner import prune
 from layerif.errors import InputError
-from layerif.model import describe, find_decoder_layers
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe
 
 
 def plan_for(model, **fields):

@@ -13,15 +13,15 @@ import torch
 from helpers.marginal_models import corpus, trained_model
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation
-from layerif.compress.pruning import prune
+from layerif.compress.pruning.runner import prune
 from layerif.data import load_task
 from layerif.errors import InputError
-from layerif.evaluation import perplexity
-from layerif.model import find_decoder_layers
-from layerif.search import allocate_marginal, evolve
+from layerif.evaluation.perplexity import perplexity
+from layerif.model.layers import find_decoder_layers
+from layerif.search.evolution import evolve
 from layerif.search.moves import initial_counts, mutated
 from layerif.search.planning import Units
-from layerif.search.rounds import move
+from layerif.search.rounds import allocate_marginal, move
 from layerif.search.texts import texts_for
 from layerif.workflows.searching import check_unedited, marginal_into
 
@@ -318,8 +318,9 @@ def test_evolution_never_gets_worse_keeps_the_total_and_leaves_the_model():
 
 def test_the_last_loss_of_the_search_is_that_of_its_plan():
     """Applied from scratch: masks of the recorded counts, no search."""
-    from layerif.search import OperatingPoint, mean_loss
+    from layerif.search.operating_point import OperatingPoint
     from layerif.search.planning import calibration_batches
+    from layerif.search.sensitivity import mean_loss
     from layerif.search.texts import texts_for
 
     model = trained_model()

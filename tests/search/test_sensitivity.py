@@ -9,13 +9,17 @@ from scipy.stats import pearsonr
 
 from helpers.marginal_models import corpus, trained_model
 from helpers.tiny import ARCHITECTURES, float64_tolerance, tiny_model, tiny_tokenizer
-from layerif.compress.pruning import prune, wanda_mask
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data.batching import collate, pack
 from layerif.data.chunks import cut, draw
 from layerif.errors import NumericalError
 from layerif.likelihood import token_losses
-from layerif.model import find_decoder_layers, input_device
-from layerif.search import OperatingPoint, RemovalOrder, mean_loss, sensitivities
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import input_device
+from layerif.search.operating_point import OperatingPoint
+from layerif.search.order import RemovalOrder
+from layerif.search.sensitivity import mean_loss, sensitivities
 
 TEXT = corpus().text("calibration")
 DELTA = 0.05

@@ -19,11 +19,12 @@ from layerif.core.checkpoint import resumable
 from layerif.data.batching import pack
 from layerif.data.tokenizing import encode
 from layerif.errors import InputError, NumericalError
-from layerif.influence import FreshLora
 from layerif.influence.fresh_adapter import Schedule
-from layerif.model import find_decoder_layers
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import find_decoder_layers
 from layerif.report import agreement_table, plot_agreement
-from layerif.validation import advice, agreements, capacity
+from layerif.validation.capacity import capacity
+from layerif.validation.correlation import advice, agreements
 from layerif.validation.partial import PartialForward
 
 ITEMS, _ = encode(tiny_tokenizer(), [(e.prompt, e.completion) for e in TRAIN], 128)

@@ -14,16 +14,20 @@ from scipy.stats import spearmanr
 
 from helpers.tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, tiny_tokenizer
 from layerif.artifacts import Fingerprint, GroundTruth
-from layerif.calibration import InputNorms
-from layerif.compress.pruning import prune, wanda_mask
+from layerif.calibration.statistics import InputNorms
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.wanda import wanda_mask
 from layerif.core.checkpoint import resumable
 from layerif.data.batching import Encoded, collate
 from layerif.data.chunks import cut
 from layerif.errors import InputError, NumericalError
 from layerif.evaluation.statistics import holm
-from layerif.model import describe, evaluation_mode, find_decoder_layers, setting
+from layerif.model.layers import find_decoder_layers
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import describe, setting
 from layerif.report import agreement_table, plot_agreement
-from layerif.validation import advice, agreements, isolated, operating_point
+from layerif.validation.correlation import advice, agreements
+from layerif.validation.ground_truth import isolated, operating_point
 from layerif.validation.partial import PartialForward
 from layerif.workflows.validation import scores_of
 

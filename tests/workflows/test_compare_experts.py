@@ -14,10 +14,10 @@ from layerif.data import Example, Task
 from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.evaluation.statistics import holm
-from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.options import FinetuneOptions
 from layerif.finetuning.trainer import CompletionTrainer
-from layerif.metrics import metric_scores
-from layerif.model import with_adapter
+from layerif.metrics.measuring import metric_scores
+from layerif.model.peft_adapters import with_adapter
 from layerif.report import comparison_lines
 from layerif.workflows.compare_experts import ExpertsStudy, compare_experts, trained_parameters
 from layerif.workflows.expert_plans import expert_plan, names_of
@@ -125,7 +125,7 @@ def test_no_two_plans_have_one_name(tmp_path):
 
 
 def projections(model):
-    from layerif.model import find_decoder_layers
+    from layerif.model.layers import find_decoder_layers
 
     return find_decoder_layers(model).projections
 
@@ -228,6 +228,6 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     assert "none negative, and are [0, -1]" in layerif(*asked, "--seeds", "0,-1")[2]
     assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
     # Before the scores of any other plan are measured.
-    monkeypatch.setattr("layerif.metrics.metric_scores", None)
+    monkeypatch.setattr("layerif.metrics.measuring.metric_scores", None)
     assert "there is no plan 'moola'" in layerif(*base, "--plans", "alphalora,moola")[2]
     assert "give --scores" in layerif(*base, "--plans", "alphalora,layerif")[2]

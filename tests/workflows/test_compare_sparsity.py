@@ -11,13 +11,13 @@ from test_influence import measure
 from helpers.marginal_models import corpus
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, Comparisons, Results
-from layerif.compress.pruning import prune
+from layerif.compress.pruning.runner import prune
 from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError
-from layerif.evaluation import perplexity
+from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.statistics import holm
-from layerif.model import open_model
+from layerif.model.opening import open_model
 from layerif.plans.allocate import allocate_sparsity
 from layerif.workflows.candidates import WAYS
 from layerif.workflows.compare_sparsity import SparsityStudy, compare_sparsity

@@ -8,7 +8,7 @@ import pytest
 from test_recipes import recipe
 
 from layerif.artifacts import Allocation
-from layerif.finetuning import FinetuneOptions
+from layerif.finetuning.options import FinetuneOptions
 from layerif.workflows.recipe import FinetuneStage
 
 

@@ -11,6 +11,7 @@ from helpers.tiny import LAYERS
 from layerif.artifacts import Allocation, Comparisons, Manifest, MetricScores, Results
 from layerif.core.checkpoint import alone
 from layerif.core.files import cache_folder
+from layerif.errors import InputError
 from layerif.workflows import folder as run_folder
 from layerif.workflows import pipeline
 from layerif.workflows.recipe import ScoreStage
@@ -186,7 +187,7 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, te
     wrong = {
         "asks for 2 experts, fewer than the 3 decoder layers": {"experts": {"total": 2}},
         "asks for 1 ranks, fewer than the 3 decoder layers": {"ranks": {"total": 1}},
-        "sparsity.target: Input should be less than or equal to 1": {"sparsity": {"target": 2}},
+        "sparsity.target: expected a number of at most 1": {"sparsity": {"target": 2}},
         "sparsety: there is no such field; did you mean sparsity?": {"sparsety": {}},
         "fewer than the 1000000": {"score": {"task": "agreement", "train_samples": 10**6}},
         "give its folder": {"score": {"task": "agreement", "subspace": "adapter"}},
@@ -206,12 +207,12 @@ def test_a_preset_in_a_recipe_is_under_what_the_recipe_says():
     stage = ScoreStage(task="agreement", preset="paper", train_samples=7)
     assert (stage.train_samples, stage.validation_samples) == (7, 96)
     assert (stage.subspace, stage.warmup_steps, stage.max_length) == ("adapter", 84, 256)
-    stage.check_combination()
+    stage.check(stage.adapter)
     assert ScoreStage.model_validate(stage.model_dump()) == stage
     with_own = ScoreStage(task="agreement", preset="paper", adapter="runs/lora")
     assert (with_own.subspace, with_own.warmup_steps) == ("adapter", 0)
-    with_own.check_combination()
-    with pytest.raises(ValueError, match="preset"):
+    with_own.check(with_own.adapter)
+    with pytest.raises(InputError, match="preset"):
         ScoreStage(task="agreement", preset="papers")
 
 

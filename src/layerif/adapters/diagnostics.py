@@ -14,7 +14,8 @@ from layerif.adapters.layer import LoraMoeLinear
 from layerif.adapters.routing import assigned
 from layerif.artifacts import RouterLoad, RoutingUse
 from layerif.errors import InputError
-from layerif.model import describe, find_decoder_layers
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe
 
 
 @dataclass(eq=False)

@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from layerif.adapters.trainable import full_name, targeted
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
-from layerif.model import describe, find_decoder_layers
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe
 from layerif.model.peft_adapters import check_rank
 
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from layerif.artifacts import Allocation
 from layerif.core.files import check_patterns
 from layerif.errors import InputError
-from layerif.model import DecoderLayers, Projection, describe, find_decoder_layers
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
+from layerif.model.opening import describe
 from layerif.model.peft_adapters import check_rank
 from layerif.plans.maps import equal_rank, equal_ranks
 from layerif.plans.maps.counts import IntArray

@@ -11,8 +11,7 @@ from layerif.adapters.balance import BatchState
 from layerif.adapters.config import LoraMoeConfig
 from layerif.adapters.layer import LoraMoeLinear
 from layerif.errors import InputError
-from layerif.model import Projection, find_decoder_layers
-from layerif.model.layers import is_linear
+from layerif.model.layers import Projection, find_decoder_layers, is_linear
 from layerif.model.peft_adapters import check_rank
 
 

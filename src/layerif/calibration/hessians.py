@@ -11,7 +11,7 @@ import torch
 from layerif.calibration.statistics import never_run, not_finite, observed
 from layerif.core.progress import note
 from layerif.errors import NumericalError
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 # Share of the mean diagonal that is added to it, as SparseGPT's authors do (arXiv 2301.00774).
 DAMPING = 0.01

@@ -11,7 +11,8 @@ from layerif.core.progress import progress
 from layerif.data.batching import Encoded, rope_borders
 from layerif.data.tokenizing import around
 from layerif.errors import InputError, NumericalError
-from layerif.model import Tokenizer, evaluation_mode, input_device
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import Tokenizer, input_device
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from layerif.errors import NumericalError
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 
 class Statistics(Protocol):

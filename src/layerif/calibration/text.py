@@ -10,7 +10,7 @@ import torch
 from layerif.data import Corpus
 from layerif.data.batching import Encoded, collate, pack
 from layerif.data.chunks import check_context_length, cut, draw
-from layerif.model import Tokenizer, input_device
+from layerif.model.opening import Tokenizer, input_device
 
 
 def calibration_batches(

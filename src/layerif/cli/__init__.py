@@ -11,31 +11,41 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from layerif.cli import (
-    allocate,
-    compare,
-    doctor,
-    evaluate,
-    finetune,
-    init,
-    merge,
-    metric,
-    prune,
-    run,
-    score,
-    tasks,
-    validate,
-    verify,
-)
-from layerif.cli.command import Command, ended_politely
+from layerif.cli.command import ended_politely
+from layerif.cli.lazy import LazyGroup
 from layerif.core import processes
 from layerif.errors import InputError, LayerifError
 
 # Commands that several processes work at together.
 SHARED_OUT = ("score", "finetune")
 
+
+class Commands(LazyGroup):
+    """Each is the module of its name."""
+
+    modules = (
+        "tasks",
+        "score",
+        "solve",
+        "clean",
+        "doctor",
+        "metric",
+        "allocate",
+        "prune",
+        "validate",
+        "compare",
+        "verify",
+        "merge",
+        "finetune",
+        "evaluate",
+        "run",
+        "init",
+    )
+
+
 app = typer.Typer(
     name="layerif",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,20 +55,6 @@ app = typer.Typer(
     epilog="Exit status: 0 done; 2 bad input; 3 a value that is not finite; "
     "4 something to install first; 130 interrupted (143 by SIGTERM); 1 a fault of layerif itself.",
 )
-app.add_typer(tasks.app, name="tasks")
-app.command("score", cls=Command)(score.score)
-app.command("doctor", cls=Command)(doctor.doctor)
-app.command("metric", cls=Command)(metric.metric)
-app.add_typer(allocate.app, name="allocate")
-app.command("prune", cls=Command)(prune.prune)
-app.command("validate", cls=Command)(validate.validate)
-app.add_typer(compare.app, name="compare")
-app.command("verify", cls=Command)(verify.verify)
-app.command("merge", cls=Command)(merge.merge)
-app.command("finetune", cls=Command)(finetune.finetune)
-app.command("evaluate", cls=Command)(evaluate.evaluate)
-app.command("run", cls=Command)(run.run)
-app.command("init", cls=Command)(init.init)
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,7 +66,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def of_layerif(
     context: typer.Context,
     _version: Annotated[
         bool,

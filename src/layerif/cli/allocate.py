@@ -1,4 +1,4 @@
-"""`layerif allocate sparsity`, and the commands beside it."""
+"""Turn layer scores into a plan."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from layerif.cli import allocate_counts, options
 from layerif.cli.command import Command
+from layerif.cli.lazy import group
 from layerif.cli.plans import PlanOut, deliver
 from layerif.core.choices import (
     Dtype,
@@ -23,7 +24,7 @@ from layerif.errors import InputError
 if TYPE_CHECKING:
     from layerif.artifacts import ModelInfo
 
-app = typer.Typer(no_args_is_help=True, help="Turn layer scores into a plan.")
+app = group(no_args_is_help=True, help="Turn layer scores into a plan.")
 app.command("experts", cls=Command)(allocate_counts.experts)
 app.command("ranks", cls=Command)(allocate_counts.ranks)
 
@@ -279,6 +280,6 @@ def _describe(
     if hasattr(found, "model"):
         what = "a run folder" if scores.is_dir() else "a file of `layerif metric`"
         raise InputError(f"{scores} is {what}, which knows its model; leave out --model")
-    from layerif.model import describe, open_skeleton
+    from layerif.model.opening import describe, open_skeleton
 
     return describe(open_skeleton(name, trust_remote_code=trust_remote_code))

@@ -143,7 +143,7 @@ def _skeleton(name: str | None, *, trust_remote_code: bool) -> Any:
     """The model named, without its weights."""
     if name is None:
         return None
-    from layerif.model import open_skeleton
+    from layerif.model.opening import open_skeleton
 
     return open_skeleton(name, trust_remote_code=trust_remote_code)
 
@@ -152,7 +152,7 @@ def _described(skeleton: Any, found: Any) -> Any:
     """The shape of the model named, for plain scores; other scores know their own model."""
     if skeleton is None or hasattr(found, "model"):
         return None
-    from layerif.model import describe
+    from layerif.model.opening import describe
 
     return describe(skeleton)
 

@@ -78,7 +78,8 @@ def given(context: Any) -> set[str]:
 
 def idle_options(context: Any) -> set[str]:
     """The options that have no effect beside the others, by their names in recipes."""
-    from layerif.workflows.idle import COMMANDS, idle
+    from layerif.core.options import idle
+    from layerif.workflows.idle import COMMANDS
 
     return idle(COMMANDS.get(path_of(context), ()), values(context))
 
@@ -87,14 +88,17 @@ def put_preset(context: Any) -> None:
     """Put the options of a preset under those that were given; the recipe then says them too."""
     preset = context.params.get("preset")
     if preset is not None:
-        from layerif.workflows.presets import finetuning_preset, preset_options
+        from layerif.influence.options import ScoreOptions
+        from layerif.workflows.presets import finetuning_preset
 
-        preset_of = preset_options if path_of(context) == "score" else finetuning_preset
+        of_score = path_of(context) == "score"
+        preset_of = ScoreOptions.preset_options if of_score else finetuning_preset
         context.params.update(preset_of(preset, given(context)))
 
 
 def _refuse_idle(context: Any) -> None:
-    from layerif.workflows.idle import COMMANDS, refuse_idle
+    from layerif.core.options import refuse_idle
+    from layerif.workflows.idle import COMMANDS
 
     known = parameters(context.command)
 

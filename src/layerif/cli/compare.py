@@ -1,4 +1,4 @@
-"""`layerif compare sparsity`, beside `layerif compare experts`."""
+"""Try several plans on one model, under one recipe."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import typer
 from layerif.cli import options
 from layerif.cli.command import Command
 from layerif.cli.compare_experts import experts
+from layerif.cli.lazy import group
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
 from layerif.core.choices import PlanName, PruningMethod, check_choice
 
-app = typer.Typer(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
+app = group(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
 app.command("experts", cls=Command)(experts)
 
 
@@ -95,7 +96,7 @@ def sparsity(
     wanted = [word.strip() for word in tasks.split(",")]
     sources = load_sources(wanted, data_dir=data_dir, **words)
 
-    from layerif.model import open_model
+    from layerif.model.opening import open_model
     from layerif.report import caveat_lines, comparison_lines, results_table
     from layerif.workflows.compare_sparsity import COMPARISON_FILE, SparsityStudy, compare_sparsity
 

@@ -90,8 +90,8 @@ def experts(
     data = load_task(task, data_dir=data_dir, **words)
     count = options.rows(context, data, "validation")
 
-    from layerif.metrics import metric_scores
-    from layerif.model import describe, open_model
+    from layerif.metrics.measuring import metric_scores
+    from layerif.model.opening import describe, open_model
     from layerif.workflows.compare_experts import ExpertsStudy, compare_experts
     from layerif.workflows.expert_plans import check_plan, expert_plan, names_of
 

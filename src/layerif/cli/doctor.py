@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerif.cli import options
+from layerif.cli.derived import expanded
 from layerif.cli.output import emit, say
+from layerif.data.options import SampleOptions, TaskOptions
 from layerif.errors import NumericalError
+from layerif.influence.options import ProbeOptions
+from layerif.model.options import OpeningOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from layerif.influence import Diagnosis
+    from layerif.influence.doctor import Diagnosis
 
 
+class DoctorOptions(TaskOptions):
+    """The task of the run that is planned."""
+
+    task: str = "agreement"
+    """One of `layerif tasks`, or a JSONL, CSV or parquet file."""
+
+
+@expanded
 def doctor(
     context: typer.Context,
     model: Annotated[
@@ -25,25 +37,10 @@ def doctor(
             help="Hub id, model folder, .gguf file, or the alias smollm2.", show_default=False
         ),
     ],
-    task: Annotated[
-        str, typer.Option("--task", help="One of `layerif tasks`, or a file of examples.")
-    ] = "agreement",
-    train_samples: Annotated[
-        int, typer.Option("--train-samples", help="Training samples of the run that is planned.")
-    ] = 200,
-    validation_samples: Annotated[
-        int, typer.Option("--validation-samples", help="Its validation samples.")
-    ] = 50,
-    rank: Annotated[int, typer.Option("--rank", help="Rank of the LoRA subspace.")] = 8,
-    style: options.Style = "alpaca",
-    template_option: options.TemplateOption = None,
-    max_length: options.MaxLength = 512,
-    batch_tokens: options.BatchTokens = 1024,
-    dtype: options.DtypeOption = "float32",
-    device: options.Device = "auto",
-    data_dir: options.DataDir = None,
-    seed: options.Seed = 0,
-    trust_remote_code: options.TrustRemoteCode = False,
+    task: DoctorOptions,
+    samples: SampleOptions,
+    probe: ProbeOptions,
+    opening: OpeningOptions,
     as_json: options.Json = False,
 ) -> None:
     """Check on a few samples that a model can be scored, and estimate what a full run takes.
@@ -51,30 +48,19 @@ def doctor(
     Gradients by hooks against plain autograd, a batch against single samples, finite values, every
     projection reached. Exit status 3 where a check fails.
     """
-    from layerif.data import load_task
+    data = task.load(model, trust_remote_code=opening.trust_remote_code)
+    train = samples.rows(data, "train", probe.seed)
+    validation = samples.rows(data, "validation", probe.seed)
 
-    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
-    data = load_task(task, data_dir=data_dir, **words)
-    train = data.sample("train", options.rows(context, data, "train"), seed)
-    validation = data.sample("validation", options.rows(context, data, "validation"), seed)
+    from layerif.influence.doctor import examine
 
-    from layerif.influence import examine
-    from layerif.model import open_model
-
-    opened, tokenizer = open_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    opened, tokenizer = opening.open_named(model)
+    found = examine(opened, tokenizer, train, validation, options=probe)
+    emit(
+        _table(found, f"{model}, {opening.dtype}"),
+        {"model": model, **asdict(found)},
+        as_json=as_json,
     )
-    found = examine(
-        opened,
-        tokenizer,
-        train,
-        validation,
-        rank=rank,
-        seed=seed,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-    )
-    emit(_table(found, f"{model}, {dtype}"), {"model": model, **asdict(found)}, as_json=as_json)
     for line in _estimate_lines(found):
         say(line, as_json=as_json)
     if not found.ok:

@@ -98,7 +98,7 @@ def evaluate(
     }
     loaded = None
     if harness is not None:
-        from layerif.evaluation import load_harness
+        from layerif.evaluation.harness import load_harness
 
         loaded = load_harness(
             _names(harness), shots=shots, samples=samples, seed=seed, data_dir=data_dir
@@ -113,8 +113,9 @@ def evaluate(
         "scoring": scoring,
     }
 
-    from layerif.evaluation import check_same_items, compare
-    from layerif.model import open_model, open_tokenizer
+    from layerif.evaluation.comparison import compare
+    from layerif.evaluation.evaluate import check_same_items
+    from layerif.model.opening import open_model, open_tokenizer
     from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
     from layerif.workflows.stages import evaluate_into
 

@@ -81,7 +81,7 @@ def finetune(
     count = options.rows(context, data, "validation")
     measured = data.sample("validation", count, seed) if count else []
 
-    from layerif.model import open_model
+    from layerif.model.opening import open_model
     from layerif.report import finetuning_table
     from layerif.workflows.finetuning import finetune_into
 

@@ -36,7 +36,7 @@ def merge(
 
     What the LoRA adds where the pruned weights are zero is lost, so measure the outcome.
     """
-    from layerif.compress.pruning import merge_into
+    from layerif.compress.pruning.merging import merge_into
     from layerif.report import manifest_table
 
     manifest = merge_into(

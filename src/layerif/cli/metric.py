@@ -109,7 +109,7 @@ def metric(
     }
 
     from layerif.errors import InputError
-    from layerif.metrics import complete_options, reads_model, reads_text, takes_samples
+    from layerif.metrics.registry import complete_options, reads_model, reads_text, takes_samples
 
     asked = complete_options(name, {k: v for k, v in given.items() if v is not None})
     corpus = None
@@ -137,7 +137,7 @@ def metric(
 
         corpus = load_corpus(calibration, data_dir=data_dir)
 
-    from layerif.model import open_model, open_skeleton
+    from layerif.model.opening import open_model, open_skeleton
     from layerif.report import leave_picture, metric_table, plot_metric
     from layerif.workflows.stages import measure_into
 

@@ -35,6 +35,9 @@ Task = Annotated[
     ),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Option("--out", help="Run folder to write to.", show_default=False)
+]
 OutModel = Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)]
 PresetOption = Annotated[
     Preset | None,
@@ -174,7 +177,7 @@ def prompts(
     check_template_options(style, chosen)
     tokenizer = None
     if style == "chat" and model is not None:
-        from layerif.model import open_tokenizer
+        from layerif.model.opening import open_tokenizer
 
         tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)
     return {"style": style, "tokenizer": tokenizer, "template_options": chosen}

@@ -84,7 +84,7 @@ def prune(
     reads = method != "magnitude"
     source = load_calibration(calibration, data_dir=data_dir) if reads else None
 
-    from layerif.model import open_model
+    from layerif.model.opening import open_model
     from layerif.report import manifest_lines, manifest_table
     from layerif.workflows.stages import prune_into
 

@@ -78,10 +78,10 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
     Raises:
         FieldError: no such command or option, or a value that it does not take; with the line.
     """
-    from layerif.workflows.idle import IdleOptionError
+    from layerif.core.options import IdleOptionError
 
     root = context.find_root().command
-    command, words = _command(root, document)
+    command, words = _command(context, root, document)
     known = parameters(command)
     written = {n: v for n, v in document.value.items() if n not in (COMMAND, *COMMAND_LINE_ONLY)}
     _check_written(document, written, known, words, trusted=bool(changed.get("trust_remote_code")))
@@ -166,19 +166,19 @@ def _arguments(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]
     return [*arguments, "--", *positional]
 
 
-def _command(root: Any, document: Document) -> tuple[Any, list[str]]:
+def _command(context: Any, root: Any, document: Document) -> tuple[Any, list[str]]:
     """The command that a recipe names, and the words that call it."""
     found = root
     words = str(document.value[COMMAND]).split()
     for word in words:
-        commands = getattr(found, "commands", {})
-        if word not in commands:
+        names = found.list_commands(context) if hasattr(found, "list_commands") else []
+        if word not in names:
             raise FieldError(
                 f"{document.path}, line {document.line(COMMAND)}: there is no command "
-                f"`layerif {' '.join(words)}`; known here: {', '.join(commands) or 'none'}"
+                f"`layerif {' '.join(words)}`; known here: {', '.join(names) or 'none'}"
             )
-        found = commands[word]
-    if hasattr(found, "commands") or words == ["run"]:
+        found = found.get_command(context, word)
+    if hasattr(found, "list_commands") or words == ["run"]:
         raise FieldError(
             f"{document.path}, line {document.line(COMMAND)}: `layerif {' '.join(words)}` is no "
             "command that a recipe can replay"

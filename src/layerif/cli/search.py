@@ -66,8 +66,8 @@ def marginal_plan(
     words = prompts(style, template_option, model, trust_remote_code=trust_remote_code)
     aimed = None if target is None else load_sources([target], data_dir=data_dir, **words)[0]
 
-    from layerif.model import open_model
-    from layerif.search import allocate_marginal
+    from layerif.model.opening import open_model
+    from layerif.search.rounds import allocate_marginal
     from layerif.workflows.searching import marginal_into
 
     opened, tokenizer = open_model(

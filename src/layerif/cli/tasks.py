@@ -9,6 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.command import Command
+from layerif.cli.lazy import group
 from layerif.cli.output import console, emit
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from layerif.data import Example
 
-app = typer.Typer(invoke_without_command=True)
+app = group(invoke_without_command=True)
 
 SplitOption = Annotated[
     Literal["train", "validation", "test"], typer.Option("--split", help="Which examples.")

@@ -82,7 +82,7 @@ def validate(
     """
     from layerif.data import load_corpus, load_task
     from layerif.errors import InputError
-    from layerif.validation import check_point
+    from layerif.validation.ground_truth import check_point
     from layerif.workflows.folder import RunFolder
     from layerif.workflows.validation import (
         capacity_into,
@@ -110,9 +110,9 @@ def validate(
         check_point(sparsity, None if truth == "isolated" else delta)
         corpus = load_corpus(calibration, data_dir=data_dir)
 
-    from layerif.model import describe, open_model
+    from layerif.model.opening import describe, open_model
     from layerif.report import agreement_table
-    from layerif.validation import advice, agreements
+    from layerif.validation.correlation import advice, agreements
     from layerif.workflows.validation import check_layers
 
     opened, tokenizer = open_model(

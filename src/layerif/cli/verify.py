@@ -15,7 +15,7 @@ from layerif.errors import NumericalError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from layerif.compress.pruning import Verification
+    from layerif.compress.pruning.verifying import Verification
 
 
 def verify(
@@ -29,7 +29,7 @@ def verify(
 
     N:M patterns are checked group by group. Exit status 3 where something does not hold.
     """
-    from layerif.compress.pruning import verify as verify_folder
+    from layerif.compress.pruning.verifying import verify as verify_folder
 
     found = verify_folder(folder, trust_remote_code=trust_remote_code)
     value = {"folder": str(folder), "ok": found.ok, **asdict(found)}

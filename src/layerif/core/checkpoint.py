@@ -236,9 +236,10 @@ def resumable(
         try:
             _match(folder, out, fingerprint, restart=restart)
             yield DiskSteps(folder)
-        except NumericalError:
-            # It would come out the same again: there is nothing to go on with.
-            _remove(folder)
+        except NumericalError as error:
+            if not error.keeps_steps:
+                # It would come out the same again: there is nothing to go on with.
+                _remove(folder)
             raise
         except BaseException:
             if not any(folder.glob("*.safetensors")):

@@ -70,7 +70,26 @@ def faults_of(error: ValidationError, record: type[BaseModel]) -> Iterator[tuple
             hint = f"did you mean {close[0]}? Known" if close else "known"
             yield path, f"there is no such field; {hint} here are {', '.join(known) or 'none'}"
         else:
-            yield path, fault["msg"].removeprefix("Value error, ")
+            yield path, expected(fault)
+
+
+# What a number has to be, by pydantic's word for the fault, and the limit's name in its context.
+BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("of at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("of at most", "le"),
+}
+
+
+def expected(fault: Any) -> str:
+    """What one of pydantic's faults asks for, in words."""
+    if fault["type"] in BOUNDS:
+        how, limit = BOUNDS[fault["type"]]
+        return f"expected a number {how} {fault['ctx'][limit]:g}"
+    if fault["type"] == "literal_error":
+        return f"expected one of {fault['ctx']['expected']}"
+    return str(fault["msg"]).removeprefix("Value error, ")
 
 
 def _records_at(annotation: Any, path: Keys) -> list[type[BaseModel]]:

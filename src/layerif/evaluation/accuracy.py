@@ -16,7 +16,7 @@ from layerif.errors import InputError
 from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.statistics import f1, matthews, perplexity_interval, wilson_interval
 from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
-from layerif.model import Tokenizer
+from layerif.model.opening import Tokenizer
 
 
 def have_candidates(examples: Sequence[Example], name: str) -> bool:

@@ -17,14 +17,9 @@ from layerif.evaluation.comparison import hash_of, other_items
 from layerif.evaluation.generation import check_generation, generated_accuracy
 from layerif.evaluation.perplexity import evaluation_chunks, perplexity
 from layerif.evaluation.summed import Cache
-from layerif.model import (
-    Tokenizer,
-    describe,
-    evaluation_mode,
-    find_decoder_layers,
-    setting,
-    unwrapped,
-)
+from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import Tokenizer, describe, setting
 
 
 def evaluate(

@@ -31,7 +31,7 @@ from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.extraction import extract_answer, is_settled
 from layerif.evaluation.statistics import wilson_interval
 from layerif.evaluation.summed import NO_CACHE, Cache
-from layerif.model import Tokenizer, input_device
+from layerif.model.opening import Tokenizer, input_device
 
 # Beyond the longest candidate: a model that was not taught the form of the answers spends some
 # words on "The correct answer is", and on what its letter stands for.

@@ -14,7 +14,7 @@ from layerif.errors import InputError
 from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.statistics import perplexity_interval
 from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
-from layerif.model import Tokenizer
+from layerif.model.opening import Tokenizer
 
 
 def evaluation_chunks(

@@ -18,7 +18,7 @@ from layerif.data.batching import Encoded, collate, pack, rope_borders
 from layerif.errors import NumericalError
 from layerif.estimates import largest, note_memory
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import input_device, setting
+from layerif.model.opening import input_device, setting
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from layerif.adapters import LoraMoeConfig, lora_config_for
 from layerif.artifacts import Allocation
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
-from layerif.model import describe, find_decoder_layers, refuse_adapted
 from layerif.model.bases import base_record
-from layerif.model.peft_adapters import check_rank
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe
+from layerif.model.peft_adapters import check_rank, refuse_adapted
 
 Method = Literal["lora", "lora_moe"]
 

@@ -15,7 +15,9 @@ from layerif.data.chunks import usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.finetuning.options import FinetuneOptions
 from layerif.likelihood import token_losses
-from layerif.model import Tokenizer, evaluation_mode, input_device, unwrapped
+from layerif.model.layers import unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import Tokenizer, input_device
 
 
 @torch.no_grad()

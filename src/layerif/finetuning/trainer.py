@@ -25,7 +25,9 @@ from layerif.data.batching import Encoded, collate, pack
 from layerif.errors import NumericalError
 from layerif.finetuning.batches import Batches, StepBatch
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import evaluation_mode, input_device, unwrapped
+from layerif.model.layers import unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import input_device
 
 CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
 REMEDY = "try a smaller --learning-rate, or --dtype float32"

@@ -4,85 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from layerif.artifacts import BlockRecord
+from layerif.artifacts.gradients import GradientsRecord
 from layerif.core.checkpoint import Steps
-from layerif.core.choices import BlockGranularity, check_choice
+from layerif.core.choices import BlockGranularity
 from layerif.core.progress import note, progress
-from layerif.errors import InputError
-from layerif.influence.estimators import (
-    Block,
-    EstimatorOptions,
-    Factors,
-    Part,
-    Solution,
-    find,
-    sweep,
-)
+from layerif.errors import InputError, NumericalError
+from layerif.influence.collecting import Gradients
+from layerif.influence.estimators.base import EstimatorOptions, Solution
+from layerif.influence.estimators.block import Block, Part
+from layerif.influence.estimators.registry import ESTIMATORS
+from layerif.influence.estimators.sweep import sweep
 from layerif.influence.passes import Step, finished
-from layerif.influence.store import GradientStore
-from layerif.influence.subspaces import Matrix
-from layerif.model.layers import Projection
-
-# For each block its name, and the places of its matrices.
-Groups = Mapping[str, Sequence[int]]
+from layerif.influence.streaming import Groups
+from layerif.influence.subspaces.base import Matrix
 
 
-def group(
-    matrices: Sequence[Matrix], projections: Sequence[Projection], block: BlockGranularity
-) -> dict[str, list[int]]:
-    """For each block its name and the matrices in it, by their place in `matrices`.
-
-    Raises:
-        InputError: there is no such granularity.
-    """
-    check_choice(block, BlockGranularity, "block")
+def group(record: GradientsRecord, block: BlockGranularity) -> dict[str, list[int]]:
+    """For each block its name and the matrices in it, by their place among all."""
     groups: dict[str, list[int]] = {}
-    for row, matrix in enumerate(matrices):
-        projection = projections[matrix.projection]
+    for row, matrix in enumerate(record.matrices):
+        projection = record.projections[matrix.projection]
         name = {
             "matrix": matrix.key,
-            "projection": projection.key,
+            "projection": f"layers.{projection.layer}.{projection.name}",
             "layer": f"layers.{projection.layer}",
         }[block]
         groups.setdefault(name, []).append(row)
     return groups
 
 
-def solve(
-    groups: Groups,
-    matrices: Sequence[Matrix],
-    store: GradientStore,
-    means: Sequence[torch.Tensor],
-    options: EstimatorOptions,
-    steps: Steps,
-    factors: Mapping[str, Sequence[Factors]],
+def solve_blocks(
+    gradients: Gradients, groups: Groups, options: EstimatorOptions, steps: Steps
 ) -> dict[str, list[Solution]]:
     """The solutions of every block by its name, one a damping; each block is a step.
 
     Args:
+        gradients: that were collected.
         groups: as `group` gives them.
-        matrices: of the subspace.
-        store: the training gradients.
-        means: for each matrix (d,), the mean validation gradient.
+        options: the estimator, and at which dampings.
         steps: keeps the solutions, and shares them between processes.
-        factors: of each block's matrices, where they were collected.
 
     Raises:
         InputError: an estimator of the user's own gives a solution of another shape.
     """
+    matrices = gradients.matrices
 
     def one(_number: int, name: str) -> Step:
-        rows = groups[name]
-        own = factors.get(name, [None] * len(rows))
+        rows, means = groups[name], gradients.means
         parts = tuple(
-            Part(matrices[row].key, means[row], matrices[row].shape, given)
-            for row, given in zip(rows, own, strict=True)
+            Part(m.key, means[row], m.shape, gradients.factors.get(m.key))
+            for row, m in ((row, matrices[row]) for row in rows)
         )
-        block = Block(name, parts, tuple(store.of(row) for row in rows))
+        block = Block(name, parts, tuple(gradients.store.of(row) for row in rows))
         found: Step = {}
-        for number, solution in enumerate(sweep(block, options.dampings, options)):
+        try:
+            swept = sweep(block, options.dampings, options)
+        except NumericalError as error:
+            error.keeps_steps = True  # the gradients are sound, and another damping may do
+            raise
+        for number, solution in enumerate(swept):
             _check_shape(solution, block, options.name)
             found |= {f"{number}/{key}": tensor for key, tensor in solution.tensors().items()}
         return found
@@ -118,7 +99,7 @@ def workspace(
     """Bytes that the estimator takes beside the gradients: in the block where it takes most, and
     for what it keeps of all.
     """
-    estimator = find(options.name)
+    estimator = ESTIMATORS.find(options.name)
     if estimator.workspace is None:
         return 0
     needed = estimator.workspace

@@ -2,41 +2,185 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from layerif.core.checkpoint import Steps
+from layerif.artifacts.gradients import GRADIENTS_FILE, GradientsRecord
+from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.files import Kind, load_tensors, new_folder, save_tensors
+from layerif.core.fingerprint import Fingerprint
+from layerif.core.options import takes
+from layerif.data.base import Example
 from layerif.data.batching import Encoded
-from layerif.influence.blocks import Groups, solve
-from layerif.influence.estimators import EstimatorOptions, Factors
-from layerif.influence.passes import Measured, Runner, Samples, Step, finished
-from layerif.influence.store import GradientStore
-from layerif.influence.subspaces import Matrix
+from layerif.errors import InputError
+from layerif.influence.estimators.block import Factors
+from layerif.influence.memory import choose
+from layerif.influence.options import CollectOptions
+from layerif.influence.passes import Runner, Samples, Step, finished
+from layerif.influence.preparing import Prepared, prepared
+from layerif.influence.store import FILE, DiskStore, GradientStore, MemoryStore
+from layerif.influence.streaming import factors_by_position
+from layerif.influence.subspaces.base import Matrix
+from layerif.model.opening import Tokenizer
+
+VECTORS_FILE = "vectors.safetensors"
+GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (FILE, VECTORS_FILE))
 
 
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The gradients of training samples, and the mean gradient of validation samples.
+
+    Attributes:
+        record: what they are of.
+        store: of every matrix (n, d), batch by batch.
+        means: for each matrix (d,) float64, the mean validation gradient.
+        losses: (n,) float64 of the training samples, batch by batch.
+        order: (n,) which sample each row is of.
+        factors: of each matrix by its key, for estimators that go by positions; else empty.
+    """
+
+    record: GradientsRecord
+    store: GradientStore
+    means: Sequence[torch.Tensor]
+    losses: torch.Tensor
+    order: torch.Tensor
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """Keys and shapes of the matrices that the gradients are of."""
+        return [Matrix(m.key, m.projection, m.shape) for m in self.record.matrices]
+
+    @classmethod
+    def open(cls, folder: Path) -> Gradients:
+        """Gradients that were kept in a folder; they are read as they are needed.
+
+        Raises:
+            InputError: the folder holds none, or not all of them.
+        """
+        record = GradientsRecord.load(folder / GRADIENTS_FILE)
+        vectors = load_tensors(folder / VECTORS_FILE)
+        dtype = getattr(torch, record.dtype)
+        numbers = sum(m.shape[0] * m.shape[1] for m in record.matrices)
+        size = record.train_samples * numbers * dtype.itemsize
+        path = folder / FILE
+        if vectors is None or not path.is_file() or path.stat().st_size != size:
+            raise InputError(
+                f"{folder} does not hold all of its gradients ({FILE} of {size:,} bytes and an "
+                f"undamaged {VECTORS_FILE} are expected); collect them again"
+            )
+        found = cls(record, _NO_STORE, (), vectors["losses"], vectors["order"])
+        sizes = [matrix.size for matrix in found.matrices]
+        factors = {
+            m.key: Factors(vectors[f"inputs/{m.key}"], vectors[f"outputs/{m.key}"])
+            for m in record.matrices
+            if f"inputs/{m.key}" in vectors
+        }
+        store = DiskStore(folder, found.matrices, record.train_samples, dtype)
+        return cls(record, store, vectors["means"].split(sizes), found.losses, found.order, factors)
+
+    def keep(self, folder: Path, fingerprint: Fingerprint) -> None:
+        """Move gradients that lie on disk into a folder, from which `open` reads them.
+
+        Raises:
+            InputError: the folder holds something else, or the gradients are in memory.
+        """
+        if not isinstance(self.store, DiskStore):
+            raise InputError("gradients in memory are not kept; collect them with keep='disk'")
+        record = self.record.model_copy(update={"fingerprint": fingerprint})
+        with new_folder(folder, GRADIENTS) as part:
+            save_tensors(part / VECTORS_FILE, self._vectors())
+            record.save(part / GRADIENTS_FILE)
+            self.store.move(part)
+
+    def _vectors(self) -> dict[str, torch.Tensor]:
+        """All but the gradients themselves, as `open` reads it."""
+        found = {"means": torch.cat(list(self.means)), "losses": self.losses, "order": self.order}
+        for key, own in self.factors.items():
+            found |= {f"inputs/{key}": own.inputs, f"outputs/{key}": own.outputs}
+        return found
+
+
+_NO_STORE = MemoryStore((), 0, torch.float32)
+
+
+@takes(CollectOptions)
 def collect(
-    runner: Runner,
-    matrices: Sequence[Matrix],
-    groups: Groups,
-    train: Samples,
-    validation: Samples,
-    options: EstimatorOptions,
+    model: Any,
+    tokenizer: Tokenizer,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    options: CollectOptions,
     *,
-    store: GradientStore,
-    factors: Mapping[str, Sequence[Factors]],
-    steps: Steps,
-) -> Measured:
-    """Run every sample forward and back once, and solve block by block.
+    factors: bool = False,
+    task: dict[str, Any] | None = None,
+    steps: Steps | None = None,
+) -> Gradients:
+    """The gradients of every training sample, for `solve` to take influence from.
 
     Args:
-        runner: of the batches.
-        matrices, groups: of the subspace, and the blocks they make.
-        store: where the training gradients go.
-        factors: of each block's matrices, for an estimator that goes by positions; else empty.
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer.
+        train: samples whose influence is to be measured.
+        validation: samples whose mean loss it is measured on.
+        options: whose gradients, and where they are kept: in memory, or on disk beside `steps`.
+        factors: gather what the estimator ekfac needs too, by one more pass.
+        task: where the samples come from, for the record.
+        steps: keeps finished batches, so that a run cut short can go on; None keeps nothing.
+
+    Raises:
+        InputError: no sample is left to use, or the gradients have room nowhere.
+        NumericalError: a loss or gradient is not finite; names the sample.
+    """
+    kept = steps or NO_STEPS
+    with prepared(model, tokenizer, train, validation, options, task=task, steps=kept) as work:
+        place = choose(work, kept.folder)
+        if place == "passes":
+            raise InputError(
+                "there is room for these gradients neither in memory nor on disk, and passes keep "
+                "none; use fewer samples or a smaller subspace"
+            )
+        return collected(work, place == "disk", factors, kept)
+
+
+def collected(work: Prepared, on_disk: bool, factors: bool, steps: Steps) -> Gradients:
+    """Run every sample forward and back once.
+
+    Args:
+        work: samples, matrices and the model.
+        on_disk: keep the gradients in the folder of `steps`, and not in memory.
+        factors: gather what the estimator ekfac needs too, by one more pass.
         steps: keeps what each batch leaves beside them; a batch with a step is not run again.
     """
-    means, validation_loss = mean_gradients(runner, matrices, validation, "validation", steps)
+    began = time.perf_counter()
+    store: GradientStore
+    if on_disk and steps.folder is not None:
+        store = DiskStore(steps.folder, work.matrices, len(work.train.items), work.dtype)
+    else:
+        store = MemoryStore(work.matrices, len(work.train.items), work.dtype)
+    # Without the gradients, which stay in memory, what a batch left is of no use.
+    steps = work.steps(steps, "disk") if on_disk else NO_STEPS
+    with work.running(1 + factors) as runner:
+        of_positions = factors_by_position(runner, work, steps) if factors else {}
+        means, validation_loss = mean_gradients(
+            runner, work.matrices, work.validation, "validation", steps
+        )
+        losses = _training_gradients(runner, work.train, store, steps)
+    found = {"validation_loss": validation_loss, "seconds": time.perf_counter() - began}
+    record = work.record.model_copy(update=found)
+    return Gradients(record, store, means, losses, work.train.order, of_positions)
+
+
+def _training_gradients(
+    runner: Runner, train: Samples, store: GradientStore, steps: Steps
+) -> torch.Tensor:
+    """Bring the gradients of every training sample into the store; (n,) their losses."""
     losses = torch.empty(len(train.items), dtype=torch.float64)
     starts = train.starts
 
@@ -54,8 +198,7 @@ def collect(
         losses[start : start + len(items)] = kept["losses"]
         if read:
             runner.skip(items)
-    solutions = solve(groups, matrices, store, means, options, steps, factors)
-    return Measured(solutions, losses, validation_loss)
+    return losses
 
 
 def mean_gradients(

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from layerif.core.options import takes
 from layerif.data.base import Example
 from layerif.data.batching import Encoded, accepted, collate, pack
 from layerif.data.chunks import usable_length
@@ -25,16 +26,12 @@ from layerif.data.tokenizing import encode_samples
 from layerif.errors import NumericalError
 from layerif.influence.estimating import Estimate, estimate
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.subspaces import FreshLora, Matrix
-from layerif.model import (
-    DecoderLayers,
-    Projection,
-    Tokenizer,
-    as_found,
-    evaluation_mode,
-    find_decoder_layers,
-    unwrapped,
-)
+from layerif.influence.options import ProbeOptions
+from layerif.influence.subspaces.base import Matrix
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
+from layerif.model.modes import as_found, evaluation_mode
+from layerif.model.opening import Tokenizer
 from layerif.model.vocabulary import check_tokens
 
 # Relative distance of two ways to one gradient of one run. float64 allows for attention that takes
@@ -84,32 +81,27 @@ QUESTIONS = (
 )
 
 
+@takes(ProbeOptions)
 def examine(
     model: Any,
     tokenizer: Tokenizer,
     train: Sequence[Example],
     validation: Sequence[Example],
-    *,
-    rank: int = 8,
-    alpha: float = 16.0,
-    seed: int = 0,
-    max_length: int = 512,
-    batch_tokens: int = 1024,
+    options: ProbeOptions,
 ) -> Diagnosis:
     """Check the gradients that scoring would take, on three of the training samples.
 
     Args:
         model, tokenizer: to score with; the model is left as before.
         train, validation: the samples of the run that is planned.
-        rank, alpha, seed: of the fresh LoRA.
-        max_length, batch_tokens: as `score` takes them.
+        options: of that run.
 
     Raises:
         InputError: the model or the samples cannot be scored at all.
     """
     model = unwrapped(model)
     layers = find_decoder_layers(model)
-    length = usable_length(model, max_length)
+    length = usable_length(model, options.max_length)
     items, _ = encode_samples(tokenizer, train, length, "training")
     others, _ = encode_samples(tokenizer, validation, length, "validation")
     check_tokens(model, (item.input_ids for item in (*items, *others)))
@@ -117,12 +109,13 @@ def examine(
     alike = max(pack(items, sys.maxsize, model), key=len)
     by_length = sorted(alike, key=lambda item: len(item.input_ids))
     few = [by_length[i] for i in sorted({0, len(alike) // 2, len(alike) - 1})][:SAMPLES]
-    matrices = FreshLora(rank, alpha, seed).matrices(layers.projections)
+    lora = FreshLora(options.rank, options.alpha, options.seed)
+    matrices = lora.matrices(layers.projections)
     dtype = str(_floating(model)).removeprefix("torch.")
     with frozen(model), PerSampleGradients(model, layers.projections, matrices) as per_sample:
         try:
             # First, as memory that other work still held would hide the peak.
-            found = estimate(model, per_sample, matrices, items, others, batch_tokens)
+            found = estimate(model, per_sample, matrices, items, others, options.batch_tokens)
             together = per_sample(_batch(model, few))[1]
             alone = [per_sample(_batch(model, [item]))[1] for item in few]
             reached = _reached(matrices, together)

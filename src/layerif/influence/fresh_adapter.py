@@ -16,10 +16,11 @@ from torch.optim import AdamW
 
 from layerif.core.progress import Advance
 from layerif.errors import NumericalError
-from layerif.influence.subspaces import FreshLora
 from layerif.influence.subspaces.base import generator_for
-from layerif.model import Projection, adapted_modules, as_found
-from layerif.model.peft_adapters import check_rank
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import Projection
+from layerif.model.modes import as_found
+from layerif.model.peft_adapters import adapted_modules, check_rank
 
 RATE = 3e-4
 

@@ -18,10 +18,10 @@ from torch import nn
 from layerif.data.batching import Batch
 from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators.factored import FactoredGradients
-from layerif.influence.subspaces import Matrix
+from layerif.influence.subspaces.base import Matrix
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import as_found, evaluation_mode
 from layerif.model.layers import Projection
+from layerif.model.modes import as_found, evaluation_mode
 
 # Takes the row of a matrix, and the gradients of a batch's samples in it.
 Take = Callable[[int, FactoredGradients], None]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
 
 from layerif.core import processes
-from layerif.core.choices import Keep, check_choice
+from layerif.core.choices import Keep
 from layerif.core.files import has_room, require_disk, taken
 from layerif.core.progress import note
 from layerif.errors import InputError
-from layerif.influence.estimators import EstimatorOptions, find
+from layerif.influence.estimators.base import EstimatorOptions
+from layerif.influence.estimators.registry import ESTIMATORS
+from layerif.influence.preparing import Prepared
 from layerif.influence.store import FILE
-from layerif.influence.subspaces import Matrix
 
 # Never all that is free: the model's own activations and others' processes want some.
 SHARE = 0.9
@@ -45,16 +44,7 @@ class Need:
 
 
 def choose(
-    keep: Keep,
-    matrices: Sequence[Matrix],
-    samples: int,
-    dtype: torch.dtype,
-    *,
-    options: EstimatorOptions,
-    workspace: int,
-    folder: Path | None,
-    memory: float | None,
-    formed: bool,
+    work: Prepared, folder: Path | None, solver: EstimatorOptions | None = None, workspace: int = 0
 ) -> Keep:
     """Where gradients are kept: `memory`, `disk`, or nowhere (`passes`); says so with the estimate.
 
@@ -62,38 +52,44 @@ def choose(
     go on after an interruption, and the system holds in memory what there is room for. Without one
     they stay in memory where they fit. What has room nowhere is computed again in several passes.
 
+    It is decided once for all processes, since each sees other memory free.
+
     Args:
-        keep: what was asked for.
-        options: the estimator, which has to have a form in passes for that.
-        workspace: bytes it takes beside the gradients.
+        work: whose gradients; with its options, where they were asked to be.
         folder: of the run's steps; None without a run folder.
-        memory: bytes that may be used; None for nine tenths of what is free.
-        formed: whether gradients can be formed at all; full weights' cannot.
+        solver: the estimator, which has to have a form in passes for that; None where gradients are
+            only collected.
+        workspace: bytes that it takes beside the gradients.
 
     Raises:
-        InputError: it cannot be done so; says what would be right.
+        InputError: it cannot be done so; says what is expected.
     """
-    check_choice(keep, Keep, "place to keep gradients")
-    numbers = sum(matrix.size for matrix in matrices)
-    free = SHARE * psutil.virtual_memory().available if memory is None else memory
+    return processes.agreed(lambda: _choose(work, folder, solver, workspace))
+
+
+def _choose(
+    work: Prepared, folder: Path | None, solver: EstimatorOptions | None, workspace: int
+) -> Keep:
+    keep, memory, samples = work.options.keep, work.options.memory, work.record.train_samples
+    numbers = sum(matrix.size for matrix in work.matrices)
+    free = SHARE * psutil.virtual_memory().available if memory is None else memory * 1e9
     written = 0 if folder is None else taken(folder / FILE)
-    need = Need(samples * numbers * dtype.itemsize, workspace, free, written)
-    name = options.name
-    if not formed and keep not in ("auto", "passes"):
+    need = Need(samples * numbers * work.dtype.itemsize, workspace, free, written)
+    if not work.formed and keep not in ("auto", "passes"):
         raise InputError(
-            "the gradients of full weights are never formed, so they cannot be kept; leave out "
-            "--keep, or choose another --subspace"
+            "the gradients of full weights are never formed, so they cannot be kept; use "
+            "keep='auto', or another subspace"
         )
-    if need.workspace > need.free and keep != "passes":
+    if solver is not None and need.workspace > need.free and keep != "passes":
         raise InputError(
-            f"the estimator {name} takes {need.workspace / 1e9:.1f} GB for the matrices of one "
-            f"block of {samples} training samples, and {need.free / 1e9:.1f} GB may be used; use "
-            "fewer samples or a smaller subspace, or an estimator without such matrices: datainf "
-            "or cg"
+            f"the estimator {solver.name} takes {need.workspace / 1e9:.1f} GB for the matrices of "
+            f"one block of {samples} training samples, and {need.free / 1e9:.1f} GB may be used; "
+            "use fewer samples or a smaller subspace, or an estimator without such matrices: "
+            "datainf or cg"
         )
     chosen = keep
     if keep == "auto":
-        chosen = _automatic(need, folder, formed=formed)
+        chosen = _automatic(need, folder, formed=work.formed)
     if chosen == "memory" and need.gradients + need.workspace > need.free:
         raise InputError(
             f"the gradients of {samples} training samples take {need.gradients / 1e9:.1f} GB, and "
@@ -106,17 +102,18 @@ def choose(
         what = f"the gradients of {samples} training samples"
         remedy = "choose another run folder, or another way to keep them"
         require_disk(folder, need.to_write, what, remedy=remedy)
-    if chosen == "passes" and find(name).passes is None:
+    if chosen == "passes" and solver is not None and ESTIMATORS.find(solver.name).passes is None:
         raise InputError(
-            f"the estimator {name} reads gradients more often than passes can be afforded, so they "
-            f"have to be kept, and those of {samples} samples take {need.gradients / 1e9:.1f} GB, "
-            f"for which there is no room ({need.free / 1e9:.1f} GB of memory may be used); use "
-            "datainf, grad_dot or cosine, fewer samples, or a smaller subspace"
+            f"the estimator {solver.name} reads gradients more often than passes can be afforded, "
+            f"so they have to be kept, and those of {samples} samples take "
+            f"{need.gradients / 1e9:.1f} GB, for which there is no room ({need.free / 1e9:.1f} GB "
+            "of memory may be used); use datainf, grad_dot or cosine, fewer samples, or a smaller "
+            "subspace"
         )
     if chosen == "memory" and processes.count() > 1:
         raise InputError(
             f"{processes.count()} processes share gradients through a run folder that all of them "
-            f"see, and cannot keep them in memory; run `layerif score`, give a run folder, or use "
+            "see, and cannot keep them in memory; run `layerif score`, give a run folder, or use "
             "keep='passes' with datainf, grad_dot, cosine or ekfac"
         )
     _say(chosen, need, numbers, samples)

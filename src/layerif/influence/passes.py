@@ -15,7 +15,6 @@ from layerif.core.checkpoint import Steps
 from layerif.core.choices import PaddingSide
 from layerif.core.progress import Advance, note
 from layerif.data.batching import Batch, Encoded, collate, pack
-from layerif.influence.estimators import Solution
 from layerif.influence.gradients import PerSampleGradients
 
 T = TypeVar("T")
@@ -53,22 +52,6 @@ class Samples:
     @property
     def tokens(self) -> int:
         return sum(len(item.input_ids) for item in self.items)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the passes come to.
-
-    Attributes:
-        solutions: of each block by its name, for the samples batch by batch: one for each of the
-            options' dampings.
-        losses: (n,) float64 of the training samples, batch by batch.
-        validation_loss: mean over the validation samples.
-    """
-
-    solutions: dict[str, list[Solution]]
-    losses: torch.Tensor
-    validation_loss: float
 
 
 @dataclass

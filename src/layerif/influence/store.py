@@ -17,7 +17,7 @@ import torch
 from layerif.core.files import writing_to
 from layerif.core.files.tensors import bytes_of, checksum
 from layerif.influence.estimators.block import Rows
-from layerif.influence.subspaces import Matrix
+from layerif.influence.subspaces.base import Matrix
 
 FILE = "gradients.bin"
 
@@ -102,6 +102,10 @@ class DiskStore:
                     yield file.read(count * size * self._dtype.itemsize)
 
         return checksum(pieces())
+
+    def move(self, folder: Path) -> None:
+        """Move the file into another folder of the same disk."""
+        self._path = self._path.replace(folder / FILE)
 
     def of(self, matrix: int) -> FileRows:
         shape = (self._samples, self._sizes[matrix])

@@ -7,7 +7,7 @@ numbers a block. For full weights the gradients of a batch are never formed eith
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -15,71 +15,82 @@ from layerif.core import processes
 from layerif.core.checkpoint import Steps
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.influence.blocks import Groups
-from layerif.influence.estimators import EstimatorOptions, FactorPasses, Factors, Part, find
+from layerif.influence.estimators.base import EstimatorOptions, Solution
+from layerif.influence.estimators.block import Factors, Part
+from layerif.influence.estimators.ekfac import FactorPasses
 from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
 from layerif.influence.estimators.passes import Passes
+from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.keeping import Keeping
-from layerif.influence.passes import Measured, Runner, Samples
-from layerif.influence.subspaces import Matrix
+from layerif.influence.passes import Runner, Samples
+from layerif.influence.preparing import Prepared
+from layerif.influence.subspaces.base import Matrix
+
+# For each block its name, and the places of its matrices.
+Groups = Mapping[str, Sequence[int]]
 
 
-def stream(
-    runner: Runner,
-    matrices: Sequence[Matrix],
-    groups: Groups,
-    train: Samples,
-    validation: Samples,
-    options: EstimatorOptions,
-    *,
-    formed: bool,
-    steps: Steps,
-) -> Measured:
+@dataclass(frozen=True)
+class Streamed:
+    """What passes over the samples come to.
+
+    Attributes:
+        solutions: of each block by its name, for the samples batch by batch: one for each of the
+            options' dampings.
+        losses: (n,) float64 of the training samples, batch by batch.
+        validation_loss: mean over the validation samples.
+    """
+
+    solutions: dict[str, list[Solution]]
+    losses: torch.Tensor
+    validation_loss: float
+
+
+def stream(work: Prepared, groups: Groups, options: EstimatorOptions, steps: Steps) -> Streamed:
     """Run the validation samples once and the training samples as often as the estimator asks.
 
     Args:
-        runner: of the batches.
-        matrices: of the subspace.
-        groups: the blocks they make.
+        work: samples, matrices and the model. The gradients of a batch are formed (small
+            subspaces) or left in factors, as an estimator that goes by positions has them always.
+        groups: the blocks that the matrices make.
         options: the estimator, which has a form in passes, and its damping.
-        formed: form the gradients of a batch (small subspaces), or leave them in factors, which an
-            estimator that goes by positions has in any case.
         steps: keeps the state of the passes at least every minute, to go on from.
     """
-    estimator = find(options.name)
+    estimator = ESTIMATORS.find(options.name)
     open_passes = estimator.passes
     assert open_passes is not None
-    means, validation_loss = _validation(runner, matrices, validation, steps)
-    opened = {
-        name: open_passes(
-            name,
-            [Part(matrices[row].key, means[row], matrices[row].shape) for row in rows],
-            len(train.items),
-            options.dampings,
-        )
-        for name, rows in groups.items()
-    }
-    means.clear()
-    walk = _Walk(runner, matrices, groups, formed and not estimator.by_position)
-    losses = _run(walk, opened, train, steps)
+    steps = work.steps(steps, "passes", asdict(options), groups)
+    with work.running(_passes_needed(options)) as runner:
+        means, validation_loss = _validation(runner, work.matrices, work.validation, steps)
+        opened = {
+            name: open_passes(
+                name,
+                [
+                    Part(work.matrices[row].key, means[row], work.matrices[row].shape)
+                    for row in rows
+                ],
+                len(work.train.items),
+                options.dampings,
+            )
+            for name, rows in groups.items()
+        }
+        means.clear()
+        walk = _Walk(runner, work.matrices, groups, work.formed and not estimator.by_position)
+        losses = _run(walk, opened, work.train, steps)
     solutions = {name: passes.solutions() for name, passes in opened.items()}
-    return Measured(solutions, losses, validation_loss)
+    return Streamed(solutions, losses, validation_loss)
 
 
-def factors_by_position(
-    runner: Runner, matrices: Sequence[Matrix], groups: Groups, train: Samples, steps: Steps
-) -> dict[str, list[Factors]]:
-    """The Kronecker factors of every block's matrices, in one pass over the training samples."""
+def factors_by_position(runner: Runner, work: Prepared, steps: Steps) -> dict[str, Factors]:
+    """The Kronecker factors of every matrix by its key, in one pass over the training samples."""
+    matrices, count = work.matrices, len(work.train.items)
     opened = {
-        name: FactorPasses(
-            name,
-            [Part(matrices[r].key, torch.zeros(matrices[r].size), matrices[r].shape) for r in rows],
-            len(train.items),
-        )
-        for name, rows in groups.items()
+        m.key: FactorPasses(m.key, [Part(m.key, torch.zeros(m.size), m.shape)], count)
+        for m in matrices
     }
-    _run(_Walk(runner, matrices, groups, formed=False), opened, train, steps)
-    return {name: passes.factors for name, passes in opened.items()}
+    alone = {matrix.key: [row] for row, matrix in enumerate(matrices)}
+    _run(_Walk(runner, matrices, alone, formed=False), opened, work.train, steps)
+    return {key: passes.factors[0] for key, passes in opened.items()}
 
 
 def _run(walk: _Walk, opened: Mapping[str, Passes], train: Samples, steps: Steps) -> torch.Tensor:
@@ -141,9 +152,9 @@ def _validation(
     return means, loss.item()
 
 
-def passes_needed(options: EstimatorOptions) -> int:
+def _passes_needed(options: EstimatorOptions) -> int:
     """How often the training samples have to be run."""
-    open_passes = find(options.name).passes
+    open_passes = ESTIMATORS.find(options.name).passes
     assert open_passes is not None
     any_part = Part("any", torch.zeros(1), (1, 1))
     return open_passes("any", [any_part], 1, options.dampings).needed

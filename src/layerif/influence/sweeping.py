@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from layerif.artifacts import DampingSweep
 from layerif.artifacts.aggregation import aggregate
 from layerif.core.choices import Aggregation
-from layerif.influence.estimators import EstimatorOptions, Solution, rank_stability
+from layerif.influence.estimators.base import EstimatorOptions, Solution
+from layerif.influence.estimators.sweep import rank_stability
 
 
 def swept(

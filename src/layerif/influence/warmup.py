@@ -13,14 +13,17 @@ from typing import Any
 import torch
 
 from layerif.core.checkpoint import Steps
-from layerif.core.choices import PaddingSide
 from layerif.core.progress import note, progress
 from layerif.data.batching import Encoded, collate, pack
-from layerif.errors import InputError
 from layerif.influence.fresh_adapter import RATE, Schedule, fine_tune, fresh_adapter
-from layerif.influence.subspaces import AdapterSubspace, FreshLora
+from layerif.influence.options import CollectOptions
+from layerif.influence.subspaces.adapter import AdapterSubspace
+from layerif.influence.subspaces.lora import FreshLora
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import DecoderLayers, evaluation_mode, input_device, refuse_adapted
+from layerif.model.layers import DecoderLayers
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import input_device
+from layerif.model.peft_adapters import refuse_adapted
 
 NAME = "warmup"
 
@@ -31,10 +34,8 @@ def warmed_up(
     layers: DecoderLayers,
     items: Sequence[Encoded],
     lora: FreshLora,
+    options: CollectOptions,
     *,
-    steps: int,
-    batch_tokens: int,
-    padding_side: PaddingSide,
     kept: Steps,
 ) -> Iterator[AdapterSubspace]:
     """Put a LoRA on every projection, fine-tune it on the samples, and take it out at the end.
@@ -47,15 +48,14 @@ def warmed_up(
         layers: the model's.
         items: the training samples.
         lora: its rank, alpha and seed; A starts as there, and the seed orders the batches.
-        steps: of the optimiser, at least 1.
+        options: with the steps of the optimiser, `warmup_steps`, and how batches are made.
         kept: keeps the result, so that a run cut short need not train again.
 
     Raises:
-        InputError: the model has adapters already, or `steps` is below 1.
+        InputError: the model has adapters already.
         NumericalError: a loss is not finite.
     """
-    if steps < 1:
-        raise InputError(f"a warm-up takes at least 1 step, not {steps}")
+    steps = options.warmup_steps
     refuse_adapted(
         model,
         "so no fresh one is warmed up; score with the one it has, or open it without",
@@ -63,11 +63,11 @@ def warmed_up(
     with fresh_adapter(model, layers.path, layers.projections, lora, NAME) as pairs:
         found = kept.load(NAME)
         if found is None:
-            batches = pack(items, batch_tokens, model)
+            batches = pack(items, options.batch_tokens, model)
             device = input_device(model)
 
             def loss(number: int) -> torch.Tensor:
-                batch = collate(batches[number], device=device, padding_side=padding_side)
+                batch = collate(batches[number], device=device, padding_side=options.padding_side)
                 return (row_sums(token_losses(model, batch), batch) / batch.counts).mean()
 
             schedule = Schedule(NAME, steps, RATE, lora.seed)

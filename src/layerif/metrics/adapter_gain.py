@@ -6,12 +6,12 @@ import numpy as np
 
 from layerif.core.checkpoint import NO_STEPS
 from layerif.core.progress import progress
-from layerif.influence import FreshLora
 from layerif.influence.collecting import mean_gradients
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.passes import Runner, Samples
+from layerif.influence.subspaces.lora import FreshLora
 from layerif.metrics.base import MetricValues, Subject
-from layerif.model import input_device
+from layerif.model.opening import input_device
 
 
 def adapter_gain(subject: Subject, *, rank: int, alpha: float) -> MetricValues:

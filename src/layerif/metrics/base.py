@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerif.calibration import Visit, walk
+from layerif.calibration.walk import Visit, walk
 from layerif.core.progress import progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.model import DecoderLayers
+from layerif.model.layers import DecoderLayers
 
 FloatArray = NDArray[np.float64]
 

@@ -6,7 +6,10 @@ import numpy as np
 
 from layerif.errors import InputError
 from layerif.metrics.base import MetricValues, Subject
-from layerif.search import BACKWARD_TOKENS, OperatingPoint, Prunable, sensitivities
+from layerif.search.operating_point import OperatingPoint
+from layerif.search.order import Prunable
+from layerif.search.rounds import BACKWARD_TOKENS
+from layerif.search.sensitivity import sensitivities
 
 
 def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues:

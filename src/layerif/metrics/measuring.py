@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import MetricScores, ProjectionScore
-from layerif.calibration import calibration_batches
+from layerif.calibration.text import calibration_batches
 from layerif.data import Corpus, Example
 from layerif.data.batching import Encoded
 from layerif.data.chunks import usable_length
@@ -24,16 +24,9 @@ from layerif.metrics.registry import (
     reads_text,
     takes_samples,
 )
-from layerif.model import (
-    DecoderLayers,
-    Projection,
-    Tokenizer,
-    describe,
-    evaluation_mode,
-    find_decoder_layers,
-    setting,
-    unwrapped,
-)
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import Tokenizer, describe, setting
 
 
 def metric_scores(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif.calibration import InputNorms
+from layerif.calibration.statistics import InputNorms
 from layerif.compress.pruning.wanda import wanda_saliency
 from layerif.metrics.base import Subject
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import Allocation
-from layerif.compress.pruning import refuse_packed
+from layerif.compress.pruning.saving import refuse_packed
 from layerif.core.choices import SaliencyMethod, check_choice
 from layerif.core.progress import progress
 from layerif.data import Corpus, Task
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.model import Tokenizer, find_decoder_layers, unwrapped
+from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.opening import Tokenizer
 from layerif.search.moves import Counts, initial_counts, mutated
 from layerif.search.operating_point import OperatingPoint
 from layerif.search.order import Prunable, RemovalOrder

@@ -8,11 +8,14 @@ from typing import Any, Self
 
 import torch
 
-from layerif.calibration import Hessians, InputNorms, walk
+from layerif.calibration.hessians import Hessians
+from layerif.calibration.statistics import InputNorms
+from layerif.calibration.walk import walk
 from layerif.compress.pruning.base import Target
 from layerif.compress.pruning.registry import find_pruner
 from layerif.core.choices import PruningMethod
-from layerif.model import DecoderLayers, evaluation_mode
+from layerif.model.layers import DecoderLayers
+from layerif.model.modes import evaluation_mode
 from layerif.search.order import Prunable, RemovalOrder
 from layerif.search.refitting import Refitting
 

@@ -13,7 +13,8 @@ from layerif.artifacts import Allocation, ModuleSparsity
 from layerif.core.choices import Granularity, check_choice
 from layerif.data.batching import collate, pack
 from layerif.errors import InputError
-from layerif.model import DecoderLayers, describe, input_device
+from layerif.model.layers import DecoderLayers
+from layerif.model.opening import describe, input_device
 from layerif.plans.maps.sparsity import project_to_total
 from layerif.search.texts import Texts
 

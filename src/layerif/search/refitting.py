@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif.calibration import Factor
+from layerif.calibration.hessians import Factor
 from layerif.compress.pruning.base import Target
 from layerif.compress.pruning.sparsegpt import sparsegpt
 from layerif.search.order import Band, edges

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from layerif.artifacts import Allocation
-from layerif.compress.pruning import refuse_packed
+from layerif.compress.pruning.saving import refuse_packed
 from layerif.core.checkpoint import NoSteps, Steps
 from layerif.core.choices import Granularity, PruningMethod, check_choice
 from layerif.core.progress import note, progress
@@ -19,7 +19,8 @@ from layerif.data import Corpus, Task
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.estimates import note_memory
-from layerif.model import Tokenizer, find_decoder_layers, unwrapped
+from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.opening import Tokenizer
 from layerif.search.operating_point import OperatingPoint
 from layerif.search.order import Band, Prunable
 from layerif.search.planning import Units, calibration_batches, plan_of

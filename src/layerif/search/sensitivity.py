@@ -22,9 +22,9 @@ from layerif.data.batching import Encoded, collate, pack
 from layerif.errors import NumericalError
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.subspaces import FullWeights
+from layerif.influence.subspaces.full import FullWeights
 from layerif.likelihood import row_sums, token_losses
-from layerif.model import input_device
+from layerif.model.opening import input_device
 from layerif.search.operating_point import OperatingPoint
 from layerif.search.order import Band
 

@@ -12,7 +12,7 @@ from layerif.data.batching import Encoded
 from layerif.data.chunks import check_context_length, cut, draw, usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
-from layerif.model import Tokenizer
+from layerif.model.opening import Tokenizer
 
 # Of a task's examples, the most that are tokenised: more than any few rounds take.
 MOST_EXAMPLES = 4096

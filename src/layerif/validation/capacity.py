@@ -15,22 +15,17 @@ from typing import Any
 import torch
 
 from layerif.artifacts import GroundTruth
-from layerif.calibration import walk
+from layerif.calibration.walk import walk
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.progress import Advance, progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.influence import FreshLora
 from layerif.influence.fresh_adapter import Schedule, fine_tune, fresh_adapter
-from layerif.model import (
-    DecoderLayers,
-    describe,
-    evaluation_mode,
-    find_decoder_layers,
-    refuse_adapted,
-    setting,
-    unwrapped,
-)
+from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.layers import DecoderLayers, find_decoder_layers, unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import describe, setting
+from layerif.model.peft_adapters import refuse_adapted
 from layerif.validation.partial import PartialForward
 from layerif.validation.rows import Rows, finite
 

@@ -18,22 +18,17 @@ from typing import Any
 import torch
 
 from layerif.artifacts import GroundTruth
-from layerif.calibration import InputNorms, walk
-from layerif.compress.pruning import wanda_mask
+from layerif.calibration.statistics import InputNorms
+from layerif.calibration.walk import walk
+from layerif.compress.pruning.wanda import wanda_mask
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.choices import PruningTruth
 from layerif.core.progress import progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.model import (
-    DecoderLayers,
-    Projection,
-    describe,
-    evaluation_mode,
-    find_decoder_layers,
-    setting,
-    unwrapped,
-)
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import describe, setting
 from layerif.validation.partial import PartialForward
 from layerif.validation.rows import Rows, finite
 

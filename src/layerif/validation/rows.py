@@ -9,7 +9,7 @@ import torch
 
 from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.errors import NumericalError
-from layerif.model import input_device
+from layerif.model.opening import input_device
 
 
 class Rows:

@@ -19,11 +19,14 @@ from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
 from layerif.data import Example, Task
 from layerif.errors import InputError
-from layerif.evaluation import check_sources, evaluate
+from layerif.evaluation.evaluate import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
-from layerif.finetuning import FinetuneOptions
 from layerif.finetuning.attaching import complete_plan
-from layerif.model import Tokenizer, as_found, unwrapped, with_adapter
+from layerif.finetuning.options import FinetuneOptions
+from layerif.model.layers import unwrapped
+from layerif.model.modes import as_found
+from layerif.model.opening import Tokenizer
+from layerif.model.peft_adapters import with_adapter
 from layerif.workflows.expert_plans import check_titles
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder

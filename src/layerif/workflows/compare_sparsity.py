@@ -21,7 +21,8 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
-from layerif.compress.pruning import check_pattern, prune
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.targets import check_pattern
 from layerif.core.caching import remembered
 from layerif.core.choices import PlanName, PruningMethod
 from layerif.core.files import write_json
@@ -29,17 +30,13 @@ from layerif.core.progress import note, progress
 from layerif.data import Corpus, Task
 from layerif.data.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
-from layerif.evaluation import check_sources, compare, evaluate
+from layerif.evaluation.comparison import compare
+from layerif.evaluation.evaluate import check_sources, evaluate
 from layerif.evaluation.summed import summed_nats
-from layerif.metrics import metric_scores
-from layerif.model import (
-    Tokenizer,
-    describe,
-    evaluation_mode,
-    find_decoder_layers,
-    setting,
-    unwrapped,
-)
+from layerif.metrics.measuring import metric_scores
+from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import Tokenizer, describe, setting
 from layerif.workflows.candidates import WAYS, check_tries, plans_of
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.searching import check_unedited, marginal_into

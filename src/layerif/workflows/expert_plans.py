@@ -8,9 +8,9 @@ from typing import Any
 
 from layerif.artifacts import Allocation, LayerScores, MetricScores
 from layerif.errors import InputError
-from layerif.finetuning import FinetuneOptions
 from layerif.finetuning.attaching import complete_plan
-from layerif.model import describe
+from layerif.finetuning.options import FinetuneOptions
+from layerif.model.opening import describe
 from layerif.plans.allocate import allocate_experts
 from layerif.plans.maps import equal_rank
 

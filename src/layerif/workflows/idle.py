@@ -6,80 +6,14 @@ One table for the commands and for the stages of recipes, by the names that reci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from layerif.core.options import Rule, Values
+from layerif.data.options import STYLED, TaskOptions
 from layerif.errors import InputError
-
-Values = Mapping[str, Any]
-
-
-class IdleOptionError(InputError):
-    """An option was given that has no effect beside the others.
-
-    Attributes:
-        option: its name in recipes.
-    """
-
-    def __init__(self, option: str, message: str) -> None:
-        super().__init__(message)
-        self.option = option
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When some options count.
-
-    Attributes:
-        options: their names, with blanks between them.
-        counts: whether they do, from the values of all options.
-        when: the same in words, after "applies only"; other options are `{names}` in braces.
-    """
-
-    options: str
-    counts: Callable[[Values], bool]
-    when: str
-
-
-def refuse_idle(
-    rules: Iterable[Rule], given: Collection[str], values: Values, flag: Callable[[str], str] = str
-) -> None:
-    """Refuse options that were given and have no effect.
-
-    Args:
-        rules: of the command or stage.
-        given: the options that were given, whatever their values.
-        values: all options.
-        flag: how the reader writes an option.
-
-    Raises:
-        IdleOptionError: one has none; says when it would.
-    """
-    for rule in rules:
-        for option in rule.options.split():
-            if option in given and not rule.counts(values):
-                when = rule.when.format_map(_Flags(flag))
-                raise IdleOptionError(
-                    option,
-                    f"{flag(option)} has no effect here, and applies only {when}; leave it out",
-                )
-
-
-def idle(rules: Iterable[Rule], values: Values) -> set[str]:
-    """The options that have no effect beside the others, given or not."""
-    return {name for r in rules if not r.counts(values) for name in r.options.split()}
-
-
-class _Flags(dict[str, str]):
-    """The names in braces, as the reader writes them."""
-
-    def __init__(self, flag: Callable[[str], str]) -> None:
-        self._flag = flag
-
-    def __missing__(self, name: str) -> str:
-        return self._flag(name)
+from layerif.influence.options import ScoreOptions
 
 
 def _is(name: str, *values: Any) -> Callable[[Values], bool]:
@@ -120,48 +54,12 @@ def _styled(v: Values) -> bool:
     return any(has_style(name, v.get("style") or "alpaca") for name in _tasks(v))
 
 
-TASK_STYLE = Rule("style", _styled, "for tasks that have prompts in several styles")
+TASK_STYLE = STYLED
 
 
 # Influence.
 
-
-def _adapter_trained(v: Values) -> bool:
-    return v.get("subspace") == "fresh_lora" or bool(v.get("warmup_steps"))
-
-
-def _estimator(v: Values) -> Any:
-    from layerif.influence.estimators import find
-
-    return find(v["estimator"])
-
-
-SCORE = (
-    Rule(
-        "rank alpha",
-        _adapter_trained,
-        "with {subspace} fresh_lora, or with {warmup_steps}",
-    ),
-    Rule("size", _is("subspace", "two_sided"), "with {subspace} two_sided"),
-    Rule("adapter warmup_steps", _is("subspace", "adapter"), "with {subspace} adapter"),
-    Rule("adapter_name", _given("adapter"), "with {adapter}"),
-    Rule(
-        "damping",
-        lambda v: _estimator(v).damped and v.get("damping_value") is None,
-        "for estimators with a damping, without {damping_value}",
-    ),
-    Rule(
-        "damping_value damping_sweep",
-        lambda v: _estimator(v).damped,
-        "for estimators with a damping: datainf, exact, cg, lissa and ekfac",
-    ),
-    Rule(
-        "tolerance max_iterations",
-        lambda v: _estimator(v).iterative,
-        "for estimators that iterate: cg and lissa",
-    ),
-    TASK_STYLE,
-)
+SCORE = (*ScoreOptions.rules, *TaskOptions.rules)
 
 
 # Metrics.
@@ -169,7 +67,7 @@ SCORE = (
 
 def _needs(what: str) -> Callable[[Values], bool]:
     def needs(v: Values) -> bool:
-        from layerif import metrics
+        from layerif.metrics import registry as metrics
 
         try:
             asked = metrics.complete_options(v["name"], {"of": v["of"]} if v.get("of") else {})
@@ -388,7 +286,7 @@ STAGES: Mapping[str, tuple[Rule, ...]] = {
             lambda v: v["method"] != "magnitude" or _lists("beside", "owl", "dlp", "marginal")(v),
             "for the methods wanda and sparsegpt, and for the plans owl, dlp and marginal",
         ),
-        Rule("hidden_states", CALIBRATED.counts, CALIBRATED.when),
+        Rule("hidden_states", CALIBRATED.active, CALIBRATED.when),
     ),
     "evaluate": (
         Rule("samples max_length scoring", _has_task, "for tasks"),

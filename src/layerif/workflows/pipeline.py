@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import SCORES, Allocation, Comparisons, LayerScores, Results
-from layerif.compress.pruning import check_pattern
+from layerif.compress.pruning.targets import check_pattern
 from layerif.core.progress import note, progress
 from layerif.data import (
     Corpus,
     Example,
     SelfText,
-    Split,
     Task,
     load_calibration,
     load_sources,
@@ -29,16 +28,12 @@ from layerif.data import (
 from layerif.data.chunks import check_context_length, cut, draw, usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
-from layerif.evaluation import check_sources, compare
-from layerif.model import (
-    describe,
-    find_decoder_layers,
-    open_model,
-    open_skeleton,
-    open_tokenizer,
-    parse_device,
-    with_adapter,
-)
+from layerif.evaluation.comparison import compare
+from layerif.evaluation.evaluate import check_sources
+from layerif.influence.options import ScoreOptions
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import describe, open_model, open_skeleton, open_tokenizer, parse_device
+from layerif.model.peft_adapters import with_adapter
 from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.report import leave_picture, plot_allocation, plot_scores
 from layerif.workflows.beside import Open, check_beside, plans_beside
@@ -143,15 +138,10 @@ def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
 
     task = load_task(stage.task, data_dir=data_dir, **words(stage))
 
-    def rows(split: Split, count: int) -> list[Example]:
-        if f"{split}_samples" not in stage.model_fields_set:
-            count = task.default(split, count)
-        return task.sample(split, count, seed)
-
     return _Data(
         task=task,
-        train=rows("train", stage.train_samples),
-        validation=rows("validation", stage.validation_samples),
+        train=stage.rows(task, "train", seed),
+        validation=stage.rows(task, "validation", seed),
         calibration=load_calibration(recipe.prune.calibration, data_dir=data_dir, **words(stage)),
         sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir, **words(recipe.evaluate)),
     )
@@ -160,7 +150,7 @@ def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
 def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
     """Everything that can be found out before the first stage, with no weights."""
     parse_device(recipe.device)
-    recipe.score.check_combination()
+    recipe.score.check(recipe.score.adapter)
     check_beside(recipe, data.calibration)
     bare = partial(open_skeleton, recipe.model, trust_remote_code=trust_remote_code)
     tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
@@ -209,28 +199,7 @@ def _score(recipe: Recipe, folder: Path, data: _Data, opened: Open) -> LayerScor
         data.task,
         train=data.train,
         validation=data.validation,
-        options={
-            "subspace": stage.subspace,
-            "rank": stage.rank,
-            "alpha": stage.alpha,
-            "size": stage.size,
-            "adapter": stage.adapter_name,
-            "warmup_steps": stage.warmup_steps,
-            "estimator": stage.estimator,
-            "damping": stage.damping,
-            "damping_value": stage.damping_value,
-            "damping_sweep": stage.damping_sweep,
-            "block": stage.block,
-            "normalise": stage.normalise,
-            "tolerance": stage.tolerance,
-            "max_iterations": stage.max_iterations,
-            "seed": recipe.seed,
-            "keep": stage.keep,
-            "memory": stage.memory,
-            "gradient_checkpointing": stage.gradient_checkpointing,
-            "max_length": stage.max_length,
-            "batch_tokens": stage.batch_tokens,
-        },
+        options=stage.part(ScoreOptions),
         overwrite=True,
     )
 

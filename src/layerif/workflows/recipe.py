@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -12,112 +12,48 @@ from layerif.artifacts import Record
 from layerif.core.choices import (
     Aggregation,
     BesidePlan,
-    BlockGranularity,
     Dtype,
     HiddenStatesPlace,
-    Keep,
-    Normalise,
     Orientation,
     Preset,
     PromptStyle,
     PruningMethod,
     Schedule,
-    SubspaceName,
     TaskScoring,
 )
 from layerif.core.files import brief
+from layerif.core.options import IdleOptionError, Options, idle, refuse_idle
 from layerif.core.record import MOST_FAULTS, faults_of
+from layerif.data.options import SampleOptions, TaskOptions
 from layerif.errors import FieldError, InputError
+from layerif.influence.options import ScoreOptions
 from layerif.workflows.document import Document
-from layerif.workflows.idle import STAGES, IdleOptionError, idle, refuse_idle
-from layerif.workflows.presets import PRESETS, preset_options
+from layerif.workflows.idle import STAGES
 
 if TYPE_CHECKING:
-    from layerif.finetuning import FinetuneOptions
+    from layerif.finetuning.options import FinetuneOptions
 
+
+# Said once for all stages.
+SHARED = ("seed", "data_dir")
 
 # Numbers of rows that are as many as there are, where a recipe does not give them.
 COUNTS = {"score": ("train_samples", "validation_samples"), "finetune": ("validation_samples",)}
 
 
-class ScoreStage(Record):
+class ScoreStage(TaskOptions, SampleOptions, ScoreOptions):
     """Whose influence is measured, and on what."""
 
-    task: str
-    style: PromptStyle = "alpaca"
-    template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     preset: Preset | None = None
-    train_samples: int = Field(200, ge=1)
-    validation_samples: int = Field(50, ge=1)
-    subspace: SubspaceName = "fresh_lora"
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
-    size: int = Field(16, ge=1)
     adapter: str | None = None
-    adapter_name: str = "default"
-    warmup_steps: int = Field(0, ge=0)
-    estimator: str = "datainf"
-    damping: float = Field(0.1, gt=0)
-    damping_value: float | None = Field(None, gt=0)
-    damping_sweep: list[float] = Field(default_factory=list)
-    block: BlockGranularity = "matrix"
-    normalise: Normalise = "none"
-    tolerance: float = Field(1e-8, gt=0, lt=1)
-    max_iterations: int = Field(1000, ge=1)
-    keep: Keep = "auto"
-    memory: float | None = Field(None, gt=0)
-    gradient_checkpointing: bool = False
-    max_length: int = Field(512, ge=2)
-    batch_tokens: int = Field(1024, ge=1)
 
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, value: Any) -> Any:
         """What a preset says, under what the recipe itself says."""
-        if not isinstance(value, dict) or value.get("preset") not in PRESETS:
+        if not isinstance(value, dict) or value.get("preset") not in cls.presets:
             return value
-        return {**preset_options(value["preset"], value), **value}
-
-    @field_validator("estimator")
-    @classmethod
-    def _is_registered(cls, name: str) -> str:
-        from layerif.influence.estimators import find
-
-        try:
-            find(name)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return name
-
-    def check_combination(self) -> None:
-        """Refuse what does not go together.
-
-        Raises:
-            InputError: as `layerif.influence.check_combination` and `checked_options`.
-        """
-        from layerif.influence import check_combination
-        from layerif.influence.estimators import checked_options
-
-        checked_options(
-            self.estimator,
-            damping=self.damping,
-            damping_value=self.damping_value,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            sweep=self.damping_sweep,
-        )
-
-        check_combination(
-            self.subspace,
-            rank=self.rank,
-            alpha=self.alpha,
-            size=self.size,
-            estimator=self.estimator,
-            keep=self.keep,
-            memory=self.memory,
-            adapter=self.adapter,
-            warmup_steps=self.warmup_steps,
-        )
+        return {**cls.preset_options(value["preset"], value), **value}
 
 
 class SparsityStage(Record):
@@ -181,7 +117,7 @@ class FinetuneStage(Record):
         Raises:
             InputError: one is out of its range.
         """
-        from layerif.finetuning import FinetuneOptions
+        from layerif.finetuning.options import FinetuneOptions
 
         own = FinetuneOptions.__dataclass_fields__
         return FinetuneOptions(**{k: v for k, v in self.model_dump().items() if k in own})
@@ -248,6 +184,22 @@ class Recipe(Record):
     prune: PruneStage = PruneStage()
     evaluate: EvaluateStage
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_shared(cls, value: Any) -> Any:
+        """What is said once for all stages, in each that takes it."""
+        if not isinstance(value, dict):
+            return value
+        shared = {name: value[name] for name in SHARED if value.get(name) is not None}
+        found = dict(value)
+        for name, field in cls.model_fields.items():
+            own, stage = value.get(name), _stage_of(field.annotation)
+            if isinstance(own, dict) and stage is not None:
+                if said := [key for key in SHARED if key in own]:
+                    raise ValueError(f"{name}.{said[0]}: it is said once, outside the stages")
+                found[name] = own | {k: v for k, v in shared.items() if k in stage.model_fields}
+        return found
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a recipe.
@@ -296,6 +248,10 @@ class Recipe(Record):
             if value[stage] is not None:
                 for name in idle(rules, self._beside(stage)):
                     del value[stage][name]
+        for own in value.values():
+            if isinstance(own, dict):
+                for name in SHARED:
+                    own.pop(name, None)
         for stage, names in COUNTS.items():
             written: Record | None = getattr(self, stage)
             for name in names:
@@ -313,3 +269,9 @@ class Recipe(Record):
         elif stage == "prune":
             values["beside"] = self.sparsity.beside
         return values
+
+
+def _stage_of(annotation: Any) -> type[Options] | None:
+    """The class of options that a field of a recipe is of."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Options)), None)

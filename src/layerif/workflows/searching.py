@@ -11,9 +11,9 @@ from layerif.artifacts import Allocation, Fingerprint, hash_texts
 from layerif.core.checkpoint import resumable
 from layerif.data import Corpus, Task
 from layerif.errors import InputError
-from layerif.model import Tokenizer
+from layerif.model.opening import Tokenizer
 from layerif.plans.allocate import note_emptied
-from layerif.search import allocate_marginal
+from layerif.search.rounds import allocate_marginal
 from layerif.workflows.stages import fingerprint_of, finished
 
 # In a plan's `how`, where the fingerprint of what it was made from is kept.

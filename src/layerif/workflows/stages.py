@@ -24,7 +24,8 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
-from layerif.compress.pruning import prune, refuse_adapters, refuse_packed, save_pruned, saved_size
+from layerif.compress.pruning.runner import prune
+from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
 from layerif.core.checkpoint import resumable, tidy
 from layerif.core.files import Kind, check_target
 from layerif.core.processes import is_first
@@ -34,17 +35,27 @@ from layerif.data import Corpus, Example, SelfText, Task
 from layerif.data.batching import rope_borders
 from layerif.data.tokenizing import around
 from layerif.errors import InputError
-from layerif.evaluation import HarnessTasks, evaluate, harness_results
-from layerif.influence import score
+from layerif.evaluation.evaluate import evaluate
+from layerif.evaluation.harness import HarnessTasks, harness_results
+from layerif.influence.collecting import GRADIENTS, Gradients, collect
+from layerif.influence.estimators.registry import ESTIMATORS
+from layerif.influence.options import CollectOptions, ScoreOptions, SolveOptions
+from layerif.influence.scoring import score
+from layerif.influence.solving import solve
 from layerif.likelihood import rows_within
-from layerif.metrics import complete_options, is_seeded, metric_scores, reads_model, reads_text
-from layerif.model import Tokenizer, find_decoder_layers, setting
+from layerif.metrics.measuring import metric_scores
+from layerif.metrics.registry import complete_options, is_seeded, reads_model, reads_text
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import Tokenizer, setting
 from layerif.model.precision import stored_precision, word_of
 from layerif.plans.allocate import note_emptied
 
 # Where gradients or hidden states are kept, and what is run twice for want of room, changes nothing
 # of the result.
 MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing", "hidden")
+
+# Of a run folder, where its gradients are kept.
+GRADIENTS_FOLDER = "gradients"
 
 R = TypeVar("R")
 
@@ -57,37 +68,100 @@ def score_into(
     *,
     train: Sequence[Example],
     validation: Sequence[Example],
-    options: dict[str, Any],
+    options: ScoreOptions,
+    keep_gradients: bool = False,
     overwrite: bool = False,
 ) -> LayerScores:
-    """`score` with `options`, saved to a run folder; finished batches survive an interruption.
+    """`score` saved to a run folder; finished batches and blocks survive an interruption.
+
+    Gradients that the folder keeps of the same samples, model and subspace are solved, and no
+    model is run. After an interruption, another estimator goes on from the same batches.
 
     Of several processes each comes here with the same, and runs its share of the batches.
+
+    Args:
+        keep_gradients: leave the gradients in the folder.
 
     Raises:
         InputError: as `score` and `resumable`; or the folder holds scores from different settings.
         NumericalError: as `score`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
-    wanted = fingerprint_of(model, data, asked, tokenizer)
+    wanted = fingerprint_of(model, data, options.recorded(), tokenizer)
     if done := finished(SCORES, LayerScores.load, folder, wanted, overwrite=overwrite):
         return done
-    with resumable(folder, wanted, restart=overwrite, together=True) as steps:
-        scores = score(
-            model,
-            tokenizer,
-            train,
-            validation,
-            task={"name": task.name, **task.origin},
-            steps=steps,
-            **options,
+    if keep_gradients and options.keep not in ("auto", "disk"):
+        raise InputError(
+            f"keep_gradients keeps gradients on disk, and keep={options.keep!r} does not; leave "
+            "out one of the two"
         )
-        record = scores.record.model_copy(update={"fingerprint": wanted})
-        scores = replace(scores, record=record)
-        if is_first():
-            scores.save(folder)
+    collecting = options.part(CollectOptions)
+    of_gradients = fingerprint_of(model, data, collecting.recorded(), tokenizer)
+    place = folder / GRADIENTS_FOLDER
+    factors = ESTIMATORS.find(options.estimator).by_position
+    gradients = _kept_gradients(place, of_gradients, factors=factors)
+    samples: dict[str, Any] = {
+        "train": train,
+        "validation": validation,
+        "task": {"name": task.name, **task.origin},
+    }
+    with resumable(folder, of_gradients, restart=overwrite, together=True) as steps:
+        reused = gradients is not None
+        if keep_gradients and not reused:
+            on_disk = collecting.but(keep="disk")
+            gradients = collect(
+                model, tokenizer, **samples, options=on_disk, factors=factors, steps=steps
+            )
+        if gradients is None:
+            scores = score(model, tokenizer, **samples, options=options, steps=steps)
+        else:
+            scores = solve(gradients, options=options.part(SolveOptions), steps=steps)
+        scores = _saved(scores, wanted, folder)
+        if gradients is not None and not reused and is_first():
+            gradients.keep(place, of_gradients)
     return scores
+
+
+def solve_into(
+    folder: Path, gradients: Gradients, options: SolveOptions, *, overwrite: bool = False
+) -> LayerScores:
+    """`solve` saved to a run folder, as `score_into` with the same options saves it.
+
+    Raises:
+        InputError: as `solve` and `resumable`; or the folder holds scores from different settings.
+        NumericalError: as `solve`.
+    """
+    made_from = gradients.record.fingerprint
+    assert made_from is not None
+    asked = {**made_from.options, **options.recorded()}
+    wanted = made_from.model_copy(update={"options": asked})
+    if done := finished(SCORES, LayerScores.load, folder, wanted, overwrite=overwrite):
+        return done
+    with resumable(folder, wanted, restart=overwrite) as steps:
+        return _saved(solve(gradients, options=options, steps=steps), wanted, folder)
+
+
+def _saved(scores: LayerScores, wanted: Fingerprint, folder: Path) -> LayerScores:
+    record = scores.record.model_copy(update={"fingerprint": wanted})
+    scores = replace(scores, record=record)
+    if is_first():
+        scores.save(folder)
+    return scores
+
+
+def _kept_gradients(folder: Path, wanted: Fingerprint, *, factors: bool) -> Gradients | None:
+    """The gradients that a run folder keeps, where they are of the very samples and subspace."""
+    if not GRADIENTS.is_finished(folder):
+        return None
+    try:
+        found = Gradients.open(folder)
+    except InputError as error:
+        note(f"collected again: {error}")
+        return None
+    if found.record.fingerprint != wanted or (factors and not found.factors):
+        return None
+    note(f"the gradients in {folder} are reused: no model is run")
+    return found
 
 
 def measure_into(

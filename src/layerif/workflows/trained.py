@@ -10,10 +10,10 @@ from layerif.artifacts import Allocation, LayerScores
 from layerif.core.progress import note
 from layerif.data import Task
 from layerif.errors import InputError
-from layerif.evaluation import check_sources
+from layerif.evaluation.evaluate import check_sources
 from layerif.finetuning.finetune import encoded_rows
-from layerif.metrics import metric_scores
-from layerif.model import Tokenizer, describe
+from layerif.metrics.measuring import metric_scores
+from layerif.model.opening import Tokenizer, describe
 from layerif.workflows.beside import Open
 from layerif.workflows.compare_experts import Cells, ExpertsStudy, compare_experts
 from layerif.workflows.expert_plans import check_plan, check_titles, expert_plan, names_of

@@ -26,10 +26,12 @@ from layerif.data import Corpus, Example, Task
 from layerif.data.chunks import check_context_length, cut, draw, usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
-from layerif.model import Tokenizer
+from layerif.model.opening import Tokenizer
 from layerif.plans.score_files import read_scores
 from layerif.report import leave_picture, plot_agreement
-from layerif.validation import advice, capacity, isolated, operating_point
+from layerif.validation.capacity import capacity
+from layerif.validation.correlation import advice
+from layerif.validation.ground_truth import isolated, operating_point
 from layerif.workflows.stages import fingerprint_of, finished
 
 FloatArray = NDArray[np.float64]

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-from layerif.calibration import Statistics
+from layerif.calibration.statistics import Statistics
 from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.selection import smallest_of_groups
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 
 from layerif.compress.pruning.base import Figures, Target, group_mask
 from layerif.compress.pruning.selection import smallest
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 
 class Magnitude:

@@ -15,15 +15,9 @@ from layerif.core.checkpoint import check_out, tidy
 from layerif.core.files import file_hash, require_disk
 from layerif.core.progress import note
 from layerif.errors import InputError
-from layerif.model import (
-    adapted_modules,
-    find_decoder_layers,
-    open_model,
-    open_skeleton,
-    unwrapped,
-    with_adapter,
-)
-from layerif.model.peft_adapters import DEFAULT, adapter_folder
+from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.opening import open_model, open_skeleton
+from layerif.model.peft_adapters import DEFAULT, adapted_modules, adapter_folder, with_adapter
 
 # Of files that a merged model is made from.
 HASHED = (".safetensors", ".bin", ".json")

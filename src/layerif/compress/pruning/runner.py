@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from layerif.artifacts import Allocation, Manifest, PrunedModule
-from layerif.calibration import Visit, drawn_chunks, hidden_states, sampled_chunks, walk
+from layerif.calibration.hidden import hidden_states
+from layerif.calibration.sampling import sampled_chunks
+from layerif.calibration.text import drawn_chunks
+from layerif.calibration.walk import Visit, walk
 from layerif.compress.pruning.base import Figures, Pruner, Target
 from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.registry import find_pruner
@@ -25,17 +28,9 @@ from layerif.data.batching import Encoded, collate, pack
 from layerif.data.chunks import check_context_length
 from layerif.errors import InputError, NumericalError
 from layerif.estimates import note_memory
-from layerif.model import (
-    DecoderLayers,
-    Projection,
-    Tokenizer,
-    describe,
-    evaluation_mode,
-    find_decoder_layers,
-    input_device,
-    setting,
-    unwrapped,
-)
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
+from layerif.model.modes import evaluation_mode
+from layerif.model.opening import Tokenizer, describe, input_device, setting
 
 # The step that holds what the model wrote to calibrate on, and in a layer's step its figures.
 SAMPLED = "sampled"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif.calibration import Factor, Hessians
+from layerif.calibration.hessians import Factor, Hessians
 from layerif.compress.pruning.base import Figures, Target, relative
 from layerif.compress.pruning.selection import smallest, smallest_of_groups
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 # Columns of which the zeros are chosen at once.
 BLOCK = 128

@@ -11,7 +11,7 @@ from layerif.artifacts import Allocation
 from layerif.compress.pruning.base import Target
 from layerif.compress.pruning.pattern import Pattern
 from layerif.errors import InputError
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 # Totals that the choice of patterns tells apart; beyond, sizes are rounded to as many units.
 RESOLUTION = 100_000

@@ -16,7 +16,8 @@ from layerif.artifacts import Manifest, PrunedModule
 from layerif.artifacts.naming import layer_of
 from layerif.compress.pruning.pattern import Pattern
 from layerif.errors import InputError
-from layerif.model import Projection, find_decoder_layers, open_skeleton
+from layerif.model.layers import Projection, find_decoder_layers
+from layerif.model.opening import open_skeleton
 
 
 @dataclass(frozen=True, slots=True)

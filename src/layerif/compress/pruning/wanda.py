@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from layerif.calibration import InputNorms
+from layerif.calibration.statistics import InputNorms
 from layerif.compress.pruning.base import Figures, Target, group_mask, ranked, relative
 from layerif.compress.pruning.selection import smallest_by_row
-from layerif.model import Projection
+from layerif.model.layers import Projection
 
 
 class Wanda:

@@ -15,7 +15,7 @@ from layerif.core.progress import Advance, progress
 from layerif.data.batching import rope_borders
 from layerif.data.tokenizing import begun
 from layerif.errors import NumericalError
-from layerif.model import Tokenizer
+from layerif.model.opening import Tokenizer
 
 _LOG = logging.getLogger("lm_eval.models.huggingface")
 # lm-eval's names of how much is generated.

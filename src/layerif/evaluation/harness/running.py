@@ -10,7 +10,8 @@ from layerif.evaluation.evaluate import sparsity_of
 from layerif.evaluation.harness.loading import HarnessTasks
 from layerif.evaluation.harness.measuring import measurements_of
 from layerif.evaluation.harness.quiet import quiet_harness
-from layerif.model import Tokenizer, as_found, describe, evaluation_mode, setting
+from layerif.model.modes import as_found, evaluation_mode
+from layerif.model.opening import Tokenizer, describe, setting
 
 
 def harness_results(

@@ -12,6 +12,7 @@ import torch
 
 from layerif.influence.estimators.base import EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.hessian import Hessian
 
 
@@ -64,3 +65,6 @@ def _descend(hessian: Hessian, v: torch.Tensor, goal: float, most: int) -> tuple
             return x, taken
         direction.mul_(square / before).add_(residual)
     return x, most
+
+
+CG = Estimator(cg, iterative=True)

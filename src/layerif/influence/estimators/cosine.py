@@ -10,6 +10,7 @@ import torch
 
 from layerif.influence.estimators.base import EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.grad_dot import DotPasses
 
 
@@ -27,3 +28,6 @@ class CosinePasses(DotPasses):
         lengths = self.validation.norm() * self._norms.sqrt()
         # Where a length is 0 the product is, too.
         return self._products / lengths.masked_fill(lengths == 0, 1)
+
+
+COSINE = Estimator(cosine, damped=False, passes=CosinePasses)

@@ -18,6 +18,7 @@ import torch
 
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block, Part
+from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.factored import Gradients, add_weighted, norms, split_times, times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
@@ -99,3 +100,6 @@ class DataInfPasses(Passes):
             else:
                 solutions.append(Solution.of(self._products[..., column], ridge))
         return solutions
+
+
+DATAINF = Estimator(datainf, sweep=datainf_sweep, passes=DataInfPasses)

@@ -26,6 +26,7 @@ import torch
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block, Factors, Part
+from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.factored import FactoredRows, Gradients, formed, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
@@ -178,3 +179,12 @@ def _shape(part: Part) -> tuple[int, int]:
             f"shape=(out, in) with out * in = {part.size}"
         )
     return part.shape
+
+
+EKFAC = Estimator(
+    ekfac,
+    sweep=ekfac_sweep,
+    passes=EkfacPasses,
+    by_position=True,
+    workspace=ekfac_workspace,
+)

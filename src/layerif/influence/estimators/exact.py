@@ -19,6 +19,7 @@ import torch
 from layerif.errors import NumericalError
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.estimator import Estimator
 
 REFINEMENTS = 3
 
@@ -157,3 +158,6 @@ def _finish_by_entries(
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     by_part = block.products(found)
     return by_part, by_part.sum(0), rest.norm().item()
+
+
+EXACT = Estimator(exact, sweep=exact_sweep, workspace=exact_workspace)

@@ -8,6 +8,7 @@ import torch
 
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block, Part
+from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.factored import Gradients, norms, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
 
@@ -42,3 +43,6 @@ class DotPasses(Passes):
 
     def _influence(self) -> torch.Tensor:
         return self._products
+
+
+GRAD_DOT = Estimator(grad_dot, damped=False, passes=DotPasses)

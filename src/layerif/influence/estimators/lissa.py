@@ -17,6 +17,7 @@ import torch
 
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.hessian import Hessian
 
 # Power iteration comes near lambda_max from below; half of it would do for the fixed point.
@@ -83,3 +84,6 @@ def largest_eigenvalue(block: Block, seed: int) -> float:
             break
         direction = product / found
     return found
+
+
+LISSA = Estimator(lissa, iterative=True, sweep=lissa_sweep)

@@ -13,7 +13,7 @@ from layerif.artifacts.aggregation import check_scores
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block
-from layerif.influence.estimators.registry import find
+from layerif.influence.estimators.registry import ESTIMATORS
 
 
 def sweep(block: Block, dampings: Sequence[Damping], options: EstimatorOptions) -> list[Solution]:
@@ -24,7 +24,7 @@ def sweep(block: Block, dampings: Sequence[Damping], options: EstimatorOptions) 
         dampings: in place of the options' damping.
         options: which estimator, and its other options.
     """
-    estimator = find(options.name)
+    estimator = ESTIMATORS.find(options.name)
     if not estimator.damped:
         return [estimator.solve(block, options)] * len(dampings)
     if estimator.sweep is not None:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from layerif.errors import InputError
-from layerif.influence.subspaces.base import Matrix
+from layerif.influence.subspaces.base import Matrix, SubspaceKind
 from layerif.model.layers import Projection, find_decoder_layers
 
 
@@ -138,3 +138,6 @@ class AdapterSubspace:
                 f"the adapter {self.adapter!r} at {projection.key} is of the kind {kind}, whose "
                 "gradient is not that of a plain LoRA; use an adapter without it"
             )
+
+
+ADAPTER = SubspaceKind(lambda model, o: AdapterSubspace(model, o.adapter_name), of_adapter=True)

@@ -11,13 +11,16 @@ so one pair of hooks serves them all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from layerif.model.layers import Projection
+
+if TYPE_CHECKING:
+    from layerif.influence.options import CollectOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,21 @@ class Subspace(Protocol):
         Raises:
             InputError: the projections are not what the subspace needs.
         """
+
+
+@dataclass(frozen=True)
+class SubspaceKind:
+    """A registered subspace.
+
+    Attributes:
+        open: the subspace of a model, as options ask for it.
+        formed: whether its gradients are formed, so that they can be kept.
+        of_adapter: whether it needs an adapter in the model.
+    """
+
+    open: Callable[[Any, CollectOptions], Subspace]
+    formed: bool = True
+    of_adapter: bool = False
 
 
 def generator_for(seed: int, key: str) -> torch.Generator:

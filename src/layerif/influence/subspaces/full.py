@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layerif.influence.subspaces.base import Matrix
+from layerif.influence.subspaces.base import Matrix, SubspaceKind
 from layerif.model.layers import Projection
 
 
@@ -19,6 +19,7 @@ class FullWeights:
     """Every weight of every projection; biases are left out."""
 
     name = "full"
+    formed = False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -30,3 +31,6 @@ class FullWeights:
             Matrix(projection.key, row, (projection.out_features, projection.in_features))
             for row, projection in enumerate(projections)
         ]
+
+
+FULL = SubspaceKind(lambda _model, _options: FullWeights(), formed=False)

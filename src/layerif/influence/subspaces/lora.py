@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from layerif.errors import InputError
-from layerif.influence.subspaces.base import Matrix, generator_for
+from layerif.influence.subspaces.base import Matrix, SubspaceKind, generator_for
 from layerif.model.layers import Projection
 from layerif.model.peft_adapters import check_rank
 
@@ -67,3 +67,6 @@ class FreshLora:
             )
             for row, projection in enumerate(projections)
         ]
+
+
+FRESH_LORA = SubspaceKind(lambda _model, o: FreshLora(o.rank, o.alpha, o.seed))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from layerif.errors import InputError
-from layerif.influence.subspaces.base import Matrix, generator_for
+from layerif.influence.subspaces.base import Matrix, SubspaceKind, generator_for
 from layerif.model.layers import Projection
 
 
@@ -68,3 +68,6 @@ class TwoSided:
             return None
         draw = torch.randn(self.size, features, generator=generator_for(self.seed, key))
         return draw / math.sqrt(self.size)
+
+
+TWO_SIDED = SubspaceKind(lambda _model, o: TwoSided(o.size, o.seed))

@@ -1,0 +1,160 @@
+"""Flags from options: what a command takes as one object, the command line takes one by one.
+
+A command declares a parameter of an `Options` class; typer sees a flag for each of its fields, with
+the field's docstring as help, its default, and the class's title as panel. Called, the command gets
+the options as one object, checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from layerif.core.options import Options, Shown
+from layerif.core.registry import Registry
+from layerif.errors import InputError
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a flag in place of every field of its options.
+
+    Two classes may have a field in common: there is one flag then, and both get its value.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Options)
+    }
+    flags: dict[str, inspect.Parameter] = {}
+    for name, parameter in signature.parameters.items():
+        if name not in groups:
+            flags[name] = parameter
+            continue
+        for field, info in groups[name].model_fields.items():
+            flags.setdefault(field, _flag(field, info, _title(groups[name], field)))
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        own = {name: values[name] for name in signature.parameters if name not in groups}
+        for name, kind in groups.items():
+            own[name] = kind(**{f: _value(i, values[f], f) for f, i in kind.model_fields.items()})
+        command(**own)
+
+    ordered = sorted(flags.values(), key=lambda p: p.default is not inspect.Parameter.empty)
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ordered]
+    )
+    called.__annotations__ = {name: p.annotation for name, p in flags.items()}
+    called.option_classes = tuple(groups.values())  # type: ignore[attr-defined]
+    return called
+
+
+def _title(kind: type[Options], field: str) -> str | None:
+    """The title of the class that declares a field."""
+    return next(each.title for each in kind.__mro__ if field in vars(each)["__annotations__"])  # type: ignore[attr-defined]
+
+
+def flag_of(name: str, info: FieldInfo) -> str:
+    """The flag of a field."""
+    return _shown(info).flag or f"--{name.replace('_', '-')}"
+
+
+def _flag(name: str, info: FieldInfo, title: str | None) -> inspect.Parameter:
+    shown = _shown(info)
+    kind, default = _typed(info.annotation), info.get_default(call_default_factory=True)
+    flag = flag_of(name, info)
+    if kind is bool and default is True:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default)) or None
+    elif isinstance(default, dict):
+        default = None
+    if info.is_required():
+        default = inspect.Parameter.empty
+    hidden = default in (None, inspect.Parameter.empty)
+    registries = [each for each in info.metadata if isinstance(each, Registry)]
+    names = [f"One of {', '.join(each.names())}." for each in registries]
+    option = typer.Option(
+        flag,
+        help=" ".join([*(info.description or "").split(), *names]),
+        show_default=shown.default or not hidden,
+        metavar=shown.metavar,
+        rich_help_panel=title,
+    )
+    annotation: Any = Annotated[kind | None if default is None else kind, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _shown(info: FieldInfo) -> Shown:
+    return next((each for each in info.metadata if isinstance(each, Shown)), Shown())
+
+
+def _typed(annotation: Any) -> Any:
+    """What typer reads: several values are one word with commas, named values are repeated."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is dict:
+        return list[str]
+    if get_origin(annotation) is tuple:
+        return str
+    if annotation is Any:  # a name, or in Python an object
+        return str
+    if get_origin(annotation) is Literal or annotation in (str, int, float, bool, Path):
+        return annotation
+    raise TypeError(f"no flag is made of {annotation}")
+
+
+def _value(info: FieldInfo, value: Any, name: str) -> Any:
+    """What was typed, as the field takes it."""
+    annotation = info.annotation
+    if get_origin(annotation) is dict:
+        return dict(_named_value(text, flag_of(name, info)) for text in value or [])
+    if get_origin(annotation) is tuple and isinstance(value, str | None):
+        return _listed(value or "", _typed(get_args(annotation)[0]), flag_of(name, info))
+    return value
+
+
+def _listed(text: str, kind: type, flag: str) -> list[Any]:
+    """The values of an option that takes several, with commas between them.
+
+    Raises:
+        InputError: one is not of the kind.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    try:
+        return [kind(word) for word in words]
+    except ValueError:
+        what, such = ("whole numbers", "0,1,2") if kind is int else ("numbers", "0.01,1")
+        raise InputError(
+            f"{flag} takes {what} with commas between them, such as {such}, and not {text!r}"
+        ) from None
+
+
+def _named_value(text: str, flag: str) -> tuple[str, Any]:
+    """Name and value: JSON's true, false, null and numbers where it is one, and else the text.
+
+    Raises:
+        InputError: no name and value.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(
+            f"{flag} takes NAME=VALUE, such as enable_thinking=false, and not {text!r}"
+        )
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value

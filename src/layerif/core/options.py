@@ -1,0 +1,228 @@
+"""Options, each declared once, in a class beside the function that it configures.
+
+A field's docstring is its help. From the fields follow the flags of the command line, the keys of
+recipes, what presets may set, what fingerprints hold, and the keyword arguments of functions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import ConfigDict, ValidationError
+
+from layerif.core.files import quoted
+from layerif.core.record import Record, expected
+from layerif.errors import InputError
+
+Values = Mapping[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+Part = TypeVar("Part", bound="Options")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When some options have an effect: given where they have none, one is refused.
+
+    Attributes:
+        options: their names, with blanks between them.
+        active: whether they have one, from the values of all options of a command or stage.
+        when: the same in words, after "applies only"; other options are `{names}` in braces.
+    """
+
+    options: str
+    active: Callable[[Values], bool]
+    when: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the command line writes an option, where its name, type and default do not say it.
+
+    Attributes:
+        default: words for the default.
+        flag: in place of the name with dashes.
+        metavar: of the value.
+    """
+
+    default: str | None = None
+    flag: str | None = None
+    metavar: str | None = None
+
+
+class _ResultsUnchanged:
+    """Marks an option that changes memory and speed alone, and so is in no fingerprint."""
+
+
+RESULTS_UNCHANGED = _ResultsUnchanged()
+
+
+class Options(Record):
+    """What a function is asked for, checked field by field.
+
+    Attributes:
+        title: of the group of flags in a command's help; none for the common group.
+        rules: which options have an effect only beside others.
+        presets: options that belong together, by one word; what is given beside it wins.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    title: ClassVar[str | None] = None
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    presets: ClassVar[Mapping[str, Values]] = {}
+
+    def __init__(self, **given: Any) -> None:
+        """Check what is given; the rest is by default.
+
+        Raises:
+            InputError: an option that does not exist, or a value that is out of its range.
+        """
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise InputError(_first_fault(error, type(self))) from None
+
+    # Inside another record the fields are checked by that record, which knows the line.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def but(self, **changes: Any) -> Self:
+        """The same options with some changed, checked again."""
+        return type(self)(**{**self.given(), **changes}) if changes else self
+
+    def given(self) -> dict[str, Any]:
+        """The options by name that are not left to their defaults."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    def values(self) -> dict[str, Any]:
+        """All options by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def part(self, kind: type[Part]) -> Part:
+        """Those of the options that another class has."""
+        return kind(**{n: value for n, value in self.given().items() if n in kind.model_fields})
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that results depend on, for a fingerprint."""
+        return {
+            name: value
+            for name, value in self.values().items()
+            if RESULTS_UNCHANGED not in type(self).model_fields[name].metadata
+        }
+
+
+def _first_fault(error: ValidationError, kind: type[Options]) -> str:
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, kind.model_fields, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"there is no option {name}{hint} Known: {', '.join(kind.model_fields)}"
+    if fault["type"] == "missing":
+        return f"{name} is missing"
+    if not name or fault["type"] == "value_error":
+        return expected(fault)
+    return f"{name}={quoted(fault['input'], 60)}: {expected(fault)}"
+
+
+def refuse_idle(
+    rules: Iterable[Rule], given: Collection[str], values: Values, flag: Callable[[str], str] = str
+) -> None:
+    """Refuse options that were given, by whatever value, and have no effect.
+
+    Args:
+        rules: of the command or stage.
+        given: names of the options that were given.
+        values: all options.
+        flag: how the reader writes an option.
+
+    Raises:
+        IdleOptionError: one has no effect; says when it would.
+    """
+    for rule in rules:
+        for option in rule.options.split():
+            if option in given and not rule.active(values):
+                when = rule.when.format_map(_Flags(flag))
+                raise IdleOptionError(
+                    option,
+                    f"{flag(option)} has no effect here, and applies only {when}; leave it out",
+                )
+
+
+def idle(rules: Iterable[Rule], values: Values) -> set[str]:
+    """The options that have no effect beside the others, given or not."""
+    return {name for r in rules if not r.active(values) for name in r.options.split()}
+
+
+class IdleOptionError(InputError):
+    """An option was given that has no effect beside the others.
+
+    Attributes:
+        option: its name.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class _Flags(dict[str, str]):
+    """The names in braces, as the reader writes them."""
+
+    def __init__(self, flag: Callable[[str], str]) -> None:
+        self._flag = flag
+
+    def __missing__(self, name: str) -> str:
+        return self._flag(name)
+
+
+def takes(kind: type[Options]) -> Callable[[F], F]:
+    """Let a function with a parameter `options` of that kind take each option by keyword too.
+
+    `score(..., rank=4)` is `score(..., options=ScoreOptions(rank=4))`. Given both, the keyword
+    wins. The signature that `help` shows has all of them.
+    """
+
+    def decorate(function: F) -> F:
+        own = inspect.signature(function)
+
+        @functools.wraps(function)
+        def called(*args: Any, **arguments: Any) -> Any:
+            names = [n for n in arguments if n not in own.parameters]
+            changes = {name: arguments.pop(name) for name in names}
+            options = arguments.pop("options", None)
+            options = kind() if options is None and not _needed(kind) else options
+            chosen = kind(**changes) if options is None else options.but(**changes)
+            return function(*args, options=chosen, **arguments)
+
+        called.__signature__ = _with_keywords(own, kind)  # type: ignore[attr-defined]
+        return called  # type: ignore[return-value]
+
+    return decorate
+
+
+def _needed(kind: type[Options]) -> bool:
+    return any(field.is_required() for field in kind.model_fields.values())
+
+
+def _with_keywords(own: inspect.Signature, kind: type[Options]) -> inspect.Signature:
+    optional = own.parameters["options"].replace(default=None)
+    parameters = [p for p in own.parameters.values() if p.name != "options"]
+    by_keyword = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else field.get_default(),
+            annotation=field.annotation,
+        )
+        for name, field in kind.model_fields.items()
+        if name not in own.parameters
+    ]
+    first = [p for p in parameters if p.kind < inspect.Parameter.KEYWORD_ONLY]
+    rest = [p for p in parameters if p.kind >= inspect.Parameter.KEYWORD_ONLY]
+    optional = optional.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    return own.replace(parameters=[*first, *rest, optional, *by_keyword])

@@ -1,0 +1,96 @@
+"""Names for what users may add to: metrics, estimators, pruners, plans and the like.
+
+An entry that layerif or an installed package brings is the place where it lives, `module:name`, and
+is imported when it is asked for, so that names can be listed and checked without it. Packages add
+theirs as entry points of the group `layerif.<kinds>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+from layerif.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name. As metadata of an option's type it checks the option."""
+
+    def __init__(self, kind: str, places: Mapping[str, str], *, objects: bool = False) -> None:
+        """Name the entries that layerif has.
+
+        Args:
+            kind: what an entry is, in the singular.
+            places: where each entry lives, `module:name`.
+            objects: whether an option may hold an object of the user's own in place of a name.
+        """
+        self._objects = objects
+        self.kind = kind
+        self._own = places
+        self._registered: dict[str, T] = {}
+
+    @cached_property
+    def _places(self) -> dict[str, EntryPoint]:
+        group = f"layerif.{self.kind}s".replace(" ", "_")
+        added = {point.name: point for point in entry_points(group=group)}
+        own = {name: EntryPoint(name, place, group) for name, place in self._own.items()}
+        return own | {name: point for name, point in added.items() if name not in own}
+
+    def register(self, name: str, entry: T) -> None:
+        """Give an entry a name.
+
+        Raises:
+            InputError: the name is taken.
+        """
+        if name in self.names():
+            raise InputError(f"the {self.kind} {name!r} already exists; choose another name")
+        self._registered[name] = entry
+
+    def find(self, name: str) -> T:
+        """The entry of a name.
+
+        Raises:
+            InputError: there is none; lists those that exist.
+        """
+        self.check(name)
+        if name not in self._registered:
+            self._registered[name] = self._places[name].load()
+        return self._registered[name]
+
+    def names(self) -> list[str]:
+        """Every name, those of layerif first."""
+        return list(dict.fromkeys((*self._places, *self._registered)))
+
+    def check(self, name: str) -> str:
+        """Refuse a name that nothing has.
+
+        Raises:
+            InputError: nothing has it; lists the names that exist.
+        """
+        known = self.names()
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {close[0]}? There are " if close else "; there are "
+            raise InputError(f"there is no {self.kind} {name!r}{hint}{', '.join(known)}")
+        return name
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        def checked(name: Any) -> Any:
+            if self._objects and not isinstance(name, str):
+                return name
+            try:
+                return self.check(name)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+
+        return core_schema.no_info_after_validator_function(checked, handler(source))

@@ -1,0 +1,122 @@
+"""Which texts: a task's samples, the form of its prompts, calibration text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from layerif.core.choices import PromptStyle
+from layerif.core.options import Options, Rule, Shown, Values
+
+if TYPE_CHECKING:
+    from layerif.data import Task
+    from layerif.data.base import Example, Split
+
+
+def tasks_among(values: Values) -> list[str]:
+    """The tasks among what options list as `task` or `tasks`, corpora left out."""
+    from layerif.data import is_task
+
+    listed = values.get("tasks", values.get("task")) or []
+    words = listed.split(",") if isinstance(listed, str) else listed
+    return [name for name in map(str.strip, words) if is_task(name)]
+
+
+def has_styles(values: Values) -> bool:
+    """Whether one of the tasks has prompts in several styles."""
+    from layerif.data import has_style
+
+    style: PromptStyle = values.get("style") or "alpaca"
+    return any(has_style(name, style) for name in tasks_among(values))
+
+
+STYLED = Rule("style", has_styles, "for tasks that have prompts in several styles")
+
+
+class PromptOptions(Options):
+    """The form of a task's prompts, and where data lies."""
+
+    title = "Data"
+    rules: ClassVar[tuple[Rule, ...]] = (STYLED,)
+
+    style: PromptStyle = "alpaca"
+    """Form of prompts; chat is the model's own chat template, harness has the words of
+    lm-evaluation-harness."""
+    template_options: Annotated[
+        dict[str, bool | int | float | str | None],
+        Shown(flag="--template-option", metavar="NAME=VALUE"),
+    ] = Field(default_factory=dict)
+    """Variable of the chat template, such as enable_thinking=false; repeat for several."""
+    data_dir: Path | None = None
+    """Folder of parquet data sets, instead of the hub."""
+
+    def loading(self, model: str | None, *, trust_remote_code: bool) -> dict[str, Any]:
+        """What `load_task` and `load_sources` take.
+
+        The tokenizer that the style chat needs is opened before the model, so that prompts are
+        refused before weights are loaded; None where the style needs none, or no model is named.
+
+        Raises:
+            InputError: template options for another style.
+        """
+        from layerif.data.styles import check_template_options
+
+        check_template_options(self.style, self.template_options)
+        tokenizer = None
+        if self.style == "chat" and model is not None:
+            from layerif.model.opening import open_tokenizer
+
+            tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)
+        prompts = {name: getattr(self, name) for name in PromptOptions.model_fields}
+        return {**prompts, "tokenizer": tokenizer}
+
+
+class TaskOptions(PromptOptions):
+    """A task."""
+
+    task: str
+    """One of `layerif tasks`, or a JSONL, CSV or parquet file."""
+
+    def load(self, model: str, *, trust_remote_code: bool) -> Task:
+        """The task, with prompts for the model.
+
+        Raises:
+            InputError: no such task, or prompts that cannot be made.
+        """
+        from layerif.data import load_task
+
+        return load_task(self.task, **self.loading(model, trust_remote_code=trust_remote_code))
+
+
+class SampleOptions(Options):
+    """How many rows of a task's splits are taken; left out, no more than there are."""
+
+    title = "Data"
+
+    train_samples: Annotated[int, Field(ge=1)] = 200
+    """Training rows of the task."""
+    validation_samples: Annotated[int, Field(ge=1)] = 50
+    """Validation rows of the task."""
+
+    def rows(self, task: Task, split: Split, seed: int) -> list[Example]:
+        """Rows of a split, drawn by the seed."""
+        name = f"{split}_samples"
+        count = getattr(self, name)
+        if name not in self.model_fields_set:
+            count = task.default(split, count)
+        return task.sample(split, count, seed)
+
+
+class CalibrationOptions(Options):
+    """Running text, in chunks."""
+
+    title = "Calibration"
+
+    calibration: str = "python-docs"
+    """python-docs, wikitext2, or a text file."""
+    calibration_samples: Annotated[int, Field(ge=1)] = 32
+    """Chunks of calibration text."""
+    context_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a chunk."""
