@@ -285,7 +285,7 @@ def refusals(model, text, folder):
     for options, message in {
         ("--subspace", "lora"): "two_sided",
         ("--subspace", "two_sided", "--size", 0): "size 0: expected a number of at least 1",
-        ("--subspace", "adapter"): "give its folder (--adapter DIR), or have a fresh one",
+        ("--subspace", "adapter"): "needs one adapter",
         ("--preset", "paper", "--adapter", full, "--warmup-steps", 3): "and not both",
         ("--subspace", "adapter", "--warmup-steps", -1): "at least 0 steps",
         ("--subspace", "adapter", "--adapter", full): "no adapter 'default' in",

@@ -160,7 +160,7 @@ def test_rows_as_jsonl_by_the_command_line(layerif, model, tmp_path):
     assert "LoRA, 11,136 trainable parameters" in " ".join(out.split())
     status, out, err = layerif(*asked, "--batch-size", 0, "--out", tmp_path / "none")
     assert status == 2
-    assert "--batch-size is 0" in err
+    assert "--batch-size 0" in err
 
 
 MEMBER = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from layerif.data import Example, Task
 from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.evaluation.statistics import holm
-from layerif.finetuning.options import FinetuneOptions
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.metrics.measuring import metric_scores
 from layerif.model.peft_adapters import with_adapter
@@ -34,11 +32,15 @@ def rows(start, count):
 
 TASK = Task("even", {"train": rows(0, 24), "validation": rows(24, 6), "test": rows(30, 12)})
 STUDY = ExpertsStudy(
-    FinetuneOptions(max_steps=4, batch_size=6, rank=2, learning_rate=1e-2),
+    max_steps=4,
+    batch_size=6,
+    rank=2,
+    learning_rate=1e-2,
     seeds=(0, 5),
     validation_samples=6,
+    max_length=64,
+    batch_tokens=200,
 )
-OPTIONS = {"samples": None, "seed": 0, "max_length": 64, "batch_tokens": 200}
 PLANS = {
     "uniform": Allocation(kind="experts", allocation=[2, 2, 2]),
     "top": Allocation(kind="experts", allocation=[1, 1, 4]),
@@ -47,9 +49,7 @@ PLANS = {
 
 
 def compared(folder, model, study=STUDY):
-    return compare_experts(
-        folder, model, tiny_tokenizer(), PLANS, study, task=TASK, options=OPTIONS
-    )
+    return compare_experts(folder, model, tiny_tokenizer(), PLANS, study, task=TASK)
 
 
 def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeypatch):
@@ -90,12 +90,10 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
 
 def test_other_test_rows_are_measured_again_and_fewer_plans_compared(tmp_path, monkeypatch):
     plans = {name: PLANS[name] for name in ("uniform", "lora")}
-    study = ExpertsStudy(replace(STUDY.options, max_steps=1), (0,), validation_samples=0)
+    study = STUDY.but(max_steps=1, seeds=(0,), validation_samples=0)
 
     def results(plans, task=TASK):
-        cells = compare_experts(
-            tmp_path, tiny_model(), tiny_tokenizer(), plans, study, task=task, options=OPTIONS
-        )
+        cells = compare_experts(tmp_path, tiny_model(), tiny_tokenizer(), plans, study, task=task)
         return cells["uniform"].results[0].measurements[0].outcomes
 
     first = results(plans)
@@ -107,8 +105,8 @@ def test_other_test_rows_are_measured_again_and_fewer_plans_compared(tmp_path, m
 
 
 def test_seeds_out_of_range_are_refused_beforehand():
-    with pytest.raises(InputError, match="each once and none negative"):
-        replace(STUDY, seeds=(0, -1))
+    with pytest.raises(InputError, match="seeds"):
+        STUDY.but(seeds=(0, -1))
 
 
 def test_no_two_plans_have_one_name(tmp_path):
@@ -120,7 +118,6 @@ def test_no_two_plans_have_one_name(tmp_path):
             {"uniform": PLANS["uniform"], "mine/Uniform.json": PLANS["top"]},
             STUDY,
             task=TASK,
-            options=OPTIONS,
         )
 
 
@@ -224,7 +221,7 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     assert err.count("nothing is done again") >= 6
     value = json.loads(layerif(*asked, "--json")[1])
     assert set(value) == {"uniform", "layerif", "lora"}
-    assert "seeds are to be at least one" in layerif(*asked, "--seeds", "1,1")[2]
+    assert "seeds are to be each once" in layerif(*asked, "--seeds", "1,1")[2]
     assert "none negative, and are [0, -1]" in layerif(*asked, "--seeds", "0,-1")[2]
     assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
     # Before the scores of any other plan are measured.

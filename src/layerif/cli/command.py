@@ -88,12 +88,9 @@ def put_preset(context: Any) -> None:
     """Put the options of a preset under those that were given; the recipe then says them too."""
     preset = context.params.get("preset")
     if preset is not None:
-        from layerif.influence.options import ScoreOptions
-        from layerif.workflows.presets import finetuning_preset
-
-        of_score = path_of(context) == "score"
-        preset_of = ScoreOptions.preset_options if of_score else finetuning_preset
-        context.params.update(preset_of(preset, given(context)))
+        classes = getattr(context.command.callback, "option_classes", ())
+        chosen = next(each for each in classes if preset in each.presets)
+        context.params.update(chosen.preset_options(preset, given(context)))
 
 
 def _refuse_idle(context: Any) -> None:

@@ -86,7 +86,10 @@ def expected(fault: Any) -> str:
     """What one of pydantic's faults asks for, in words."""
     if fault["type"] in BOUNDS:
         how, limit = BOUNDS[fault["type"]]
-        return f"expected a number {how} {fault['ctx'][limit]:g}"
+        number = fault["ctx"][limit]
+        return f"expected a number {how} {number:{',' if isinstance(number, int) else 'g'}}"
+    if fault["type"] == "finite_number":
+        return "expected a finite number"
     if fault["type"] == "literal_error":
         return f"expected one of {fault['ctx']['expected']}"
     return str(fault["msg"]).removeprefix("Value error, ")

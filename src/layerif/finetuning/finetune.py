@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from layerif.artifacts import Allocation, Finetuning, StepLoss, ValidationLoss
 from layerif.core import processes
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.files import require_disk
+from layerif.core.options import takes
 from layerif.core.progress import note, progress
 from layerif.data import Example
 from layerif.data.batching import Encoded
@@ -42,14 +42,15 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 LOGGED = 200  # entries of the loss over a run, at most
 
 
+@takes(FinetuneOptions)
 def finetune(
     model: Any,
     tokenizer: Tokenizer,
     train: Sequence[Example],
     validation: Sequence[Example] = (),
     *,
+    options: FinetuneOptions,
     plan: Allocation | None = None,
-    options: FinetuneOptions | None = None,
     task: dict[str, Any] | None = None,
     steps: Steps = NO_STEPS,
 ) -> tuple[Any, Finetuning]:
@@ -62,6 +63,7 @@ def finetune(
             was found where that fails.
         train: rows; their order is drawn anew in every epoch.
         validation: rows whose loss is measured as training goes; may be empty.
+        options: of the adapter and its training; each by keyword too.
         plan: experts or ranks of each layer; None for LoRA of one rank.
         task: name and origin of the rows, for the record.
         steps: where checkpoints are kept; a run that was cut short goes on after the last whole
@@ -75,7 +77,6 @@ def finetune(
             for without validation rows; or there are more processes than rows in a batch.
         NumericalError: a loss is not finite, or the adapter is not.
     """
-    options = options or FinetuneOptions()
     complete_plan(model, plan, options)  # before the rows take their time
     items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
@@ -103,7 +104,7 @@ def finetune(
             plan=plan,
             trainable_parameters=count,
             task=task or {},
-            options=asdict(options),
+            options=options.values(),
             rows={"train": len(items), "validation": len(measured), "left_out": left_out},
             steps=state.global_step,
             losses=[
@@ -147,7 +148,7 @@ def encoded_rows(
     if options.batch_size < processes.count():
         raise InputError(
             f"a batch of {options.batch_size} rows cannot be shared out among "
-            f"{processes.count()} processes; raise --batch-size, or start fewer"
+            f"{processes.count()} processes; raise batch_size, or start fewer"
         )
     length = usable_length(model, options.max_length)
     found: list[list[Encoded]] = []

@@ -2,86 +2,163 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from layerif.core.choices import Schedule, check_choice
-from layerif.errors import InputError
+from pydantic import Field
+
+from layerif.core.choices import Schedule
+from layerif.core.options import RESULTS_UNCHANGED, Options, Rule, Shown, Values
+
+if TYPE_CHECKING:
+    from layerif.data.base import Example, Task
 
 # What float32, in which adapters are trained, holds; and steps whose batches memory holds.
 MOST = 1e30
 MOST_STEPS = 10**7
 
+Steps = Annotated[int | None, Field(ge=1, le=MOST_STEPS)]
+Positive = Annotated[float, Field(gt=0, le=MOST)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST)]
 
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """How an adapter is trained.
 
-    Attributes:
-        rank: of each expert, or of plain LoRA; a plan of ranks has its own.
-        alpha: LoRA's output is multiplied by alpha / rank, the same in every layer under a plan of
-            ranks too.
-        dropout: of the adapter's input.
-        strict_dropout: a mask of its own for every expert.
-        top_k: experts that a token is sent to.
-        balance: factor of the load-balancing loss.
-        epochs: passes through the training rows; `max_steps`, if given, takes its place.
-        max_steps: steps of the optimiser.
-        batch_size: rows of one step, over all processes.
-        batch_tokens: tokens run at once, padding counted; it changes memory and speed alone.
-        learning_rate, schedule, weight_decay, max_grad_norm: of AdamW.
-        warmup_ratio: share of all steps in which the rate rises from 0.
-        max_length: tokens kept of a row; a longer one loses its prompt from the left.
-        append_eos: end every completion with the token that ends a text.
-        evaluate_every: steps between measurements on the validation rows; None for once an epoch.
-        patience: stop after so many measurements without a lower loss, and return the adapter of
-            the lowest; None never stops, and returns the last.
-        checkpoint_every: steps between checkpoints; where patience is given, `evaluate_every`.
-        gradient_checkpointing: run layers again in the backward pass: less memory, more time.
-        seed: of the adapter's first weights, of the order of rows, and of dropout.
-    """
+def _kind(values: Values) -> str | None:
+    """What the plan of fine-tuning gives out; None for plain LoRA of one rank."""
+    from layerif.artifacts import Allocation
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    return None if values.get("plan") is None else Allocation.load(values["plan"]).kind
+
+
+class AdapterShape(Options):
+    """The adapter that is trained."""
+
+    title = "Adapter"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("strict_dropout", lambda v: v.get("dropout") != 0, "with {dropout}"),
+    )
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of each expert, or of plain LoRA; a plan of ranks has its own."""
+    alpha: Positive = 16.0
+    """LoRA's output is multiplied by alpha / rank, in every layer alike."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the adapter's input."""
     strict_dropout: bool = False
-    top_k: int = 2
-    balance: float = 0.0
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 16
-    batch_tokens: int = 2048
-    learning_rate: float = 3e-4
+    """A dropout mask of its own for every expert."""
+    top_k: Annotated[int, Field(ge=1)] = 2
+    """Experts that a token is sent to."""
+    balance: NotNegative = 0.0
+    """Factor of the load-balancing loss; 0.001 is usual."""
+
+
+class FinetuneOptions(AdapterShape):
+    """How an adapter is trained."""
+
+    title = "Training"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *AdapterShape.rules,
+        Rule("epochs", lambda v: v.get("max_steps") is None, "without {max_steps}"),
+        Rule(
+            "evaluate_every patience",
+            lambda v: v.get("validation_samples") != 0,
+            "where {validation_samples} is not 0",
+        ),
+        Rule(
+            "checkpoint_every",
+            lambda v: v.get("patience") is None,
+            "without {patience}, with which checkpoints are made where the loss is measured",
+        ),
+    )
+    # LayerIF's setting. Not mirrored: a warm-up of 100 steps, more than some of its runs have.
+    presets: ClassVar[Mapping[str, Values]] = {
+        "paper": {
+            "style": "alpaca",
+            "rank": 8,
+            "alpha": 16.0,
+            "dropout": 0.05,
+            "top_k": 2,
+            "balance": 0.0,
+            "epochs": 3.0,
+            "batch_size": 128,
+            "learning_rate": 3e-4,
+            "max_length": 256,
+            "append_eos": True,
+        }
+    }
+
+    epochs: Positive = 3.0
+    """Passes through the training rows."""
+    max_steps: Steps = None
+    """Steps of the optimiser, in place of epochs."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Rows of one step, over all processes."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+    """Tokens run at once, padding counted; changes memory and speed alone."""
+    learning_rate: Positive = 3e-4
+    """Peak learning rate of AdamW."""
     schedule: Schedule = "linear"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_length: int = 512
+    """How the learning rate changes after the warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of all steps in which the learning rate rises from 0."""
+    weight_decay: NotNegative = 0.0
+    """Weight decay of AdamW."""
+    max_grad_norm: NotNegative = 1.0
+    """Norm that gradients are clipped to; 0 for no clipping."""
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens kept of an example; a longer prompt is cut from the left."""
     append_eos: bool = True
-    evaluate_every: int | None = None
-    patience: int | None = None
-    checkpoint_every: int = 50
-    gradient_checkpointing: bool = False
-    seed: int = 0
+    """End every completion with the token that ends a text."""
+    evaluate_every: Annotated[Steps, Shown("an epoch")] = None
+    """Steps between measurements of the loss on validation rows."""
+    patience: Annotated[Steps, Shown("never")] = None
+    """Stop after this many measurements without a lower loss, and keep the best adapter."""
+    checkpoint_every: Annotated[int, Field(ge=1), RESULTS_UNCHANGED] = 50
+    """Steps between checkpoints; with patience they are made where the loss is measured."""
+    gradient_checkpointing: Annotated[bool, RESULTS_UNCHANGED] = False
+    """Run layers again in the backward pass: less memory, a third more time."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of all draws; splits do not depend on it."""
 
-    def __post_init__(self) -> None:
-        check_choice(self.schedule, Schedule, "schedule")
-        for name in ("rank", "top_k", "batch_size", "batch_tokens", "checkpoint_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_steps", "evaluate_every", "patience"):
-            value = getattr(self, name)
-            right = f"at least 1 and at most {MOST_STEPS:,}, or left out"
-            self._require(name, value is None or 1 <= value <= MOST_STEPS, right)
-        for name in ("alpha", "epochs", "learning_rate"):
-            value = getattr(self, name)
-            self._require(name, 0 < value <= MOST, f"positive and at most {MOST:g}")
-        for name in ("balance", "weight_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            self._require(name, 0 <= value <= MOST, f"at least 0 and at most {MOST:g}")
-        self._require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
-        self._require("warmup_ratio", 0 <= self.warmup_ratio < 1, "at least 0 and below 1")
-        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
-        self._require("max_length", self.max_length >= 2, "at least 2")
+    @classmethod
+    def preset_options(cls, word: str, given: Container[str]) -> dict[str, Any]:
+        """The options of a preset but for those that are given."""
+        return {name: value for name, value in cls.presets[word].items() if name not in given}
 
-    def _require(self, name: str, holds: bool, right: str) -> None:
-        if not holds:
-            raise InputError(f"{name} is {getattr(self, name)}; it must be {right}")
+
+class PlannedOptions(FinetuneOptions):
+    """Those of `layerif finetune`, whose plan says which of them count."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("rank", lambda v: _kind(v) != "ranks", "where the plan does not give the ranks"),
+        Rule(
+            "top_k balance strict_dropout",
+            lambda v: _kind(v) == "experts",
+            "with a {plan} of experts",
+        ),
+        *FinetuneOptions.rules,
+    )
+
+
+class RowOptions(Options):
+    """Which rows of a task are trained on; left out, validation has no more than there are."""
+
+    title = "Data"
+
+    train_samples: Annotated[int | None, Field(ge=1), Shown("all")] = None
+    """Training rows of the task."""
+    validation_samples: Annotated[int, Field(ge=0)] = 100
+    """Validation rows whose loss is measured as training goes; 0 for none."""
+
+    def rows(self, task: Task, seed: int) -> tuple[list[Example], list[Example]]:
+        """Training and validation rows, drawn by the seed.
+
+        Raises:
+            InputError: the task has fewer.
+        """
+        count = self.validation_samples
+        if "validation_samples" not in self.model_fields_set:
+            count = task.default("validation", count)
+        return (
+            task.sample("train", self.train_samples, seed),
+            task.sample("validation", count, seed) if count else [],
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from layerif.artifacts import (
 )
 from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
-from layerif.data import Example, Task
-from layerif.errors import InputError
+from layerif.data import Task
 from layerif.evaluation.evaluate import check_sources, evaluate
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning.attaching import complete_plan
@@ -30,53 +29,12 @@ from layerif.model.peft_adapters import with_adapter
 from layerif.workflows.expert_plans import check_titles
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder
+from layerif.workflows.options import ExpertsStudy
 from layerif.workflows.stages import content_of, finished
 
 STUDY = "compare experts"
 COMPARISON_FILE, CELLS = "comparison.json", "cells"
 BASELINE = "uniform"
-VALIDATION_SAMPLES = 100
-
-
-@dataclass(frozen=True)
-class ExpertsStudy:
-    """What all plans share.
-
-    Attributes:
-        options: of every training run, but for its seed.
-        seeds: of the training runs of each plan.
-        train_samples, validation_samples: rows; None takes all training rows, and of validation
-            as many as VALIDATION_SAMPLES.
-        data_seed: of the draw of rows, which all runs share.
-    """
-
-    options: FinetuneOptions
-    seeds: tuple[int, ...] = (0, 1, 2)
-    train_samples: int | None = None
-    validation_samples: int | None = None
-    data_seed: int = 0
-
-    def __post_init__(self) -> None:
-        once = len(set(self.seeds)) == len(self.seeds)
-        if not self.seeds or not once or min(self.seeds) < 0:
-            raise InputError(
-                "seeds are to be at least one, each once and none negative, and are "
-                f"{list(self.seeds)}"
-            )
-
-    def rows(self, task: Task) -> tuple[list[Example], list[Example]]:
-        """Training and validation rows.
-
-        Raises:
-            InputError: the task has fewer.
-        """
-        count = self.validation_samples
-        if count is None:
-            count = task.default("validation", VALIDATION_SAMPLES)
-        return (
-            task.sample("train", self.train_samples, self.data_seed),
-            task.sample("validation", count, self.data_seed) if count else [],
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +60,6 @@ def compare_experts(
     study: ExpertsStudy,
     *,
     task: Task,
-    options: dict[str, Any],
 ) -> dict[str, Cells]:
     """Train each plan with each seed, measure on test rows, and compare all with the uniform one.
 
@@ -112,7 +69,7 @@ def compare_experts(
     Args:
         model: a causal LM of transformers without adapters, left so.
         plans: by name, `uniform` among them.
-        options: of `evaluate`.
+        study: how all are trained and measured.
 
     Raises:
         InputError: as `finetune`, `evaluate` and `check_titles`, or there are too few rows; or the
@@ -121,12 +78,13 @@ def compare_experts(
     """
     titles = check_titles(plans)
     model = unwrapped(model)
+    how, options = study.part(FinetuneOptions), study.measuring
     for plan in plans.values():
-        complete_plan(model, plan, study.options)
+        complete_plan(model, plan, how)
     rows = {name: options[name] for name in ("samples", "seed", "max_length")}
     check_sources(model, tokenizer, [task], context_length=512, max_tokens=None, **rows)
-    train, validation = study.rows(task)
-    counts = [trainable_parameters(p, model, rank=study.options.rank).sum() for p in plans.values()]
+    train, validation = study.rows(task, study.seed)
+    counts = [trainable_parameters(p, model, rank=study.rank).sum() for p in plans.values()]
     size = 4 * len(study.seeds) * int(sum(counts))
     cells = folder / CELLS
     require_disk(folder, size - taken(cells), "the adapters of all plans and seeds")
@@ -148,7 +106,7 @@ def compare_experts(
                     train=train,
                     validation=validation,
                     plan=plan,
-                    options=replace(study.options, seed=seed),
+                    options=how.but(seed=seed),
                     overwrite=True,
                 )
                 own.records.append(record)

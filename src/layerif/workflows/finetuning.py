@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ from layerif.report import adapter_card, plot_routing
 from layerif.workflows.stages import fingerprint_of, finished
 
 ROUTING = "routing"
-# What is run twice for want of room, and how often a run is made safe, change nothing of it.
-SAFETY_OPTIONS = ("gradient_checkpointing", "checkpoint_every")
 
 
 def finetune_into(
@@ -92,6 +90,7 @@ def has_routers(plan: Allocation) -> bool:
 
 def finetuning_options(plan: Allocation | None, options: FinetuneOptions) -> dict[str, Any]:
     """What a fine-tuned adapter depends on beside model and rows."""
-    asked = {name: value for name, value in asdict(options).items() if name not in SAFETY_OPTIONS}
-    asked["plan"] = None if plan is None else {plan.kind: plan.allocation}
-    return asked
+    return {
+        **options.recorded(),
+        "plan": None if plan is None else {plan.kind: plan.allocation},
+    }

@@ -13,6 +13,7 @@ from typing import Any
 from layerif.core.options import Rule, Values
 from layerif.data.options import STYLED, TaskOptions
 from layerif.errors import InputError
+from layerif.finetuning.options import FinetuneOptions, PlannedOptions
 from layerif.influence.options import ScoreOptions
 
 
@@ -200,40 +201,8 @@ VALIDATE = (
 
 # Fine-tuning.
 
-
-def _kind(v: Values) -> str | None:
-    """What the plan of fine-tuning gives out; None for plain LoRA of one rank."""
-    from layerif.artifacts import Allocation
-
-    return None if v.get("plan") is None else Allocation.load(v["plan"]).kind
-
-
-TRAINING = (
-    Rule("epochs", lambda v: v.get("max_steps") is None, "without {max_steps}"),
-    Rule(
-        "evaluate_every patience",
-        lambda v: v.get("validation_samples") != 0,
-        "where {validation_samples} is not 0",
-    ),
-    Rule(
-        "checkpoint_every",
-        lambda v: v.get("patience") is None,
-        "without {patience}, with which checkpoints are made where the loss is measured",
-    ),
-    TASK_STYLE,
-)
-DROPOUT = Rule("strict_dropout", lambda v: v.get("dropout") != 0, "with {dropout}")
-
-FINETUNE = (
-    Rule("rank", lambda v: _kind(v) != "ranks", "where the plan does not give the ranks"),
-    Rule(
-        "top_k balance strict_dropout",
-        lambda v: _kind(v) == "experts",
-        "with a {plan} of experts",
-    ),
-    DROPOUT,
-    *TRAINING,
-)
+TRAINING = (*FinetuneOptions.rules, TASK_STYLE)
+FINETUNE = (*PlannedOptions.rules, TASK_STYLE)
 
 
 def _lists(name: str, *words: str) -> Callable[[Values], bool]:
@@ -266,7 +235,7 @@ COMMANDS: Mapping[str, tuple[Rule, ...]] = {
     "validate": VALIDATE,
     "finetune": FINETUNE,
     "compare sparsity": COMPARE_SPARSITY,
-    "compare experts": (COMPARED_SCORES, DROPOUT, *TRAINING),
+    "compare experts": (COMPARED_SCORES, *TRAINING),
     "tasks show": (
         Rule("model trust_remote_code", _is("style", "chat"), "with {style} chat"),
         Rule("style", lambda v: _styled({**v, "task": v["name"]}), TASK_STYLE.when),
@@ -279,7 +248,7 @@ STAGES: Mapping[str, tuple[Rule, ...]] = {
     "sparsity": (
         Rule("rounds round_tokens", _lists("beside", "marginal"), "where marginal is in {beside}"),
     ),
-    "finetune": (DROPOUT, *TRAINING[:-1]),
+    "finetune": FinetuneOptions.rules,
     "prune": (
         Rule(
             "calibration samples context_length batch_tokens",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -18,7 +18,6 @@ from layerif.core.choices import (
     Preset,
     PromptStyle,
     PruningMethod,
-    Schedule,
     TaskScoring,
 )
 from layerif.core.files import brief
@@ -29,10 +28,7 @@ from layerif.errors import FieldError, InputError
 from layerif.influence.options import ScoreOptions
 from layerif.workflows.document import Document
 from layerif.workflows.idle import STAGES
-
-if TYPE_CHECKING:
-    from layerif.finetuning.options import FinetuneOptions
-
+from layerif.workflows.options import ExpertsStudy, Seeds
 
 # Said once for all stages.
 SHARED = ("seed", "data_dir")
@@ -78,57 +74,13 @@ class CountsStage(Record):
     orientation: Orientation = "direct"
 
 
-class FinetuneStage(Record):
-    """The expert plan trained on the task of the scores, beside the uniform one and `plans`.
-
-    `train_samples` and `samples`, of test rows, left out take all; the rest is of FinetuneOptions.
-    """
+class FinetuneStage(ExpertsStudy):
+    """The expert plan trained on the task of the scores, beside the uniform one and `plans`."""
 
     plans: list[str] = Field(default_factory=list)
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
-    train_samples: int | None = Field(None, ge=1)
-    validation_samples: int = Field(100, ge=0)
-    samples: int | None = Field(None, ge=1)
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    strict_dropout: bool = False
-    top_k: int = 2
-    balance: float = 0.0
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 16
-    batch_tokens: int = 2048
-    learning_rate: float = 3e-4
-    schedule: Schedule = "linear"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_length: int = Field(512, ge=2)
-    append_eos: bool = True
-    evaluate_every: int | None = None
-    patience: int | None = None
-    checkpoint_every: int = 50
-    gradient_checkpointing: bool = False
-
-    def training(self) -> FinetuneOptions:
-        """The options of every training run.
-
-        Raises:
-            InputError: one is out of its range.
-        """
-        from layerif.finetuning.options import FinetuneOptions
-
-        own = FinetuneOptions.__dataclass_fields__
-        return FinetuneOptions(**{k: v for k, v in self.model_dump().items() if k in own})
-
-    @model_validator(mode="after")
-    def _within_range(self) -> Self:
-        try:
-            self.training()
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return self
+    """More plans: mola-2468, alphalora, random, lora, or a plan's .json file."""
+    seeds: Seeds = (0,)
+    """Seeds of the training runs of each plan."""
 
 
 class PruneStage(Record):

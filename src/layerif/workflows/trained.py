@@ -12,12 +12,14 @@ from layerif.data import Task
 from layerif.errors import InputError
 from layerif.evaluation.evaluate import check_sources
 from layerif.finetuning.finetune import encoded_rows
+from layerif.finetuning.options import FinetuneOptions
 from layerif.metrics.measuring import metric_scores
 from layerif.model.opening import Tokenizer, describe
 from layerif.workflows.beside import Open
-from layerif.workflows.compare_experts import Cells, ExpertsStudy, compare_experts
+from layerif.workflows.compare_experts import Cells, compare_experts
 from layerif.workflows.expert_plans import check_plan, check_titles, expert_plan, names_of
-from layerif.workflows.recipe import FinetuneStage, Recipe
+from layerif.workflows.options import ExpertsStudy
+from layerif.workflows.recipe import Recipe
 
 FOLDER = "finetuned"
 TITLE = "LayerIF"
@@ -37,12 +39,11 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
             "the recipe fine-tunes by a plan of experts and makes none; add the stage `experts`, "
             "or leave `finetune` out"
         )
-    study = _study(recipe, stage)
     check_titles([*names_of(stage.plans), TITLE])
     for name in names_of(stage.plans):
-        check_plan(name, recipe.experts.total, model=skeleton, options=study.options)
-    train, validation = study.rows(task)
-    encoded_rows(skeleton, tokenizer, train, validation, study.options)
+        check_plan(name, recipe.experts.total, model=skeleton, options=stage.part(FinetuneOptions))
+    train, validation = stage.rows(task, recipe.seed)
+    encoded_rows(skeleton, tokenizer, train, validation, stage.part(FinetuneOptions))
     check_sources(
         skeleton,
         tokenizer,
@@ -82,22 +83,6 @@ def trained_plans(
         model,
         tokenizer,
         {**plans, TITLE: plan},
-        _study(recipe, stage),
+        stage.part(ExpertsStudy),
         task=task,
-        options={
-            "samples": stage.samples,
-            "seed": recipe.seed,
-            "max_length": stage.max_length,
-            "batch_tokens": stage.batch_tokens,
-        },
-    )
-
-
-def _study(recipe: Recipe, stage: FinetuneStage) -> ExpertsStudy:
-    return ExpertsStudy(
-        stage.training(),
-        tuple(stage.seeds),
-        stage.train_samples,
-        stage.validation_samples if "validation_samples" in stage.model_fields_set else None,
-        recipe.seed,
     )
