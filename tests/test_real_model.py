@@ -12,11 +12,11 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from helpers.scoring import autograd_gradients, published_datainf
 from layerif import load_corpus, load_task, open_model, prune, score
 from layerif.artifacts import Allocation, LayerScores, Manifest, Results
 from layerif.evaluation import generated_accuracy, perplexity, task_measurement
 from layerif.model import find_decoder_layers
-from test_influence import autograd_gradients, published_datainf
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]
 ROOT = Path(__file__).resolve().parent.parent
