@@ -148,7 +148,7 @@ def ours(options: argparse.Namespace) -> None:
         tokenizer=tokenizer,
         calibration=corpus,
         method=options.one,
-        samples=options.chunks,
+        calibration_samples=options.chunks,
         context_length=options.context_length,
         batch_tokens=BATCH_TOKENS,
     )

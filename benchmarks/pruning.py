@@ -124,7 +124,7 @@ def run(model: Any, tokenizer: Any, name: str, options: argparse.Namespace) -> A
         calibration=load_calibration(options.calibration),
         method=name,
         nm=options.nm,
-        samples=options.chunks,
+        calibration_samples=options.chunks,
         context_length=options.context_length,
         batch_tokens=options.batch_tokens,
     )

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_influence import autograd_gradients, published_datainf
 from transformers import AutoModelForCausalLM
 
+from helpers.scoring import autograd_gradients, published_datainf
 from layerif import load_corpus, load_task, open_model, prune, score
 from layerif.artifacts import Allocation, LayerScores, Manifest, Results
 from layerif.evaluation.accuracy import task_measurement
@@ -77,7 +77,7 @@ def test_half_the_weights_go_and_the_model_still_speaks(smollm2):
     corpus = load_corpus("python-docs")
     model, tokenizer = open_model("smollm2")
     plan = Allocation(kind="sparsity", allocation=[0.45] * 10 + [0.5] * 10 + [0.55] * 10)
-    manifest = prune(model, plan, tokenizer=tokenizer, calibration=corpus, samples=8)
+    manifest = prune(model, plan, tokenizer=tokenizer, calibration=corpus, calibration_samples=8)
     assert manifest.sparsity == pytest.approx(0.5, abs=1e-5)
     for projection, entry in zip(
         find_decoder_layers(model).projections, manifest.modules, strict=True
@@ -97,7 +97,7 @@ def test_the_demo_recipe_runs_from_the_command_line(tmp_path):
     recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
     recipe["score"] |= {"train_samples": 12, "validation_samples": 6}
     recipe["sparsity"] |= {"rounds": 1, "round_tokens": 256}
-    recipe["prune"] |= {"samples": 2, "context_length": 256}
+    recipe["prune"] |= {"calibration_samples": 2, "context_length": 256}
     recipe["evaluate"] |= {"samples": 12, "max_tokens": 512}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -104,7 +104,7 @@ def test_a_chunk_depends_on_its_index_and_the_seed_alone():
 def test_pruning_by_text_of_its_own_is_what_its_chunks_give(tmp_path):
     """And a run that goes on takes the text of the dense model, not of the half-pruned one."""
     tokenizer = tiny_tokenizer(bos=True)
-    options = {"tokenizer": tokenizer, "samples": 4, "context_length": 24, "seed": 3}
+    options = {"tokenizer": tokenizer, "calibration_samples": 4, "context_length": 24, "seed": 3}
     models = [tiny_model() for _ in range(3)]
     first = prune(models[0], 0.5, calibration=SelfText(), steps=DiskSteps(tmp_path), **options)
     assert first.calibration["text"] == {"name": "self", "source": "sampled from the model"}

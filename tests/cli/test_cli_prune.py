@@ -119,7 +119,7 @@ def test_the_recipes_stage_has_the_same_options(layerif, model, text, tmp_path):
             "method": "sparsegpt",
             "nm": "2:4",
             "calibration": "self",
-            "samples": 4,
+            "calibration_samples": 4,
             "context_length": 32,
             "hidden_states": "disk",
         },

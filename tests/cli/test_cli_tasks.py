@@ -171,7 +171,7 @@ def test_styles_of_a_recipe(layerif, model, tmp_path):
             "rank": 2,
         },
         "sparsity": {"target": 0.5},
-        "prune": {"calibration": str(text), "samples": 2, "context_length": 32},
+        "prune": {"calibration": str(text), "calibration_samples": 2, "context_length": 32},
         "evaluate": {
             "tasks": ["facts"],
             "style": "chat",
@@ -225,7 +225,7 @@ def test_scoring_of_a_recipe(layerif, model, tmp_path):
         "out": str(tmp_path / "run"),
         "score": {"task": "facts", "train_samples": 4, "validation_samples": 2, "rank": 2},
         "sparsity": {"target": 0.5},
-        "prune": {"calibration": str(text), "samples": 2, "context_length": 32},
+        "prune": {"calibration": str(text), "calibration_samples": 2, "context_length": 32},
         "evaluate": {"tasks": ["agreement"], "scoring": "generation", "samples": 2},
     }
     path = tmp_path / "recipe.yaml"

@@ -8,7 +8,7 @@ import typer
 from layerif.artifacts import Allocation
 from layerif.cli import app
 from layerif.cli.command import Command, parameters
-from layerif.workflows.idle import COMMANDS, STAGES
+from layerif.workflows.idle import COMMANDS
 from layerif.workflows.recipe import Recipe
 
 SCORE = "score --model no/such/model --task agreement --out run"
@@ -125,8 +125,10 @@ def commands():
     group = typer.main.get_command(app)
     for name in group.list_commands(None):
         command = group.get_command(None, name)
-        below = getattr(command, "commands", None)
-        yield from ((f"{name} {n}", c) for n, c in below.items()) if below else [(name, command)]
+        below = command.list_commands(None) if hasattr(command, "list_commands") else []
+        yield from ((f"{name} {n}", command.get_command(None, n)) for n in below)
+        if not below:
+            yield name, command
 
 
 def test_rules_are_of_options_that_exist_and_each_has_an_example():
@@ -134,22 +136,20 @@ def test_rules_are_of_options_that_exist_and_each_has_an_example():
     tried = {}
     for command, options in IDLE:
         name = next(n for n in sorted(known, key=len, reverse=True) if command.startswith(n))
-        tried.setdefault(name, set()).update(words[0] for words in each(options))
-    for name, rules in COMMANDS.items():
-        options = parameters(known[name])
-        for rule in rules:
-            for option in rule.options.split():
-                # `rank` of experts is in the rules for ranks too, which have no such option.
-                if name in ("allocate ranks", "compare experts") or option not in options:
-                    continue
+        # One metric's command may serve for those of all.
+        tried.setdefault(name.partition(" ")[0], set()).update(words[0] for words in each(options))
+    for name, command in known.items():
+        # It has the rules of `score`.
+        if name == "solve":
+            continue
+        options = parameters(command)
+        for rule in (*getattr(command.callback, "rules", ()), *COMMANDS.get(name, ())):
+            for option in set(rule.options.split()) & options.keys():
                 flags = {*options[option].opts, *options[option].secondary_opts}
-                assert flags & tried[name], (name, option)
-        assert {o for r in rules for o in r.options.split()} - {"rank"} <= set(options)
+                assert flags & tried[name.partition(" ")[0]], (name, option)
     assert all(isinstance(command, Command) for command in known.values())
-    for stage, rules in STAGES.items():
-        annotation = Recipe.model_fields[stage].annotation
-        record = next(iter(getattr(annotation, "__args__", [annotation])))
-        assert {o for rule in rules for o in rule.options.split()} <= set(record.model_fields)
+    for kind in Recipe.stages().values():
+        assert {o for rule in kind.rules for o in rule.options.split()} <= set(kind.model_fields)
 
 
 RECIPE = """\
@@ -187,7 +187,7 @@ evaluate:
     ],
 )
 def test_a_key_that_does_nothing_is_refused_with_its_line(layerif, folder, stage, line, written):
-    empty = dict.fromkeys(STAGES, "")
+    empty = dict.fromkeys(Recipe.stages(), "")
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(**{**empty, stage: written}))
     status, _, err = layerif("run", path)

@@ -94,7 +94,7 @@ def test_every_command_refuses_before_it_reads_weights(layerif, folder, tmp_path
                 "out": str(tmp_path / "run"),
                 "score": {"task": "agreement", "train_samples": 8, "validation_samples": 4},
                 "sparsity": {"target": 0.5},
-                "prune": {"calibration": str(text), "samples": 4, "context_length": 32},
+                "prune": {"calibration": str(text), "calibration_samples": 4, "context_length": 32},
                 "evaluate": {"tasks": ["agreement"], "samples": 4},
             }
         )

@@ -7,10 +7,17 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma3Config, SiglipVisionConfig
+from transformers import AutoModelForCausalLM, CohereConfig
 from transformers.pytorch_utils import Conv1D
 
-from helpers.tiny import ARCHITECTURES, CONFIGS, LAYERS, SHAPE, tiny_model, tiny_tokenizer
+from helpers.tiny import (
+    ARCHITECTURES,
+    LAYERS,
+    SHAPE,
+    tiny_model,
+    tiny_tokenizer,
+    vision_model,
+)
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.verifying import verify
@@ -85,21 +92,7 @@ def test_a_norm_for_each_head_is_no_fused_weight():
 
 @pytest.fixture(scope="module")
 def seeing():
-    """Gemma 3 with a vision tower of as many layers as the text model, and larger ones."""
-    vision = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        image_size=28,
-        patch_size=14,
-    )
-    config = Gemma3Config(
-        text_config=CONFIGS["gemma3"].to_dict(),
-        vision_config=vision.to_dict(),
-        mm_tokens_per_image=4,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
+    return vision_model()
 
 
 def test_the_layers_of_a_multimodal_model_are_those_of_its_language_model(seeing, tmp_path):
@@ -117,7 +110,7 @@ def test_the_layers_of_a_multimodal_model_are_those_of_its_language_model(seeing
 
 def test_what_is_written_of_a_multimodal_model_is_verified(seeing, tmp_path):
     text = " ".join(f"Line {i} of {i * i}." for i in range(200))
-    about = {"tokenizer": tiny_tokenizer(), "calibration": text, "samples": 4}
+    about = {"tokenizer": tiny_tokenizer(), "calibration": text, "calibration_samples": 4}
     pruned = copy.deepcopy(seeing)
     manifest = prune(pruned, 0.5, context_length=32, **about)
     save_pruned(pruned, tiny_tokenizer(), manifest, tmp_path / "pruned")
@@ -135,7 +128,7 @@ def test_a_multimodal_model_is_scored_pruned_and_measured_as_a_language_model(se
     tower = seeing.model.vision_tower.state_dict()
     before = {name: weight.clone() for name, weight in tower.items()}
     manifest = prune(
-        seeing, 0.5, tokenizer=tokenizer, calibration=text, samples=4, context_length=32
+        seeing, 0.5, tokenizer=tokenizer, calibration=text, calibration_samples=4, context_length=32
     )
     assert manifest.sparsity == pytest.approx(0.5)
     assert all(torch.equal(tower[name], weight) for name, weight in before.items())

@@ -277,7 +277,12 @@ def test_the_language_model_of_a_model_with_images_is_opened(tmp_path, text):
     hidden = model.model.language_model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(model(input_ids=ids).logits, model.lm_head(hidden))
     manifest = package.prune(
-        model, 0.5, tokenizer=tokenizer, calibration=text.read_text(), samples=2, context_length=32
+        model,
+        0.5,
+        tokenizer=tokenizer,
+        calibration=text.read_text(),
+        calibration_samples=2,
+        context_length=32,
     )
     assert manifest.sparsity == pytest.approx(0.5, abs=1e-3)
 
@@ -295,7 +300,7 @@ def test_embeddings_scaled_in_place_and_layers_that_return_lists_work(kind, tmp_
     task = package.load_task("agreement")
     samples = task.sample("train", 3, 0), task.sample("validation", 2, 0)
     assert examine(model, tokenizer, *samples, rank=2).ok
-    options = {"tokenizer": tokenizer, "calibration": text.read_text(), "samples": 2}
+    options = {"tokenizer": tokenizer, "calibration": text.read_text(), "calibration_samples": 2}
     assert package.prune(model, 0.5, context_length=32, **options).sparsity == pytest.approx(
         0.5, abs=1e-3
     )

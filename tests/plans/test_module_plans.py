@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, ModuleSparsity
+from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
@@ -30,7 +31,12 @@ def test_each_projection_is_pruned_by_its_own_number(tmp_path):
     plan = Allocation.load(tmp_path / "plan.json")
     text = "every word of it counts, and some count twice. " * 60
     manifest = prune(
-        model, plan, tokenizer=tiny_tokenizer(), calibration=text, samples=4, context_length=32
+        model,
+        plan,
+        tokenizer=tiny_tokenizer(),
+        calibration=text,
+        calibration_samples=4,
+        context_length=32,
     )
     for module, p in zip(manifest.modules, find_decoder_layers(model).projections, strict=True):
         assert module.asked == round(plan.sparsity_of(p.key) * p.numel)
@@ -82,7 +88,7 @@ def test_plans_of_the_same_layer_means_are_not_taken_for_each_other(tmp_path):
             tiny_tokenizer(),
             wanted,
             calibration=corpus,
-            options={"samples": 4, "context_length": 32},
+            options=PruneOptions(calibration_samples=4, context_length=32),
         )
 
     first = pruned(plan)

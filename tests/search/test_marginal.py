@@ -33,6 +33,7 @@ OPTIONS = {
     "rounds": 3,
     "batch_tokens": 1024,
 }
+PRUNING = {"calibration_samples": 16, "context_length": 32, "batch_tokens": 1024}
 SEARCH = {key: OPTIONS[key] for key in ("samples", "context_length", "batch_tokens")}
 
 
@@ -118,7 +119,7 @@ def test_the_plan_lowers_the_held_out_loss_and_that_of_test_text():
     values = {}
     for name, each in (("uniform", 0.6), ("marginal", plan)):
         pruned = trained_model()
-        manifest = prune(pruned, each, tokenizer=tiny_tokenizer(), calibration=corpus(), **SEARCH)
+        manifest = prune(pruned, each, tokenizer=tiny_tokenizer(), calibration=corpus(), **PRUNING)
         assert manifest.sparsity == pytest.approx(0.6, abs=1e-3)
         values[name] = perplexity(
             pruned, tiny_tokenizer(), corpus().text("evaluation"), context_length=32

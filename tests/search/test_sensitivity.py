@@ -92,7 +92,7 @@ def test_sparsegpts_band_is_what_it_changes_between_two_sparsities():
             tokenizer=tiny_tokenizer(),
             calibration=TEXT,
             method="sparsegpt",
-            samples=8,
+            calibration_samples=8,
             context_length=32,
             batch_tokens=64,
         )
@@ -161,7 +161,7 @@ def test_the_model_is_pruned_as_prune_does_and_given_back_to_the_bit(architectur
         tokenizer=tiny_tokenizer(),
         calibration=TEXT,
         method=method,
-        samples=8,
+        calibration_samples=8,
         context_length=32,
         batch_tokens=64,
     )

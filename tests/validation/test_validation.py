@@ -114,7 +114,7 @@ def test_a_layer_moved_at_the_operating_point_costs_what_it_costs(architecture):
         0.5,
         tokenizer=tiny_tokenizer(),
         calibration=text,
-        samples=len(chunks()),
+        calibration_samples=len(chunks()),
         context_length=24,
     )
     assert truth.base_loss == pytest.approx(loss(pruned).mean(), rel=1e-9)

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from test_influence import measure
 
 from helpers.marginal_models import corpus
+from helpers.scoring import measure
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, Comparisons, Results
 from layerif.compress.pruning.runner import prune
@@ -85,7 +85,7 @@ def test_the_loss_of_a_try_is_that_of_the_pruned_model(compared, model, text):
         plan,
         tokenizer=tokenizer,
         calibration=corpus,
-        samples=4,
+        calibration_samples=4,
         context_length=32,
     )
     chunks = cut(tokenizer, corpus.text("calibration"), 32)
@@ -210,7 +210,7 @@ def test_a_pattern_and_another_pruner_hold_for_every_plan(layerif, model, text, 
         calibration=load_corpus(str(text)),
         method="sparsegpt",
         nm="8:16",
-        samples=4,
+        calibration_samples=4,
         context_length=32,
     )
     zeros = Results.load(out / "owl-results.json").sparsity

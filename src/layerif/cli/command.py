@@ -79,9 +79,16 @@ def given(context: Any) -> set[str]:
 def idle_options(context: Any) -> set[str]:
     """The options that have no effect beside the others, by their names in recipes."""
     from layerif.core.options import idle
+
+    return idle(rules_of(context), values(context))
+
+
+def rules_of(context: Any) -> Sequence[Any]:
+    """When the options of a command have an effect."""
     from layerif.workflows.idle import COMMANDS
 
-    return idle(COMMANDS.get(path_of(context), ()), values(context))
+    own = getattr(context.command.callback, "rules", ())
+    return [*own, *COMMANDS.get(path_of(context), ())]
 
 
 def put_preset(context: Any) -> None:
@@ -95,7 +102,6 @@ def put_preset(context: Any) -> None:
 
 def _refuse_idle(context: Any) -> None:
     from layerif.core.options import refuse_idle
-    from layerif.workflows.idle import COMMANDS
 
     known = parameters(context.command)
 
@@ -103,8 +109,7 @@ def _refuse_idle(context: Any) -> None:
         parameter = known[name]
         return parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
 
-    rules = COMMANDS.get(path_of(context), ())
-    refuse_idle(rules, given(context), values(context), flag)
+    refuse_idle(rules_of(context), given(context), values(context), flag)
 
 
 def as_typed(message: str, options: Sequence[Any]) -> str:

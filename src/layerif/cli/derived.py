@@ -18,21 +18,29 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from layerif.core.options import Options, Shown
+from layerif.core.options import Options, Rule, Shown
 from layerif.core.registry import Registry
 from layerif.errors import InputError
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
+def expanded(
+    command: Callable[..., None], rules: tuple[Rule, ...] = (), **classes: type[Options]
+) -> Callable[..., None]:
     """The command with a flag in place of every field of its options.
 
     Two classes may have a field in common: there is one flag then, and both get its value.
+
+    Args:
+        command: with parameters of option classes.
+        rules: which of its options have an effect only beside others, beside those of the classes.
+        classes: of parameters, in place of the annotated ones.
     """
     signature = inspect.signature(command, eval_str=True)
+    annotated = {name: p.annotation for name, p in signature.parameters.items()} | classes
     groups = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Options)
+        name: kind
+        for name, kind in annotated.items()
+        if isinstance(kind, type) and issubclass(kind, Options)
     }
     flags: dict[str, inspect.Parameter] = {}
     for name, parameter in signature.parameters.items():
@@ -55,12 +63,22 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     )
     called.__annotations__ = {name: p.annotation for name, p in flags.items()}
     called.option_classes = tuple(groups.values())  # type: ignore[attr-defined]
+    of_classes = (rule for kind in groups.values() for rule in kind.rules)
+    called.rules = (*of_classes, *rules)  # type: ignore[attr-defined]
     return called
+
+
+def with_rules(*rules: Rule) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`expanded`, for a command that has rules of its own."""
+    return functools.partial(expanded, rules=rules)
 
 
 def _title(kind: type[Options], field: str) -> str | None:
     """The title of the class that declares a field."""
-    return next(each.title for each in kind.__mro__ if field in vars(each)["__annotations__"])  # type: ignore[attr-defined]
+    for each in kind.__mro__:
+        if issubclass(each, Options) and field in vars(each).get("__annotations__", ()):
+            return each.title
+    return kind.title
 
 
 def flag_of(name: str, info: FieldInfo) -> str:

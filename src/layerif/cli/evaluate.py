@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layerif.cli import options
+from layerif.cli.derived import with_rules
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.options import Rule
+from layerif.data.options import PromptOptions
 from layerif.errors import InputError
+from layerif.evaluation.options import EvaluateOptions
+from layerif.model.options import AdapterOptions, PlacedModelOptions
 
 if TYPE_CHECKING:
     from layerif.artifacts import Results
 
 
+@with_rules(
+    Rule(
+        "shots",
+        lambda v: v.get("harness") is not None,
+        "for tasks of lm-evaluation-harness, with {harness}",
+    ),
+    Rule("no_cache", lambda v: v.get("tasks") is not None, "with {tasks}"),
+    Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),
+)
 def evaluate(
     context: typer.Context,
-    model: options.Model,
+    model: PlacedModelOptions,
+    adapter: AdapterOptions,
+    prompts: PromptOptions,
+    how: EvaluateOptions,
     tasks: Annotated[
         str | None,
         typer.Option("--tasks", help="Tasks and corpora, separated by commas.", show_default=False),
@@ -49,28 +66,6 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option("--samples", help="Test rows of each task.", show_default="all"),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option("--max-tokens", help="Tokens of each corpus.", show_default="all"),
-    ] = None,
-    adapter: options.Adapter = None,
-    adapter_name: options.AdapterName = "default",
-    style: options.Style = "alpaca",
-    template_option: options.TemplateOption = None,
-    scoring: options.Scoring = "likelihood",
-    max_length: options.MaxLength = 512,
-    context_length: options.ContextLength = 512,
-    batch_tokens: options.BatchTokens = 2048,
-    dtype: options.DtypeOption = "float32",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    data_dir: options.DataDir = None,
-    seed: options.Seed = 0,
-    trust_remote_code: options.TrustRemoteCode = False,
     no_cache: options.NoCache = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -91,52 +86,41 @@ def evaluate(
         )
     if out is not None:
         check_out(out, Results.file_kind(), overwrite=overwrite)
-    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
-    sources = load_sources(_names(tasks), data_dir=data_dir, **words)
+    trusted = {"trust_remote_code": model.trust_remote_code}
+    words = prompts.loading(model.model, **trusted)
+    sources = load_sources(_names(tasks), **words)
     wanted: set[tuple[str, str]] = {
-        (s.name, scoring if isinstance(s, Task) else "likelihood") for s in sources
+        (s.name, how.scoring if isinstance(s, Task) else "likelihood") for s in sources
     }
     loaded = None
     if harness is not None:
         from layerif.evaluation.harness import load_harness
 
         loaded = load_harness(
-            _names(harness), shots=shots, samples=samples, seed=seed, data_dir=data_dir
+            _names(harness),
+            shots=shots,
+            samples=how.samples,
+            seed=how.seed,
+            data_dir=prompts.data_dir,
         )
         wanted |= {(name, "harness") for name in loaded.tasks}
     reference = None if against is None else _reference(against, wanted)
-    choice: dict[str, Any] = {
-        "samples": samples,
-        "seed": seed,
-        "context_length": context_length,
-        "max_tokens": max_tokens,
-        "scoring": scoring,
-    }
-
     from layerif.evaluation.comparison import compare
     from layerif.evaluation.evaluate import check_same_items
-    from layerif.model.opening import open_model, open_tokenizer
+    from layerif.model.opening import open_tokenizer
     from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
     from layerif.workflows.stages import evaluate_into
 
     if reference is not None:
-        own = words["tokenizer"] or open_tokenizer(model, trust_remote_code=trust_remote_code)
-        check_same_items(model, str(against), reference, own, sources, **choice)
-    opened, tokenizer = open_model(
-        model,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        adapter=adapter,
-        adapter_name=adapter_name,
-    )
+        own = words["tokenizer"] or open_tokenizer(model.model, **trusted)
+        check_same_items(model.model, str(against), reference, own, sources, options=how)
+    opened, tokenizer = model.open(**adapter.values())
     results = evaluate_into(
         out,
         opened,
         tokenizer,
         sources,
-        options={**choice, "max_length": max_length, "batch_tokens": batch_tokens},
+        options=how,
         harness=loaded,
         cache=options.likelihood_cache(no_cache=no_cache),
         overwrite=overwrite,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from abc import abstractmethod
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,30 +17,29 @@ from layerif.cli.command import Command
 HERE = "layerif.cli"
 
 
-class LazyGroup(TyperGroup):
-    """Commands by name, each in a module of its own: a function of that name, or a group `app`.
+class ListedGroup(TyperGroup):
+    """Commands that are known by name and by what they are for before they are loaded."""
 
-    A listing shows the first words of their docstrings, which are read off the source.
-    """
-
-    modules: tuple[str, ...] = ()
     _listing = False
 
+    @abstractmethod
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.modules)
+        """The names."""
+
+    @abstractmethod
+    def help_of(self, name: str) -> str:
+        """What a command is for."""
+
+    @abstractmethod
+    def load(self, name: str) -> Any:
+        """The command of a name."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.modules:
+        if cmd_name not in self.list_commands(ctx):
             return None
         if self._listing:
-            return TyperCommand(cmd_name, help=_docstring(cmd_name))
-        module = import_module(f"{HERE}.{cmd_name}")
-        if hasattr(module, "app"):
-            found: Any = typer.main.get_command(module.app)
-        else:
-            single = group()
-            single.command(cmd_name, cls=Command)(getattr(module, cmd_name))
-            found = typer.main.get_command(single)
+            return TyperCommand(cmd_name, help=self.help_of(cmd_name))
+        found = self.load(cmd_name)
         found.name = cmd_name
         return found
 
@@ -51,14 +51,37 @@ class LazyGroup(TyperGroup):
             self._listing = False
 
 
+class LazyGroup(ListedGroup):
+    """Commands each in a module of its name: a function of that name, or a group `app`.
+
+    A listing shows the first words of their docstrings, which are read off the source.
+    """
+
+    modules: tuple[str, ...] = ()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.modules)
+
+    def help_of(self, name: str) -> str:
+        return docstring_of(f"{HERE}.{name}", name)
+
+    def load(self, name: str) -> Any:
+        module = import_module(f"{HERE}.{name}")
+        if hasattr(module, "app"):
+            return typer.main.get_command(module.app)
+        single = group()
+        single.command(name, cls=Command)(getattr(module, name))
+        return typer.main.get_command(single)
+
+
 def group(**options: Any) -> typer.Typer:
     """Commands of one kind."""
     return typer.Typer(add_completion=False, rich_markup_mode="markdown", **options)
 
 
-def _docstring(name: str) -> str:
-    """Of the command of a name, or of its module where that is a group."""
-    spec = find_spec(f"{HERE}.{name}")
+def docstring_of(module: str, name: str) -> str:
+    """Of a function in a module that is not imported, or of the module where it has none."""
+    spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

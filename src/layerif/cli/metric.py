@@ -1,171 +1,183 @@
-"""`layerif metric`."""
+"""Measure every decoder layer by a metric other than influence: a baseline, or a control."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from layerif.cli import options
+from layerif.cli.command import Command, given
+from layerif.cli.derived import expanded
+from layerif.cli.lazy import ListedGroup, docstring_of, group
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
-from layerif.core.choices import AlphaCompat, DlpStatistic
+from layerif.core.options import Options, Rule, Values
+from layerif.data.options import CalibrationOptions, SampleOptions, TaskOptions
+from layerif.errors import InputError
+from layerif.metrics.options import MeasureOptions
+from layerif.metrics.registry import (
+    METRICS,
+    complete_options,
+    is_seeded,
+    reads_model,
+    reads_text,
+    takes_samples,
+)
+from layerif.model.options import PlacedModelOptions
 
 
-def metric(
-    context: typer.Context,
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="pl_alpha, outlier_ratio, dlp, block_influence, marginal, adapter_gain, uniform, "
-            "random or shuffled.",
-            show_default=False,
+class MetricTaskOptions(TaskOptions):
+    """A task, for a metric that takes samples."""
+
+    task: str | None = None  # type: ignore[assignment]
+    """One of `layerif tasks`, or a JSONL, CSV or parquet file, in place of calibration text; for
+    adapter_gain."""
+
+
+class MetricSampleOptions(SampleOptions):
+    """How many of its samples."""
+
+    validation_samples: int = 100
+    """Validation rows of the task."""
+
+
+class Metrics(ListedGroup):
+    """A command for every metric that is registered, with its own options."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return METRICS.names()
+
+    def help_of(self, name: str) -> str:
+        module = METRICS.module_of(name)
+        return (
+            METRICS.find(name).function.__doc__ or ""
+            if module is None
+            else docstring_of(module, name)
+        )
+
+    def load(self, name: str) -> Any:
+        own = _own_options(name)
+        command = expanded(measure, rules=_rules(name), own=own)
+        single, (purpose, _, _) = group(), self.help_of(name).partition("\n\n")
+        single.command(name, cls=Command, help=f"{purpose}\n\n{measure.__doc__}")(command)
+        return typer.main.get_command(single)
+
+
+app = group(cls=Metrics, no_args_is_help=True, help=__doc__)
+
+
+@app.callback()
+def of_any_metric() -> None:
+    """Options of no metric."""
+
+
+def _own_options(name: str) -> type[Options]:
+    """A metric's options, with those of all others where it is made of one."""
+    metric = METRICS.find(name)
+    others = [METRICS.find(each) for each in METRICS.names()] if metric.of_another else []
+    classes = dict.fromkeys(
+        each.options for each in (metric, *others) if each.options is not Options
+    )
+    if len(classes) < 2:
+        return metric.options
+    return type(f"{name}_options", tuple(classes), {"title": "Metric"})
+
+
+def _rules(name: str) -> tuple[Rule, ...]:
+    """Which options of the command of a metric have an effect."""
+
+    def when(needs: Callable[[str, dict[str, Any]], bool]) -> Callable[[Values], bool]:
+        def holds(values: Values) -> bool:
+            try:
+                of_metric = complete_options(name, {"of": values["of"]} if values.get("of") else {})
+            except InputError:
+                return True  # which the command says itself
+            return needs(name, of_metric)
+
+        return holds
+
+    def draws(name: str, of_metric: dict[str, Any]) -> bool:
+        return reads_text(name, of_metric) or is_seeded(name, of_metric)
+
+    def taken(option: str) -> Callable[[Values], bool]:
+        return when(lambda _name, of_metric: option in of_metric)
+
+    reads = when(reads_text)
+    others = set(_own_options(name).model_fields) - set(METRICS.find(name).options.model_fields)
+    return (
+        *(Rule(option, taken(option), "with {of} a metric that takes it") for option in others),
+        Rule(
+            "train_samples validation_samples max_length",
+            lambda v: v.get("task") is not None,
+            "with {task}",
         ),
-    ],
-    model: options.Model,
+        Rule(
+            "calibration calibration_samples context_length",
+            lambda v: v.get("task") is None and reads(v),
+            "for metrics that read calibration text, without {task}",
+        ),
+        Rule("batch_tokens data_dir", reads, "for metrics that run the model"),
+        Rule("seed", when(draws), "for metrics that draw text or numbers"),
+        Rule("dtype device device_map", when(reads_model), "for metrics that read the model"),
+    )
+
+
+def measure(
+    context: typer.Context,
+    model: PlacedModelOptions,
     out: Annotated[
         Path, typer.Option("--out", help="JSON file to write the scores to.", show_default=False)
     ],
-    compat: Annotated[
-        AlphaCompat | None,
-        typer.Option(
-            "--compat",
-            help="Of pl_alpha: where a tail may begin, as published or as in the authors' code.",
-            show_default="corrected",
-        ),
-    ] = None,
-    multiple: Annotated[
-        float | None,
-        typer.Option("--multiple", help="Of outlier_ratio: times the mean.", show_default="5"),
-    ] = None,
-    statistic: Annotated[
-        DlpStatistic | None,
-        typer.Option("--statistic", help="Of dlp: the middle.", show_default="median"),
-    ] = None,
-    sparsity: Annotated[
-        float | None,
-        typer.Option("--sparsity", help="Of marginal: of every layer.", show_default="0.5"),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", help="Of adapter_gain: of the LoRA.", show_default="8"),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option("--alpha", help="Of adapter_gain: of the LoRA.", show_default="16"),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            help="Of adapter_gain: one of `layerif tasks`, or a JSONL, CSV or parquet file, in "
-            "place of calibration text.",
-            show_default=False,
-        ),
-    ] = None,
-    train_samples: options.TrainSamples = 200,
-    validation_samples: options.ValidationSamples = 100,
-    style: options.Style = "alpaca",
-    template_option: options.TemplateOption = None,
-    max_length: options.MaxLength = 512,
-    of: Annotated[
-        str | None,
-        typer.Option("--of", help="Of shuffled: whose scores it shuffles.", show_default=False),
-    ] = None,
-    calibration: options.Calibration = "python-docs",
-    samples: options.CalibrationSamples = 32,
-    context_length: options.ContextLength = 512,
-    batch_tokens: options.BatchTokens = 2048,
-    dtype: options.DtypeOption = "float32",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    data_dir: options.DataDir = None,
-    seed: options.Seed = 0,
-    trust_remote_code: options.TrustRemoteCode = False,
+    own: Options,
+    text: CalibrationOptions,
+    how: MeasureOptions,
+    task: MetricTaskOptions,
+    samples: MetricSampleOptions,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure every decoder layer by a metric other than influence: a baseline, or a control.
-
-    outlier_ratio, dlp and block_influence run calibration text through the dense model, marginal
-    through one that is pruned for the time; adapter_gain runs it forward and backward, or samples
-    of a task; the others need none. `layerif allocate` takes the file that is written, beside
-    which a picture lies.
-    """
+    """`layerif allocate` takes the file that is written, beside which a picture lies."""
     from layerif.artifacts import MetricScores
     from layerif.core.checkpoint import check_out
+    from layerif.data import load_corpus
 
+    name = context.info_name or ""
     check_out(out, MetricScores.file_kind(), overwrite=overwrite)
-    given = {
-        "compat": compat,
-        "multiple": multiple,
-        "statistic": statistic,
-        "sparsity": sparsity,
-        "rank": rank,
-        "alpha": alpha,
-        "of": of,
-    }
+    said = given(context)
+    of_metric = complete_options(name, {n: v for n, v in own.values().items() if n in said})
 
-    from layerif.errors import InputError
-    from layerif.metrics.registry import complete_options, reads_model, reads_text, takes_samples
+    from layerif.model.opening import open_skeleton
+    from layerif.report import leave_picture, metric_table, plot_metric
+    from layerif.workflows.stages import MetricSamples, measure_into
 
-    asked = complete_options(name, {k: v for k, v in given.items() if v is not None})
-    corpus = None
-    of_task: dict[str, Any] = {}
-    if task is not None:
-        if not takes_samples(name, asked):
+    on: Any = None
+    if task.task is not None:
+        if not takes_samples(name, of_metric):
             raise InputError(
                 f"the metric {name} takes no samples of a task; leave out --task, or choose "
                 "adapter_gain"
             )
-        from layerif.data import load_task
-
-        words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
-        data = load_task(task, data_dir=data_dir, **words)
-        of_task = {
-            "task": data,
-            "train": data.sample("train", options.rows(context, data, "train"), seed),
-            "validation": data.sample(
-                "validation", options.rows(context, data, "validation"), seed
-            ),
-            "max_length": max_length,
-        }
-    elif reads_text(name, asked):
-        from layerif.data import load_corpus
-
-        corpus = load_corpus(calibration, data_dir=data_dir)
-
-    from layerif.model.opening import open_model, open_skeleton
-    from layerif.report import leave_picture, metric_table, plot_metric
-    from layerif.workflows.stages import measure_into
-
+        data = task.load(model.model, trust_remote_code=model.trust_remote_code)
+        train = samples.rows(data, "train", how.seed)
+        on = MetricSamples(data, train, samples.rows(data, "validation", how.seed))
+    elif reads_text(name, of_metric):
+        on = load_corpus(text.calibration, data_dir=task.data_dir)
     tokenizer = None
-    if reads_model(name, asked):
-        opened, tokenizer = open_model(
-            model,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-        )
+    if reads_model(name, of_metric):
+        opened, tokenizer = model.open()
     else:
-        opened = open_skeleton(model, trust_remote_code=trust_remote_code)
+        opened = open_skeleton(model.model, trust_remote_code=model.trust_remote_code)
     scores = measure_into(
         out,
         opened,
         tokenizer,
         name,
-        calibration=corpus,
-        seed=seed,
-        text_options={
-            "samples": samples,
-            "context_length": context_length,
-            "batch_tokens": batch_tokens,
-        },
-        options=asked,
-        **of_task,
+        on=on,
+        options=how,
+        of_metric=of_metric,
         overwrite=overwrite,
     )
     write_recipe(context, out)

@@ -84,6 +84,8 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
     command, words = _command(context, root, document)
     known = parameters(command)
     written = {n: v for n, v in document.value.items() if n not in (COMMAND, *COMMAND_LINE_ONLY)}
+    if words[0] == "metric":
+        written.pop("name", None)
     _check_written(document, written, known, words, trusted=bool(changed.get("trust_remote_code")))
     for name in changed:
         if name not in known:
@@ -170,6 +172,8 @@ def _command(context: Any, root: Any, document: Document) -> tuple[Any, list[str
     """The command that a recipe names, and the words that call it."""
     found = root
     words = str(document.value[COMMAND]).split()
+    if words == ["metric"] and "name" in document.value:  # as layerif 0.1 wrote it
+        words.append(str(document.value["name"]))
     for word in words:
         names = found.list_commands(context) if hasattr(found, "list_commands") else []
         if word not in names:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, create_model
 
 from layerif.core.files import quoted
 from layerif.core.record import Record, expected
 from layerif.errors import InputError
 
 Values = Mapping[str, Any]
-F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 Part = TypeVar("Part", bound="Options")
 
 
@@ -68,6 +68,7 @@ class Options(Record):
         title: of the group of flags in a command's help; none for the common group.
         rules: which options have an effect only beside others.
         presets: options that belong together, by one word; what is given beside it wins.
+        renamed: names that options had before, and what they are called now.
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -75,6 +76,7 @@ class Options(Record):
     title: ClassVar[str | None] = None
     rules: ClassVar[tuple[Rule, ...]] = ()
     presets: ClassVar[Mapping[str, Values]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, **given: Any) -> None:
         """Check what is given; the rest is by default.
@@ -119,9 +121,12 @@ def _first_fault(error: ValidationError, kind: type[Options]) -> str:
     fault = error.errors(include_url=False)[0]
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
+        if name in kind.renamed:
+            return f"there is no option {name}; it is called {kind.renamed[name]} now"
         close = difflib.get_close_matches(name, kind.model_fields, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"there is no option {name}{hint} Known: {', '.join(kind.model_fields)}"
+        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        known = ", ".join(kind.model_fields) or "none"
+        return f"there is no option {name}; {hint} {known}"
     if fault["type"] == "missing":
         return f"{name} is missing"
     if not name or fault["type"] == "value_error":
@@ -180,19 +185,27 @@ class _Flags(dict[str, str]):
         return self._flag(name)
 
 
-def takes(kind: type[Options]) -> Callable[[F], F]:
+def options_class(name: str, defaults: Values) -> type[Options]:
+    """A class of options from their defaults, whose types are theirs."""
+    fields: Any = {option: (type(value), value) for option, value in defaults.items()}
+    return create_model(f"{name}_options", __base__=Options, **fields)
+
+
+def takes(kind: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Let a function with a parameter `options` of that kind take each option by keyword too.
 
     `score(..., rank=4)` is `score(..., options=ScoreOptions(rank=4))`. Given both, the keyword
     wins. The signature that `help` shows has all of them.
     """
 
-    def decorate(function: F) -> F:
-        own = inspect.signature(function)
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        own, known = inspect.signature(function), kind.model_fields
+        closed = all(p.kind != inspect.Parameter.VAR_KEYWORD for p in own.parameters.values())
 
         @functools.wraps(function)
-        def called(*args: Any, **arguments: Any) -> Any:
-            names = [n for n in arguments if n not in own.parameters]
+        def called(*args: Any, **arguments: Any) -> R:
+            others = own.parameters
+            names = [n for n in arguments if n not in others and (n in known or closed)]
             changes = {name: arguments.pop(name) for name in names}
             options = arguments.pop("options", None)
             options = kind() if options is None and not _needed(kind) else options
@@ -200,7 +213,7 @@ def takes(kind: type[Options]) -> Callable[[F], F]:
             return function(*args, options=chosen, **arguments)
 
         called.__signature__ = _with_keywords(own, kind)  # type: ignore[attr-defined]
-        return called  # type: ignore[return-value]
+        return called
 
     return decorate
 
@@ -222,7 +235,7 @@ def _with_keywords(own: inspect.Signature, kind: type[Options]) -> inspect.Signa
         for name, field in kind.model_fields.items()
         if name not in own.parameters
     ]
-    first = [p for p in parameters if p.kind < inspect.Parameter.KEYWORD_ONLY]
-    rest = [p for p in parameters if p.kind >= inspect.Parameter.KEYWORD_ONLY]
     optional = optional.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-    return own.replace(parameters=[*first, *rest, optional, *by_keyword])
+    return own.replace(
+        parameters=sorted([*parameters, optional, *by_keyword], key=lambda p: p.kind)
+    )

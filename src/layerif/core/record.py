@@ -65,7 +65,12 @@ def faults_of(error: ValidationError, record: type[BaseModel]) -> Iterator[tuple
         if fault["type"] == "missing":
             yield path, "it is missing"
         elif fault["type"] == "extra_forbidden":
-            known = [name for each in _records_at(record, path[:-1]) for name in each.model_fields]
+            records = _records_at(record, path[:-1])
+            renamed = {k: v for each in records for k, v in getattr(each, "renamed", {}).items()}
+            if path[-1] in renamed:
+                yield path, f"there is no such field; it is called {renamed[path[-1]]} now"
+                continue
+            known = [name for each in records for name in each.model_fields]
             close = difflib.get_close_matches(str(path[-1]), known, n=1)
             hint = f"did you mean {close[0]}? Known" if close else "known"
             yield path, f"there is no such field; {hint} here are {', '.join(known) or 'none'}"

@@ -65,6 +65,10 @@ class Registry(Generic[T]):
             self._registered[name] = self._places[name].load()
         return self._registered[name]
 
+    def module_of(self, name: str) -> str | None:
+        """The module that an entry lives in, without importing it; None for an object at hand."""
+        return self._places[name].module if name in self._places else None
+
     def names(self) -> list[str]:
         """Every name, those of layerif first."""
         return list(dict.fromkeys((*self._places, *self._registered)))

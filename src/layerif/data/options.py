@@ -109,14 +109,19 @@ class SampleOptions(Options):
         return task.sample(split, count, seed)
 
 
-class CalibrationOptions(Options):
-    """Running text, in chunks."""
+class ChunkOptions(Options):
+    """How running text is cut."""
 
     title = "Calibration"
 
-    calibration: str = "python-docs"
-    """python-docs, wikitext2, or a text file."""
     calibration_samples: Annotated[int, Field(ge=1)] = 32
     """Chunks of calibration text."""
     context_length: Annotated[int, Field(ge=2)] = 512
-    """Tokens of a chunk."""
+    """Tokens of a chunk of running text."""
+
+
+class CalibrationOptions(ChunkOptions):
+    """Running text, in chunks."""
+
+    calibration: str = "python-docs"
+    """python-docs, wikitext2, or a text file."""

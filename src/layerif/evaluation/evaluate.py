@@ -8,44 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Measurement, Results
-from layerif.core.choices import TaskScoring, check_choice
+from layerif.core.options import takes
 from layerif.data import Corpus, Task
 from layerif.data.chunks import check_context_length
 from layerif.errors import InputError
 from layerif.evaluation.accuracy import have_candidates, task_measurement
 from layerif.evaluation.comparison import hash_of, other_items
 from layerif.evaluation.generation import check_generation, generated_accuracy
+from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.perplexity import evaluation_chunks, perplexity
 from layerif.evaluation.summed import Cache
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, setting
 
+# Of the options, what figures depend on.
+RECORDED = ("seed", "samples", "scoring", "max_length", "context_length", "max_tokens")
 
+
+@takes(EvaluateOptions)
 def evaluate(
     model: Any,
     tokenizer: Tokenizer,
     on: Sequence[Task | Corpus],
     *,
-    samples: int | None = None,
-    seed: int = 0,
-    max_length: int = 512,
-    context_length: int = 512,
-    max_tokens: int | None = None,
-    batch_tokens: int = 2048,
-    scoring: TaskScoring = "likelihood",
+    options: EvaluateOptions,
     cache: Path | None = None,
 ) -> Results:
     """Accuracy on the test split of each task, perplexity on the evaluation text of each corpus.
 
     Args:
         on: tasks and corpora, in the order wanted.
-        samples: test rows of each task, drawn with `seed`; None takes all.
-        max_length: tokens kept of a row.
-        context_length: tokens of a chunk of a corpus.
-        max_tokens: tokens used of a corpus; None takes all.
-        scoring: how answers of tasks are found: by the `likelihood` of each candidate, or read in
-            what the model writes (`generation`). A corpus has its perplexity either way.
+        options: how much of it, and how answers are found; each by keyword too.
         cache: a folder where likelihoods are kept by model and texts, and not computed again; an
             evaluation that was cut short goes on after its last batch. None keeps nothing.
 
@@ -55,17 +49,8 @@ def evaluate(
         NumericalError: a likelihood is not finite.
     """
     model = unwrapped(model)
-    check_sources(
-        model,
-        tokenizer,
-        on,
-        samples=samples,
-        seed=seed,
-        context_length=context_length,
-        max_tokens=max_tokens,
-        scoring=scoring,
-        max_length=max_length,
-    )
+    check_sources(model, tokenizer, on, options=options)
+    scoring, batch_tokens = options.scoring, options.batch_tokens
     measure = task_measurement if scoring == "likelihood" else generated_accuracy
     info, sparsity = describe(model), sparsity_of(model)
     measurements: list[Measurement] = []
@@ -76,9 +61,9 @@ def evaluate(
                 measurement = measure(
                     model,
                     tokenizer,
-                    source.sample("test", samples, seed),
+                    source.sample("test", options.samples, options.seed),
                     name=source.name,
-                    max_length=max_length,
+                    max_length=options.max_length,
                     batch_tokens=batch_tokens,
                     cache=known,
                 )
@@ -88,8 +73,8 @@ def evaluate(
                     tokenizer,
                     source.text("evaluation"),
                     name=source.name,
-                    context_length=context_length,
-                    max_tokens=max_tokens,
+                    context_length=options.context_length,
+                    max_tokens=options.max_tokens,
                     batch_tokens=batch_tokens,
                     cache=known,
                 )
@@ -99,29 +84,20 @@ def evaluate(
         sparsity=sparsity,
         measurements=measurements,
         how={
-            "seed": seed,
-            "samples": samples,
-            "scoring": scoring,
-            "max_length": max_length,
-            "context_length": context_length,
-            "max_tokens": max_tokens,
+            **{name: getattr(options, name) for name in RECORDED},
             "data": {source.name: source.origin for source in on},
         },
         setting=setting(model),
     )
 
 
+@takes(EvaluateOptions)
 def check_sources(
     model: Any,
     tokenizer: Tokenizer,
     on: Sequence[Task | Corpus],
     *,
-    samples: int | None,
-    seed: int,
-    context_length: int,
-    max_tokens: int | None,
-    scoring: TaskScoring = "likelihood",
-    max_length: int = 512,
+    options: EvaluateOptions,
 ) -> None:
     """Find out before the first forward pass what cannot be evaluated; a skeleton model will do.
 
@@ -130,7 +106,6 @@ def check_sources(
             too short a text, chunks longer than the model's context, or a task that has no answers
             to generate.
     """
-    check_choice(scoring, TaskScoring, "scoring")
     names = [source.name for source in on]
     for name in names:
         # Twice in a family of comparisons, its p-values would be adjusted for more than there are.
@@ -138,16 +113,20 @@ def check_sources(
             raise InputError(f"{name} is named twice among what is evaluated; give it once")
     for source in on:
         if isinstance(source, Task):
-            rows = source.sample("test", samples, seed)
+            rows = source.sample("test", options.samples, options.seed)
             have_candidates(rows, source.name)
-            if scoring == "generation":
+            if options.scoring == "generation":
                 _refuse_continuations(source)
-                check_generation(model, tokenizer, rows, name=source.name, max_length=max_length)
+                check_generation(
+                    model, tokenizer, rows, name=source.name, max_length=options.max_length
+                )
         else:
-            check_context_length(model, context_length)
-            evaluation_chunks(tokenizer, source.text("evaluation"), context_length, max_tokens)
+            check_context_length(model, options.context_length)
+            text = source.text("evaluation")
+            evaluation_chunks(tokenizer, text, options.context_length, options.max_tokens)
 
 
+@takes(EvaluateOptions)
 def check_same_items(
     name: str,
     baseline: str,
@@ -155,11 +134,7 @@ def check_same_items(
     tokenizer: Tokenizer,
     on: Sequence[Task | Corpus],
     *,
-    samples: int | None,
-    seed: int,
-    context_length: int,
-    max_tokens: int | None,
-    scoring: TaskScoring,
+    options: EvaluateOptions,
 ) -> None:
     """Find out before an evaluation whether it is of the items that a reference was measured on.
 
@@ -168,24 +143,26 @@ def check_same_items(
     Args:
         name, baseline: what the two are called.
         reference: results to be compared with; what they have no figure of is passed over.
-        tokenizer, on: of the evaluation, and its other arguments as those of `evaluate`.
+        tokenizer, on, options: of the evaluation.
 
     Raises:
         InputError: other rows, or other chunks, would be measured.
     """
     for source in on:
-        expected = scoring if isinstance(source, Task) else "likelihood"
+        expected = options.scoring if isinstance(source, Task) else "likelihood"
         for known in reference.measurements:
             if (known.name, known.scoring) != (source.name, expected) or known.outcomes is None:
                 continue
             items: list[Any]
             if isinstance(source, Task):
                 left_out = set(known.details.get("dropped", ()))
-                rows = source.sample("test", samples, seed)
+                rows = source.sample("test", options.samples, options.seed)
                 items = [astuple(row) for i, row in enumerate(rows) if i not in left_out]
             else:
                 text = source.text("evaluation")
-                chunks = evaluation_chunks(tokenizer, text, context_length, max_tokens)
+                chunks = evaluation_chunks(
+                    tokenizer, text, options.context_length, options.max_tokens
+                )
                 items = [chunk.input_ids for chunk in chunks]
             if hash_of(items) != known.outcomes.items:
                 raise other_items(name, baseline, known, (len(items), known.outcomes.count))

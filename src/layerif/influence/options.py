@@ -53,7 +53,6 @@ class CollectOptions(ProbeOptions):
             lambda v: v["subspace"] == "adapter",
             "with {subspace} adapter",
         ),
-        Rule("adapter_name", lambda v: v.get("adapter") is not None, "with {adapter}"),
     )
 
     subspace: Annotated[Any, SUBSPACES] = "fresh_lora"

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from layerif.core.checkpoint import NO_STEPS
+from layerif.core.options import Options
 from layerif.core.progress import progress
 from layerif.influence.collecting import mean_gradients
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.passes import Runner, Samples
 from layerif.influence.subspaces.lora import FreshLora
-from layerif.metrics.base import MetricValues, Subject
+from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.model.opening import input_device
+
+
+class AdapterGainOptions(Options):
+    """Options of adapter_gain."""
+
+    title = "Metric"
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the LoRA."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Alpha of the LoRA."""
 
 
 def adapter_gain(subject: Subject, *, rank: int, alpha: float) -> MetricValues:
@@ -59,3 +74,13 @@ def adapter_gain(subject: Subject, *, rank: int, alpha: float) -> MetricValues:
     owners = [p.layer for p in projections]
     by_layer = (np.bincount(owners, weights=values) for values in (falls, sizes))
     return MetricValues(layers=np.divide(*by_layer), projections=falls / sizes)
+
+
+ADAPTER_GAIN = Metric(
+    adapter_gain,
+    AdapterGainOptions,
+    reads_text=True,
+    takes_samples=True,
+    reads_weights=False,
+    seeded=True,
+)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from layerif.calibration.walk import Visit, walk
+from layerif.core.options import Options
 from layerif.core.progress import progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
@@ -116,7 +117,7 @@ class Metric:
 
     Attributes:
         function: of a Subject, and of the options by keyword.
-        options: its options and what they are unless given.
+        options: the class of its options.
         reads_text: whether it runs calibration text through the model.
         takes_samples: whether it takes training and validation samples of a task in its place.
         reads_weights: whether it reads the projections' weights, which must not be quantised then.
@@ -126,7 +127,7 @@ class Metric:
     """
 
     function: MetricFunction
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: type[Options] = Options
     reads_text: bool = False
     takes_samples: bool = False
     reads_weights: bool = True

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from layerif.errors import NumericalError
-from layerif.metrics.base import MetricValues, Subject
+from layerif.metrics.base import Metric, MetricValues, Subject
 
 
 @torch.no_grad()
@@ -39,3 +39,6 @@ def block_influence(subject: Subject) -> MetricValues:
             )
         values.append(value)
     return MetricValues(np.array(values))
+
+
+BLOCK_INFLUENCE = Metric(block_influence, reads_text=True, reads_weights=False)

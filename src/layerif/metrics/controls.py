@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from layerif.metrics.base import FloatArray, MetricValues, Subject
+from layerif.core.options import Options
+from layerif.metrics.base import FloatArray, Metric, MetricValues, Subject
 
 
 def uniform(subject: Subject) -> MetricValues:
@@ -19,6 +20,15 @@ def random(subject: Subject) -> MetricValues:
     generator = np.random.default_rng(subject.seed)
     layers = generator.random(len(subject.layers))
     return MetricValues(layers, generator.random(len(subject.layers.projections)))
+
+
+class ShuffledOptions(Options):
+    """Options of shuffled, beside those of the metric whose scores it shuffles."""
+
+    title = "Metric"
+
+    of: str
+    """Metric whose scores are shuffled."""
 
 
 def shuffled(subject: Subject, *, of: str, **options: Any) -> MetricValues:
@@ -34,9 +44,9 @@ def shuffled(subject: Subject, *, of: str, **options: Any) -> MetricValues:
     Returns:
         Values in the other metric's unit.
     """
-    from layerif.metrics.registry import find  # it holds this function too
+    from layerif.metrics.registry import METRICS
 
-    values = find(of).function(subject, **options)
+    values = METRICS.find(of).function(subject, **options)
     order = np.random.default_rng(subject.seed).permutation(len(subject.layers))
     return MetricValues(values.layers[order], _by_layer(subject, values.projections, order))
 
@@ -51,3 +61,8 @@ def _by_layer(
     if projections is None or any(kind != kinds[0] for kind in kinds):
         return None
     return projections.reshape(len(order), -1)[order].flatten()
+
+
+UNIFORM = Metric(uniform, reads_weights=False)
+RANDOM = Metric(random, reads_weights=False, seeded=True)
+SHUFFLED = Metric(shuffled, ShuffledOptions, reads_weights=False, seeded=True, of_another=True)

@@ -9,9 +9,19 @@ import numpy as np
 import torch
 
 from layerif.core.choices import DlpStatistic, check_choice
+from layerif.core.options import Options
 from layerif.errors import InputError
-from layerif.metrics.base import FloatArray, MetricValues, Subject
+from layerif.metrics.base import FloatArray, Metric, MetricValues, Subject
 from layerif.metrics.saliency import layer_saliencies
+
+
+class DlpOptions(Options):
+    """Options of dlp."""
+
+    title = "Metric"
+
+    statistic: DlpStatistic = "median"
+    """The middle of a layer's saliencies."""
 
 
 def dlp(subject: Subject, *, statistic: DlpStatistic = "median") -> MetricValues:
@@ -66,3 +76,6 @@ def _relative(middles: list[Any], statistic: str, what: str) -> FloatArray:
             "the model before it is pruned, or choose the mean"
         )
     return 1 - np.array(middles) / total
+
+
+DLP = Metric(dlp, DlpOptions, reads_text=True)

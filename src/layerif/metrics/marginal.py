@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Annotated
 
+import numpy as np
+from pydantic import Field
+
+from layerif.core.options import Options
 from layerif.errors import InputError
-from layerif.metrics.base import MetricValues, Subject
+from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.search.operating_point import OperatingPoint
 from layerif.search.order import Prunable
 from layerif.search.rounds import BACKWARD_TOKENS
 from layerif.search.sensitivity import sensitivities
+
+
+class MarginalOptions(Options):
+    """Options of marginal."""
+
+    title = "Metric"
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Sparsity of every layer at the operating point."""
+    delta: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Half the width of the band of weights, as a share of a projection's."""
 
 
 def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues:
@@ -54,3 +69,6 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
         layers=found.per_density(owners, whole / len(subject.layers)),
         projections=found.per_density(np.arange(len(projections)), whole / len(projections)),
     )
+
+
+MARGINAL = Metric(marginal, MarginalOptions, reads_text=True)

@@ -10,15 +10,16 @@ import numpy as np
 
 from layerif.artifacts import MetricScores, ProjectionScore
 from layerif.calibration.text import calibration_batches
+from layerif.core.options import takes
 from layerif.data import Corpus, Example
-from layerif.data.batching import Encoded
 from layerif.data.chunks import usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError, NumericalError
 from layerif.metrics.base import MetricValues, Subject
+from layerif.metrics.options import MeasureOptions
 from layerif.metrics.registry import (
+    METRICS,
     complete_options,
-    find,
     involved,
     is_seeded,
     reads_text,
@@ -29,21 +30,18 @@ from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, setting
 
 
+@takes(MeasureOptions)
 def metric_scores(
     model: Any,
     metric: str,
     *,
+    options: MeasureOptions,
     tokenizer: Tokenizer | None = None,
     calibration: Corpus | str | Sequence[str] | None = None,
-    samples: int = 32,
-    context_length: int = 512,
-    seed: int = 0,
-    batch_tokens: int = 2048,
     train: Sequence[Example] = (),
     validation: Sequence[Example] = (),
-    max_length: int = 512,
     task: dict[str, Any] | None = None,
-    **options: Any,
+    **of_metric: Any,
 ) -> MetricScores:
     """Measure every decoder layer by a metric; the model stays as it is.
 
@@ -57,15 +55,12 @@ def metric_scores(
             `uniform`, `random`, `shuffled`, or one's own by `register_metric`.
         tokenizer: the model's tokenizer, for a metric that reads text.
         calibration: a corpus, whose calibration part is used, or text; for such a metric.
-        samples, context_length: chunks of calibration text and their length in tokens.
-        seed: of the draw of chunks, and of `adapter_gain`, `random` and `shuffled`.
-        batch_tokens: tokens run through a layer at once.
+        options: how much of it is read, and the seed; each by keyword too.
         train, validation: samples of a task that `adapter_gain` takes in place of text.
-        max_length: tokens kept of a sample.
         task: where the samples come from, for the record.
-        options: of the metric: `compat` of pl_alpha, `multiple` of outlier_ratio, `statistic` of
-            dlp, `sparsity` and `delta` of marginal, `rank` and `alpha` of adapter_gain, `of` of
-            shuffled.
+        of_metric: options of the metric: `compat` of pl_alpha, `multiple` of outlier_ratio,
+            `statistic` of dlp, `sparsity` and `delta` of marginal, `rank` and `alpha` of
+            adapter_gain, `of` of shuffled.
 
     Raises:
         InputError: no such metric or option, no or too little calibration text, samples for a
@@ -74,19 +69,24 @@ def metric_scores(
         NumericalError: weights or activations are not finite.
     """
     began = time.perf_counter()
-    options = complete_options(metric, options)
+    of_metric = complete_options(metric, of_metric)
     model = unwrapped(model)
     layers = find_decoder_layers(model)
-    if any(part.reads_weights for part in involved(metric, options)):
+    if any(part.reads_weights for part in involved(metric, of_metric)):
         refuse_quantised(layers.projections)
-    if seed < 0:
-        raise InputError(f"the seed must not be negative, and is {seed}")
     batches, of_task, record = None, None, None
     if train or validation:
-        of_task, record = _samples(
-            model, tokenizer, metric, options, (train, validation), max_length, task
-        )
-    elif reads_text(metric, options):
+        if not takes_samples(metric, of_metric) or tokenizer is None:
+            raise InputError(
+                f"samples were given to the metric {metric}; expected is a metric that takes them, "
+                "such as adapter_gain, with a tokenizer"
+            )
+        length = usable_length(model, options.max_length)
+        own, _ = encode_samples(tokenizer, train, length, "training")
+        held_out, _ = encode_samples(tokenizer, validation, length, "validation")
+        counts = {"train_samples": len(own), "validation_samples": len(held_out)}
+        of_task, record = (own, held_out), {"task": task, **counts, "max_length": length}
+    elif reads_text(metric, of_metric):
         if tokenizer is None or calibration is None:
             raise InputError(
                 f"the metric {metric} reads activations: give a tokenizer and calibration text"
@@ -95,14 +95,14 @@ def metric_scores(
             model,
             tokenizer,
             calibration,
-            samples=samples,
-            context_length=context_length,
-            seed=seed,
-            batch_tokens=batch_tokens,
+            samples=options.calibration_samples,
+            context_length=options.context_length,
+            seed=options.seed,
+            batch_tokens=options.batch_tokens,
         )
     with evaluation_mode(model):
-        subject = Subject(layers, seed, model, batches, of_task, batch_tokens)
-        values = find(metric).function(subject, **options)
+        subject = Subject(layers, options.seed, model, batches, of_task, options.batch_tokens)
+        values = METRICS.find(metric).function(subject, **of_metric)
     _check(values, layers, metric)
     projections = None
     if values.projections is not None:
@@ -110,9 +110,10 @@ def metric_scores(
             ProjectionScore(module=p.key, score=float(value), numel=p.numel)
             for p, value in zip(layers.projections, values.projections, strict=True)
         ]
+    seeded = is_seeded(metric, of_metric)
     return MetricScores(
         metric=metric,
-        options={**options, "seed": seed} if is_seeded(metric, options) else options,
+        options={**of_metric, "seed": options.seed} if seeded else of_metric,
         scores=[float(value) for value in values.layers],
         projections=projections,
         model=describe(model),
@@ -120,30 +121,6 @@ def metric_scores(
         seconds=round(time.perf_counter() - began, 3),
         setting=setting(model),
     )
-
-
-def _samples(
-    model: Any,
-    tokenizer: Tokenizer | None,
-    metric: str,
-    options: dict[str, Any],
-    examples: tuple[Sequence[Example], Sequence[Example]],
-    max_length: int,
-    task: dict[str, Any] | None,
-) -> tuple[tuple[list[Encoded], list[Encoded]], dict[str, Any]]:
-    """Training and validation samples as tokens, and the record of them."""
-    if not takes_samples(metric, options) or tokenizer is None:
-        raise InputError(
-            f"samples were given to the metric {metric}; right would be a metric that takes them, "
-            "such as adapter_gain, with a tokenizer"
-        )
-    length = usable_length(model, max_length)
-    train, validation = (
-        encode_samples(tokenizer, own, length, what)[0]
-        for own, what in zip(examples, ("training", "validation"), strict=True)
-    )
-    counts = {"train_samples": len(train), "validation_samples": len(validation)}
-    return (train, validation), {"task": task, **counts, "max_length": length}
 
 
 def refuse_quantised(projections: Sequence[Projection]) -> None:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from math import fsum, isfinite
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from layerif.core.options import Options
 from layerif.errors import InputError
-from layerif.metrics.base import MetricValues, Subject
+from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.metrics.saliency import layer_saliencies
 
 # The paper's; its code takes 3 unless told otherwise.
 OUTLIER_MULTIPLE = 5.0
+
+
+class OutlierRatioOptions(Options):
+    """Options of outlier_ratio."""
+
+    title = "Metric"
+
+    multiple: Annotated[float, Field(gt=0)] = OUTLIER_MULTIPLE
+    """M: a weight is an outlier above M times the mean."""
 
 
 def outlier_ratio(subject: Subject, *, multiple: float = OUTLIER_MULTIPLE) -> MetricValues:
@@ -48,3 +60,6 @@ def outlier_ratio(subject: Subject, *, multiple: float = OUTLIER_MULTIPLE) -> Me
             projections.append(100 * above / projection.numel)
         layers.append(100 * outliers / size)
     return MetricValues(np.array(layers), np.array(projections))
+
+
+OUTLIER_RATIO = Metric(outlier_ratio, OutlierRatioOptions, reads_text=True)

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from layerif.core.choices import AlphaCompat, check_choice
+from layerif.core.options import Options
 from layerif.core.progress import progress
 from layerif.errors import InputError, NumericalError
-from layerif.metrics.base import MetricValues, Subject, layer_means
+from layerif.metrics.base import Metric, MetricValues, Subject, layer_means
 
 # Eigenvalues this small beside the largest are round-off.
 EIGENVALUE_FLOOR = 1e-12
@@ -19,6 +20,15 @@ CANDIDATE_RANGE = (0.95, 1.5)
 _BLOCK = 2**16
 # Logarithms whose mean spread is below this are all alike.
 _NO_SPREAD = 1e-12
+
+
+class PlAlphaOptions(Options):
+    """Options of pl_alpha."""
+
+    title = "Metric"
+
+    compat: AlphaCompat = "corrected"
+    """Where a tail may begin: as published (corrected), or as in the authors' code (reference)."""
 
 
 def pl_alpha(subject: Subject, *, compat: AlphaCompat = "corrected") -> MetricValues:
@@ -158,3 +168,6 @@ def _distances(above: torch.Tensor, candidates: torch.Tensor, slopes: torch.Tens
         distances[first:last] = gaps.amax(1)
         first = last
     return distances
+
+
+PL_ALPHA = Metric(pl_alpha, PlAlphaOptions)

@@ -3,81 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from layerif.core.options import Options, options_class
+from layerif.core.registry import Registry
 from layerif.errors import InputError
-from layerif.metrics.adapter_gain import adapter_gain
-from layerif.metrics.base import Metric, MetricFunction
-from layerif.metrics.block_influence import block_influence
-from layerif.metrics.controls import random, shuffled, uniform
-from layerif.metrics.dlp import dlp
-from layerif.metrics.marginal import marginal
-from layerif.metrics.outlier_ratio import OUTLIER_MULTIPLE, outlier_ratio
-from layerif.metrics.pl_alpha import pl_alpha
 
-_METRICS = {
-    "pl_alpha": Metric(pl_alpha, {"compat": "corrected"}),
-    "outlier_ratio": Metric(outlier_ratio, {"multiple": OUTLIER_MULTIPLE}, reads_text=True),
-    "dlp": Metric(dlp, {"statistic": "median"}, reads_text=True),
-    "block_influence": Metric(block_influence, reads_text=True, reads_weights=False),
-    "marginal": Metric(marginal, {"sparsity": 0.5, "delta": 0.05}, reads_text=True),
-    "adapter_gain": Metric(
-        adapter_gain,
-        {"rank": 8, "alpha": 16.0},
-        reads_text=True,
-        takes_samples=True,
-        reads_weights=False,
-        seeded=True,
-    ),
-    "uniform": Metric(uniform, reads_weights=False),
-    "random": Metric(random, reads_weights=False, seeded=True),
-    "shuffled": Metric(shuffled, reads_weights=False, seeded=True, of_another=True),
-}
+if TYPE_CHECKING:
+    from layerif.metrics.base import Metric, MetricFunction
+
+_HERE = "layerif.metrics"
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        "pl_alpha": f"{_HERE}.pl_alpha:PL_ALPHA",
+        "outlier_ratio": f"{_HERE}.outlier_ratio:OUTLIER_RATIO",
+        "dlp": f"{_HERE}.dlp:DLP",
+        "block_influence": f"{_HERE}.block_influence:BLOCK_INFLUENCE",
+        "marginal": f"{_HERE}.marginal:MARGINAL",
+        "adapter_gain": f"{_HERE}.adapter_gain:ADAPTER_GAIN",
+        "uniform": f"{_HERE}.controls:UNIFORM",
+        "random": f"{_HERE}.controls:RANDOM",
+        "shuffled": f"{_HERE}.controls:SHUFFLED",
+    },
+)
 
 
 def register_metric(
     name: str,
     function: MetricFunction,
     *,
-    options: Mapping[str, Any] | None = None,
+    options: type[Options] | Mapping[str, Any] = Options,
     reads_text: bool = False,
 ) -> None:
-    """Give a metric a name: `metric_scores(model, name)` then uses it.
+    """Give a metric a name: `metric_scores(model, name)` and `layerif metric NAME` then use it.
 
     Args:
         name: not taken yet.
         function: of a `Subject` and of the options by keyword; returns `MetricValues`.
-        options: the options it takes, and what they are unless given.
+        options: the class of the options that it takes, or what they are unless given.
         reads_text: whether it calls `subject.visits()`, for which calibration text is needed.
 
     Raises:
         InputError: the name is taken.
     """
-    if name in _METRICS:
-        raise InputError(f"there already is a metric {name!r}; choose another name")
-    _METRICS[name] = Metric(function, dict(options or {}), reads_text=reads_text)
+    from layerif.metrics.base import Metric
 
-
-def find(name: str) -> Metric:
-    """The metric of that name.
-
-    Raises:
-        InputError: there is none; the message lists those that are.
-    """
-    if name not in _METRICS:
-        raise InputError(f"there is no metric {name!r}; choose one of {', '.join(names())}")
-    return _METRICS[name]
-
-
-def names() -> list[str]:
-    """Every metric there is."""
-    return list(_METRICS)
+    kind = options if isinstance(options, type) else options_class(name, options)
+    METRICS.register(name, Metric(function, kind, reads_text=reads_text))
 
 
 def involved(name: str, options: Mapping[str, Any]) -> list[Metric]:
     """The metric, and the one that it makes something of."""
-    metric = find(name)
-    return [metric, find(options["of"])] if metric.of_another else [metric]
+    metric = METRICS.find(name)
+    return [metric, METRICS.find(options["of"])] if metric.of_another else [metric]
 
 
 def reads_text(name: str, options: Mapping[str, Any]) -> bool:
@@ -101,27 +81,21 @@ def is_seeded(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def complete_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a metric: those given, and for the others what they are unless given.
+    """All options of a metric: those given, and for the others their defaults.
 
     Raises:
         InputError: there is no such metric, it takes no such option, or `of` is missing or names a
             metric that is itself made of another.
     """
-    metric = find(name)
-    known = dict(metric.options)
-    if metric.of_another:
-        others = [other for other in names() if not find(other).of_another]
-        of = given.get("of")
-        if of not in others:
-            raise InputError(
-                f"{name} is made of another metric's scores; name it by the option `of`, one of "
-                f"{', '.join(others)}" + ("" if of is None else f", and not {of!r}")
-            )
-        known |= {"of": of, **find(of).options}
-    unknown = [option for option in given if option not in known]
-    if unknown:
+    metric = METRICS.find(name)
+    if not metric.of_another:
+        return metric.options(**given).values()
+    others = [each for each in METRICS.names() if not METRICS.find(each).of_another]
+    of = given.get("of")
+    if of not in others:
         raise InputError(
-            f"the metric {name} takes no option {unknown[0]!r}; "
-            f"it takes {', '.join(known) or 'none'}"
+            f"{name} is made of another metric's scores; name it by the option `of`, one of "
+            f"{', '.join(others)}" + ("" if of is None else f", and not {of!r}")
         )
-    return {**known, **given}
+    rest = {option: value for option, value in given.items() if option != "of"}
+    return {"of": of, **METRICS.find(of).options(**rest).values()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from layerif.core.choices import Dtype
-from layerif.core.options import Options, Shown
+from layerif.core.options import Options, Rule, Shown
 
 
 class OpeningOptions(Options):
@@ -51,6 +51,9 @@ class AdapterOptions(Options):
     """A PEFT adapter that the model is opened with."""
 
     title = "Model"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("adapter_name", lambda v: v.get("adapter") is not None, "with {adapter}"),
+    )
 
     adapter: Path | None = None
     """Folder of a LoRA, or of a mixture of LoRA experts, that PEFT has written."""

@@ -12,7 +12,7 @@ from layerif.calibration.hessians import Hessians
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
 from layerif.compress.pruning.base import Target
-from layerif.compress.pruning.registry import find_pruner
+from layerif.compress.pruning.registry import PRUNERS
 from layerif.core.choices import PruningMethod
 from layerif.model.layers import DecoderLayers
 from layerif.model.modes import evaluation_mode
@@ -99,7 +99,7 @@ class OperatingPoint:
         """
         self.restore()
         counts = [round(s * n) for s, n in zip(sparsities, self.sizes, strict=True)]
-        pruner = find_pruner(self._method)
+        pruner = PRUNERS.find(self._method)
         if pruner.statistics is None:
             for row in range(len(self.originals)):
                 self._take_out_first(row, None, counts[row], see)

@@ -10,6 +10,7 @@ from layerif.core.choices import BesidePlan
 from layerif.core.progress import note
 from layerif.data import Corpus, SelfText
 from layerif.errors import InputError
+from layerif.metrics.options import MeasureOptions
 from layerif.workflows.candidates import WAYS, plans_of
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.recipe import Recipe
@@ -58,7 +59,7 @@ def _plan(
     note(f"{TITLES[name]}: the plan")
     opened = open_(recipe.model)
     text: dict[str, Any] = {
-        "samples": stage.samples,
+        "samples": stage.calibration_samples,
         "context_length": stage.context_length,
         "batch_tokens": stage.batch_tokens,
     }
@@ -86,10 +87,9 @@ def _plan(
         folder.path / f"{metric}.json",
         *opened,
         metric,
-        calibration=calibration,
-        seed=recipe.seed,
-        text_options=text,
-        options={},
+        on=calibration,
+        options=stage.part(MeasureOptions),
+        of_metric={},
         overwrite=True,
     )
     plan = plans_of(name, lambda _options: scores, recipe.sparsity.target, tries=1)[0]

@@ -19,6 +19,7 @@ from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
 from layerif.data import Task
 from layerif.evaluation.evaluate import check_sources, evaluate
+from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning.attaching import complete_plan
 from layerif.finetuning.options import FinetuneOptions
@@ -81,8 +82,7 @@ def compare_experts(
     how, options = study.part(FinetuneOptions), study.measuring
     for plan in plans.values():
         complete_plan(model, plan, how)
-    rows = {name: options[name] for name in ("samples", "seed", "max_length")}
-    check_sources(model, tokenizer, [task], context_length=512, max_tokens=None, **rows)
+    check_sources(model, tokenizer, [task], options=options)
     train, validation = study.rows(task, study.seed)
     counts = [trainable_parameters(p, model, rank=study.rank).sum() for p in plans.values()]
     size = 4 * len(study.seeds) * int(sum(counts))
@@ -124,7 +124,7 @@ def _measured(
     model: Any,
     tokenizer: Tokenizer,
     task: Task,
-    options: dict[str, Any],
+    options: EvaluateOptions,
 ) -> Results:
     """Results of the adapter in a cell, beside it; found again where they stand."""
     path = cell.with_name(f"{cell.name}-results.json")
@@ -133,14 +133,14 @@ def _measured(
     wanted = trained.model_copy(
         update={
             "data": hash_texts(content_of(task, options)),
-            "options": {"adapter": trained.model_dump(mode="json"), **options},
+            "options": {"adapter": trained.model_dump(mode="json"), **options.values()},
         }
     )
 
     if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
         return done
     with as_found(model):
-        found = evaluate(with_adapter(model, cell), tokenizer, [task], **options)
+        found = evaluate(with_adapter(model, cell), tokenizer, [task], options=options)
     found = found.model_copy(update={"fingerprint": wanted})
     found.save(path)
     return found

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from layerif.core.options import Rule, Values
-from layerif.data.options import STYLED, TaskOptions
-from layerif.errors import InputError
-from layerif.finetuning.options import FinetuneOptions, PlannedOptions
-from layerif.influence.options import ScoreOptions
+from layerif.data.options import STYLED
+from layerif.evaluation.options import has_corpus, has_task
 
 
 def _is(name: str, *values: Any) -> Callable[[Values], bool]:
@@ -41,14 +39,6 @@ def _tasks(v: Values) -> list[str]:
     return [name for name in _words(v.get("tasks", v.get("task"))) if is_task(name)]
 
 
-def _has_task(v: Values) -> bool:
-    return bool(_tasks(v))
-
-
-def _has_corpus(v: Values) -> bool:
-    return len(_words(v.get("tasks"))) > len(_tasks(v))
-
-
 def _styled(v: Values) -> bool:
     from layerif.data import has_style
 
@@ -56,45 +46,6 @@ def _styled(v: Values) -> bool:
 
 
 TASK_STYLE = STYLED
-
-
-# Influence.
-
-SCORE = (*ScoreOptions.rules, *TaskOptions.rules)
-
-
-# Metrics.
-
-
-def _needs(what: str) -> Callable[[Values], bool]:
-    def needs(v: Values) -> bool:
-        from layerif.metrics import registry as metrics
-
-        try:
-            asked = metrics.complete_options(v["name"], {"of": v["of"]} if v.get("of") else {})
-        except InputError:
-            return True  # which the command says itself
-        if what == "text":
-            return metrics.reads_text(v["name"], asked)
-        if what == "draws":
-            return metrics.reads_text(v["name"], asked) or metrics.is_seeded(v["name"], asked)
-        return metrics.reads_model(v["name"], asked)
-
-    return needs
-
-
-METRIC = (
-    Rule("train_samples validation_samples max_length", _given("task"), "with {task}"),
-    TASK_STYLE,
-    Rule(
-        "calibration calibration_samples context_length",
-        lambda v: v.get("task") is None and _needs("text")(v),
-        "for metrics that read calibration text, without {task}",
-    ),
-    Rule("batch_tokens data_dir", _needs("text"), "for metrics that run the model"),
-    Rule("seed", _needs("draws"), "for metrics that draw text or numbers"),
-    Rule("dtype device device_map", _needs("model"), "for metrics that read the model"),
-)
 
 
 # Plans.
@@ -159,30 +110,6 @@ ALLOCATE_COUNTS = (
 # Pruning, evaluation, validation.
 
 
-CALIBRATED = Rule(
-    "calibration calibration_samples context_length batch_tokens hidden_states data_dir seed",
-    lambda v: v.get("method") != "magnitude",
-    "for the methods wanda and sparsegpt, which read calibration text",
-)
-
-OF_TASKS = Rule("scoring", _has_task, "for tasks")
-OF_CORPORA = Rule("max_tokens context_length", _has_corpus, "for corpora")
-
-EVALUATE = (
-    Rule("shots", _given("harness"), "for tasks of lm-evaluation-harness, with {harness}"),
-    Rule("adapter_name", _given("adapter"), "with {adapter}"),
-    Rule("no_cache", _given("tasks"), "with {tasks}"),
-    Rule(
-        "samples max_length",
-        lambda v: v.get("harness") is not None or _has_task(v),
-        "for tasks",
-    ),
-    OF_TASKS,
-    OF_CORPORA,
-    TASK_STYLE,
-    REPLACING,
-)
-
 VALIDATE = (
     Rule(
         "task train_samples validation_samples steps rate rank alpha max_length",
@@ -199,12 +126,6 @@ VALIDATE = (
 )
 
 
-# Fine-tuning.
-
-TRAINING = (*FinetuneOptions.rules, TASK_STYLE)
-FINETUNE = (*PlannedOptions.rules, TASK_STYLE)
-
-
 def _lists(name: str, *words: str) -> Callable[[Values], bool]:
     return lambda v: not set(words).isdisjoint(_words(v.get(name)))
 
@@ -218,48 +139,20 @@ COMPARE_SPARSITY = (
         lambda v: bool(set(_words(v.get("plans"))) - {"uniform"}),
         "where another plan than uniform is among {plans}",
     ),
-    Rule("samples max_length", _has_task, "for tasks"),
-    Rule("max_tokens", _has_corpus, "for corpora"),
+    Rule("samples max_length", has_task, "for tasks"),
+    Rule("max_tokens", has_corpus, "for corpora"),
     TASK_STYLE,
 )
 
 COMMANDS: Mapping[str, tuple[Rule, ...]] = {
-    "score": SCORE,
-    "doctor": (TASK_STYLE,),
-    "metric": METRIC,
     "allocate sparsity": ALLOCATE_SPARSITY,
     "allocate experts": ALLOCATE_COUNTS,
     "allocate ranks": ALLOCATE_COUNTS,
-    "prune": (CALIBRATED,),
-    "evaluate": EVALUATE,
     "validate": VALIDATE,
-    "finetune": FINETUNE,
     "compare sparsity": COMPARE_SPARSITY,
-    "compare experts": (COMPARED_SCORES, *TRAINING),
+    "compare experts": (COMPARED_SCORES,),
     "tasks show": (
         Rule("model trust_remote_code", _is("style", "chat"), "with {style} chat"),
         Rule("style", lambda v: _styled({**v, "task": v["name"]}), TASK_STYLE.when),
-    ),
-}
-
-# The stages of a recipe, which have each other's values in reach: `prune.method` and the like.
-STAGES: Mapping[str, tuple[Rule, ...]] = {
-    "score": SCORE,
-    "sparsity": (
-        Rule("rounds round_tokens", _lists("beside", "marginal"), "where marginal is in {beside}"),
-    ),
-    "finetune": FinetuneOptions.rules,
-    "prune": (
-        Rule(
-            "calibration samples context_length batch_tokens",
-            lambda v: v["method"] != "magnitude" or _lists("beside", "owl", "dlp", "marginal")(v),
-            "for the methods wanda and sparsegpt, and for the plans owl, dlp and marginal",
-        ),
-        Rule("hidden_states", CALIBRATED.active, CALIBRATED.when),
-    ),
-    "evaluate": (
-        Rule("samples max_length scoring", _has_task, "for tasks"),
-        OF_CORPORA,
-        TASK_STYLE,
     ),
 }

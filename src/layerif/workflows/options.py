@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from layerif.core.options import Shown
+from layerif.evaluation.options import EvaluateOptions
 from layerif.finetuning.options import FinetuneOptions, RowOptions
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -28,7 +29,7 @@ class ExpertsStudy(FinetuneOptions, RowOptions):
         return seeds
 
     @property
-    def measuring(self) -> dict[str, Any]:
+    def measuring(self) -> EvaluateOptions:
         """What `evaluate` takes."""
         names = ("samples", "seed", "max_length", "batch_tokens")
-        return {name: getattr(self, name) for name in names}
+        return EvaluateOptions(**{name: getattr(self, name) for name in names})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import SCORES, Allocation, Comparisons, LayerScores, Results
+from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.targets import check_pattern
 from layerif.core.progress import note, progress
 from layerif.data import (
@@ -30,6 +31,7 @@ from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import check_sources
+from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe, open_model, open_skeleton, open_tokenizer, parse_device
@@ -170,22 +172,16 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
         check_context_length(skeleton, recipe.prune.context_length)
     if recipe.calibrates and isinstance(data.calibration, Corpus):
         text = data.calibration.text("calibration")
-        draw(cut(tokenizer, text, recipe.prune.context_length), recipe.prune.samples, recipe.seed)
+        draw(
+            cut(tokenizer, text, recipe.prune.context_length),
+            recipe.prune.calibration_samples,
+            recipe.seed,
+        )
     if recipe.prune.nm is not None:
         check_pattern(find_decoder_layers(skeleton).projections, recipe.prune.nm)
     if recipe.score.adapter is not None:
         with_adapter(bare(), Path(recipe.score.adapter), recipe.score.adapter_name)
-    check_sources(
-        skeleton,
-        tokenizer,
-        data.sources,
-        samples=recipe.evaluate.samples,
-        seed=recipe.seed,
-        context_length=recipe.evaluate.context_length,
-        max_tokens=recipe.evaluate.max_tokens,
-        scoring=recipe.evaluate.scoring,
-        max_length=recipe.evaluate.max_length,
-    )
+    check_sources(skeleton, tokenizer, data.sources, options=recipe.evaluate.part(EvaluateOptions))
 
 
 def _score(recipe: Recipe, folder: Path, data: _Data, opened: Open) -> LayerScores:
@@ -259,15 +255,7 @@ def _measure(
             *opened(recipe.model),
             plan,
             calibration=data.calibration,
-            options={
-                "method": stage.method,
-                "nm": stage.nm,
-                "samples": stage.samples,
-                "context_length": stage.context_length,
-                "seed": recipe.seed,
-                "batch_tokens": stage.batch_tokens,
-                "hidden": stage.hidden_states,
-            },
+            options=stage.part(PruneOptions),
             overwrite=True,
         )
     note(f"{name}: evaluating")
@@ -275,15 +263,7 @@ def _measure(
         folder / f"{name}-results.json",
         *opened(measured),
         data.sources,
-        options={
-            "samples": recipe.evaluate.samples,
-            "seed": recipe.seed,
-            "max_length": recipe.evaluate.max_length,
-            "context_length": recipe.evaluate.context_length,
-            "max_tokens": recipe.evaluate.max_tokens,
-            "batch_tokens": recipe.evaluate.batch_tokens,
-            "scoring": recipe.evaluate.scoring,
-        },
+        options=recipe.evaluate.part(EvaluateOptions),
         cache=cache,
         overwrite=True,
     )

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from layerif.artifacts import Record
+from layerif.compress.pruning.options import PruneOptions
+from layerif.compress.pruning.registry import reads_text
 from layerif.core.choices import (
     Aggregation,
     BesidePlan,
     Dtype,
-    HiddenStatesPlace,
     Orientation,
     Preset,
-    PromptStyle,
-    PruningMethod,
-    TaskScoring,
 )
 from layerif.core.files import brief
-from layerif.core.options import IdleOptionError, Options, idle, refuse_idle
+from layerif.core.options import IdleOptionError, Options, Rule, idle, refuse_idle
 from layerif.core.record import MOST_FAULTS, faults_of
-from layerif.data.options import SampleOptions, TaskOptions
-from layerif.errors import FieldError, InputError
+from layerif.data.options import CalibrationOptions, PromptOptions, SampleOptions, TaskOptions
+from layerif.errors import FieldError
+from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
+from layerif.model.options import AdapterOptions
 from layerif.workflows.document import Document
-from layerif.workflows.idle import STAGES
 from layerif.workflows.options import ExpertsStudy, Seeds
 
 # Said once for all stages.
@@ -37,11 +36,17 @@ SHARED = ("seed", "data_dir")
 COUNTS = {"score": ("train_samples", "validation_samples"), "finetune": ("validation_samples",)}
 
 
-class ScoreStage(TaskOptions, SampleOptions, ScoreOptions):
+class ScoreStage(TaskOptions, SampleOptions, AdapterOptions, ScoreOptions):
     """Whose influence is measured, and on what."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *TaskOptions.rules,
+        *AdapterOptions.rules,
+        *ScoreOptions.rules,
+    )
+
     preset: Preset | None = None
-    adapter: str | None = None
+    """paper: LayerIF's own setting in place of the defaults; what is given wins."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,26 +57,46 @@ class ScoreStage(TaskOptions, SampleOptions, ScoreOptions):
         return {**cls.preset_options(value["preset"], value), **value}
 
 
-class SparsityStage(Record):
-    """The sparsity plan, and those beside it; rounds and their tokens are of the marginal one."""
+class SparsityStage(Options):
+    """The sparsity plan, and those beside it."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "rounds round_tokens",
+            lambda v: "marginal" in v["beside"],
+            "where marginal is in {beside}",
+        ),
+    )
 
     target: float = Field(ge=0, le=1)
+    """Fraction of zeros over all projections of the decoder layers."""
     aggregate: Aggregation = "positive"
+    """How a layer's influences become one score."""
     epsilon: float = Field(0.1, ge=0, le=1)
+    """Half the relative spread of sparsities between layers."""
     smooth: bool = True
+    """Smooth scores over neighbouring layers."""
     orientation: Orientation = "direct"
+    """direct prunes layers of high score more, inverse less."""
     beside: list[BesidePlan] = Field(default_factory=list)
+    """Plans measured beside it."""
     rounds: int = Field(5, ge=1)
+    """Rounds of the plan marginal, each a pruning and a backward pass."""
     round_tokens: int = Field(8192, ge=1)
+    """Tokens of each round's gradient, and held out to judge it."""
 
 
-class CountsStage(Record):
+class CountsStage(Options):
     """A plan of whole numbers: of experts, or of LoRA ranks."""
 
     total: int = Field(ge=1)
+    """Their sum over all layers."""
     aggregate: Aggregation = "positive"
+    """How a layer's influences become one score."""
     beta: float = Field(3.0, gt=0)
+    """Exponent of the map."""
     orientation: Orientation = "direct"
+    """direct gives layers of high score more, inverse less."""
 
 
 class FinetuneStage(ExpertsStudy):
@@ -83,40 +108,34 @@ class FinetuneStage(ExpertsStudy):
     """Seeds of the training runs of each plan."""
 
 
-class PruneStage(Record):
+class PruneStage(PruneOptions, CalibrationOptions):
     """How the sparsity plan is carried out."""
 
-    method: PruningMethod = "wanda"
-    nm: str | None = None
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "calibration calibration_samples context_length batch_tokens",
+            lambda v: reads_text(v["method"]) or bool({"owl", "dlp", "marginal"} & {*v["beside"]}),
+            "for the methods wanda and sparsegpt, and for the plans owl, dlp and marginal",
+        ),
+        Rule(
+            "hidden_states",
+            lambda v: reads_text(v["method"]),
+            "for methods that read calibration text, such as wanda and sparsegpt",
+        ),
+    )
+
     calibration: str = "python-docs"
-    samples: int = Field(32, ge=1)
-    context_length: int = Field(512, ge=2)
-    batch_tokens: int = Field(2048, ge=1)
-    hidden_states: HiddenStatesPlace = "auto"
-
-    @field_validator("nm")
-    @classmethod
-    def _is_pattern(cls, nm: str | None) -> str | None:
-        from layerif.compress.pruning.pattern import Pattern
-
-        try:
-            return nm if nm is None else str(Pattern.parse(nm))
-        except InputError as error:
-            raise ValueError(str(error)) from None
+    """python-docs, wikitext2, a text file, a task (its training rows), or self (text that the model
+    writes)."""
 
 
-class EvaluateStage(Record):
+class EvaluateStage(PromptOptions, EvaluateOptions):
     """What the models are measured on; `samples` and `max_tokens` left out take everything."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (*EvaluateOptions.rules, *PromptOptions.rules)
+
     tasks: list[str] = Field(min_length=1)
-    style: PromptStyle = "alpaca"
-    template_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
-    scoring: TaskScoring = "likelihood"
-    samples: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=2)
-    max_length: int = Field(512, ge=2)
-    context_length: int = Field(512, ge=2)
-    batch_tokens: int = Field(2048, ge=1)
+    """Tasks and corpora."""
 
 
 class Recipe(Record):
@@ -136,6 +155,16 @@ class Recipe(Record):
     prune: PruneStage = PruneStage()
     evaluate: EvaluateStage
 
+    @classmethod
+    def stages(cls) -> dict[str, type[Options]]:
+        """The stages by name, and the class of options of each."""
+        return {
+            name: kind
+            for name, field in cls.model_fields.items()
+            for kind in (field.annotation, *get_args(field.annotation))
+            if isinstance(kind, type) and issubclass(kind, Options)
+        }
+
     @model_validator(mode="before")
     @classmethod
     def _with_shared(cls, value: Any) -> Any:
@@ -144,9 +173,9 @@ class Recipe(Record):
             return value
         shared = {name: value[name] for name in SHARED if value.get(name) is not None}
         found = dict(value)
-        for name, field in cls.model_fields.items():
-            own, stage = value.get(name), _stage_of(field.annotation)
-            if isinstance(own, dict) and stage is not None:
+        for name, stage in cls.stages().items():
+            own = value.get(name)
+            if isinstance(own, dict):
                 if said := [key for key in SHARED if key in own]:
                     raise ValueError(f"{name}.{said[0]}: it is said once, outside the stages")
                 found[name] = own | {k: v for k, v in shared.items() if k in stage.model_fields}
@@ -176,11 +205,11 @@ class Recipe(Record):
                 for path, fault in faults_of(error, cls)
             )
             raise FieldError(f"the recipe {document.path}: {brief(faults, MOST_FAULTS)}") from None
-        for stage, rules in STAGES.items():
+        for stage, kind in cls.stages().items():
             written = document.value.get(stage) or {}
             given = {name for name, value in written.items() if value is not None}
             try:
-                refuse_idle(rules, given, recipe._beside(stage))
+                refuse_idle(kind.rules, given, recipe._beside(stage))
             except IdleOptionError as error:
                 line = document.line(stage, error.option)
                 raise FieldError(f"{document.path}, line {line}: {stage}.{error}") from None
@@ -189,16 +218,16 @@ class Recipe(Record):
     @property
     def calibrates(self) -> bool:
         """Whether pruning or a plan beside reads calibration text."""
-        return "calibration" not in idle(STAGES["prune"], self._beside("prune"))
+        return "calibration" not in idle(PruneStage.rules, self._beside("prune"))
 
     def text(self) -> str:
         """The recipe with the defaults written out, but those that have no effect, and numbers of
         rows, which give way to what there is.
         """
         value = self.model_dump(mode="json")
-        for stage, rules in STAGES.items():
+        for stage, kind in self.stages().items():
             if value[stage] is not None:
-                for name in idle(rules, self._beside(stage)):
+                for name in idle(kind.rules, self._beside(stage)) & value[stage].keys():
                     del value[stage][name]
         for own in value.values():
             if isinstance(own, dict):
@@ -221,9 +250,3 @@ class Recipe(Record):
         elif stage == "prune":
             values["beside"] = self.sparsity.beside
         return values
-
-
-def _stage_of(annotation: Any) -> type[Options] | None:
-    """The class of options that a field of a recipe is of."""
-    kinds = [annotation, *get_args(annotation)]
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Options)), None)

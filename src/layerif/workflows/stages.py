@@ -7,7 +7,7 @@ does nothing; a stage from different settings is refused, or with `overwrite` ta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
+from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
 from layerif.core.checkpoint import resumable, tidy
@@ -37,6 +38,7 @@ from layerif.data.tokenizing import around
 from layerif.errors import InputError
 from layerif.evaluation.evaluate import evaluate
 from layerif.evaluation.harness import HarnessTasks, harness_results
+from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.collecting import GRADIENTS, Gradients, collect
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.options import CollectOptions, ScoreOptions, SolveOptions
@@ -44,20 +46,26 @@ from layerif.influence.scoring import score
 from layerif.influence.solving import solve
 from layerif.likelihood import rows_within
 from layerif.metrics.measuring import metric_scores
+from layerif.metrics.options import MeasureOptions
 from layerif.metrics.registry import complete_options, is_seeded, reads_model, reads_text
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, setting
 from layerif.model.precision import stored_precision, word_of
 from layerif.plans.allocate import note_emptied
 
-# Where gradients or hidden states are kept, and what is run twice for want of room, changes nothing
-# of the result.
-MEMORY_OPTIONS = ("keep", "memory", "gradient_checkpointing", "hidden")
-
 # Of a run folder, where its gradients are kept.
 GRADIENTS_FOLDER = "gradients"
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class MetricSamples:
+    """Samples of a task, for a metric that takes some in place of text."""
+
+    task: Task
+    train: Sequence[Example]
+    validation: Sequence[Example]
 
 
 def score_into(
@@ -170,45 +178,38 @@ def measure_into(
     tokenizer: Tokenizer | None,
     metric: str,
     *,
-    calibration: Corpus | None,
-    seed: int,
-    text_options: dict[str, Any],
-    options: dict[str, Any],
-    task: Task | None = None,
-    train: Sequence[Example] = (),
-    validation: Sequence[Example] = (),
-    max_length: int = 512,
+    on: Corpus | MetricSamples | None,
+    options: MeasureOptions,
+    of_metric: dict[str, Any],
     overwrite: bool = False,
 ) -> MetricScores:
     """`metric_scores` with `options`, saved as JSON.
 
     Args:
         model, tokenizer: for a metric that does not read the model a skeleton, and None, will do.
-        calibration: text for a metric that reads some; else unused.
-        seed: of what is drawn.
-        text_options: samples, context_length and batch_tokens.
-        options: of the metric.
-        task, train, validation, max_length: samples for a metric that takes some, in place of text.
+        on: text for a metric that reads some, or samples for one that takes some; else unused.
+        options: how much of it, and the seed of what is drawn.
+        of_metric: the metric's own options.
 
     Raises:
         InputError: as `metric_scores`; or the file holds scores from different settings.
         NumericalError: as `metric_scores`.
     """
-    options = complete_options(metric, options)
-    asked: dict[str, Any] = {"metric": metric, **options}
+    of_metric = complete_options(metric, of_metric)
+    asked: dict[str, Any] = {"metric": metric, **of_metric}
     texts: list[Any] = []
-    if is_seeded(metric, options):
-        asked["seed"] = seed
-    samples: dict[str, Any] = {}
-    if task is not None:
-        asked |= {"batch_tokens": text_options["batch_tokens"], "max_length": max_length}
-        texts = [[astuple(e) for e in train], [astuple(e) for e in validation]]
-        samples = {"train": train, "validation": validation, "max_length": max_length}
-        samples["task"] = {"name": task.name, **task.origin}
-    elif reads_text(metric, options) and calibration is not None:
-        asked |= {**text_options, "seed": seed}
-        texts = [calibration.text("calibration")]
-    if reads_model(metric, options):
+    if is_seeded(metric, of_metric):
+        asked["seed"] = options.seed
+    given: dict[str, Any] = {}
+    if isinstance(on, MetricSamples):
+        asked |= {"batch_tokens": options.batch_tokens, "max_length": options.max_length}
+        texts = [[astuple(e) for e in on.train], [astuple(e) for e in on.validation]]
+        origin = {"name": on.task.name, **on.task.origin}
+        given = {"train": on.train, "validation": on.validation, "task": origin}
+    elif reads_text(metric, of_metric) and on is not None:
+        asked |= {n: v for n, v in options.values().items() if n != "max_length"}
+        texts, given = [on.text("calibration")], {"calibration": on}
+    if reads_model(metric, of_metric):
         wanted = fingerprint_of(model, hash_texts(texts), asked, tokenizer if texts else None)
     else:
         shape = [[p.key, p.numel] for p in find_decoder_layers(model).projections]
@@ -221,14 +222,7 @@ def measure_into(
         return done
     with resumable(path, wanted, restart=overwrite):
         scores = metric_scores(
-            model,
-            metric,
-            tokenizer=tokenizer,
-            calibration=calibration,
-            seed=seed,
-            **text_options,
-            **samples,
-            **options,
+            model, metric, options=options, tokenizer=tokenizer, **given, **of_metric
         )
         scores = scores.model_copy(update={"fingerprint": wanted})
         scores.save(path)
@@ -242,7 +236,7 @@ def prune_into(
     plan: Allocation | float | None,
     *,
     calibration: Corpus | SelfText | None,
-    options: dict[str, Any],
+    options: PruneOptions,
     overwrite: bool = False,
 ) -> Manifest:
     """`prune` with `options`, in place and saved to a model folder; finished layers survive.
@@ -266,7 +260,12 @@ def prune_into(
         what = "the pruned model and its layers as they are finished"
         steps.reserve(sum(sizes) + saved_size(model), what, "*.safetensors")
         manifest = prune(
-            model, plan, tokenizer=tokenizer, calibration=calibration, steps=steps, **options
+            model,
+            plan,
+            options=options,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            steps=steps,
         )
         manifest = manifest.model_copy(update={"fingerprint": wanted})
         return save_pruned(model, tokenizer, manifest, folder)
@@ -277,10 +276,10 @@ def _pruning_fingerprint(
     tokenizer: Tokenizer,
     plan: Allocation | float | None,
     calibration: Corpus | SelfText | None,
-    options: dict[str, Any],
+    options: PruneOptions,
 ) -> Fingerprint:
     """What a pruned model depends on; text and its draw only where the method reads any."""
-    asked = {name: value for name, value in options.items() if name not in MEMORY_OPTIONS}
+    asked = options.recorded()
     asked["plan"] = plan.allocation if isinstance(plan, Allocation) else plan
     if isinstance(plan, Allocation) and plan.modules is not None:
         asked["modules"] = {module.module: module.sparsity for module in plan.modules}
@@ -302,7 +301,7 @@ def evaluate_into(
     tokenizer: Tokenizer,
     on: Sequence[Task | Corpus],
     *,
-    options: dict[str, Any],
+    options: EvaluateOptions,
     harness: HarnessTasks | None = None,
     cache: Path | None = None,
     overwrite: bool = False,
@@ -321,12 +320,12 @@ def evaluate_into(
     """
 
     def measured() -> Results:
-        results = evaluate(model, tokenizer, on, cache=cache, **options) if on else None
+        results = evaluate(model, tokenizer, on, options=options, cache=cache) if on else None
         if harness is None:
             assert results is not None
             return results
-        length = options["max_length"]
-        rows = rows_within(model, options["batch_tokens"] // length, length)
+        length = options.max_length
+        rows = rows_within(model, options.batch_tokens // length, length)
         found = harness_results(model, tokenizer, harness, batch_size=rows)
         return results.joined(found) if results else found
 
@@ -338,7 +337,7 @@ def evaluate_into(
         texts += [[name, *map(str, task.eval_docs)] for name, task in harness.tasks.items()]
         asked = {"harness": harness.origin, "rows": harness.rows}
     data = hash_texts(texts)
-    wanted = fingerprint_of(model, data, {**options, **asked}, tokenizer)
+    wanted = fingerprint_of(model, data, {**options.values(), **asked}, tokenizer)
     if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=overwrite):
         return done
     with resumable(path, wanted, restart=overwrite):
@@ -395,11 +394,11 @@ def finished(
     return None
 
 
-def content_of(source: Task | Corpus, options: dict[str, Any]) -> list[Any]:
+def content_of(source: Task | Corpus, options: EvaluateOptions) -> list[Any]:
     """What is measured of a source, as plain values."""
     if isinstance(source, Corpus):
         return [source.name, source.text("evaluation")]
-    rows = source.sample("test", options.get("samples"), options.get("seed", 0))
+    rows = source.sample("test", options.samples, options.seed)
     return [source.name, *map(astuple, rows)]
 
 

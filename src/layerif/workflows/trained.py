@@ -44,16 +44,7 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
         check_plan(name, recipe.experts.total, model=skeleton, options=stage.part(FinetuneOptions))
     train, validation = stage.rows(task, recipe.seed)
     encoded_rows(skeleton, tokenizer, train, validation, stage.part(FinetuneOptions))
-    check_sources(
-        skeleton,
-        tokenizer,
-        [task],
-        samples=stage.samples,
-        seed=recipe.seed,
-        context_length=2,
-        max_tokens=None,
-        max_length=stage.max_length,
-    )
+    check_sources(skeleton, tokenizer, [task], options=stage.measuring)
 
 
 def trained_plans(

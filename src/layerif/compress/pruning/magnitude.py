@@ -35,3 +35,6 @@ def magnitude_mask(weight: torch.Tensor, target: Target) -> torch.Tensor:
     """
     size = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
     return group_mask(size, target.pattern) if target.pattern else smallest(size, target.zeros)
+
+
+MAGNITUDE = Magnitude()

@@ -16,12 +16,13 @@ from layerif.calibration.sampling import sampled_chunks
 from layerif.calibration.text import drawn_chunks
 from layerif.calibration.walk import Visit, walk
 from layerif.compress.pruning.base import Figures, Pruner, Target
+from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.pattern import Pattern
-from layerif.compress.pruning.registry import find_pruner
+from layerif.compress.pruning.registry import PRUNERS
 from layerif.compress.pruning.saving import refuse_packed
 from layerif.compress.pruning.targets import check_sparsity, targets
 from layerif.core.checkpoint import NO_STEPS, Steps
-from layerif.core.choices import HiddenStatesPlace, PruningMethod
+from layerif.core.options import takes
 from layerif.core.progress import note, progress
 from layerif.data import Corpus, SelfText
 from layerif.data.batching import Encoded, collate, pack
@@ -37,19 +38,14 @@ SAMPLED = "sampled"
 FIGURES = "figures"
 
 
+@takes(PruneOptions)
 def prune(
     model: Any,
     plan: Allocation | float | None = None,
     *,
+    options: PruneOptions,
     tokenizer: Tokenizer | None = None,
     calibration: Corpus | SelfText | str | Sequence[str] | None = None,
-    method: PruningMethod = "wanda",
-    nm: str | None = None,
-    samples: int = 32,
-    context_length: int = 512,
-    seed: int = 0,
-    batch_tokens: int = 2048,
-    hidden: HiddenStatesPlace = "auto",
     steps: Steps = NO_STEPS,
 ) -> Manifest:
     """Set weights of the decoder layers' projections to zero, in place.
@@ -62,18 +58,11 @@ def prune(
             weights under them are pruned, with the adapters at work, and these stay as they are.
         plan: sparsity of each decoder layer or projection, or one number for all; may be left out
             with `nm`.
+        options: how weights are chosen, and on how much text; each by keyword too. (Wanda's and
+            SparseGPT's authors use 128 chunks of 2048 tokens.)
         tokenizer: the model's tokenizer; `magnitude` needs none.
         calibration: a corpus, whose calibration part is used, text, or `SelfText()` for text that
             the model samples from itself; `magnitude` needs none.
-        method: `magnitude`, `wanda` or `sparsegpt`.
-        nm: `2:4` keeps two of every four weights along the inputs, and so for any N:M. With a plan
-            each projection's N comes from its own sparsity.
-        samples, context_length: chunks of calibration text and their length in tokens (Wanda's and
-            SparseGPT's authors use 128 of 2048).
-        seed: of the draw of chunks.
-        batch_tokens: tokens run through a layer at once.
-        hidden: where the hidden states of all chunks are kept: `memory`, `disk` (in the folder of
-            `steps`), or `auto`.
         steps: keeps finished layers, so that a run cut short can go on.
 
     Returns:
@@ -86,7 +75,14 @@ def prune(
         NumericalError: weights or activations are not finite, or a Hessian cannot be factorised.
     """
     began = time.perf_counter()
-    pruner = find_pruner(method)
+    method, nm = options.method, options.nm
+    samples, context_length, seed = (
+        options.calibration_samples,
+        options.context_length,
+        options.seed,
+    )
+    batch_tokens = options.batch_tokens
+    pruner = PRUNERS.find(method)
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     refuse_packed(layers.projections)
@@ -112,7 +108,9 @@ def prune(
             batches = [collate(items, device=device).inputs for items in groups]
             hidden_size = model.config.get_text_config(decoder=True).hidden_size
             size = samples * context_length * hidden_size * next(model.parameters()).element_size()
-            store = open_.enter_context(hidden_states(hidden, size, device, steps.folder))
+            store = open_.enter_context(
+                hidden_states(options.hidden_states, size, device, steps.folder)
+            )
             note(
                 f"{method}: {samples} chunks of {context_length} tokens; hidden states "
                 f"{size / 1e6:.0f} MB"
@@ -172,12 +170,12 @@ def _prune_layer(
             if figures.error is not None and not math.isfinite(figures.error):
                 raise NumericalError(
                     f"the output of {projection.key} on the calibration text is not finite; try "
-                    "--dtype float32"
+                    "dtype float32"
                 )
             if not bool(projection.weight.isfinite().all()):
                 raise NumericalError(
                     f"a weight of {projection.key} that stays leaves the range of "
-                    f"{projection.weight.dtype} as it is refitted; try --dtype float32"
+                    f"{projection.weight.dtype} as it is refitted; try dtype float32"
                 )
             found[projection.key] = figures, time.perf_counter() - began
         table = _as_table([found[p.key] for p in projections])

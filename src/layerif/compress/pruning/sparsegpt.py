@@ -142,3 +142,6 @@ def _ranked(work: torch.Tensor, squares: torch.Tensor, dead: torch.Tensor) -> to
 def _output(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     """tr(W H W^T) as float64: the squared norm of W X, up to a factor of all."""
     return (weight @ hessian).mul_(weight).sum(dtype=torch.float64)
+
+
+SPARSEGPT = SparseGPT()

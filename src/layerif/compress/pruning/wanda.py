@@ -58,3 +58,6 @@ def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> to
     """
     saliency = ranked(weight, wanda_saliency(weight, norms))
     return smallest_by_row(saliency, round(sparsity * weight.numel()))
+
+
+WANDA = Wanda()
