@@ -352,12 +352,3 @@ def test_tasks_that_run_code_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"broken.yaml of .* cannot be loaded: 'x' is undefined"):
         load_harness([str(broken)])
-
-
-def test_the_task_files_are_in_the_package() -> None:
-    from importlib.resources import files
-
-    found = files("layerif.evaluation.harness") / "tasks"
-    assert sorted(path.name for path in found.iterdir()) == [
-        f"{n}.yaml" for n in harness_rows.NAMES
-    ]
