@@ -241,7 +241,7 @@ def test_nothing_is_left_changed(folder: Path, capsys: pytest.CaptureFixture[str
     assert (captured.out, captured.err) == ("", "")
     code = (
         "import os; before = dict(os.environ)\n"
-        "from layerif.evaluation import load_harness\n"
+        "from layerif.evaluation.harness import load_harness\n"
         f"load_harness(['rte'], data_dir=__import__('pathlib').Path({str(folder)!r}))\n"
         "print(os.environ == before)"
     )
