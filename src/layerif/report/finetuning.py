@@ -16,17 +16,16 @@ def finetuning_table(record: Finetuning) -> Table:
 
     The training loss is the mean over the steps since the row above.
     """
+    measured = {entry.step: entry.loss for entry in record.evaluations}
     table = plain_table(
         f"{record.model.name} fine-tuned on {record.task.get('name', 'examples in memory')}: "
-        f"{NAMES[record.method]}, {record.trainable_parameters:,} trainable parameters"
+        f"{NAMES[record.method]}, {record.trainable_parameters:,} trainable parameters",
+        *(">step", ">training loss", *([">validation loss"] if measured else [])),
     )
-    measured = {entry.step: entry.loss for entry in record.evaluations}
     steps = sorted(measured) or [entry.step for entry in record.losses]
     shown = {steps[round(i * (len(steps) - 1) / (ROWS - 1))] for i in range(ROWS)}
     if record.best_step is not None:
         shown.add(record.best_step)
-    for column in ("step", "training loss", *(["validation loss"] if measured else [])):
-        table.add_column(column, justify="right")
     above = 0
     for step in sorted(shown):
         since = [e.loss for e in record.losses if above < e.step <= step]
