@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from layerif.artifacts import Finetuning
+from layerif.report.plots import task_name
 from layerif.report.tables import plain_table
 
 ROWS = 12
@@ -18,7 +19,7 @@ def finetuning_table(record: Finetuning) -> Table:
     """
     measured = {entry.step: entry.loss for entry in record.evaluations}
     table = plain_table(
-        f"{record.model.name} fine-tuned on {record.task.get('name', 'examples in memory')}: "
+        f"{record.model.name} fine-tuned on {task_name(record.task)}: "
         f"{NAMES[record.method]}, {record.trainable_parameters:,} trainable parameters",
         *(">step", ">training loss", *([">validation loss"] if measured else [])),
     )

@@ -22,7 +22,7 @@ from layerif.artifacts import (
 )
 from layerif.core.choices import Aggregation
 from layerif.core.terminal import harmless
-from layerif.report.plots import LABELS
+from layerif.report.plots import LABELS, task_name
 
 BAR, LEAST = 24, 4  # characters of a bar, and what tables may shorten it to
 SAME_TOTAL = 5e-7
@@ -41,8 +41,7 @@ def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Ta
     values = columns[aggregate]
     helpful = (scores.influence > 0).mean(1)
     table = plain_table(
-        f"Influence per decoder layer: {scores.model.name}, "
-        f"{(scores.record.task or {}).get('name', 'examples in memory')}",
+        f"Influence per decoder layer: {scores.model.name}, {task_name(scores.record.task)}",
         *(">layer", *(f">{column}" for column in columns), ">helpful\nsamples", aggregate),
     )
     for layer, value in enumerate(values):
