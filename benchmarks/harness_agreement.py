@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from layerif.data import Example, load_task
+from layerif.data.catalogue import IN_HARNESS
 from layerif.evaluation.accuracy import task_measurement
 from layerif.evaluation.harness import load_harness
-from layerif.evaluation.harness.loading import TASK_FILES
 from layerif.evaluation.harness.model import HarnessModel
 from layerif.evaluation.harness.quiet import quiet_harness
 from layerif.model.opening import open_model
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--tasks", default=",".join(sorted(f.stem for f in TASK_FILES.iterdir())))
+    parser.add_argument("--tasks", default=",".join(IN_HARNESS))
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-length", type=int, default=2048)

@@ -24,7 +24,7 @@ import torch
 
 from layerif.artifacts import Allocation, Results
 from layerif.compress.pruning.runner import prune
-from layerif.core.checkpoint import NoSteps
+from layerif.core.checkpoint import Steps
 from layerif.core.files import write_json
 from layerif.data import Corpus, load_corpus
 from layerif.data.batching import collate, pack
@@ -39,7 +39,7 @@ from layerif.search.planning import Units, plan_of
 from layerif.search.rounds import BACKWARD_TOKENS, Round, allocate_marginal
 
 
-class Recorder(NoSteps):
+class Recorder(Steps):
     """Keeps every round of one run."""
 
     def __init__(self) -> None:

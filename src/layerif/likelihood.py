@@ -10,8 +10,8 @@ slice's gradient at once, so that of all logits only the gradient of the hidden 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -55,7 +55,7 @@ def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tens
             logits_of = partial(_logits, head, begun, again)
             return _in_slices(logits_of, head, begun.hidden, batch.targets, sizes)
     seen = _Seen(batch.predicts)
-    with nullcontext() if head is None else _hook(head.register_forward_pre_hook(seen)):
+    with nullcontext() if head is None else head.register_forward_pre_hook(seen):
         logits = run().logits
     logits = logits[0] if seen.times else logits[batch.predicts.to(logits.device)]
     return _losses(logits, batch.targets)
@@ -145,10 +145,10 @@ def _begun(
     seen = _Seen(predicts, 1)
     outputs: list[tuple[nn.Module, Any]] = []
     with ExitStack() as hooks:
-        hooks.enter_context(_hook(head.register_forward_pre_hook(seen)))
+        hooks.enter_context(head.register_forward_pre_hook(seen))
         for module in _around_embeddings(model):
-            handle = module.register_forward_hook(lambda own, _, out: outputs.append((own, out)))
-            hooks.enter_context(_hook(handle))
+            hook = module.register_forward_hook(lambda own, _, out: outputs.append((own, out)))
+            hooks.enter_context(hook)
         run()
     if not outputs or seen.times != 1:
         return None
@@ -177,7 +177,7 @@ def _logits(
     given = hidden.unsqueeze(0)
     with (
         replaced_forwards([begun.decoder], lambda _place, _forward: lambda *_, **__: begun.output),
-        _hook(head.register_forward_pre_hook(lambda _module, args: (given, *args[1:]))),
+        head.register_forward_pre_hook(lambda _module, args: (given, *args[1:])),
     ):
         logits: torch.Tensor = run().logits
     return logits[0]
@@ -231,12 +231,3 @@ class _Losses(torch.autograd.Function):
         (gradient,) = context.saved_tensors
         weighted = gradient * weights.to(gradient.device)[:, None]
         return weighted.to(gradient.dtype), None
-
-
-@contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    """A hook that is there inside."""
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -58,7 +58,7 @@ def test_sources_are_tasks_and_corpora(tmp_path: Path) -> None:
 
 def test_importing_tasks_is_light() -> None:
     code = (
-        "import sys, layerif.tasks;"
+        "import sys, layerif.data;"
         "print([m for m in ('torch','transformers','datasets','pyarrow') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

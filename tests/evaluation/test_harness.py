@@ -241,7 +241,7 @@ def test_nothing_is_left_changed(folder: Path, capsys: pytest.CaptureFixture[str
     assert (captured.out, captured.err) == ("", "")
     code = (
         "import os; before = dict(os.environ)\n"
-        "from layerif.evaluation import load_harness\n"
+        "from layerif.evaluation.harness import load_harness\n"
         f"load_harness(['rte'], data_dir=__import__('pathlib').Path({str(folder)!r}))\n"
         "print(os.environ == before)"
     )
@@ -352,12 +352,3 @@ def test_tasks_that_run_code_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"broken.yaml of .* cannot be loaded: 'x' is undefined"):
         load_harness([str(broken)])
-
-
-def test_the_task_files_are_in_the_package() -> None:
-    from importlib.resources import files
-
-    found = files("layerif.evaluation.harness") / "tasks"
-    assert sorted(path.name for path in found.iterdir()) == [
-        f"{n}.yaml" for n in harness_rows.NAMES
-    ]

@@ -82,8 +82,8 @@ def observed(
 
     with ExitStack() as hooks:
         for projection in projections:
-            handle = projection.module.register_forward_pre_hook(hook(projection.key))
-            hooks.callback(handle.remove)
+            seen = projection.module.register_forward_pre_hook(hook(projection.key))
+            hooks.enter_context(seen)
         yield
 
 

@@ -8,7 +8,7 @@ architectures). Then layer after layer runs on the hidden states of all batches,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -185,21 +185,14 @@ def _observe(
         if len(calls) == len(layers):
             raise _Stop
 
-    handles = [
-        module.register_forward_pre_hook(record, with_kwargs=True) for module in layers.modules
-    ]
-    try:
+    with ExitStack() as hooks, suppress(_Stop):
+        for module in layers.modules:
+            hooks.enter_context(module.register_forward_pre_hook(record, with_kwargs=True))
+        if extent == "through the first":
+            hooks.enter_context(_handing_on(layers))
         # The decoder without its head: no logits are needed here.
         decoder = model.base_model
-        with ExitStack() as passed:
-            if extent == "through the first":
-                passed.enter_context(_handing_on(layers))
-            decoder(**accepted(decoder.forward, inputs), use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+        decoder(**accepted(decoder.forward, inputs), use_cache=False)
     return first[0], calls
 
 
@@ -215,12 +208,11 @@ def _handing_on(layers: DecoderLayers) -> Iterator[None]:
         hidden = args[0] if args else kwargs["hidden_states"]
         return hidden if rest[0] is None else (hidden, *rest[0])
 
-    handle = layers.modules[0].register_forward_hook(keep)
-    try:
-        with replaced_forwards(layers.modules[1:], lambda _place, _forward: hand_on):
-            yield
-    finally:
-        handle.remove()
+    with (
+        layers.modules[0].register_forward_hook(keep),
+        replaced_forwards(layers.modules[1:], lambda _place, _forward: hand_on),
+    ):
+        yield
 
 
 def _same(a: Any, b: Any) -> bool:

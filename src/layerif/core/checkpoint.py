@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from layerif.core import processes
 from layerif.core.files import (
@@ -52,19 +52,19 @@ STUDY_FILE = "written.json"
 VISIBLE_WITHIN = 90.0
 
 
-class Steps(Protocol):
-    """Where a stage keeps what it has finished."""
+class Steps:
+    """Where a stage keeps what it has finished; here nowhere, for work in memory or too short."""
 
-    @property
-    def folder(self) -> Path | None:
-        """For files too large to be a step of their own; None where nothing is kept."""
+    # For files too large to be a step of their own; None where nothing is kept.
+    folder: Path | None = None
 
-    def of_kind(self, *kind: Any) -> Self:
+    def of_kind(self, *_kind: Any) -> Self:
         """The same place for work of one kind; a step of another kind counts as absent.
 
         Args:
-            kind: plain JSON values that the steps depend on beside the fingerprint of the stage.
+            _kind: plain JSON values that the steps depend on beside the fingerprint of the stage.
         """
+        return self
 
     def load(self, step: str) -> dict[str, torch.Tensor] | None:
         """The tensors of a finished step; None where it is still to do, or damaged."""
@@ -77,6 +77,7 @@ class Steps(Protocol):
         Args:
             wanted: tells it from an earlier one.
         """
+        raise InputError(f"the step {step} is not kept, so no other process can take it")
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
         """Keep a finished step; one that is there is replaced."""
@@ -91,36 +92,14 @@ class Steps(Protocol):
         """
 
 
-class NoSteps:
-    """Keeps nothing: for work in memory, and for work too short to resume."""
-
-    folder: Path | None = None
-
-    def of_kind(self, *_kind: Any) -> Self:
-        return self
-
-    def load(self, step: str) -> None:
-        return None
-
-    def awaited(self, step: str, wanted: Any = None) -> dict[str, torch.Tensor]:
-        raise InputError(f"the step {step} is not kept, so no other process can take it")
-
-    def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        pass
-
-    def reserve(self, size: float, what: str, of: str = "*") -> None:
-        pass
+NO_STEPS = Steps()
 
 
-NO_STEPS = NoSteps()
-
-
-class DiskSteps:
+class DiskSteps(Steps):
     """Steps as files of one folder; made by `resumable`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder: Path | None = folder
-        self._folder = folder
+        self.folder = self._folder = folder
         self._kind = ""
 
     def of_kind(self, *kind: Any) -> Self:

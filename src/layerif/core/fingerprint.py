@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import field_validator
 
+from layerif.core.files.tensors import as_bytes
 from layerif.core.record import JsonArtifact
 
 
@@ -100,7 +101,7 @@ def hash_model(model: Any) -> str:
         for text in _adapter_texts(name, module)
     ]
     tensors = [
-        (f"{name} {tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor))
+        (f"{name} {tensor.dtype} {tuple(tensor.shape)}", as_bytes(tensor))
         for name, tensor in sorted(model.state_dict().items())
     ]
     head = type(model).__name__ + json.dumps(settings, sort_keys=True, default=str)
@@ -126,13 +127,6 @@ def _adapter_texts(name: str, module: Any) -> list[str]:
     if top_k := dict(getattr(module, "top_k", {})):
         texts.append(json.dumps(top_k))
     return texts
-
-
-def _bytes(tensor: Any) -> Any:
-    """(bytes,) uint8 on the CPU, without a copy where it is there already."""
-    import torch
-
-    return tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
 
 
 def _sums(raw: Any) -> tuple[int, ...]:

@@ -2,13 +2,13 @@
 
 Each has its rank and their count in its environment. They agree on small values and add up vectors
 over a gloo group, on GPUs too: what goes from one to another lies in main memory. With one process
-everything here does nothing.
+everything here does nothing. `accelerate.PartialState` cannot do this: it uses the default group,
+which sends nothing from main memory on GPUs and cannot be ended, and it needs torch to count.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,6 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from layerif import errors
 from layerif.errors import InputError, LayerifError, ProcessError
 
 if TYPE_CHECKING:
@@ -60,62 +59,54 @@ def barrier() -> None:
     Raises:
         ProcessError: one of them has ended.
     """
-    if count() > 1:
-        with _talking() as group:
-            _distributed().all_reduce(_tensor([0]), group=group)
+    import torch
+
+    add([torch.zeros(1)])
 
 
 def agreed(call: Callable[[], T]) -> T:
     """What `call` returns in the first process, for all; an error it raises there is raised by all.
 
     Args:
-        call: returns plain JSON values.
+        call: returns plain values.
     """
     if count() == 1:
         return call()
-    if not is_first():
-        answer = _from_first(b"")
-    else:
+    answer: list[Any] = [None, None]
+    if is_first():
         try:
-            answer = {"value": call()}
+            answer[0] = call()
         except LayerifError as error:
-            _from_first(json.dumps({"error": str(error), "kind": type(error).__name__}).encode())
-            raise
-        _from_first(json.dumps(answer).encode())
-    if "error" in answer:
-        raise getattr(errors, answer["kind"], LayerifError)(answer["error"])
-    value: T = answer["value"]
+            answer[1] = error
+    with _talking() as group:
+        _distributed().broadcast_object_list(answer, 0, group=group)
+    if answer[1] is not None:
+        raise answer[1]
+    value: T = answer[0]
     return value
 
 
 def add(tensors: Sequence[torch.Tensor]) -> None:
     """Put the sum over the processes in place of each tensor, the same bits in every process."""
-    if count() > 1:
-        with _talking() as group:
-            for tensor in tensors:
-                own = tensor.cpu().contiguous()
-                _distributed().all_reduce(own, group=group)
-                tensor.copy_(own)
+    _exchange(tensors, lambda own, group: _distributed().all_reduce(own, group=group))
 
 
 def spread(tensors: Sequence[torch.Tensor]) -> None:
     """Put the first process's tensors in place of every other's."""
-    if count() > 1:
-        with _talking() as group:
-            for tensor in tensors:
-                own = tensor.cpu().contiguous()
-                _distributed().broadcast(own, 0, group=group)
-                tensor.copy_(own)
+    _exchange(tensors, lambda own, group: _distributed().broadcast(own, 0, group=group))
 
 
-def _from_first(text: bytes) -> Any:
-    """The first process's JSON text, read."""
-    size = _tensor([len(text)])
+def _exchange(
+    tensors: Sequence[torch.Tensor], exchange: Callable[[torch.Tensor, Any], object]
+) -> None:
+    """Each tensor after an exchange of its copy in main memory, where there are more processes."""
+    if count() == 1:
+        return
     with _talking() as group:
-        _distributed().broadcast(size, 0, group=group)
-        letters = _tensor(list(text) if is_first() else [0] * int(size))
-        _distributed().broadcast(letters, 0, group=group)
-    return json.loads(bytes(letters.tolist()))
+        for tensor in tensors:
+            own = tensor.cpu().contiguous()
+            exchange(own, group)
+            tensor.copy_(own)
 
 
 @contextmanager
@@ -168,12 +159,6 @@ def _distributed() -> Any:
     import torch.distributed
 
     return torch.distributed
-
-
-def _tensor(values: list[int]) -> torch.Tensor:
-    import torch
-
-    return torch.tensor(values, dtype=torch.int64)
 
 
 def _number(name: str, otherwise: int) -> int:

@@ -14,7 +14,7 @@ from layerif.core.files import READERS, read_rows
 from layerif.data.agreement import agreement
 from layerif.data.base import SPLITS, Example, Split, Task
 from layerif.data.calibration import SELF, SelfText, training_text
-from layerif.data.catalogue import CATALOGUE
+from layerif.data.catalogue import CATALOGUE, IN_HARNESS
 from layerif.data.corpora import CORPORA, TEXT, Corpus, text_file
 from layerif.data.declared import load_declared
 from layerif.data.facts import facts
@@ -242,11 +242,10 @@ def has_style(name: str, style: PromptStyle) -> bool:
 
 def _require_harness(name: str) -> None:
     """Refuse the style `harness` for a task that has no such form."""
-    having = sorted(spec.name for spec in CATALOGUE.values() if spec.harness is not None)
-    if name not in having:
+    if name not in IN_HARNESS:
         raise InputError(
             f"task {name} cannot be asked in the style harness, in the words of "
-            f"lm-evaluation-harness; those that can are {', '.join(having)}"
+            f"lm-evaluation-harness; those that can are {', '.join(IN_HARNESS)}"
         )
 
 

@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from layerif.core.choices import PromptStyle
-from layerif.data import lexicon as words
 from layerif.data.base import Example, Split, Task
-from layerif.data.draw import Draw
+from layerif.data.draw import Draw, words_of
 from layerif.data.splits import count_and_hash
 from layerif.data.styles import refuse_chat
 
+# A noun is its singular, or singular/plural where the plural is irregular. A predicate begins with
+# its verb in both numbers, `is/are`, and nothing after the verb shows number. An `objects` relation
+# is a head with its preposition and what may follow; a surrounding, a preposition and what may.
+WORDS = words_of("agreement")
 ROWS_PER_CONSTRUCTION: dict[Split, int] = {"train": 200, "validation": 52, "test": 100}
 # The share of attractors that differ in number from the critical word.
 ATTRACTION = 0.9
@@ -58,7 +61,7 @@ def _aside(draw: Draw, phrases: Mapping[str, Sequence[str]], plural: bool) -> st
 def _open(draw: Draw, sentence: str, plural: bool) -> str:
     """The sentence with a capital, or after an opening phrase with one more attractor."""
     if draw.chance(0.5):
-        sentence = f"{_aside(draw, words.OPENERS, plural)[1:]}, {sentence}"
+        sentence = f"{_aside(draw, WORDS['openers'], plural)[1:]}, {sentence}"
     return sentence[0].upper() + sentence[1:]
 
 
@@ -71,89 +74,91 @@ def _relation(draw: Draw, relations: Mapping[str, Sequence[str]]) -> tuple[str, 
 
 def prepositional(draw: Draw, plural: bool) -> Sentence:
     """The keys to the cabinet | are on the table."""
-    things = draw.pick((words.OBJECTS, words.PLACES))
-    head, preposition, attractor = _relation(draw, things.relations)
-    subject = f"the {draw.pick(things.adjectives)}{noun(head, plural)} {preposition} the "
+    things = draw.pick((WORDS["objects"], WORDS["places"]))
+    head, preposition, attractor = _relation(draw, things["relations"])
+    subject = f"the {draw.pick(things['adjectives'])}{noun(head, plural)} {preposition} the "
     prompt = _open(draw, subject + _attractor(draw, attractor, plural), plural)
-    return prompt, *continuations(draw.pick(things.predicates), plural)
+    return prompt, *continuations(draw.pick(things["predicates"]), plural)
 
 
 def nested(draw: Draw, plural: bool) -> Sentence:
     """The label on the bottles near the stations | is on the table."""
-    things = draw.pick((words.OBJECTS, words.PLACES))
-    head, preposition, attractor = _relation(draw, things.relations)
-    subject = f"the {draw.pick(things.adjectives)}{noun(head, plural)} {preposition} the "
+    things = draw.pick((WORDS["objects"], WORDS["places"]))
+    head, preposition, attractor = _relation(draw, things["relations"])
+    subject = f"the {draw.pick(things['adjectives'])}{noun(head, plural)} {preposition} the "
     subject += _attractor(draw, attractor, plural)
     if draw.chance(0.5):
-        subject += _aside(draw, things.surroundings, plural)
+        subject += _aside(draw, things["surroundings"], plural)
     else:
-        witness = _attractor(draw, draw.pick(words.PEOPLE), plural)
-        subject += f" the {witness} {draw.pick(words.MENTIONS)}"
+        witness = _attractor(draw, draw.pick(WORDS["people"]), plural)
+        subject += f" the {witness} {draw.pick(WORDS['mentions'])}"
     prompt = _open(draw, subject, plural)
-    return prompt, *continuations(draw.pick(things.predicates), plural)
+    return prompt, *continuations(draw.pick(things["predicates"]), plural)
 
 
 def partitive(draw: Draw, plural: bool) -> Sentence:
     """One of the towers above the villages | was damaged in the storm."""
-    things = draw.pick((words.OBJECTS, words.PLACES))
-    head, preposition, attractor = _relation(draw, things.relations)
-    share = draw.pick(words.PLURAL_SHARES if plural else words.SINGULAR_SHARES)
-    subject = f"{share} of the {draw.pick(things.adjectives)}{noun(head, True)} {preposition} the "
+    things = draw.pick((WORDS["objects"], WORDS["places"]))
+    head, preposition, attractor = _relation(draw, things["relations"])
+    share = draw.pick(WORDS["plural_shares"] if plural else WORDS["singular_shares"])
+    subject = (
+        f"{share} of the {draw.pick(things['adjectives'])}{noun(head, True)} {preposition} the "
+    )
     prompt = subject + _attractor(draw, attractor, plural)
-    return prompt, *continuations(draw.pick(things.predicates), plural)
+    return prompt, *continuations(draw.pick(things["predicates"]), plural)
 
 
 def _two_people(draw: Draw, plural: bool) -> tuple[str, str]:
     """Two different groups or persons: the head in the number asked for, and an attractor."""
-    head = draw.pick(words.PEOPLE)
-    other = draw.pick([entry for entry in words.PEOPLE if entry != head])
+    head = draw.pick(WORDS["people"])
+    other = draw.pick([entry for entry in WORDS["people"] if entry != head])
     return noun(head, plural), _attractor(draw, other, plural)
 
 
 def subject_relative(draw: Draw, plural: bool) -> Sentence:
     """The coach who praised the players after the show | lives in a small town."""
     head, other = _two_people(draw, plural)
-    deed, occasion = draw.pick(words.DEEDS), _aside(draw, words.OCCASIONS, plural)
+    deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
     prompt = _open(draw, f"the {head} who {deed} the {other}{occasion}", plural)
-    return prompt, *continuations(draw.pick(words.PERSON_PREDICATES), plural)
+    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
 
 
 def object_relative(draw: Draw, plural: bool) -> Sentence:
     """The farmers the lawyer visited after the lesson | want to move."""
     head, other = _two_people(draw, plural)
     that = draw.pick(("that ", "", ""))
-    deed, occasion = draw.pick(words.DEEDS), _aside(draw, words.OCCASIONS, plural)
+    deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
     prompt = _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural)
-    return prompt, *continuations(draw.pick(words.PERSON_PREDICATES), plural)
+    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
 
 
 def parenthetical(draw: Draw, plural: bool) -> Sentence:
     """The sailor, unlike the pilots the guards had described, | knows a great deal."""
     head, other = _two_people(draw, plural)
-    witness = _attractor(draw, draw.pick(words.PEOPLE), plural)
-    others = f"the {other} the {witness} {draw.pick(words.MENTIONS)}"
-    prompt = _open(draw, f"the {head}, {draw.pick(words.EXCEPTIONS)} {others},", plural)
-    return prompt, *continuations(draw.pick(words.PERSON_PREDICATES), plural)
+    witness = _attractor(draw, draw.pick(WORDS["people"]), plural)
+    others = f"the {other} the {witness} {draw.pick(WORDS['mentions'])}"
+    prompt = _open(draw, f"the {head}, {draw.pick(WORDS['exceptions'])} {others},", plural)
+    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
 
 
 def coordination(draw: Draw, plural: bool) -> Sentence:
     """The clerks thanked the visitor near the gate and | were invited to dinner."""
     head, other = _two_people(draw, plural)
     # The first verb is a past form, which would say nothing about the number of its subject.
-    deed, place = draw.pick(words.DEEDS), _aside(draw, words.PEOPLE_FROM, plural)
+    deed, place = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["people_from"], plural)
     prompt = _open(draw, f"the {head} {deed} the {other}{place} and", plural)
-    return prompt, *continuations(draw.pick(words.OUTCOMES), plural)
+    return prompt, *continuations(draw.pick(WORDS["outcomes"]), plural)
 
 
 def determiner_noun(draw: Draw, plural: bool) -> Sentence:
     """We had forgotten about those rather dusty one-dollar | labels on the jar on the way home."""
-    head, preposition, attractor = _relation(draw, words.OBJECTS.relations)
-    determiner = draw.pick(words.DETERMINERS).split("/")[plural]
+    head, preposition, attractor = _relation(draw, WORDS["objects"]["relations"])
+    determiner = draw.pick(WORDS["determiners"]).split("/")[plural]
     number = "one" if plural == draw.chance(ATTRACTION) else draw.pick(("two", "three", "ten"))
-    description = f"{draw.pick(words.DESCRIPTIONS)} {number}-{draw.pick(words.MEASURES)}"
+    description = f"{draw.pick(WORDS['descriptions'])} {number}-{draw.pick(WORDS['measures'])}"
     pair = f"{noun(head, False)}/{noun(head, True)}"
-    rest = f"{preposition} the {_attractor(draw, attractor, plural)} {draw.pick(words.LATER)}"
-    prompt = f"{draw.pick(words.SEARCHES)} {determiner} {description}"
+    rest = f"{preposition} the {_attractor(draw, attractor, plural)} {draw.pick(WORDS['later'])}"
+    prompt = f"{draw.pick(WORDS['searches'])} {determiner} {description}"
     return prompt, *continuations(f"{pair} {rest}", plural)
 
 
@@ -162,19 +167,19 @@ def reflexive(draw: Draw, plural: bool) -> Sentence:
 
     the queen told the girls near the gate to defend | themselves ...
     """
-    people, pronoun = draw.pick(((words.MEN, "himself"), (words.WOMEN, "herself")))
+    people, pronoun = draw.pick(((WORDS["men"], "himself"), (WORDS["women"], "herself")))
     one = draw.pick(people)
     # Both of one gender, so that number alone decides.
     other = draw.pick([entry for entry in people if entry != one])
     bound, attractor = noun(one, plural), _attractor(draw, other, plural)
-    verb, rests = draw.pick(list(words.REFLEXIVE_PREDICATES.items()))
+    verb, rests = draw.pick(list(WORDS["reflexive_predicates"].items()))
     base, past = verb.split("/")
     if draw.chance(0.5):
-        deed, occasion = draw.pick(words.DEEDS), _aside(draw, words.OCCASIONS, plural)
+        deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
         sentence = f"the {bound} who {deed} the {attractor}{occasion} {past}"
     else:
-        place = _aside(draw, words.PEOPLE_FROM, plural)
-        sentence = f"the {attractor} {draw.pick(words.ORDERS)} the {bound}{place} to {base}"
+        place = _aside(draw, WORDS["people_from"], plural)
+        sentence = f"the {attractor} {draw.pick(WORDS['orders'])} the {bound}{place} to {base}"
     predicate = f"{pronoun}/themselves {draw.pick(rests)}"
     return _open(draw, sentence, plural), *continuations(predicate, plural)
 
@@ -184,13 +189,15 @@ def inversion(draw: Draw, plural: bool) -> Sentence:
 
     behind the door in the attic there | are two bowls of fresh fruit.
     """
-    preposition, spots = draw.pick(list(words.SPOTS.items()))
-    spot, room = (_attractor(draw, draw.pick(entries), plural) for entries in (spots, words.ROOMS))
-    place = f"{preposition} the {draw.pick(words.SPOT_ADJECTIVES)}{spot} in the {room}"
-    there, verbs = draw.pick(((" there", words.BEING), ("", words.STANDING)))
+    preposition, spots = draw.pick(list(WORDS["spots"].items()))
+    spot, room = (
+        _attractor(draw, draw.pick(entries), plural) for entries in (spots, WORDS["rooms"])
+    )
+    place = f"{preposition} the {draw.pick(WORDS['spot_adjectives'])}{spot} in the {room}"
+    there, verbs = draw.pick(((" there", WORDS["being"]), ("", WORDS["standing"])))
     count = draw.pick(("two", "three", "several", "some", "a few")) if plural else "a"
-    what = noun(draw.pick(words.CONTENTS), plural)
-    predicate = f"{draw.pick(verbs)} {count} {what} {draw.pick(words.PURPOSES)}"
+    what = noun(draw.pick(WORDS["contents"]), plural)
+    predicate = f"{draw.pick(verbs)} {count} {what} {draw.pick(WORDS['purposes'])}"
     return _open(draw, place + there, plural), *continuations(predicate, plural)
 
 

@@ -219,6 +219,7 @@ _SPECS = (
             config="boolq",
             label="label",
             folder=_VALIDATION_ALONE,
+            harness_version=2.0,
         ),
         hub=_TESTED_ON_VALIDATION,
         folder=replace(_VALIDATION_ALONE, renamed={"answer": "label"}),
@@ -270,3 +271,4 @@ _SPECS = (
     ),
 )
 CATALOGUE: Mapping[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
+IN_HARNESS = sorted(spec.name for spec in _SPECS if spec.harness is not None)

@@ -79,6 +79,7 @@ class TaskSpec:
         hub, folder: how the data set lies on the hub and in a data directory.
         harness: the fields that have other values in the style `harness`, which asks as
             lm-evaluation-harness does (its version 0.4); None where the task has no such form.
+        harness_version: lm-evaluation-harness's own version of the task.
     """
 
     name: str
@@ -97,6 +98,12 @@ class TaskSpec:
     hub: Layout = field(default_factory=Layout)
     folder: Layout = field(default_factory=Layout)
     harness: Mapping[str, Any] | None = None
+    harness_version: float = 1.0
+
+    @property
+    def in_harness(self) -> TaskSpec:
+        """The task as lm-evaluation-harness asks it, if it has such a form."""
+        return replace(self, **(self.harness or {}))
 
     @property
     def columns(self) -> list[str]:
@@ -168,7 +175,7 @@ def load_declared(
     render: Render
     styled: dict[str, Any]
     if style == "harness" and spec.harness is not None:
-        spec = replace(spec, **spec.harness)
+        spec = spec.in_harness
         render, styled = str, {"style": style}
     elif spec.instruction:
         render = renderer(style, tokenizer, template_options)
@@ -184,7 +191,8 @@ def load_declared(
         origin = {"source": str(data_dir / spec.name)}
 
     def fetch(source: str) -> list[Example]:
-        return _fetch(spec, data_dir, source, render, blank_scored=style == "harness")
+        examples = fetch_examples(spec, data_dir, source, render)
+        return [_blank_scored(e) for e in examples] if style == "harness" else examples
 
     splits, made = _divide(layout, fetch, seed)
     splits, dropped = disjoint(splits)
@@ -212,20 +220,24 @@ def tested_order(
     """
     task = load_declared(spec, data_dir, style="harness")
     drawn = task.sample("test", min(samples, len(task.splits["test"])), seed)
-    asked = replace(spec, **(spec.harness or {}))
+    asked = spec.in_harness
     layout = asked.hub if data_dir is None else asked.folder
     # A row that repeats another was left out: the first of them is the one that is drawn.
     place: dict[Example, int] = {}
-    rows = _fetch(asked, data_dir, layout.test, str, blank_scored=True)
+    rows = fetch_examples(asked, data_dir, layout.test)
     for number, example in enumerate(rows):
-        place.setdefault(example, number)
+        place.setdefault(_blank_scored(example), number)
     return [place[example] for example in drawn], len(rows)
 
 
-def _fetch(
-    spec: TaskSpec, data_dir: Path | None, source: str, render: Render, *, blank_scored: bool
+def fetch_examples(
+    spec: TaskSpec, data_dir: Path | None, source: str, render: Render = str
 ) -> list[Example]:
-    """The examples of one of the data set's own splits, in its order."""
+    """The examples of one of the data set's own splits, in its order.
+
+    Raises:
+        InputError: as `load_declared`.
+    """
     layout = spec.hub if data_dir is None else spec.folder
 
     def rows(columns: list[str]) -> list[Row]:
@@ -233,8 +245,16 @@ def _fetch(
             return from_hub(spec.repo, spec.config, source, columns, empty=layout.empty)
         return from_folder(data_dir, spec.name, source, columns)
 
-    examples = _examples(spec, source, layout.read(spec.columns, rows), render)
-    return [_blank_scored(e) for e in examples] if blank_scored else examples
+    examples = []
+    for number, row in enumerate(layout.read(spec.columns, rows), start=1):
+        example = spec.example(row, render)
+        if example is None:
+            raise InputError(
+                f"task {spec.name} needs labelled rows, but row {number} of split {source!r} has "
+                f"{row[spec.label]!r} in column {spec.label!r}, which names none of its options"
+            )
+        examples.append(example)
+    return examples
 
 
 def _blank_scored(example: Example) -> Example:
@@ -265,16 +285,3 @@ def _divide(
         for split, share in shares.items():
             made[split] = f"{share:.0%} of the prompts of split {source!r}, drawn by seed {seed}"
     return {split: splits[split] for split in SPLITS}, {split: made[split] for split in SPLITS}
-
-
-def _examples(spec: TaskSpec, source: str, rows: Sequence[Row], render: Render) -> list[Example]:
-    examples = []
-    for number, row in enumerate(rows, start=1):
-        example = spec.example(row, render)
-        if example is None:
-            raise InputError(
-                f"task {spec.name} needs labelled rows, but row {number} of split {source!r} has "
-                f"{row[spec.label]!r} in column {spec.label!r}, which names none of its options"
-            )
-        examples.append(example)
-    return examples

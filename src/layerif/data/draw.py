@@ -1,12 +1,19 @@
-"""Random choices for the tasks that are generated."""
+"""Random choices for the tasks that are generated, and the words they choose from."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from importlib.resources import files
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def words_of(task: str) -> Any:
+    """The lists of `words/<task>.json`, by name."""
+    return json.loads(files("layerif.data").joinpath(f"words/{task}.json").read_text("utf-8"))
 
 
 class Draw:

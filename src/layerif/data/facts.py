@@ -17,7 +17,7 @@ from typing import Any
 from layerif.core.choices import PromptStyle
 from layerif.data.base import Example, Split, Task
 from layerif.data.declared import ANSWER_BY_TEXT
-from layerif.data.draw import Draw
+from layerif.data.draw import Draw, words_of
 from layerif.data.splits import count_and_hash
 from layerif.data.styles import Render, renderer, style_record
 
@@ -26,11 +26,6 @@ CANDIDATES = 4
 ROWS_PER_KIND: dict[Split, int] = {"train": 240, "validation": 56, "test": 120}
 INSTRUCTION = (
     "Read the passage and answer the question.\n\nPassage: {passage}\nQuestion: {question}"
-)
-
-NAMES = (
-    *("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Grace", "Henry", "Irene", "James"),
-    *("Karen", "Louis", "Maria", "Nadia", "Oscar", "Paula", "Ralph", "Sarah", "Tomas", "Vera"),
 )
 
 
@@ -44,68 +39,14 @@ class Kind:
         values: what is true of one person or another.
     """
 
-    told: tuple[str, ...]
+    told: Sequence[str]
     asked: str
     values: Sequence[str]
 
 
-KINDS: dict[str, Kind] = {
-    "city": Kind(
-        ("{name} lives in {value}.", "{name} moved to {value} two years ago."),
-        "Where does {name} live?",
-        (
-            *("Lisbon", "Oslo", "Cairo", "Lima", "Dublin", "Athens", "Boston", "Delhi", "Prague"),
-            *("Madrid", "Nairobi", "Sydney", "Toronto", "Vienna", "Warsaw", "Zurich"),
-        ),
-    ),
-    "job": Kind(
-        ("{name} works as a {value}.", "{name} has always wanted to be a {value} and became one."),
-        "What is the job of {name}?",
-        (
-            *("baker", "nurse", "lawyer", "painter", "pilot", "teacher", "farmer", "tailor"),
-            *("singer", "dentist", "plumber", "reporter", "chemist", "carpenter"),
-        ),
-    ),
-    "pet": Kind(
-        ("{name} has a {value}.", "{name} looks after a {value} at home."),
-        "What kind of animal does {name} have?",
-        (
-            *("cat", "dog", "parrot", "rabbit", "horse", "turtle", "goat", "hamster", "canary"),
-            *("pony", "goldfish", "lizard"),
-        ),
-    ),
-    "room": Kind(
-        ("{name} is waiting in the {value}.", "{name} has left the umbrella in the {value}."),
-        "Which room does the passage mention with {name}?",
-        (
-            *("kitchen", "cellar", "attic", "garage", "library", "bedroom", "hallway"),
-            *("workshop", "bathroom", "pantry"),
-        ),
-    ),
-    "colour": Kind(
-        ("{name} drives a {value} car.", "{name} painted the front door {value}."),
-        "Which colour does the passage mention with {name}?",
-        (
-            *("red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange"),
-            "grey",
-        ),
-    ),
-    "weekday": Kind(
-        ("{name} plays chess on {value}.", "{name} does the shopping on {value}."),
-        "Which day of the week does the passage mention with {name}?",
-        ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
-    ),
-    "number": Kind(
-        ("{name} has read {value} books this year.", "{name} picked {value} apples."),
-        "Which number does the passage mention with {name}?",
-        tuple(str(number) for number in range(12, 99)),
-    ),
-    "year": Kind(
-        ("{name} was born in {value}.", "{name} left school in {value}."),
-        "Which year does the passage mention with {name}?",
-        tuple(str(year) for year in range(1931, 2010)),
-    ),
-}
+WORDS = words_of("facts")
+NAMES: list[str] = WORDS["names"]
+KINDS = {name: Kind(**kind) for name, kind in WORDS["kinds"].items()}
 Rows = dict[Split, dict[str, list[Example]]]
 
 

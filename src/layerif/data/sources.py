@@ -71,17 +71,6 @@ def from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -
     Raises:
         InputError: the folder, the file or a column does not exist, or the file is not parquet.
     """
-    with parsing(data_dir / name, f"a data set with the columns {listing(columns)}"):
-        rows: list[Row] = table_from_folder(data_dir, name, split, columns).to_pylist()
-    return rows
-
-
-def table_from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -> Any:
-    """The same as a pyarrow table.
-
-    Raises:
-        InputError: as `from_folder`.
-    """
     import pyarrow
 
     folder = data_dir / name
@@ -100,7 +89,8 @@ def table_from_folder(data_dir: Path, name: str, split: str, columns: Sequence[s
         _require(columns, table.column_names, str(path))
         tables.append(table)
     with parsing(folder, f"the shards of {split} with the same columns"):
-        return pyarrow.concat_tables(tables)
+        rows: list[Row] = pyarrow.concat_tables(tables).to_pylist()
+    return rows
 
 
 def split_files(folder: Path, split: str, suffixes: Sequence[str] = tuple(READERS)) -> list[Path]:

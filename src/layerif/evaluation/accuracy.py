@@ -13,8 +13,8 @@ from layerif.data.base import Example
 from layerif.data.chunks import usable_length
 from layerif.data.tokenizing import encode
 from layerif.errors import InputError
-from layerif.evaluation.comparison import outcomes_of
-from layerif.evaluation.statistics import f1, matthews, perplexity_interval, wilson_interval
+from layerif.evaluation.figures import accuracy_figure, perplexity_figure
+from layerif.evaluation.statistics import f1, matthews
 from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
 from layerif.model.opening import Tokenizer
 
@@ -83,25 +83,14 @@ def task_measurement(
             "--max-length"
         )
     right = [groups[row][examples[row].answer or 0] for row in used]
-    losses = -sums[right] / tokens[right]
+    nats, counts = -sums[right], tokens[right]
     details: dict[str, Any] = {
-        "completion_loss": float(losses.mean()),
+        "completion_loss": float((nats / counts).mean()),
         "dropped": [row for row in range(len(examples)) if row not in set(used)],
     }
     rows = [astuple(examples[row]) for row in used]
     if not with_choices:
-        nats, counts = -sums[right], tokens[right]
-        low, high = perplexity_interval(nats, counts) or (None, None)
-        return Measurement(
-            name=name,
-            metric="perplexity",
-            value=float(np.exp(nats.sum() / counts.sum())),
-            low=low,
-            high=high,
-            count=int(counts.sum()),
-            details=details,
-            outcomes=outcomes_of(rows, nats, counts),
-        )
+        return perplexity_figure(rows, nats, counts, name=name, details=details)
     per_byte = sums / np.array([len(completion.encode()) for _, (_, completion) in texts])
     per_character = sums / np.array([len(text.removeprefix(" ")) or 1 for _, (_, text) in texts])
     answers = np.array([examples[row].answer for row in used])
@@ -112,17 +101,7 @@ def task_measurement(
         details[f"accuracy_per_{unit}"] = float((chosen_by == answers).mean())
     details["chance"] = float(np.mean([1 / len(groups[row]) for row in used]))
     details |= two_classes([examples[row] for row in used], chosen)
-    low, high = wilson_interval(int(correct.sum()), len(used))
-    return Measurement(
-        name=name,
-        metric="accuracy",
-        value=float(correct.mean()),
-        low=low,
-        high=high,
-        count=len(used),
-        details=details,
-        outcomes=outcomes_of(rows, -sums[right], tokens[right], correct),
-    )
+    return accuracy_figure(rows, correct, nats, counts, name=name, details=details)
 
 
 def two_classes(examples: Sequence[Example], chosen: np.ndarray) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,29 +11,6 @@ from layerif.artifacts import Comparison, Measurement, Outcomes, Results
 from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.errors import InputError
 from layerif.evaluation.statistics import PairedDifference, holm, mcnemar, paired_bootstrap
-
-_DECIMALS = 6  # of nats: more than any model's arithmetic settles, and short to read
-
-
-def outcomes_of(
-    items: Iterable[Any],
-    nats: np.ndarray | None = None,
-    tokens: np.ndarray | None = None,
-    correct: np.ndarray | None = None,
-) -> Outcomes:
-    """What a measurement keeps of its items; `items` are plain JSON values that tell them apart."""
-    return Outcomes(
-        items=hash_of(items),
-        nats=[] if nats is None else [round(float(value), _DECIMALS) for value in nats],
-        tokens=[] if tokens is None else [int(count) for count in tokens],
-        correct=[] if correct is None else [1 if hit else 0 for hit in correct],
-    )
-
-
-def hash_of(items: Iterable[Any]) -> str:
-    """What tells items and their order apart."""
-    text = json.dumps(list(items), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def compare(

@@ -13,7 +13,8 @@ from layerif.data import Corpus, Task
 from layerif.data.chunks import check_context_length
 from layerif.errors import InputError
 from layerif.evaluation.accuracy import have_candidates, task_measurement
-from layerif.evaluation.comparison import hash_of, other_items
+from layerif.evaluation.comparison import other_items
+from layerif.evaluation.figures import hash_of
 from layerif.evaluation.generation import check_generation, generated_accuracy
 from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.perplexity import evaluation_chunks, perplexity

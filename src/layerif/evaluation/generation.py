@@ -27,9 +27,8 @@ from layerif.data.chunks import usable_length
 from layerif.data.tokenizing import begun, encode_prompts, unframed
 from layerif.errors import InputError, NumericalError
 from layerif.evaluation.accuracy import two_classes
-from layerif.evaluation.comparison import outcomes_of
 from layerif.evaluation.extraction import extract_answer, is_settled
-from layerif.evaluation.statistics import wilson_interval
+from layerif.evaluation.figures import accuracy_figure
 from layerif.evaluation.summed import NO_CACHE, Cache
 from layerif.model.opening import Tokenizer, input_device
 
@@ -149,17 +148,8 @@ def generated_accuracy(
     if parsed:
         chosen = np.array([found[row] for row in parsed])
         details |= two_classes([examples[row] for row in parsed], chosen)
-    low, high = wilson_interval(int(correct.sum()), len(examples))
-    return Measurement(
-        name=name,
-        metric="accuracy",
-        scoring="generation",
-        value=float(correct.mean()),
-        low=low,
-        high=high,
-        count=len(examples),
-        details=details,
-        outcomes=outcomes_of(map(astuple, examples), correct=correct),
+    return accuracy_figure(
+        map(astuple, examples), correct, name=name, scoring="generation", details=details
     )
 
 

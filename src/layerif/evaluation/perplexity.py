@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ from layerif.artifacts import Measurement
 from layerif.data.batching import Encoded
 from layerif.data.chunks import check_context_length, cut
 from layerif.errors import InputError
-from layerif.evaluation.comparison import outcomes_of
-from layerif.evaluation.statistics import perplexity_interval
+from layerif.evaluation.figures import perplexity_figure
 from layerif.evaluation.summed import NO_CACHE, Cache, summed_nats
 from layerif.model.opening import Tokenizer
 
@@ -72,16 +70,11 @@ def perplexity(
         name_of=lambda row: f"chunk {row} of {name}",
         cache=cache,
     )
-    count = int(tokens.sum())
-    mean = float(nats.sum()) / count
-    low, high = perplexity_interval(nats, tokens) or (None, None)
-    return Measurement(
+    mean = float(nats.sum()) / int(tokens.sum())
+    return perplexity_figure(
+        [chunk.input_ids for chunk in chunks],
+        nats,
+        tokens,
         name=name,
-        metric="perplexity",
-        value=math.exp(mean),
-        low=low,
-        high=high,
-        count=count,
         details={"context_length": context_length, "chunks": len(chunks), "nats": mean},
-        outcomes=outcomes_of([chunk.input_ids for chunk in chunks], nats, tokens),
     )

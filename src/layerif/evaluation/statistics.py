@@ -21,7 +21,6 @@ from layerif.errors import InputError
 
 RESAMPLES = 10_000
 _LEVELS = (0.025, 0.975)
-_NORMAL = 1.959963984540054  # the standard normal's quantile at 0.975
 _DRAWN_AT_ONCE = 2**20  # indices; bounds the memory whatever the number of items
 
 
@@ -41,11 +40,8 @@ class PairedDifference(NamedTuple):
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     """95 % interval of the proportion `hits` / `count`."""
-    share, z = hits / count, _NORMAL
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low, high = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def perplexity_interval(
@@ -180,10 +176,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     """
     one, two = (side.astype(bool) for side in _aligned(first, second))
     ahead, behind = int((one & ~two).sum()), int((two & ~one).sum())
-    discordant = ahead + behind
-    # Whole numbers to the end: no rounding, and no underflow before the division.
-    tail = sum(math.comb(discordant, k) for k in range(min(ahead, behind) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    told = ahead + behind
+    return float(stats.binomtest(min(ahead, behind), told).pvalue) if told else 1.0
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -207,9 +201,8 @@ def matthews(predictions: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         InputError: there is no row, or the two have different numbers of them.
     """
-    hits, false, missed, rest = _confusion(predictions, labels)
-    scale = (hits + false) * (hits + missed) * (rest + false) * (rest + missed)
-    return (hits * rest - false * missed) / math.sqrt(scale) if scale else 0.0
+    said, true = (side != 0 for side in _aligned(predictions, labels))
+    return float(np.corrcoef(said, true)[0, 1]) if said.std() and true.std() else 0.0
 
 
 def f1(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -221,16 +214,9 @@ def f1(predictions: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         InputError: there is no row, or the two have different numbers of them.
     """
-    hits, false, missed, _ = _confusion(predictions, labels)
-    return 2 * hits / (2 * hits + false + missed) if hits else 0.0
-
-
-def _confusion(predictions: ArrayLike, labels: ArrayLike) -> tuple[int, int, int, int]:
-    """True positives, false positives, false negatives, true negatives."""
-    said, true = (side.astype(bool) for side in _aligned(predictions, labels))
-    pairs = ((said & true), (said & ~true), (~said & true), (~said & ~true))
-    hits, false, missed, rest = (int(pair.sum()) for pair in pairs)
-    return hits, false, missed, rest
+    said, true = (side != 0 for side in _aligned(predictions, labels))
+    positive = int(said.sum()) + int(true.sum())
+    return 2 * int((said & true).sum()) / positive if positive else 0.0
 
 
 def _aligned(*sides: ArrayLike) -> list[np.ndarray]:
@@ -246,7 +232,10 @@ def _aligned(*sides: ArrayLike) -> list[np.ndarray]:
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(sides, resamples) sum over sum, of `sums` (sides, items) and `counts` (items,)."""
+    """(sides, resamples) sum over sum, of `sums` (sides, items) and `counts` (items,).
+
+    `scipy.stats.bootstrap` asks for as many lines, and rounds sums in another order.
+    """
     generator = np.random.default_rng(seed)
     items = len(counts)
     block = max(1, _DRAWN_AT_ONCE // items)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from layerif.core.files.tensors import bytes_of
+
 BASE_HASH = "base_model_sha256"
 
 
@@ -35,7 +37,7 @@ def base_hash(model: Any) -> str | None:
         if plain.is_floating_point():
             plain = plain.to(torch.bfloat16)
         digest.update(f"{name} {tuple(plain.shape)}".encode())
-        digest.update(plain.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+        digest.update(bytes_of(plain))
     return digest.hexdigest()
 
 

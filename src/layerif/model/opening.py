@@ -36,7 +36,7 @@ from layerif.model.peft_adapters import (
     adapters_at_work,
     with_adapter,
 )
-from layerif.model.precision import note_precision
+from layerif.model.precision import note_precision, word_of
 from layerif.model.predictions import check_predictions
 
 DTYPES = {
@@ -240,7 +240,7 @@ def setting(model: PreTrainedModel) -> Setting:
     """The precision and machine that figures are made in."""
     parameter = next(model.parameters())
     return Setting(
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=word_of(parameter.dtype),
         device=input_device(model).type,
         versions=versions(),
     )

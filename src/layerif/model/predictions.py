@@ -11,6 +11,7 @@ from torch import nn
 from layerif.errors import InputError, NumericalError
 from layerif.model.causes import reading
 from layerif.model.layers import find_decoder_layers
+from layerif.model.precision import word_of
 
 
 @torch.no_grad()
@@ -42,8 +43,7 @@ def check_predictions(model: Any, device: torch.device) -> None:
             return observe
 
         for index, layer in enumerate(layers.modules):
-            handle = layer.register_forward_hook(watch(f"layer {index}"))
-            watching.callback(handle.remove)
+            watching.enter_context(layer.register_forward_hook(watch(f"layer {index}")))
         logits = model(input_ids=pairs, use_cache=False).logits.float()
     # A vocabulary's unused places may be minus infinity.
     if broken or logits.isnan().any() or logits.isposinf().any():
@@ -57,12 +57,12 @@ def check_predictions(model: Any, device: torch.device) -> None:
 
 
 def _trial(model: Any) -> str:
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"a text with {model.config.name_or_path} ({type(model).__name__}) in {dtype}"
+    what = f"{model.config.name_or_path} ({type(model).__name__})"
+    return f"a text with {what} in {word_of(model.dtype)}"
 
 
 def _not_finite(model: Any, where: str) -> str:
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = word_of(model.dtype)
     name = model.config.name_or_path
     for key, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.isfinite().all():

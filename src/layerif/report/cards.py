@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Allocation, Finetuning, Manifest, ModelInfo
+from layerif.report.plots import task_name
 
 METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -31,7 +32,7 @@ def adapter_card(record: Finetuning) -> str:
     )
     facts = {
         "base model": _named(base),
-        "task": record.task.get("name", "examples in memory"),
+        "task": task_name(record.task),
         "rows": f"{rows['train']} for training, {rows['validation']} for validation; "
         f"{rows['left_out']} did not fit",
         **_plan(plan),

@@ -30,11 +30,8 @@ def agreement_table(found: Mapping[TruthKind, Sequence[Agreement]]) -> Table:
         found: of each kind of ground truth the agreements, the strongest correlation first.
     """
     both = [words for words in (COST, GAIN) if words in {_measured(kind) for kind in found}]
-    table = plain_table(f"Rank correlation of scores with {', and with '.join(both)}")
-    table.add_column("score")
-    table.add_column("Spearman, 95 %", justify="right")
-    table.add_column("p", justify="right")
-    table.add_column("orientation")
+    title = f"Rank correlation of scores with {', and with '.join(both)}"
+    table = plain_table(title, "score", ">Spearman, 95 %", ">p", "orientation")
     for kind, rows in found.items():
         table.add_row(TITLES[kind], style="italic")
         for each in rows:

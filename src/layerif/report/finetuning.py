@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from layerif.artifacts import Finetuning
+from layerif.report.plots import task_name
 from layerif.report.tables import plain_table
 
 ROWS = 12
@@ -16,17 +17,16 @@ def finetuning_table(record: Finetuning) -> Table:
 
     The training loss is the mean over the steps since the row above.
     """
-    table = plain_table(
-        f"{record.model.name} fine-tuned on {record.task.get('name', 'examples in memory')}: "
-        f"{NAMES[record.method]}, {record.trainable_parameters:,} trainable parameters"
-    )
     measured = {entry.step: entry.loss for entry in record.evaluations}
+    table = plain_table(
+        f"{record.model.name} fine-tuned on {task_name(record.task)}: "
+        f"{NAMES[record.method]}, {record.trainable_parameters:,} trainable parameters",
+        *(">step", ">training loss", *([">validation loss"] if measured else [])),
+    )
     steps = sorted(measured) or [entry.step for entry in record.losses]
     shown = {steps[round(i * (len(steps) - 1) / (ROWS - 1))] for i in range(ROWS)}
     if record.best_step is not None:
         shown.add(record.best_step)
-    for column in ("step", "training loss", *(["validation loss"] if measured else [])):
-        table.add_column(column, justify="right")
     above = 0
     for step in sorted(shown):
         since = [e.loss for e in record.losses if above < e.step <= step]

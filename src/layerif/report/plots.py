@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,13 @@ def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
 
 def _model_line(scores: LayerScores) -> str:
     record = scores.record
-    task = (record.task or {}).get("name", "examples in memory")
-    return f"{scores.model.name}, {task}, {record.train_samples} training samples"
+    samples = f"{record.train_samples} training samples"
+    return f"{scores.model.name}, {task_name(record.task)}, {samples}"
+
+
+def task_name(task: Mapping[str, Any] | None) -> str:
+    """What the record of a task calls it."""
+    return str((task or {}).get("name", "examples in memory"))
 
 
 def _figure(title: str, subtitle: str) -> tuple[Figure, Axes]:

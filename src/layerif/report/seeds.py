@@ -23,11 +23,8 @@ def seeds_table(
         figures: of each plan (task, metric, one value a seed).
         parameters: trainable ones of each plan.
     """
-    table = plain_table(title)
-    table.add_column("")
-    table.add_column("trainable\nparameters", justify="right")
-    for name, metric, _ in next(iter(figures.values())):
-        table.add_column(f"{name}\n{UNITS[metric]}", justify="right")
+    measured = [f">{name}\n{UNITS[metric]}" for name, metric, _ in next(iter(figures.values()))]
+    table = plain_table(title, "", ">trainable\nparameters", *measured)
     for plan, own in figures.items():
         row = [_shown(metric, np.asarray(values)) for _, metric, values in own]
         table.add_row(plan, f"{parameters[plan]:,}", *row)

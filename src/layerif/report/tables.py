@@ -22,7 +22,7 @@ from layerif.artifacts import (
 )
 from layerif.core.choices import Aggregation
 from layerif.core.terminal import harmless
-from layerif.report.plots import LABELS
+from layerif.report.plots import LABELS, task_name
 
 BAR, LEAST = 24, 4  # characters of a bar, and what tables may shorten it to
 SAME_TOTAL = 5e-7
@@ -41,12 +41,9 @@ def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Ta
     values = columns[aggregate]
     helpful = (scores.influence > 0).mean(1)
     table = plain_table(
-        f"Influence per decoder layer: {scores.model.name}, "
-        f"{(scores.record.task or {}).get('name', 'examples in memory')}"
+        f"Influence per decoder layer: {scores.model.name}, {task_name(scores.record.task)}",
+        *(">layer", *(f">{column}" for column in columns), ">helpful\nsamples", aggregate),
     )
-    for column in ("layer", *columns, "helpful\nsamples"):
-        table.add_column(column, justify="right")
-    table.add_column(aggregate)
     for layer, value in enumerate(values):
         figures = [f"{column[layer]:.4g}" for column in columns.values()]
         table.add_row(str(layer), *figures, f"{helpful[layer]:.0%}", _bar(value, values.max()))
@@ -71,13 +68,9 @@ def sweep_lines(scores: LayerScores) -> list[str]:
 
 def metric_table(scores: MetricScores) -> Table:
     """One row a layer: its score, the range of its projections' and a bar up to the highest."""
-    table = plain_table(f"{scores.metric} per decoder layer: {scores.model.name}")
-    table.add_column("layer", justify="right")
-    table.add_column("score", justify="right")
     projections = scores.projections or []
-    if projections:
-        table.add_column("projections", justify="right")
-    table.add_column("")
+    shown = [">layer", ">score", *([">projections"] if projections else []), ""]
+    table = plain_table(f"{scores.metric} per decoder layer: {scores.model.name}", *shown)
     for layer, value in enumerate(scores.scores):
         row = [str(layer), f"{value:.4g}"]
         if projections:
@@ -91,10 +84,8 @@ def allocation_table(plan: Allocation) -> Table:
     """One row a layer: its share of the budget."""
     whole, name = plan.whole, LABELS[plan.kind]
     total = f"{plan.realised_total:.0f} in all" if whole else f"{plan.realised_total:.2%} overall"
-    table = plain_table(f"{name[0].upper()}{name[1:]} per decoder layer: {total}")
-    table.add_column("layer", justify="right")
-    table.add_column(plan.kind, justify="right")
-    table.add_column("")
+    title = f"{name[0].upper()}{name[1:]} per decoder layer: {total}"
+    table = plain_table(title, ">layer", f">{plan.kind}", "")
     for layer, value in enumerate(plan.allocation):
         shown = f"{value:.0f}" if whole else f"{value:.2%}"
         table.add_row(str(layer), shown, _bar(value, max(plan.allocation)))
@@ -107,14 +98,13 @@ def manifest_table(manifest: Manifest) -> Table:
     The error shown is the largest of the layer's projections.
     """
     pattern = f" {manifest.nm}" if manifest.nm else ""
-    table = plain_table(
-        f"{manifest.model.name} pruned by {manifest.method}{pattern}: {manifest.sparsity:.2%} zeros"
-    )
     erring = any(m.error is not None for m in manifest.modules)
-    shown = ["layer", "asked", "zeros", *(["patterns"] if pattern else [])]
-    for column in (*shown, *(["error"] if erring else [])):
-        table.add_column(column, justify="right")
-    table.add_column("")
+    shown = [">layer", ">asked", ">zeros", *([">patterns"] if pattern else [])]
+    table = plain_table(
+        f"{manifest.model.name} pruned by {manifest.method}{pattern}: "
+        f"{manifest.sparsity:.2%} zeros",
+        *(*shown, *([">error"] if erring else []), ""),
+    )
     for layer, asked in enumerate(manifest.plan.allocation):
         modules = [m for m in manifest.modules if m.module.startswith(f"layers.{layer}.")]
         share = sum(m.zeros for m in modules) / sum(m.numel for m in modules)
@@ -162,18 +152,16 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
         ((name, result),) = results.items()
         if len(result.measurements) > SIDE_BY_SIDE:
             return _one_below_the_other(name, result, title)
-    table = plain_table(title)
-    table.add_column("")
-    table.add_column("sparsity", justify="right")
+    columns = ["", ">sparsity"]
     first = next(iter(results.values()))
     for measurement in first.measurements:
         unit = _unit(measurement)
         if measurement.scoring != "likelihood":
             unit = f"{measurement.scoring}\n{unit}"
-        name = measurement.name
-        table.add_column(f"{name}\n{unit}", justify="right")
+        columns.append(f">{measurement.name}\n{unit}")
         if _answer_loss(measurement) is not None:
-            table.add_column(f"{name}\nanswer loss ↓", justify="right")
+            columns.append(f">{measurement.name}\nanswer loss ↓")
+    table = plain_table(title, *columns)
     for name, result in results.items():
         figures = [figure for m in result.measurements for figure in _figures(m)]
         table.add_row(name, f"{result.sparsity:.2%}", *figures)
@@ -181,12 +169,9 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
 
 
 def _one_below_the_other(name: str, result: Results, title: str) -> Table:
-    table = plain_table(f"{title}: {name}, {result.sparsity:.2%} zeros")
-    table.add_column("")
-    table.add_column("")
-    table.add_column("", justify="right")
-    if any(_answer_loss(m) is not None for m in result.measurements):
-        table.add_column("answer loss ↓", justify="right")
+    losses = any(_answer_loss(m) is not None for m in result.measurements)
+    columns = ["", "", ">", *([">answer loss ↓"] if losses else [])]
+    table = plain_table(f"{title}: {name}, {result.sparsity:.2%} zeros", *columns)
     for m in result.measurements:
         figure, *loss = _figures(m)
         table.add_row(titled(m.name, m.scoring), _unit(m), figure, *loss)
@@ -295,6 +280,15 @@ def _plain(cell: Any) -> Any:
     return Text(harmless(cell)) if isinstance(cell, str) else cell
 
 
-def plain_table(title: str) -> Table:
-    """An empty table in the style of all of them; for any console, and whatever is put in it."""
-    return _PlainTable(title=Text(harmless(title), "bold"), title_justify="left", box=SIMPLE_HEAD)
+def plain_table(title: str, *columns: str) -> Table:
+    """An empty table in the style of all of them; for any console, and whatever is put in it.
+
+    Args:
+        title: above the table.
+        columns: their headings; a column of figures, aligned to the right, has a `>` before its.
+    """
+    table = _PlainTable(title=Text(harmless(title), "bold"), title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left")
+    return table

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from layerif.artifacts import Allocation
 from layerif.compress.pruning.saving import refuse_packed
-from layerif.core.checkpoint import NoSteps, Steps
+from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.choices import Granularity, PruningMethod, check_choice
 from layerif.core.progress import note, progress
 from layerif.data import Corpus, Task
@@ -153,7 +153,7 @@ def allocate_marginal(
     note_memory(model, "marginal allocation", "inputs", batch_tokens, kept=kept)
     with OperatingPoint.held(model, layers, batches, method) as point:
         runner = _Runner(point, units, texts, texts.rounds(rounds, tokens), delta, batch_tokens)
-        found, etas = runner.search(eta, steps or NoSteps())
+        found, etas = runner.search(eta, steps or NO_STEPS)
     best = min(range(len(found)), key=lambda number: found[number].held_out_loss)
     how = {
         "metric": "influence at the operating point",

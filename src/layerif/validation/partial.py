@@ -8,7 +8,7 @@ kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -43,12 +43,10 @@ class PartialForward:
             inputs.append(args[0] if args else kwargs["hidden_states"])
             tuples.append(isinstance(output, tuple | list))
 
-        handles = [m.register_forward_hook(see, with_kwargs=True) for m in self._layers.modules]
-        try:
+        with ExitStack() as hooks:
+            for module in self._layers.modules:
+                hooks.enter_context(module.register_forward_hook(see, with_kwargs=True))
             nats = row_sums(token_losses(self._model, batch).double(), batch)
-        finally:
-            for handle in handles:
-                handle.remove()
         self._tuples = tuples
         return nats, inputs
 

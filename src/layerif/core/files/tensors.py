@@ -73,7 +73,11 @@ def _checksum(tensors: Mapping[str, torch.Tensor], purpose: str) -> str:
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor's numbers, row by row."""
+    return as_bytes(tensor).numpy().data if tensor.numel() else memoryview(b"")
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """(bytes,) uint8 on the CPU, without a copy where it is there already."""
     import torch
 
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,11 @@ import numpy as np
 import yaml
 
 from layerif.core.progress import note
-from layerif.data.catalogue import CATALOGUE
-from layerif.data.declared import TaskSpec, tested_order
-from layerif.data.sources import table_from_folder
+from layerif.data import Example
+from layerif.data.catalogue import CATALOGUE, IN_HARNESS
+from layerif.data.declared import TaskSpec, fetch_examples, tested_order
 from layerif.errors import InputError, MissingDependencyError
 from layerif.evaluation.harness.quiet import quiet_harness
-
-# The tasks that a folder of parquet files can serve, one file of lm-eval's form each. They share
-# nothing with the catalogue of our own tasks, and so can be checked against it.
-TASK_FILES = Path(__file__).parent / "tasks"
-_SPLITS = ("test_split", "validation_split")
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ def load_harness(
         names: tasks, groups or tags that lm-eval knows, or paths of task files in its YAML form.
         shots: solved rows before each question; None leaves the number to each task, mostly 0.
         samples: rows of each task, drawn with `seed`; None takes all.
-        data_dir: a folder of parquet data sets, from which the tasks in `TASK_FILES` are read;
+        data_dir: a folder of parquet data sets, from which the tasks in `IN_HARNESS` are read;
             all others come from the hub.
 
     Raises:
@@ -70,7 +65,7 @@ def load_harness(
     version = _require_lm_eval()
     if shots is not None and shots < 0:
         raise InputError(f"the number of shots must not be negative, and is {shots}")
-    local = {path.stem for path in TASK_FILES.glob("*.yaml")} if data_dir else set()
+    local = IN_HARNESS if data_dir else []
     tasks: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     # Loading warns of what every run does (a number of shots set, an open model handed over).
@@ -114,35 +109,54 @@ def _require_lm_eval() -> str:
 
 
 def _from_folder(name: str, data_dir: Path, shots: int | None) -> Any:
-    """The task of our file `name`.yaml over `data_dir/name`; nothing but those two is read."""
+    """The catalogue's task in lm-eval's form, over `data_dir/name`; nothing else is read."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    config = yaml.safe_load((TASK_FILES / f"{name}.yaml").read_text(encoding="utf-8"))
-    splits = [config[key] for key in _SPLITS if key in config]
+    # lm-eval itself puts a blank before a candidate, and counts the letters after it.
+    spec = replace(CATALOGUE[name].in_harness, candidate="{text}")
+    splits = {f"{spec.folder.test}_split": spec.folder.test}
     if shots:
         if not (data_dir / name / "train.parquet").is_file():
             raise InputError(
                 f"task {name} cannot be given {shots} shots: they are rows of the train split, and "
                 f"{data_dir / name} has no train.parquet; leave out --shots, or --data-dir"
             )
-        splits.append("train")
-    else:
-        del config["training_split"]
-    tables = {
-        split: table_from_folder(data_dir, name, split, config["metadata"]["columns"])
-        for split in splits
-    }
-    for split, table in tables.items():
-        if not table.num_rows:
+        splits["training_split"] = "train"
+    rows = {}
+    for split in splits.values():
+        examples = fetch_examples(spec, data_dir, split)
+        if not examples:
             raise InputError(f"{data_dir / name / split}.parquet has no rows")
+        rows[split] = datasets.Dataset.from_list([_document(example) for example in examples])
+    # Lengths of candidates are divided by where each row has its own.
+    metrics = ["acc", "acc_norm"] if spec.options else ["acc"]
+    config = {
+        "task": name,
+        "output_type": "multiple_choice",
+        **splits,
+        "doc_to_text": "text",
+        "doc_to_choice": "choices",
+        "doc_to_target": "target",
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in metrics
+        ],
+        "metadata": {"version": spec.harness_version},
+        "custom_dataset": lambda **_: rows,
+    }
+    return ConfigurableTask(config=config)
 
-    def rows(**_: Any) -> dict[str, Any]:
+
+def _document(example: Example) -> dict[str, Any]:
+    """A row as lm-eval takes it: of contexts to choose from, the text is the right one's index."""
+    if example.contexts:
         return {
-            split: datasets.Dataset.from_dict(table.to_pydict()) for split, table in tables.items()
+            "text": example.answer,
+            "choices": example.contexts,
+            "target": example.completion,
         }
-
-    return ConfigurableTask(config={**config, "custom_dataset": rows})
+    return {"text": example.prompt, "choices": example.choices, "target": example.answer}
 
 
 def _from_lm_eval(name: str) -> Any:
@@ -167,7 +181,7 @@ def _from_lm_eval(name: str) -> Any:
         raise InputError(
             f"the Hugging Face hub cannot be reached for the data of {what}, and no copy of it is "
             f"cached here ({_line(error)}); connect once to fetch it. With --data-dir these need "
-            f"no hub: {', '.join(sorted(path.stem for path in TASK_FILES.glob('*.yaml')))}"
+            f"no hub: {', '.join(IN_HARNESS)}"
         ) from error
     except ImportError as error:
         raise MissingDependencyError(

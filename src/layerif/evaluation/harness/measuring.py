@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import Measurement
-from layerif.evaluation.comparison import outcomes_of
-from layerif.evaluation.statistics import perplexity_interval, wilson_interval
+from layerif.evaluation.figures import accuracy_figure, perplexity_figure
 
 # The first of a task's metrics that can be represented is its figure, these before all others.
 _PREFERRED = ("acc", "exact_match")
@@ -113,19 +112,10 @@ def _is_perplexity(values: Sequence[Any], figure: Any) -> bool:
 
 
 def _accuracy(figure: dict[str, Any], rows: Sequence[Row], hits: Sequence[Any]) -> Measurement:
-    low, high = wilson_interval(int(sum(hits)), len(hits))
     # Of rows scored by likelihood, the candidates are the requests.
     if all(_scored(row) and len(row["arguments"]) > 1 for row in rows):
         figure["details"]["chance"] = float(np.mean([1 / len(row["arguments"]) for row in rows]))
-    return Measurement(
-        **figure,
-        metric="accuracy",
-        value=float(np.mean(hits)),
-        low=low,
-        high=high,
-        count=len(hits),
-        outcomes=outcomes_of(map(_item, rows), correct=np.array(hits)),
-    )
+    return accuracy_figure(map(_item, rows), np.array(hits), **figure)
 
 
 def _scored(row: Row) -> bool:
@@ -137,17 +127,8 @@ def _perplexity(
     figure: dict[str, Any], rows: Sequence[Row], values: Sequence[Any], unit: str
 ) -> Measurement:
     likelihoods, counts = np.array(values, dtype=float).T
-    low, high = perplexity_interval(-likelihoods, counts) or (None, None)
     figure["details"]["unit"] = f"{unit}s"
-    return Measurement(
-        **figure,
-        metric="perplexity",
-        value=math.exp(-likelihoods.sum() / counts.sum()),
-        low=low,
-        high=high,
-        count=int(counts.sum()),
-        outcomes=outcomes_of(map(_item, rows), -likelihoods, counts),
-    )
+    return perplexity_figure(map(_item, rows), -likelihoods, counts, **figure)
 
 
 def _item(row: Row) -> list[Any]:
