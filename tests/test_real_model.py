@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_influence import autograd_gradients, published_datainf
 from transformers import AutoModelForCausalLM
 
+from helpers.scoring import autograd_gradients, published_datainf
 from layerif import load_corpus, load_task, open_model, prune, score
 from layerif.artifacts import Allocation, LayerScores, Manifest, Results
 from layerif.evaluation.accuracy import task_measurement

@@ -7,10 +7,9 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_layers import seeing  # noqa: F401  # a fixture
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from helpers.tiny import ARCHITECTURES, CONFIGS, LAYERS, SHAPE, tiny_model
+from helpers.tiny import ARCHITECTURES, CONFIGS, LAYERS, SHAPE, tiny_model, vision_model
 from layerif.adapters import (
     LoraMoeConfig,
     lora_config_for,
@@ -134,8 +133,9 @@ def test_ranks_survive_a_file(tmp_path):
     assert [w.r for w in wrappers(again).values()] == [w.r for w in wrappers(model).values()]
 
 
-def test_a_vision_tower_is_left_alone(seeing):  # noqa: F811
+def test_a_vision_tower_is_left_alone():
     # Would see: targets by the ends of names, which the tower's projections have as well.
+    seeing = vision_model()
     layers = find_decoder_layers(seeing)
     plan = Allocation(kind="ranks", allocation=[2] * len(layers))
     expected = trainable_parameters(plan, seeing)

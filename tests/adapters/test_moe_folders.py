@@ -8,9 +8,9 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_influence import measure
 
 from helpers.moe_models import adapted
+from helpers.scoring import measure
 from helpers.tiny import tiny_model
 from layerif.adapters import LoraMoeConfig
 from layerif.artifacts import Results, hash_model

@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_processes import ended, members_of
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from helpers.moe_models import adapted, part, texts
+from helpers.processes import ended, members_of
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.adapters import LogRouting, LoraMoeConfig, ScaleBalanceLoss, batch_state, routing
 from layerif.errors import InputError

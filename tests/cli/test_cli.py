@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 import pytest
-from test_subspaces import adapted
 from transformers import AutoModelForCausalLM
 
+from helpers.adapters import adapted
 from helpers.artifact_samples import make_results
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, LayerScores, Manifest, MetricScores, Results

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_files import fill
 
 from helpers.artifact_samples import make_scores
+from helpers.folders import fill
 from layerif.artifacts import Allocation
 
 # No such model: a command that comes to open it says so, and not what is wrong with --out.

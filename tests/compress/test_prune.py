@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import MANIFEST_FILE, Allocation, Manifest
 from layerif.compress.pruning.base import relative
@@ -21,8 +22,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
 from layerif.plans.allocate import allocate_sparsity
 
-TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
-OPTIONS = {"calibration": TEXT, "samples": 6, "context_length": 32, "batch_tokens": 64}
+OPTIONS = {"calibration": SENTENCES, "samples": 6, "context_length": 32, "batch_tokens": 64}
 
 
 def prune_tiny(model, plan, **options):
@@ -55,7 +55,7 @@ def test_each_layer_is_pruned_on_what_the_pruned_layers_below_hand_on():
     plan = Allocation(kind="sparsity", allocation=[0.6, 0.3, 0.5])
     model, by_hand, tokenizer = tiny_model(), tiny_model(), tiny_tokenizer()
     prune_tiny(model, plan, seed=5)
-    chunks = draw(cut(tokenizer, TEXT, 32), 6, seed=5)
+    chunks = draw(cut(tokenizer, SENTENCES, 32), 6, seed=5)
     ids = torch.tensor([chunk.input_ids for chunk in chunks])
     for layer in range(LAYERS):
         squares = {}
@@ -175,7 +175,7 @@ def test_an_error_that_is_not_finite_is_not_taken_for_none():
 
 
 def test_the_draw_of_chunks_is_seeded_and_nested():
-    chunks = cut(tiny_tokenizer(), TEXT, 32)
+    chunks = cut(tiny_tokenizer(), SENTENCES, 32)
     first = [c.index for c in draw(chunks, 5, seed=1)]
     assert [c.index for c in draw(chunks, 9, seed=1)][:5] == first
     assert [c.index for c in draw(chunks, 5, seed=2)] != first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, use_mlps_twice
 from layerif.artifacts import Allocation, ModuleSparsity
 from layerif.calibration.hessians import Hessians, factorise
@@ -23,8 +24,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
 from layerif.plans.allocate import allocate_sparsity
 
-TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
-OPTIONS = {"calibration": TEXT, "samples": 6, "context_length": 32, "batch_tokens": 64}
+OPTIONS = {"calibration": SENTENCES, "samples": 6, "context_length": 32, "batch_tokens": 64}
 METHODS = ["magnitude", "wanda", "sparsegpt"]
 
 
@@ -105,7 +105,7 @@ def test_sparsegpt_layer_by_layer_is_that_of_whole_forward_passes(architecture, 
     """The same by hand in float64: every layer's Hessians from what the pruned layers hand on."""
     model, by_hand = (tiny_model(architecture, torch.float64) for _ in range(2))
     manifest = prune_tiny(model, 0.5, method="sparsegpt", nm=nm, seed=5)
-    chunks = draw(cut(tiny_tokenizer(), TEXT, 32), 6, seed=5)
+    chunks = draw(cut(tiny_tokenizer(), SENTENCES, 32), 6, seed=5)
     layers = find_decoder_layers(by_hand)
     asked = {m.module: m for m in manifest.modules}
     for layer in range(len(layers)):
@@ -125,7 +125,7 @@ def test_sparsegpt_layer_by_layer_is_that_of_whole_forward_passes(architecture, 
 def test_wandas_error_is_that_of_uncorrelated_features():
     model, dense = tiny_model(), tiny_model()
     manifest = prune_tiny(model, 0.5, method="wanda")
-    chunks = draw(cut(tiny_tokenizer(), TEXT, 32), 6, seed=0)
+    chunks = draw(cut(tiny_tokenizer(), SENTENCES, 32), 6, seed=0)
     layers = find_decoder_layers(dense)
     found = inputs_of_layers(dense, layers.of(0), chunks)
     for p, module in zip(layers.of(0), manifest.modules, strict=False):
@@ -140,7 +140,7 @@ def test_wandas_error_is_that_of_uncorrelated_features():
 
 def hessians_of_layer(model, layer=1):
     layers = find_decoder_layers(model)
-    chunks = draw(cut(tiny_tokenizer(), TEXT, 32), 5, seed=0)
+    chunks = draw(cut(tiny_tokenizer(), SENTENCES, 32), 5, seed=0)
     batches = [
         collate(chunks[i : i + 2], device=torch.device("cpu")).inputs for i in range(0, 5, 2)
     ]

@@ -7,28 +7,18 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+from helpers.adapters import trained_lora
+from helpers.pruned import OPTIONS, pruned_folder
+from helpers.tiny import ARCHITECTURES, tiny_model
 from layerif.artifacts import MANIFEST_FILE, Manifest
 from layerif.compress.pruning.merging import merged
 from layerif.compress.pruning.runner import prune
-from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.verifying import verify
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
-
-TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
-OPTIONS = {"tokenizer": tiny_tokenizer(), "calibration": TEXT, "samples": 4, "context_length": 32}
-
-
-def pruned_folder(path, architecture="llama", **options):
-    model = tiny_model(architecture)
-    manifest = prune(model, **(options or {"nm": "2:4"}), **OPTIONS)
-    save_pruned(model, tiny_tokenizer(), manifest, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -123,23 +113,6 @@ def test_the_command_line_says_whether_it_holds(layerif, folder, tmp_path):
     assert "holds no safetensors" in layerif("verify", copy)[2]
     (copy / MANIFEST_FILE).unlink()
     assert "layerif_manifest.json, which `layerif prune` writes" in layerif("verify", copy)[2]
-
-
-def trained_lora(folder, path, targets):
-    """A LoRA that some steps on a pruned model have taken away from zero."""
-    model, tokenizer = open_model(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        lora = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
-    optimiser = torch.optim.Adam([p for p in lora.parameters() if p.requires_grad], lr=0.02)
-    ids = torch.tensor([tokenizer(TEXT)["input_ids"][:64]])
-    for _ in range(3):
-        loss = lora(input_ids=ids, labels=ids).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    lora.save_pretrained(path)
-    return lora
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from test_influence import TRAIN, VALIDATION
 
+from helpers.scoring import TRAIN, VALIDATION
+from helpers.stages import contents, cut_short, evaluate_small, prune_small, score_small, steps_of
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import SCORES, Fingerprint, LayerScores, Results, hash_model, hash_texts
+from layerif.artifacts import SCORES, Fingerprint, Results, hash_model, hash_texts
 from layerif.core.checkpoint import (
     LOCK_FILE,
     alone,
@@ -25,61 +26,9 @@ from layerif.core.checkpoint import (
     resumable,
     steps_folder,
 )
-from layerif.data import Corpus, Task, load_task
 from layerif.errors import DiskError, InputError, NumericalError
-from layerif.influence.options import ScoreOptions
-from layerif.workflows.stages import evaluate_into, prune_into, score_into
 
-TASK = Task("made up", {"train": TRAIN, "validation": VALIDATION, "test": []})
-TEXT = Corpus(
-    "made up", [" ".join(f"{i} squared is {i * i}." for i in range(300))], ["x y z " * 99], "\n\n"
-)
 KILLS = 4
-
-
-def score_small(out, **changes):
-    # One sample a batch, so that there are many moments to be killed in.
-    options = {"rank": 2, "alpha": 4.0, "batch_tokens": 1} | changes
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    return score_into(
-        out,
-        model,
-        tokenizer,
-        TASK,
-        train=TRAIN,
-        validation=VALIDATION,
-        options=ScoreOptions(**options),
-    )
-
-
-def prune_small(out, **changes):
-    options = {"samples": 20, "context_length": 64, "batch_tokens": 64} | changes
-    return prune_into(out, tiny_model(), tiny_tokenizer(), 0.5, calibration=TEXT, options=options)
-
-
-def evaluate_small(out, **changes):
-    options = {"context_length": 32, "batch_tokens": 64, "samples": 12} | changes
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    sources = [load_task("agreement"), TEXT]
-    cache = out.with_name(f"{out.name}.cache")
-    return evaluate_into(out, model, tokenizer, sources, options=options, cache=cache)
-
-
-def steps_of(out):
-    """Where the work that writes `out` keeps its finished steps."""
-    cached = out.with_name(f"{out.name}.cache")
-    return [steps_folder(out), *cached.glob(".*.steps")]
-
-
-def contents(out):
-    """What a result holds, the seconds it took aside."""
-    if out.is_file():
-        return Results.load(out)
-    if (out / "scores.json").exists():
-        scores = LayerScores.load(out)
-        record = scores.record.model_copy(update={"seconds": 0.0})
-        return [scores.influence.tobytes(), scores.projection_influence.tobytes(), record]
-    return [(out / "model.safetensors").read_bytes()]
 
 
 def run_and_kill(work, out, finished_steps, delay):
@@ -125,13 +74,6 @@ def test_killed_at_random_moments_the_result_is_the_same(work, steps, tmp_path):
 
 def fingerprint(model, data, options):
     return Fingerprint(model=model, data=data, options=options)
-
-
-def cut_short(out, wanted, error=KeyboardInterrupt):
-    """One finished step, then the end."""
-    with resumable(out, wanted) as steps:
-        steps.save("one", {"x": torch.tensor([1.5, 2.5])})
-        raise error
 
 
 def test_finished_steps_are_there_until_the_work_is_done(tmp_path):

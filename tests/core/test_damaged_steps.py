@@ -7,33 +7,29 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
-from test_checkpoint import (
-    TASK,
+
+from helpers.damage import DAMAGES, Killed, cut_off, emptied, garbled, zeroed
+from helpers.finetuning import assert_same_run, into
+from helpers.marginal_models import corpus
+from helpers.scoring import measure
+from helpers.stages import (
+    capacity_small,
     contents,
     cut_short,
     evaluate_small,
+    marginal_small,
     prune_small,
     score_small,
     steps_of,
 )
-from test_finetuning_stage import assert_same_run, into
-from test_influence import TRAIN, VALIDATION, measure
-
-from helpers.damage import DAMAGES, cut_off, emptied, garbled, zeroed
-from helpers.marginal_models import corpus
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Fingerprint, GroundTruth, LayerScores
 from layerif.core.checkpoint import FINGERPRINT_FILE, DiskSteps, resumable, steps_folder
 from layerif.errors import InputError
-from layerif.workflows.searching import marginal_into
-from layerif.workflows.validation import capacity_into, truth_into
+from layerif.workflows.validation import truth_into
 
 WANTED = Fingerprint(model="m", data="d", options={})
 KEPT = {"x": torch.tensor([1.5, 2.5]), "y": torch.ones(2, 3, dtype=torch.int64)}
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.fixture
@@ -79,23 +75,6 @@ def test_a_step_of_another_kind_is_absent(tmp_path):
     assert steps.of_kind("disk").load("one") is not None
 
 
-def marginal_small(out):
-    return marginal_into(
-        out,
-        tiny_model(),
-        tiny_tokenizer(),
-        0.5,
-        calibration=corpus(),
-        options={
-            "samples": 4,
-            "context_length": 32,
-            "rounds": 2,
-            "tokens": 64,
-            "held_out_tokens": 64,
-        },
-    )
-
-
 def truth_small(kind):
     def work(out):
         return truth_into(
@@ -113,20 +92,6 @@ def truth_small(kind):
         )
 
     return work
-
-
-def capacity_small(out):
-    options = {"rank": 2, "train_steps": 2, "batch_tokens": 400}
-    return capacity_into(
-        out,
-        tiny_model(),
-        tiny_tokenizer(),
-        TASK,
-        train=TRAIN,
-        validation=VALIDATION,
-        max_length=128,
-        options=options,
-    )
 
 
 def plan_of(out):

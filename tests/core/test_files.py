@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.folders import FOLDER, fill, names
 from layerif.core.files import (
-    Kind,
     json_text,
     new_file,
     new_folder,
@@ -24,17 +23,6 @@ from layerif.core.files import (
 from layerif.errors import InputError
 
 
-def names(folder: Path) -> list[str]:
-    """All names in a folder, hidden ones too: leftovers would be hidden."""
-    return sorted(os.listdir(folder))
-
-
-def fill(folder: Path, **files: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
-
-
 class Stop(BaseException):
     """Like Ctrl-C: no Exception."""
 
@@ -43,10 +31,6 @@ def write_half(path: Path, error: type[BaseException]) -> None:
     with new_file(path) as part:
         part.write_text("ne")
         raise error("halfway")
-
-
-# Any file may be of such a folder.
-FOLDER = Kind("", "weights", ("*",))
 
 
 def fill_half(path: Path, error: type[BaseException]) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_checkpoint import prune_small, score_small
-from test_damaged_steps import Killed, capacity_small, marginal_small
-from test_finetuning_stage import into
-from test_influence import measure
-from test_verify_and_merge import pruned_folder, trained_lora
 
+from helpers.adapters import trained_lora
+from helpers.damage import Killed
+from helpers.finetuning import into
+from helpers.pruned import pruned_folder
+from helpers.scoring import measure
+from helpers.stages import capacity_small, marginal_small, prune_small, score_small
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import CONVERTED, Fingerprint
 from layerif.calibration.hidden import hidden_states

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_files import FOLDER, fill, names
 
+from helpers.folders import FOLDER, fill, names
 from layerif.core.files import Kind, new_folder, sweep, write_text
 
 PRELUDE = """

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from helpers.tiny import tiny_model
-from layerif.artifacts import fingerprint, hash_model
+from layerif.artifacts import hash_model
+from layerif.core import fingerprint
 from layerif.model.layers import find_decoder_layers
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +10,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from test_influence import measure
 
+from helpers.processes import ended, free_port, members_of
+from helpers.scoring import measure
 from helpers.tiny import tiny_model
 from layerif.artifacts import LayerScores
 from layerif.core.checkpoint import steps_folder
@@ -26,7 +25,7 @@ from pathlib import Path
 from layerif.artifacts import Fingerprint
 from layerif.core.checkpoint import resumable
 from layerif.influence import keeping
-from test_influence import measure
+from helpers.scoring import measure
 from helpers.tiny import tiny_model
 import torch
 
@@ -50,44 +49,9 @@ with resumable(Path(folder) / "run", wanted, together=True) as steps:
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def start(folder, count, *arguments):
     """The processes that measure, each with these arguments."""
     return members_of(count, MEMBER, folder, *arguments)
-
-
-def members_of(count, script, *arguments):
-    """The processes, with no launcher over them that would end one for the other's sake."""
-    shared = os.environ | {
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "OMP_NUM_THREADS": "1",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-
-
-def ended(members):
-    """What each said on its standard error; none is left running."""
-    try:
-        return [member.communicate(timeout=180)[1] for member in members]
-    finally:
-        for member in members:
-            member.kill()
 
 
 def together(folder, count, keep, estimator, subspace, tokens, dtype="float64"):

@@ -15,9 +15,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
-from test_files import FOLDER, fill, names
 
 from helpers.artifact_samples import make_manifest, make_plan, make_results, make_scores
+from helpers.folders import FOLDER, fill, names
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import PRUNED, SCORES, Allocation
 from layerif.compress.pruning.saving import save_pruned

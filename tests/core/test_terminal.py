@@ -23,8 +23,9 @@ from layerif.core import progress as progress_module
 from layerif.core.checkpoint import steps_folder
 from layerif.core.progress import progress
 from layerif.core.terminal import Console, harmless, harmless_json
+from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.grad_dot import grad_dot
-from layerif.influence.estimators.registry import _ESTIMATORS, Estimator, register
+from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.metrics.base import MetricValues
 from layerif.metrics.registry import _METRICS, register_metric
 
@@ -165,9 +166,9 @@ def stopping():
         return grad_dot(*arguments)
 
     register_metric("stopping", lambda subject: stop() or MetricValues(np.ones(3), None))
-    register("stopping", Estimator(estimator, damped=False))
+    ESTIMATORS.register("stopping", Estimator(estimator, damped=False))
     yield ask
-    del _METRICS["stopping"], _ESTIMATORS["stopping"]
+    del _METRICS["stopping"], ESTIMATORS._registered["stopping"]
 
 
 def test_an_interruption_says_what_is_kept_and_how_to_go_on(layerif, model, tmp_path, stopping):
@@ -185,7 +186,7 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on(layerif, model, tmp_
         assert signal.getsignal(signal.SIGTERM) == before
     # The steps are those that the command goes on with.
     assert [*steps_folder(run).glob("*.safetensors")]
-    _ESTIMATORS["stopping"] = Estimator(grad_dot, damped=False)
+    ESTIMATORS._registered["stopping"] = Estimator(grad_dot, damped=False)
     assert layerif(*command, "--out", run)[0] == 0
     assert LayerScores.load(run).record.estimator == "stopping"
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from helpers.finetuning import EXPERTS, TRAIN, VALIDATION, settings, weights
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.adapters import LoraMoeLinear
 from layerif.artifacts import Allocation
@@ -20,20 +21,6 @@ from layerif.finetuning.finetune import finetune
 from layerif.finetuning.options import FinetuneOptions
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.likelihood import token_losses
-
-EXPERTS = Allocation(kind="experts", allocation=[1, 3, 4])
-# Completions of different lengths, so that a mean over tokens is not one over rows.
-ROWS = [Example(f"say {i}: ", "yes" if i % 2 else "no, never, no") for i in range(22)]
-TRAIN, VALIDATION = ROWS[:14], ROWS[14:]
-SETTING = {"batch_size": 4, "batch_tokens": 60, "learning_rate": 3e-3, "epochs": 2.0}
-
-
-def settings(**options):
-    return FinetuneOptions(**(SETTING | options))
-
-
-def weights(model):
-    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def by_hand(plan, options):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from test_finetuning_stage import Killed, assert_same_run, into
 
+from helpers.damage import Killed
+from helpers.finetuning import RISING, assert_same_run, into
 from layerif.core.checkpoint import steps_folder
 from layerif.finetuning.trainer import CompletionTrainer, KeepCheckpoints
 from layerif.workflows import finetuning
 
-# So high a rate that the loss soon rises: the third step's is the lowest, and the fifth the last.
-RISING = {"learning_rate": 0.6, "epochs": 3.0, "evaluate_every": 1, "patience": 2, "plan": None}
 PLACES = {
     "within patience": (CompletionTrainer, "training_step", lambda self, *_: self.state, 4),
     "before it is noted": (KeepCheckpoints, "on_save", lambda _self, _args, state, *_: state, 5),

@@ -8,36 +8,26 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_finetune import EXPERTS, TRAIN, VALIDATION, settings
-from test_processes import ended, members_of
 
+from helpers.damage import Killed
+from helpers.finetuning import (
+    EXPERTS,
+    TRAIN,
+    VALIDATION,
+    assert_same_run,
+    into,
+    settings,
+)
+from helpers.processes import ended, members_of
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.adapters import LoraMoeConfig
 from layerif.artifacts import FINETUNING_FILE, Finetuning, RoutingUse, ValidationLoss
 from layerif.core.checkpoint import steps_folder
-from layerif.data import Task
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
 from layerif.finetuning.finetune import finetune
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.report import finetuning_table
-from layerif.workflows.finetuning import finetune_into
-
-TASK = Task("rows", {"train": TRAIN, "validation": VALIDATION, "test": []})
-
-
-def into(folder, plan=EXPERTS, model=None, **options):
-    """What `finetune_into` makes of the rows; in float64, unless a model is given."""
-    return finetune_into(
-        folder,
-        model or tiny_model("llama", torch.float64),
-        tiny_tokenizer(),
-        TASK,
-        train=TRAIN,
-        validation=VALIDATION,
-        plan=plan,
-        options=settings(**options),
-    )
 
 
 @pytest.mark.parametrize("plan", [None, EXPERTS], ids=["lora", "experts"])
@@ -64,21 +54,6 @@ def test_the_folder_is_an_adapter_that_peft_reads(plan, tmp_path):
     assert again.seconds == record.seconds
     with pytest.raises(InputError, match=r"learning_rate was 0\.003 and is 0\.004"):
         into(tmp_path / "out", plan, learning_rate=0.004)
-
-
-def assert_same_run(record, folder, other, other_folder):
-    """Not to the bit: some machines sum in another order when tensors lie elsewhere in memory."""
-    for found, wanted in ((record.losses, other.losses), (record.evaluations, other.evaluations)):
-        assert [at.step for at in found] == [at.step for at in wanted]
-        assert [at.loss for at in found] == pytest.approx([at.loss for at in wanted], rel=1e-6)
-    weights, expected = (
-        load_file(path / "adapter_model.safetensors") for path in (folder, other_folder)
-    )
-    torch.testing.assert_close(weights, expected, rtol=1e-7, atol=1e-9)
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("step", [1, 4, 5])
@@ -170,9 +145,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from safetensors.torch import save_file
 from layerif.finetuning.finetune import finetune
-from test_finetune import TRAIN, VALIDATION, settings, weights
-from test_finetuning_cut_short import RISING
-from test_finetuning_stage import into
+from helpers.finetuning import RISING, TRAIN, VALIDATION, into, settings, weights
 from helpers.tiny import tiny_model, tiny_tokenizer
 out = Path(sys.argv[1])
 into(out, model=tiny_model("llama", dtype=torch.float64), balance=0.05,

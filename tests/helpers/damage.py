@@ -54,3 +54,7 @@ DAMAGES = (
     of_another_type,
     under_other_names,
 )
+
+
+class Killed(BaseException):
+    pass

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from layerif.influence.estimators.base import Damping, EstimatorOptions
-from layerif.influence.estimators.block import Block
+from layerif.influence.estimators.block import Block, Part
 from layerif.influence.estimators.registry import ESTIMATORS
 
 
@@ -93,3 +93,18 @@ DENSE = {
         gradients @ v / (np.linalg.norm(v) * np.linalg.norm(gradients, axis=1))
     ),
 }
+
+OUT, IN = 4, 3
+
+
+def layer_block(sizes, samples=6, shapes=None):
+    """A block of several parts, and its gradients and v as one matrix and one vector."""
+    gradients, v = draw(samples, sum(sizes))
+    ends = np.cumsum(sizes)[:-1]
+    shapes = shapes or [(size, 1) for size in sizes]
+    parts = tuple(
+        Part(f"p{i}", torch.from_numpy(own), shape)
+        for i, (own, shape) in enumerate(zip(np.split(v, ends), shapes, strict=True))
+    )
+    pieces = tuple(torch.from_numpy(piece) for piece in np.split(gradients, ends, axis=1))
+    return Block("layer", parts, pieces), gradients, v

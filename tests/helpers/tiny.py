@@ -11,6 +11,7 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SiglipVisionConfig,
 )
 
 LAYERS = 3
@@ -116,3 +118,23 @@ def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+
+
+def vision_model() -> PreTrainedModel:
+    """Gemma 3 with a vision tower of as many layers as the text model, and larger ones."""
+    vision = SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
+    )
+    config = Gemma3Config(
+        text_config=CONFIGS["gemma3"].to_dict(),
+        vision_config=vision.to_dict(),
+        mm_tokens_per_image=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return AutoModelForCausalLM.from_config(config).eval()

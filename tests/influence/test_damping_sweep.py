@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from test_influence import measure
 
+from helpers.scoring import measure
 from helpers.tiny import LAYERS, tiny_model
 from layerif.artifacts import Fingerprint, LayerScores
 from layerif.core.checkpoint import resumable

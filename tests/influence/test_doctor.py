@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
-from test_influence import TRAIN, VALIDATION
-from test_subspaces import adapted, packed_and_dense
 
+from helpers.adapters import adapted
+from helpers.quantised import packed_and_dense
+from helpers.scoring import TRAIN, VALIDATION
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
 from layerif.influence.doctor import examine

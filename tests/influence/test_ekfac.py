@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_estimators import IN, OUT, layer_block
 
-from helpers.estimator_oracles import close, dense_ekfac, dense_exact, draw, rule, solve
+from helpers.estimator_oracles import (
+    IN,
+    OUT,
+    close,
+    dense_ekfac,
+    dense_exact,
+    draw,
+    layer_block,
+    rule,
+    solve,
+)
 from layerif.errors import InputError
 from layerif.influence.estimators.base import EstimatorOptions
 from layerif.influence.estimators.block import Factors, Part

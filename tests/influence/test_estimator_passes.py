@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from test_estimators import IN, OUT, layer_block
 
-from helpers.estimator_oracles import close, draw, rule, solve
+from helpers.estimator_oracles import IN, OUT, close, draw, layer_block, rule, solve
 from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, EstimatorOptions
 from layerif.influence.estimators.block import Block, Factors

@@ -13,24 +13,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.estimator_oracles import (
     DENSE,
+    IN,
+    OUT,
     close,
     dense_datainf,
     dense_direction,
     dense_exact,
     double_loop_datainf,
     draw,
+    layer_block,
     rule,
     solve,
 )
 from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators import block
 from layerif.influence.estimators.base import Damping, EstimatorOptions
-from layerif.influence.estimators.block import Block, Part
+from layerif.influence.estimators.block import Block
 from layerif.influence.estimators.lissa import largest_eigenvalue
 from layerif.influence.estimators.registry import ESTIMATORS, register_estimator
 
 SOLVING = ("datainf", "exact", "cg", "lissa", "ekfac")
-OUT, IN = 4, 3
 
 
 @pytest.mark.parametrize("shape", [(7, 12), (12, 12), (40, 12), (1, 5), (6, 1), (1, 1)])
@@ -180,19 +182,6 @@ def test_the_largest_eigenvalue_is_found(shape):
     expected = np.linalg.norm(gradients, 2) ** 2 / len(gradients)
     found = [largest_eigenvalue(made, seed) for seed in range(5)]
     assert all(0.9 * expected <= value <= expected * (1 + 1e-12) for value in found)
-
-
-def layer_block(sizes, samples=6, shapes=None):
-    """A block of several parts, and its gradients and v as one matrix and one vector."""
-    gradients, v = draw(samples, sum(sizes))
-    ends = np.cumsum(sizes)[:-1]
-    shapes = shapes or [(size, 1) for size in sizes]
-    parts = tuple(
-        Part(f"p{i}", torch.from_numpy(own), shape)
-        for i, (own, shape) in enumerate(zip(np.split(v, ends), shapes, strict=True))
-    )
-    pieces = tuple(torch.from_numpy(piece) for piece in np.split(gradients, ends, axis=1))
-    return Block("layer", parts, pieces), gradients, v
 
 
 @pytest.mark.parametrize("samples", [6, 40], ids=["n < d", "n > d"])

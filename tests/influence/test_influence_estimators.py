@@ -8,16 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_influence import (
-    ALPHA,
-    DAMPING,
-    RANK,
-    SEED,
-    TRAIN,
-    VALIDATION,
-    autograd_gradients,
-    measure,
-)
 
 from helpers.estimator_oracles import (
     DENSE,
@@ -26,6 +16,16 @@ from helpers.estimator_oracles import (
     dense_direction,
     dense_ekfac,
     rule,
+)
+from helpers.scoring import (
+    ALPHA,
+    DAMPING,
+    RANK,
+    SEED,
+    TRAIN,
+    VALIDATION,
+    autograd_gradients,
+    measure,
 )
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import LayerScores

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_influence import TRAIN, measure
 
+from helpers.scoring import TRAIN, VALIDATION, measure, published_datainf
 from helpers.tiny import tiny_model
 from layerif.artifacts import Fingerprint
 from layerif.core.checkpoint import resumable, steps_folder
@@ -135,7 +135,6 @@ def literal_full_gradients(model, samples):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "opt"])
 def test_full_weights_equal_the_literal_gradients(architecture):
-    from test_influence import VALIDATION, published_datainf
 
     model = tiny_model(architecture, torch.float64)
     found = measure(model, subspace=FullWeights())

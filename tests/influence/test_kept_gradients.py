@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_influence import TRAIN, VALIDATION
 
+from helpers.scoring import TRAIN, VALIDATION
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif import collect, score, solve
 from layerif.artifacts import LayerScores

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from test_influence import TRAIN, VALIDATION
 
+from helpers.scoring import TRAIN, VALIDATION
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Fingerprint
 from layerif.core.checkpoint import resumable

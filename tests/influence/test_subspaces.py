@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_influence import TRAIN, VALIDATION, measure, published_datainf
-from torch import nn
 
+from helpers.adapters import adapted
+from helpers.quantised import packed_and_dense
+from helpers.scoring import TRAIN, VALIDATION, measure, published_datainf
+from helpers.texts import SENTENCES
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
 from layerif.compress.pruning.runner import prune
@@ -25,7 +25,6 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "phi3"]
-TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(60))
 
 
 def literal(model, samples, parameters):
@@ -48,26 +47,6 @@ def oracle(train, validation):
 
 def close(found, expected, tolerance=1e-9):
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
-
-
-def adapted(architecture="llama", name="default", **options):
-    """A PEFT model whose A and B are far from zero."""
-    options = {"r": 3, "lora_alpha": 5, "target_modules": "all-linear"} | options
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT sets fan_in_fan_out for GPT-2 by itself, and says so
-        model = get_peft_model(
-            tiny_model(architecture, torch.float64), LoraConfig(**options), adapter_name=name
-        )
-    fill(model)
-    return model.eval()
-
-
-def fill(model):
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in sorted(model.named_parameters()):
-        if "lora_" in name:
-            draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data = draw / 10
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -225,7 +204,7 @@ def test_adapters_hide_no_projection_and_add_none(architecture, tmp_path):
     assert results[0].measurements[0].outcomes != results[1].measurements[0].outcomes
 
     before = {n: p.clone() for n, p in model.named_parameters() if "lora_" in n}
-    options = {"calibration": TEXT, "samples": 4, "context_length": 32}
+    options = {"calibration": SENTENCES, "samples": 4, "context_length": 32}
     manifest = prune(model, 0.5, tokenizer=tiny_tokenizer(), **options)
     assert [m.module for m in manifest.modules] == [p.key for p in expected.projections]
     assert evaluate(model, tiny_tokenizer(), [task], samples=4).sparsity == pytest.approx(0.5)
@@ -250,37 +229,6 @@ def test_the_order_of_modules_changes_nothing():
         assert np.array_equal(two.projection_influence[rows], one.projection_influence)
 
 
-class Packed(nn.Linear):
-    """A map whose weight is kept in 8 bits, in rows of another shape, as in bitsandbytes."""
-
-    def __init__(self, dense: nn.Linear) -> None:
-        super().__init__(dense.in_features, dense.out_features, dense.bias is not None)
-        self.step = dense.weight.abs().amax().item() / 127
-        codes = (dense.weight.data / self.step).round().to(torch.int8)
-        self.weight = nn.Parameter(codes.view(torch.uint8).reshape(-1, 1), requires_grad=False)
-        self.bias = dense.bias
-
-    def matrix(self, dtype: torch.dtype) -> torch.Tensor:
-        codes = self.weight.view(torch.int8).reshape(self.out_features, self.in_features)
-        return codes.to(dtype) * self.step
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(input, self.matrix(input.dtype), self.bias)
-
-
-def packed_and_dense():
-    """A model of packed projections, and the dense one that computes the same."""
-    packed, dense = tiny_model(dtype=torch.float64), tiny_model(dtype=torch.float64)
-    for one, two in zip(packed.model.layers, dense.model.layers, strict=True):
-        for name, module in list(two.named_modules()):
-            if isinstance(module, nn.Linear):
-                parent, _, own = name.rpartition(".")
-                stand_in = Packed(module)
-                setattr(one.get_submodule(parent), own, stand_in)
-                module.weight.data = stand_in.matrix(torch.float64)
-    return packed, dense
-
-
 @pytest.mark.parametrize("subspace", ["fresh_lora", "two_sided", "full"])
 def test_quantised_projections_are_scored_as_what_they_compute(subspace):
     packed, dense = packed_and_dense()
@@ -293,7 +241,7 @@ def test_quantised_projections_are_not_pruned_and_count_as_dense():
     packed, _ = packed_and_dense()
     before = hash_model(packed)
     with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj is quantised .*uint8"):
-        prune(packed, 0.5, tokenizer=tiny_tokenizer(), calibration=TEXT)
+        prune(packed, 0.5, tokenizer=tiny_tokenizer(), calibration=SENTENCES)
     assert hash_model(packed) == before
     assert evaluate(packed, tiny_tokenizer(), [load_task("agreement")], samples=2).sparsity == 0
 

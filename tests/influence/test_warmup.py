@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_influence import TRAIN, measure
-from test_subspaces import adapted, fill, packed_and_dense
 
+from helpers.adapters import adapted, fill_loras
+from helpers.quantised import packed_and_dense
+from helpers.scoring import TRAIN, measure
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Fingerprint, hash_model
 from layerif.core.checkpoint import NO_STEPS, resumable
@@ -170,7 +171,7 @@ def folder(tmp_path):
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
     for parameter in model.parameters():
         parameter.data = parameter.data.double()
-    fill(model)
+    fill_loras(model)
     model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_influence import RANK, TRAIN, VALIDATION, autograd_gradients, measure
-from test_metrics import OPTIONS, TEXT
 
 import layerif
+from helpers.scoring import RANK, TRAIN, VALIDATION, autograd_gradients, measure
+from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, MetricScores
 from layerif.data.chunks import cut, draw
@@ -120,8 +120,8 @@ def test_over_draws_of_a_it_is_the_product_of_the_weights_own_gradients():
 def test_every_other_chunk_of_text_is_judged_by():
     model = tiny_model(dtype=torch.float64)
     tokenizer = tiny_tokenizer()
-    found = gain(model, calibration=TEXT, samples=5, context_length=32, batch_tokens=64)
-    chunks = sorted(draw(cut(tokenizer, TEXT, 32), 5, SEED), key=lambda chunk: chunk.index)
+    found = gain(model, calibration=SENTENCES, samples=5, context_length=32, batch_tokens=64)
+    chunks = sorted(draw(cut(tokenizer, SENTENCES, 32), 5, SEED), key=lambda chunk: chunk.index)
     lora, means = FreshLora(RANK, ALPHA, SEED), []
     for half in (chunks[::2], chunks[1::2]):
         own = copy.deepcopy(model)
@@ -148,7 +148,7 @@ def test_what_it_cannot_be_asked_is_refused():
     with pytest.raises(InputError, match="there are no validation samples"):
         gain(model, train=TRAIN)
     with pytest.raises(InputError, match="give at least 2 chunks"):
-        gain(model, **(OPTIONS | {"samples": 1}))
+        gain(model, calibration=SENTENCES, samples=1, context_length=32)
     with pytest.raises(InputError, match="rank of at least 1"):
         gain(model, **SAMPLES, rank=0)
     with pytest.raises(InputError, match="give a tokenizer and calibration text"):

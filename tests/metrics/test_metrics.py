@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import layerif
+from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import MetricScores
 from layerif.data.chunks import cut, draw
@@ -20,8 +21,7 @@ from layerif.metrics.registry import find, names
 from layerif.metrics.saliency import layer_saliencies
 from layerif.model.layers import find_decoder_layers
 
-TEXT = " ".join(f"Sentence {i} says that {i * i} is the square of {i}." for i in range(200))
-OPTIONS = {"calibration": TEXT, "samples": 6, "context_length": 32, "batch_tokens": 64}
+OPTIONS = {"calibration": SENTENCES, "samples": 6, "context_length": 32, "batch_tokens": 64}
 TEXT_METRICS = ["outlier_ratio", "dlp", "block_influence", "adapter_gain", "marginal"]
 
 
@@ -43,7 +43,7 @@ def forgotten():
 def observed(model, seed=0):
     """Whole forward passes: inputs of the projections, inputs and outputs of the layers."""
     layers = find_decoder_layers(model)
-    chunks = draw(cut(tiny_tokenizer(), TEXT, 32), 6, seed)
+    chunks = draw(cut(tiny_tokenizer(), SENTENCES, 32), 6, seed)
     inputs, turned = {}, {}
 
     def projection_hook(key):
@@ -321,7 +321,7 @@ def test_marginal_is_the_derivative_at_the_pruned_model():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     pruned = copy.deepcopy(model)
     layerif.prune(pruned, 0.5, tokenizer=tokenizer, **OPTIONS)
-    chunks = draw(cut(tokenizer, TEXT, 32), 6, 0)
+    chunks = draw(cut(tokenizer, SENTENCES, 32), 6, 0)
     losses = []
     for chunk in chunks:
         ids = torch.tensor([chunk.input_ids])

@@ -9,11 +9,10 @@ import re
 import pytest
 import torch
 from peft import PeftModel
-from test_adapter_forms import adapted, logits
-from test_finetune import EXPERTS, TRAIN, VALIDATION, settings
-from test_finetuning_stage import TASK
-from test_influence import measure
 
+from helpers.adapters import adapter_on, logits
+from helpers.finetuning import EXPERTS, TASK, TRAIN, VALIDATION, settings
+from helpers.scoring import measure
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.adapters import LoraMoeConfig
 from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning
@@ -94,7 +93,7 @@ def test_the_hash_outlives_peft_and_does_not_depend_on_precision(folders, tmp_pa
 def test_another_name_of_the_base_is_a_note(tmp_path, capsys, monkeypatch):
     model, other = tiny_model(), tiny_model()
     model.name_or_path = "org/One"
-    adapted(model).save_pretrained(tmp_path, save_embedding_layers=False)
+    adapter_on(model).save_pretrained(tmp_path, save_embedding_layers=False)
     for name, said in (("mirror/one", False), ("org/two", True)):
         monkeypatch.setattr(other.config, "name_or_path", name)
         with_adapter(other, tmp_path).unload()
@@ -193,7 +192,7 @@ def test_pissa_on_a_pruned_model_keeps_the_zeros(folders, tmp_path):
     """What PiSSA leaves of the weights has no zeros, so they are looked for before."""
     model, _ = open_model(folders / "pruned", device="cpu")
     zeros = zeros_of(model)
-    adapted(model, init_lora_weights="pissa").save_pretrained(tmp_path / "pissa")
+    adapter_on(model, init_lora_weights="pissa").save_pretrained(tmp_path / "pissa")
     manifest = merge_into(tmp_path / "out", folders / "pruned", tmp_path / "pissa", device="cpu")
     assert manifest.sparsity == 0.5
     found = zeros_of(open_model(tmp_path / "out", device="cpu")[0])
@@ -212,4 +211,4 @@ def test_pissa_on_a_pruned_model_keeps_the_zeros(folders, tmp_path):
 )
 def test_influence_leaves_no_part_of_an_adapter_out(options, says):
     with pytest.raises(InputError, match=says):
-        measure(adapted(tiny_model("qwen2"), **options), subspace="adapter")
+        measure(adapter_on(tiny_model("qwen2"), **options), subspace="adapter")

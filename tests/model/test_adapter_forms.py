@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from helpers.adapters import adapter_on, logits
 from helpers.tiny import CONFIGS, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
 from layerif.compress.pruning.merging import merged, zeros_of
@@ -19,7 +20,6 @@ from layerif.model.opening import open_model
 from layerif.model.peft_adapters import with_adapter
 from layerif.model.quiet import quiet_transformers
 
-IDS = torch.randint(3, 250, (2, 17), generator=torch.Generator().manual_seed(0))
 TIED = "ends"  # one weight at both ends of the model
 FORMS = {
     "plain": ("llama", {}),
@@ -69,24 +69,6 @@ def base(architecture):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def adapted(model, **options):
-    """A PEFT model whose adapter, all its parts, is away from what it begins with."""
-    options = {"r": 4, "target_modules": ["q_proj", "up_proj"]} | options
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(3)
-        wrapped = get_peft_model(model, LoraConfig(**options))
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter.data += 0.05 * torch.randn(parameter.shape)
-    return wrapped.eval()
-
-
-@torch.no_grad()
-def logits(model):
-    return model(input_ids=IDS).logits
-
-
 @pytest.fixture
 def saved(tmp_path, request):
     """Folders of a model and of an adapter, and the logits of both together."""
@@ -95,7 +77,7 @@ def saved(tmp_path, request):
     with quiet_transformers():
         model.save_pretrained(tmp_path / "base")
         tiny_tokenizer().save_pretrained(tmp_path / "base")
-    wrapped = adapted(model, **options)
+    wrapped = adapter_on(model, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped.save_pretrained(tmp_path / "adapter")
@@ -120,7 +102,7 @@ def test_each_form_is_opened_as_it_was_trained_and_merged_into_the_same_model(sa
 
 
 def test_several_active_adapters_are_merged_together():
-    model = adapted(tiny_model())
+    model = adapter_on(tiny_model())
     model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
     model.base_model.set_adapter(["default", "other"])
     expected = logits(model)
@@ -137,7 +119,7 @@ def test_several_active_adapters_are_merged_together():
     ],
 )
 def test_what_no_weights_can_do_the_same_as_is_refused(architecture, options, says):
-    model = adapted(base(architecture), **options)
+    model = adapter_on(base(architecture), **options)
     with pytest.raises(InputError, match=says):
         merged(model)
 
@@ -158,7 +140,7 @@ def test_what_no_weights_can_do_the_same_as_is_refused(architecture, options, sa
 )
 def test_what_cannot_be_opened_is_refused(options, error, says, tmp_path, monkeypatch):
     monkeypatch.setattr("layerif.core.files.patterns.SECONDS", 0.5)
-    adapted(tiny_model()).save_pretrained(tmp_path)
+    adapter_on(tiny_model()).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | options))
     with pytest.raises(error, match=says):
@@ -166,14 +148,14 @@ def test_what_cannot_be_opened_is_refused(options, error, says, tmp_path, monkey
 
 
 def test_warnings_of_peft_are_passed_on(tmp_path, capsys):
-    adapted(base(TIED), target_modules=["lm_head"]).save_pretrained(tmp_path)
+    adapter_on(base(TIED), target_modules=["lm_head"]).save_pretrained(tmp_path)
     with_adapter(base(TIED), tmp_path)
     assert "tie_word_embeddings" in capsys.readouterr().err
 
 
 def test_expressions_that_end_are_left_alone(tmp_path):
     every = r".*\.(self_attn\.)?(q|k)_proj+"
-    adapted(tiny_model(), target_modules=every).save_pretrained(tmp_path)
+    adapter_on(tiny_model(), target_modules=every).save_pretrained(tmp_path)
     assert isinstance(with_adapter(tiny_model(), tmp_path), PeftModel)
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
-import test_influence
 import torch
 from peft import LoraModel
 from peft.tuners.tuners_utils import BaseTuner
-from test_capacity import gains
-from test_compare_experts import compared
-from test_finetune import EXPERTS, TRAIN, VALIDATION, settings
-from test_finetuning_stage import into
-from test_influence import measure
 from torch import nn
 
+from helpers.experts_study import compared
+from helpers.finetuning import EXPERTS, TRAIN, VALIDATION, into, settings
+from helpers.scoring import measure
+from helpers.stages import capacity_small
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
 from layerif.finetuning.finetune import finetune
@@ -106,12 +104,12 @@ def warmed(model, _folder):
     measure(model, warmup_steps=2, subspace="adapter")
 
 
-def adapters_gained(model, _folder):
-    gains(model)
+def adapters_gained(model, folder):
+    capacity_small(folder / "capacity", model)
 
 
 def gain_asked(model, _folder):
-    rows = {"train": test_influence.TRAIN, "validation": test_influence.VALIDATION}
+    rows = {"train": TRAIN, "validation": VALIDATION}
     metric_scores(model, "adapter_gain", tokenizer=tiny_tokenizer(), rank=2, alpha=4.0, **rows)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_influence import measure
 from torch import nn
 
+from helpers.scoring import measure
 from helpers.tiny import ARCHITECTURES, float64_tolerance, tiny_model
 from layerif.model.gradient_checkpointing import checkpointed
 from layerif.model.layers import find_decoder_layers

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
-from test_influence import measure
 
+from helpers.scoring import measure
 from helpers.tiny import tiny_model
 from layerif.errors import InputError
 from layerif.model.opening import input_device, open_model

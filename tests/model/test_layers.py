@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma3Config, SiglipVisionConfig
+from transformers import AutoModelForCausalLM, CohereConfig
 from transformers.pytorch_utils import Conv1D
 
-from helpers.tiny import ARCHITECTURES, CONFIGS, LAYERS, SHAPE, tiny_model, tiny_tokenizer
+from helpers.tiny import ARCHITECTURES, LAYERS, SHAPE, tiny_model, tiny_tokenizer, vision_model
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.verifying import verify
@@ -85,21 +85,7 @@ def test_a_norm_for_each_head_is_no_fused_weight():
 
 @pytest.fixture(scope="module")
 def seeing():
-    """Gemma 3 with a vision tower of as many layers as the text model, and larger ones."""
-    vision = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        image_size=28,
-        patch_size=14,
-    )
-    config = Gemma3Config(
-        text_config=CONFIGS["gemma3"].to_dict(),
-        vision_config=vision.to_dict(),
-        mm_tokens_per_image=4,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
+    return vision_model()
 
 
 def test_the_layers_of_a_multimodal_model_are_those_of_its_language_model(seeing, tmp_path):

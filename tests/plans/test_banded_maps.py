@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import bisect
-from test_sparsity_map import fractions, layers, weighted_mean
 
+from helpers.strategies import fractions, layers, weighted_mean
 from layerif.errors import InputError
 from layerif.plans.maps import ConstantScoresError, dlp_map, layerif_map, owl_map
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.strategies import fractions, layers, weighted_mean
 from layerif.errors import InputError
 from layerif.plans.maps import (
     ConstantScoresError,
@@ -26,21 +26,6 @@ from layerif.plans.maps import (
 @pytest.fixture(scope="module")
 def paper(paper_dir: Path) -> dict[str, Any]:
     return json.loads((paper_dir / "mistral-7b.json").read_text())
-
-
-def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    return fsum(values * weights) / fsum(weights)
-
-
-@st.composite
-def layers(draw: st.DrawFn, smallest: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Scores without ties, and sizes."""
-    scores = draw(st.lists(st.integers(-99, 99), min_size=smallest, max_size=40, unique=True))
-    sizes = draw(st.lists(st.integers(1, 10**9), min_size=len(scores), max_size=len(scores)))
-    return np.array(scores, dtype=float), np.array(sizes)
-
-
-fractions = st.floats(0, 1)
 
 
 def test_map_agrees_with_the_published_sparsities(paper: dict[str, Any]) -> None:

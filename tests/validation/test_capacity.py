@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_influence import TRAIN, VALIDATION
-from test_subspaces import adapted
 
+from helpers.adapters import adapted
+from helpers.scoring import TRAIN, VALIDATION
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import Agreement, Fingerprint, GroundTruth, hash_model
 from layerif.core.checkpoint import resumable

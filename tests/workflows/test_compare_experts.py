@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
+from helpers.experts_study import CHOICES, PLANS, STUDY, TASK, compared, rows
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results, hash_model
-from layerif.data import Example, Task
+from layerif.data import Task
 from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.evaluation.statistics import holm
@@ -17,39 +18,8 @@ from layerif.finetuning.trainer import CompletionTrainer
 from layerif.metrics.measuring import metric_scores
 from layerif.model.peft_adapters import with_adapter
 from layerif.report import comparison_lines
-from layerif.workflows.compare_experts import ExpertsStudy, compare_experts, trained_parameters
+from layerif.workflows.compare_experts import compare_experts, trained_parameters
 from layerif.workflows.expert_plans import expert_plan, names_of
-
-CHOICES = (" yes", " no")
-
-
-def rows(start, count):
-    return [
-        Example(f"is {i} even?", CHOICES[i % 2], CHOICES, answer=i % 2)
-        for i in range(start, start + count)
-    ]
-
-
-TASK = Task("even", {"train": rows(0, 24), "validation": rows(24, 6), "test": rows(30, 12)})
-STUDY = ExpertsStudy(
-    max_steps=4,
-    batch_size=6,
-    rank=2,
-    learning_rate=1e-2,
-    seeds=(0, 5),
-    validation_samples=6,
-    max_length=64,
-    batch_tokens=200,
-)
-PLANS = {
-    "uniform": Allocation(kind="experts", allocation=[2, 2, 2]),
-    "top": Allocation(kind="experts", allocation=[1, 1, 4]),
-    "lora": Allocation(kind="ranks", allocation=[4, 4, 4]),
-}
-
-
-def compared(folder, model, study=STUDY):
-    return compare_experts(folder, model, tiny_tokenizer(), PLANS, study, task=TASK)
 
 
 def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from test_influence import measure
 
 from helpers.marginal_models import corpus
+from helpers.scoring import measure
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, Comparisons, Results
 from layerif.compress.pruning.runner import prune

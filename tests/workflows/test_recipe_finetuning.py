@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_recipes import recipe
 
+from helpers.recipes import recipe
 from layerif.artifacts import Allocation
 
 

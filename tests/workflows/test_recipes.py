@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import yaml
 
+from helpers.recipes import recipe
 from helpers.tiny import LAYERS
 from layerif.artifacts import Allocation, Comparisons, Manifest, MetricScores, Results
 from layerif.core.checkpoint import alone
@@ -15,22 +15,6 @@ from layerif.errors import InputError
 from layerif.workflows import folder as run_folder
 from layerif.workflows import pipeline
 from layerif.workflows.recipe import ScoreStage
-
-
-def recipe(model, text, folder, **changes):
-    value = {
-        "model": str(model),
-        "out": str(folder / "run"),
-        "score": {"task": "agreement", "train_samples": 6, "validation_samples": 3, "rank": 2},
-        "sparsity": {"target": 0.5, "epsilon": 0.2},
-        "experts": {"total": 9},
-        "ranks": {"total": 24, "orientation": "inverse"},
-        "prune": {"calibration": str(text), "samples": 4, "context_length": 32},
-        "evaluate": {"tasks": ["agreement", str(text)], "samples": 8, "context_length": 32},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(value | changes))
-    return path
 
 
 def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_path):
