@@ -1,6 +1,8 @@
 """Estimated and measured bytes, weights included, of each kind of work on a random model.
 
-python tests/helpers/estimated_peaks.py VOCABULARY TOKENS LAYERS
+By formula; of a whole run of scoring (`doctor`), as `examine` finds it by running one batch.
+
+python -m helpers.estimated_peaks VOCABULARY TOKENS LAYERS
 """
 
 from __future__ import annotations
@@ -8,19 +10,24 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from helpers.tiny import tiny_tokenizer
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
+from layerif.data import Example
 from layerif.data.batching import Encoded, collate
 from layerif.estimates import memory
 from layerif.finetuning.attaching import trainable_parameters, with_new_adapter
 from layerif.finetuning.finetune import BYTES_PER_PARAMETER
 from layerif.finetuning.options import FinetuneOptions
+from layerif.influence.doctor import examine
 from layerif.influence.gradients import PerSampleGradients, frozen
+from layerif.influence.scoring import score
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.likelihood import token_losses
 from layerif.model.layers import find_decoder_layers
@@ -56,7 +63,7 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
     def evaluate():
         token_losses(model, batch)
 
-    def score():
+    def gradients():
         with frozen(model), PerSampleGradients(model, found.projections, matrices) as per_sample:
             per_sample(batch)
 
@@ -81,33 +88,41 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
         token_losses(model, batch, through=wrapped).mean().backward()
         optimizer.step()
 
-    gradients = len(items) * sum(matrix.size for matrix in matrices) * 4
+    stored = len(items) * sum(matrix.size for matrix in matrices) * 4
     held = HELD * sum(projection.weight.nbytes for projection in found.projections)
     plan = {
         "evaluate": (evaluate, "forward", lambda: 0),
-        "score": (score, "backward", lambda: gradients),
+        "score": (gradients, "backward", lambda: stored),
         "prune": (prune, "walk", lambda: tokens * config.hidden_size * 4),
         "marginal": (marginal, "inputs", lambda: held),
         "finetune": (finetune, "inputs", lambda: BYTES_PER_PARAMETER * wrapped_losses["count"]),
     }
+    # One token a byte; all but the first have a loss.
+    samples = [Example("x", f" {row}".ljust(LENGTH - 1, ".")) for row in range(tokens // LENGTH)]
+    run = {"batch_tokens": tokens, "max_length": LENGTH}
+    tokenizer = tiny_tokenizer()
     told = {}
     with torch.inference_mode():
         model(torch.tensor([[1, 2, 3]]))
     for name, (work, how, kept) in plan.items():
-        before = reset()
-        work()
-        peak = resident("VmHWM") - before + weights
-        estimated = memory(model, how, tokens, kept=kept()).total + weights
-        told[name] = (estimated, peak)
-        print(f"{name:9} estimated {estimated / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB")
+        peak = peak_of(work)
+        told[name] = [memory(model, how, tokens, kept=kept()).total + weights, peak + weights]
+    model = AutoModelForCausalLM.from_config(config).eval()  # without adapters
+    about = examine(model, tokenizer, samples, samples, **run).estimate
+    peak = peak_of(lambda: score(model, tokenizer, samples, samples, keep="memory", **run))
+    told["doctor"] = [about.weights + about.gradients + about.activations, peak + weights]
+    for name, (estimated, measured) in told.items():
+        print(f"{name:9} estimated {estimated / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB")
     print(json.dumps(told))
 
 
-def reset() -> int:
-    """Start a peak of its own; bytes that are resident now."""
+def peak_of(work: Callable[[], None]) -> int:
+    """By how many bytes the process grows at the most."""
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # a peak of its own
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:

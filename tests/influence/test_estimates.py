@@ -28,13 +28,8 @@ def test_short_memory_is_noted_beforehand(monkeypatch, capsys):
 def test_estimates_are_near_the_peak():
     """Weights included; a vocabulary whose logits are in several slices."""
     ran = subprocess.run(
-        [
-            sys.executable,
-            Path(__file__).parents[1] / "helpers" / "estimated_peaks.py",
-            "49152",
-            "2048",
-            "3",
-        ],
+        [sys.executable, "-m", "helpers.estimated_peaks", "49152", "2048", "3"],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,
