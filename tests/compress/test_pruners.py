@@ -201,7 +201,7 @@ def test_inputs_that_are_changed_in_place_are_refused():
         args[0].mul_(2)
 
     layers.of(0)[5].module.register_forward_hook(double)
-    with pytest.raises(NumericalError, match=r"inputs of layers\.0\.mlp\.gate_proj are changed"):
+    with pytest.raises(NumericalError, match=r"layers\.0\.mlp\.gate_proj"):
         prune_tiny(model, 0.5, method="sparsegpt")
 
 
@@ -209,7 +209,7 @@ def test_inputs_that_are_changed_in_place_are_refused():
 def test_weights_that_have_no_rank_stop_the_run_by_name(method):
     model = tiny_model()
     model.model.layers[2].mlp.down_proj.weight.data[3, 4] = torch.nan
-    with pytest.raises(NumericalError, match=r"weight of layers\.2\.mlp\.down_proj holds NaN"):
+    with pytest.raises(NumericalError, match=r"layers\.2\.mlp\.down_proj .*NaN"):
         prune_tiny(model, 0.5, method=method)
 
 
@@ -245,20 +245,20 @@ def test_magnitude_needs_no_text():
     manifest = prune(model, 0.5, method="magnitude")
     assert manifest.sparsity == 0.5
     assert manifest.calibration == {}
-    with pytest.raises(InputError, match="the method wanda takes statistics from text"):
+    with pytest.raises(InputError, match="wanda"):
         prune(model, 0.5)
 
 
 @pytest.mark.parametrize(
     ("message", "plan", "options"),
     [
-        ("no N:M pattern", None, {"nm": "4:2"}),
-        ("give a plan, a sparsity, or a pattern", None, {}),
-        ("2:4 makes 0.5 of the weights zero, and a sparsity of 0.3", 0.3, {"nm": "2:4"}),
-        (r"layers\.0\.self_attn\.q_proj has 32 inputs", None, {"nm": "3:5"}),
-        ("no pruning method 'magic'", 0.5, {"method": "magic"}),
-        ("no place for hidden states 'tape'", 0.5, {"hidden": "tape"}),
-        ("hidden states on disk lie in the run folder", 0.5, {"hidden": "disk"}),
+        ("N:M", None, {"nm": "4:2"}),
+        ("a plan", None, {}),
+        ("2:4 .*0.3", 0.3, {"nm": "2:4"}),
+        ("32 inputs", None, {"nm": "3:5"}),
+        ("'magic'", 0.5, {"method": "magic"}),
+        ("'tape'", 0.5, {"hidden": "tape"}),
+        ("run folder", 0.5, {"hidden": "disk"}),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_weight_changes(message, plan, options):

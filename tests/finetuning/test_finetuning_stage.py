@@ -52,7 +52,7 @@ def test_the_folder_is_an_adapter_that_peft_reads(plan, tmp_path):
         assert {router.layer for router in use.routers} == {1, 2}
     again = into(tmp_path / "out", plan)  # found, and not done again
     assert again.seconds == record.seconds
-    with pytest.raises(InputError, match=r"learning_rate was 0\.003 and is 0\.004"):
+    with pytest.raises(InputError, match="learning_rate"):
         into(tmp_path / "out", plan, learning_rate=0.004)
 
 

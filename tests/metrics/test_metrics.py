@@ -225,37 +225,37 @@ def test_a_metric_of_ones_own():
     assert sorted(measure(model, "shuffled", of="heaviest", power=2.0).scores) == sorted(
         scores.scores
     )
-    with pytest.raises(InputError, match="there already is a metric 'heaviest'"):
+    with pytest.raises(InputError, match="'heaviest'"):
         layerif.register_metric("heaviest", heaviest)
 
     layerif.register_metric("silent", heaviest)
-    with pytest.raises(InputError, match="register it with reads_text=True"):
+    with pytest.raises(InputError, match="reads_text"):
         measure(model, "silent")
     layerif.register_metric("short", lambda subject: MetricValues(np.ones(2)))
-    with pytest.raises(InputError, match=r"shape \(2,\) for 3 layers; right would be \(3,\)"):
+    with pytest.raises(InputError, match=r"\(2,\) .*\(3,\)"):
         metric_scores(model, "short")
     layerif.register_metric("broken", lambda subject: MetricValues(np.array([1.0, np.nan, 1.0])))
-    with pytest.raises(NumericalError, match="broken is not finite for layer 1"):
+    with pytest.raises(NumericalError, match=r"finite .*layer 1"):
         metric_scores(model, "broken")
 
 
 @pytest.mark.parametrize(
     ("metric", "options", "says"),
     [
-        ("beta", {}, "no metric 'beta'; choose one of pl_alpha, outlier_ratio, dlp, block_inf"),
-        ("pl_alpha", {"multiple": 3}, "pl_alpha takes no option 'multiple'; it takes compat"),
-        ("uniform", {"of": "dlp"}, "takes no option 'of'; it takes none"),
-        ("pl_alpha", {"compat": "authors"}, "no compat 'authors'"),
-        ("outlier_ratio", {"multiple": 0}, "the multiple of the mean is 0"),
-        ("outlier_ratio", {"multiple": np.nan}, "the multiple of the mean is nan"),
-        ("dlp", {"statistic": "mode"}, "no statistic 'mode'"),
-        ("shuffled", {}, "name it by the option `of`, one of pl_alpha"),
-        ("shuffled", {"of": "shuffled"}, "and not 'shuffled'"),
-        ("shuffled", {"of": "dlp", "compat": "reference"}, "takes no option 'compat'"),
-        ("dlp", {"samples": 10_000}, "10000 were asked for"),
-        ("dlp", {"context_length": 500}, "longer than the 128 positions"),
-        ("dlp", {"calibration": None}, "dlp reads activations: give a tokenizer and calibration"),
-        ("random", {"seed": -1}, "the seed must not be negative"),
+        ("beta", {}, "'beta'; .*pl_alpha, outlier_ratio, dlp, block_inf"),
+        ("pl_alpha", {"multiple": 3}, "'multiple'; .*compat"),
+        ("uniform", {"of": "dlp"}, "'of'; .*none"),
+        ("pl_alpha", {"compat": "authors"}, "'authors'"),
+        ("outlier_ratio", {"multiple": 0}, "multiple .*0"),
+        ("outlier_ratio", {"multiple": np.nan}, "multiple .*nan"),
+        ("dlp", {"statistic": "mode"}, "'mode'"),
+        ("shuffled", {}, "`of`, .*pl_alpha"),
+        ("shuffled", {"of": "shuffled"}, "'shuffled'"),
+        ("shuffled", {"of": "dlp", "compat": "reference"}, "'compat'"),
+        ("dlp", {"samples": 10_000}, "10000"),
+        ("dlp", {"context_length": 500}, "128 positions"),
+        ("dlp", {"calibration": None}, "dlp .*tokenizer"),
+        ("random", {"seed": -1}, "seed"),
     ],
 )
 def test_what_is_refused(metric, options, says):
@@ -267,7 +267,7 @@ def test_weights_that_are_all_zero_have_no_middle():
     model = tiny_model()
     for p in find_decoder_layers(model).projections:
         p.weight.zero_()
-    with pytest.raises(InputError, match="the median saliency of all layers is 0"):
+    with pytest.raises(InputError, match="median"):
         measure(model, "dlp")
     assert measure(model, "outlier_ratio").scores == [0.0] * LAYERS
 
@@ -276,13 +276,13 @@ def test_activations_that_are_not_finite():
     model = tiny_model()
     model.model.layers[1].mlp.down_proj.weight.data[0, 0] = torch.inf
     for metric, says in [
-        ("outlier_ratio", "the inputs of layers.2"),
-        ("dlp", "the inputs of layers.2"),
-        ("block_influence", "the hidden states of layer 1"),
+        ("outlier_ratio", "inputs of layers.2"),
+        ("dlp", "inputs of layers.2"),
+        ("block_influence", "states of layer 1"),
     ]:
         with pytest.raises(NumericalError, match=says):
             measure(model, metric)
-    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.down_proj: the weight holds"):
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.down_proj: "):
         metric_scores(model, "pl_alpha")
 
 
@@ -290,7 +290,7 @@ def test_quantised_weights_are_refused_where_weights_are_read():
     model = tiny_model()
     packed = model.model.layers[0].mlp.up_proj
     packed.weight = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj is quantised"):
+    with pytest.raises(InputError, match="quantised"):
         metric_scores(model, "pl_alpha")
     assert find("block_influence").reads_weights is False
     assert metric_scores(model, "random").scores
@@ -303,9 +303,9 @@ def test_the_artifact_comes_back_and_refuses_what_does_not_fit(tmp_path):
     assert layerif.read_scores(tmp_path / "alpha.json") == scores
     value = scores.model_dump(mode="json")
     for changed, says in [
-        ({"scores": value["scores"][1:]}, "2 scores, but .* has 3 decoder layers"),
-        ({"projections": value["projections"][1:]}, "parameters in each layer; right would be"),
-        ({"projections": value["projections"][:1] * 2}, "a module is named twice"),
+        ({"scores": value["scores"][1:]}, "2 scores"),
+        ({"projections": value["projections"][1:]}, "parameters in each layer"),
+        ({"projections": value["projections"][:1] * 2}, "twice"),
         ({"scores": [1.0, float("nan"), 2.0]}, "scores.1"),
         ({"format": "layerif.metric/2"}, "format"),
     ]:
@@ -340,5 +340,5 @@ def test_marginal_is_the_derivative_at_the_pruned_model():
         assert scores.projections[row].score == pytest.approx(expected, rel=1e-6)
     by_layer = [sum(p.score for p in scores.projections if p.layer == k) for k in range(LAYERS)]
     assert np.argsort(scores.scores).tolist() == np.argsort(by_layer).tolist()
-    with pytest.raises(InputError, match="the sparsity is 1 and delta"):
+    with pytest.raises(InputError, match="delta"):
         measure(model, "marginal", sparsity=1.0)

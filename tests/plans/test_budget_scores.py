@@ -86,10 +86,10 @@ def test_nothing_changes_its_argument() -> None:
 @pytest.mark.parametrize(
     ("influence", "says"),
     [
-        ([1.0, 2.0], r"shape \(2,\).*\(layers, samples\)"),
-        (np.empty((3, 0)), r"shape \(3, 0\)"),
-        ([[1.0, 2.0], [np.nan, 1.0], [0.0, np.inf]], r"layers 1, 2 are not finite \(first: nan\)"),
-        ([[1.0, 2.0], [1.0]], "not numbers in a regular array"),
+        ([1.0, 2.0], r"\(2,\).*\(layers, samples\)"),
+        (np.empty((3, 0)), r"\(3, 0\)"),
+        ([[1.0, 2.0], [np.nan, 1.0], [0.0, np.inf]], r"layers 1, 2 .*nan"),
+        ([[1.0, 2.0], [1.0]], "regular array"),
     ],
 )
 def test_aggregate_refuses(influence: object, says: str) -> None:
@@ -102,8 +102,8 @@ def test_aggregate_refuses(influence: object, says: str) -> None:
     [
         ([], r"shape \(0,\)"),
         (3.0, r"shape \(\)"),
-        ([[1.0, 2.0]], r"shape \(1, 2\)"),
-        ([1.0, np.nan, 2.0], r"layer 1 are not finite \(first: nan\)"),
+        ([[1.0, 2.0]], r"\(1, 2\)"),
+        ([1.0, np.nan, 2.0], r"layer 1 .*nan"),
         ([-np.inf] * 10, r"layers 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"),
         (["high", "low"], "not numbers"),
     ],
@@ -130,7 +130,7 @@ def test_minmax_of_scores_whose_difference_overflows() -> None:
 @pytest.mark.parametrize("scores", [[2.5] * 4, [0.0] * 3, [7.0], [0.1 + 0.2, 0.3], [-1e-300] * 2])
 def test_minmax_refuses_scores_that_are_equal_up_to_round_off(scores: list[float]) -> None:
     # Would see: NaN from 0/0, or a last bit blown up into the whole range.
-    with pytest.raises(ConstantScoresError, match=r"do not tell the layers apart.*uniform"):
+    with pytest.raises(ConstantScoresError, match=r"apart.*uniform"):
         minmax(scores)
 
 
@@ -176,7 +176,7 @@ def test_orient_refuses_what_is_not_a_position() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="no orientation 'up'; choose one of direct, inverse"):
+    with pytest.raises(InputError, match=r"'up'; .*direct, inverse"):
         orient([0.0, 1.0], "up")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"no aggregation 'mean'.*all, positive, top, negative"):
+    with pytest.raises(InputError, match=r"'mean'.*all, positive, top, negative"):
         aggregate(INFLUENCE, "mean")  # type: ignore[arg-type]
