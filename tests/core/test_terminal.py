@@ -167,7 +167,10 @@ def stopping():
 
     register_metric("stopping", lambda subject: stop() or MetricValues(np.ones(3), None))
     ESTIMATORS.register("stopping", Estimator(estimator, damped=False))
+    # A shell that started the suite in the background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield ask
+    signal.signal(signal.SIGINT, before)
     del _METRICS["stopping"], ESTIMATORS._registered["stopping"]
 
 
