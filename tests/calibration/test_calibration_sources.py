@@ -38,7 +38,7 @@ def test_a_file_of_examples_is_a_task_and_another_is_text(tmp_path, text):
     assert isinstance(load_calibration(text), Corpus)
     assert load_calibration("python-docs").name == "python-docs"
     assert load_calibration("self") == SelfText()
-    with pytest.raises(InputError, match="no calibration text is called 'agreemant'; did you mean"):
+    with pytest.raises(InputError, match="'agreemant'; did you mean"):
         load_calibration("agreemant")
 
 
@@ -94,7 +94,7 @@ def test_a_chunk_depends_on_its_index_and_the_seed_alone():
     assert [c.input_ids for c in alone] == five[:2]
     assert [c.input_ids for c in sampled_chunks(model, tokenizer, 2, 12, seed=2)] != five[:2]
     assert torch.equal(state, torch.random.get_rng_state())
-    with pytest.raises(InputError, match="0 chunks of 12 tokens"):
+    with pytest.raises(InputError, match="0 chunks"):
         sampled_chunks(model, tokenizer, 0, 12, seed=1)
     model.model.norm.weight.data.fill_(torch.nan)
     with pytest.raises(NumericalError, match="not finite"):

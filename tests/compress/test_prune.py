@@ -135,7 +135,7 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
     before = [p.clone() for p in model.parameters()]
     wrong = {
         "2 layers, but": Allocation(kind="sparsity", allocation=[0.5, 0.5]),
-        "a plan of sparsity is needed": Allocation(kind="experts", allocation=[1, 2, 3]),
+        "sparsity": Allocation(kind="experts", allocation=[1, 2, 3]),
         "sparsity must be within 0 to 1": 1.5,
         "projection parameters": allocate_sparsity(
             [1.0, 2.0, 3.0], 0.5, model=describe(tiny_model("gpt2"))
@@ -158,7 +158,7 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
 def test_activations_that_are_not_finite_stop_the_run_by_name():
     model = tiny_model()
     model.model.layers[0].input_layernorm.weight.data[0] = torch.inf
-    with pytest.raises(NumericalError, match=r"inputs of layers\.0\.self_attn\.q_proj"):
+    with pytest.raises(NumericalError, match=r"layers\.0\.self_attn\.q_proj"):
         prune_tiny(model, 0.5)
 
 
@@ -167,7 +167,7 @@ def test_activations_that_are_not_finite_stop_the_run_by_name():
 def test_a_weight_that_is_not_finite_stops_the_run_by_name(method, value):
     model = tiny_model()
     model.model.layers[-1].mlp.down_proj.weight.data[0, 0] = value
-    with pytest.raises(NumericalError, match=r"mlp\.down_proj holds NaN or infinity"):
+    with pytest.raises(NumericalError, match=r"mlp\.down_proj .*NaN"):
         prune_tiny(model, 0.5, method=method)
 
 

@@ -171,6 +171,6 @@ def test_a_factorisation_that_fails_is_tried_again_with_more_damping():
         factor.upper.T @ factor.upper, torch.linalg.inv(damped), rtol=1e-8, atol=1e-10
     )
     values[4] = -1e6
-    with pytest.raises(NumericalError, match=r"Hessian of layers\.0\.mlp\.up_proj is not positive"):
+    with pytest.raises(NumericalError, match=r"Hessian of layers\.0\.mlp\.up_proj"):
         factorise(basis @ torch.diag(values) @ basis.T, "layers.0.mlp.up_proj")
     assert hessians.ATTEMPTS == 5

@@ -212,13 +212,22 @@ def test_what_was_kept_in_another_way_is_not_gone_on_with(
     assert np.array_equal(work(second).projection_influence, reference.projection_influence)
 
 
+CHECKPOINTS = {"plan": None, "checkpoint_every": 2, "max_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of fine-tuning that nothing cut short, and its folder."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    return into(folder, **CHECKPOINTS), folder
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [("optimizer.pt", zeroed), ("checksums.json", garbled)],
 )
-def test_a_checkpoint_that_is_damaged_is_not_gone_on_with(file, damage, tmp_path, killed_after):
-    options = {"plan": None, "checkpoint_every": 2, "max_steps": 5}
-    whole = into(tmp_path / "whole", **options)
-    killed_after(lambda: into(tmp_path / "cut", **options), 2)
-    damage(steps_folder(tmp_path / "cut") / "checkpoint-4" / file)
-    assert_same_run(into(tmp_path / "cut", **options), tmp_path / "cut", whole, tmp_path / "whole")
+def test_a_damaged_checkpoint_is_not_gone_on_with(file, damage, whole, tmp_path, killed_after):
+    cut = tmp_path / "cut"
+    killed_after(lambda: into(cut, **CHECKPOINTS), 2)
+    damage(steps_folder(cut) / "checkpoint-4" / file)
+    assert_same_run(into(cut, **CHECKPOINTS), cut, *whole)

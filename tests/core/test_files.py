@@ -75,7 +75,7 @@ class TestNewFile:
 
     def test_a_folder_in_its_place_is_refused_before_any_work(self, tmp_path: Path) -> None:
         fill(tmp_path / "plans", old="1")
-        with pytest.raises(InputError, match=r"plans is a folder"), new_file(tmp_path / "plans"):
+        with pytest.raises(InputError, match="folder"), new_file(tmp_path / "plans"):
             pytest.fail("the body ran")
         assert names(tmp_path) == ["plans"]
         assert names(tmp_path / "plans") == ["old"]
@@ -198,9 +198,9 @@ class TestJson:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [1, v], lambda v: {"a": [{"b": v}]}])
     def test_refuses_what_json_has_not(self, wrap: Any, bad: float, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="not JSON compliant"):
+        with pytest.raises(ValueError, match="JSON"):
             json_text(wrap(bad))
-        with pytest.raises(ValueError, match="not JSON compliant"):
+        with pytest.raises(ValueError, match="JSON"):
             write_json(tmp_path / "a.json", wrap(bad))
         assert names(tmp_path) == []
 
@@ -213,11 +213,11 @@ class TestJson:
 
 class TestReadJson:
     def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"a\.json does not exist; expected a plan$"):
+        with pytest.raises(InputError, match=r"a\.json .*exist.*a plan$"):
             read_json(tmp_path / "a.json", "a plan")
 
     def test_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="is a folder"):
+        with pytest.raises(InputError, match="folder"):
             read_json(tmp_path, "a plan")
 
     @pytest.mark.parametrize(
@@ -227,11 +227,11 @@ class TestReadJson:
             (b'{\n  "a": 1,\n  "b" 2\n}', "line 3: .* column 7"),
             (b"[1, 2]\n[3]", "line 2: .* column 1"),
             (b"\xff\xfe", "UTF-16"),
-            (b'{"a": [NaN]}', "NaN is not a number that JSON has"),
-            (b"[-Infinity]", "-Infinity is not a number that JSON has"),
+            (b'{"a": [NaN]}', "NaN"),
+            (b"[-Infinity]", "-Infinity"),
         ],
     )
     def test_not_json(self, tmp_path: Path, content: bytes, says: str) -> None:
         (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(InputError, match=f"{says}.*expected a plan"):
+        with pytest.raises(InputError, match=f"{says}.*a plan"):
             read_json(tmp_path / "a.json", "a plan")

@@ -41,7 +41,7 @@ class TestJson:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ('{"a": 1,\n "b": {"a": 2,\n "a": 3}}', "line 3: the key 'a' is given twice"),
+            ('{"a": 1,\n "b": {"a": 2,\n "a": 3}}', "line 3: .*'a'.*twice"),
             ('{"\\u0061": 1,\n "a": 2}', "line 2: the key 'a'"),
             ("[1,\n1e999]", "line 2: 1e999"),
             ("[1,\n-1e999]", "line 2: -1e999"),
@@ -92,7 +92,7 @@ class TestYaml:
             (BOMB, "aliases"),
             ("a: &a [*a]", "aliases"),
             ("a: &a {b: *a}", "aliases"),
-            ("b: 1\na: 2001-99-99", "line 2: '2001-99-99' is no timestamp"),
+            ("b: 1\na: 2001-99-99", "line 2: '2001-99-99'"),
             ("a: !!int abc", "line 1: 'abc'"),
             ("a: !!bool abc", "line 1: 'abc'"),
             ("a: !!timestamp abc", "line 1: 'abc'"),
@@ -135,7 +135,7 @@ class TestRows:
             ("a.jsonl", '{"a": 1}\n\n{"a": "\\ud83d"}', "line 3: .*surrogate"),
             ("a.jsonl", '{"a": 1}\n{"a": ' + "1" * 5000 + "}", "line 2: .*digits"),
             ("a.jsonl", '{"a": 1}\n{"a": ' + "[" * 200_000 + "}", "line 2: .*nested"),
-            ("a.csv", "a,b,a\n1,2,3\n", "column 'a' 2 times"),
+            ("a.csv", "a,b,a\n1,2,3\n", "'a' 2 times"),
             ("a.csv", "a,b\n1,2\n1\n", "row 2 has 1 cells"),
             ("a.csv", "a,b\n1,2\n1,\0\n", "line 3: .*NUL"),
             ("a.csv", 'a,b\n1,2\n1,"x', "row 2: .*end of data"),
@@ -150,7 +150,7 @@ class TestRows:
     def test_a_column_twice_in_parquet(self, tmp_path: Path) -> None:
         table = pyarrow.table([["x"], ["y"]], names=["a", "a"])
         pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-        with pytest.raises(InputError, match="column 'a' 2 times"):
+        with pytest.raises(InputError, match="'a' 2 times"):
             list(read_rows(tmp_path / "a.parquet"))
 
     def test_text_that_is_not_utf8_in_parquet(self, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ class TestRows:
 class TestFiles:
     def test_pipes_devices_and_closed_files_are_refused(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.json")
-        with pytest.raises(InputError, match="is a pipe"):
+        with pytest.raises(InputError, match="pipe"):
             read_json(tmp_path / "pipe.json", "a plan")
         for path, says in (("a\0b", "null"), ("a" * 5000, "long"), (tmp_path, "folder")):
             with pytest.raises(InputError, match=says):

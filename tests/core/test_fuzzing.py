@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.foreign import KINDS, Kind, attempt
+from helpers.attempts import Kind, attempt
+from helpers.foreign import KINDS
 
 # Mutations of each kind. A model takes a twentieth of a second to open, a file two thousandths.
 LIGHT, HEAVY = 150, 25

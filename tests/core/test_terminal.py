@@ -25,7 +25,7 @@ from layerif.core.progress import progress
 from layerif.core.terminal import Console, harmless, harmless_json
 from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.grad_dot import grad_dot
-from layerif.influence.estimators.registry import ESTIMATORS, register_estimator
+from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.metrics.base import MetricValues
 from layerif.metrics.registry import METRICS, register_metric
 
@@ -166,8 +166,11 @@ def stopping():
         return grad_dot(*arguments)
 
     register_metric("stopping", lambda subject: stop() or MetricValues(np.ones(3), None))
-    register_estimator("stopping", Estimator(estimator, damped=False))
+    ESTIMATORS.register("stopping", Estimator(estimator, damped=False))
+    # A shell that started the suite in the background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield ask
+    signal.signal(signal.SIGINT, before)
     del METRICS._registered["stopping"], ESTIMATORS._registered["stopping"]
 
 

@@ -58,7 +58,7 @@ def test_python_docs_follow_the_seed(python_docs: Corpus) -> None:
 
 def test_python_without_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(InputError, match="python-docs is the text of pydoc_data"):
+    with pytest.raises(InputError, match="pydoc_data"):
         load_corpus("python-docs")
 
 
@@ -93,7 +93,7 @@ def test_few_paragraphs_still_make_two_parts(tmp_path: Path, lengths: tuple[int,
 def test_text_file_errors(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_text("the same\n\nthe  same\n\n")
-    with pytest.raises(InputError, match="1 different paragraph;"):
+    with pytest.raises(InputError, match="1 different"):
         load_corpus(path)
     path.write_text("")
     with pytest.raises(InputError, match="0 different"):
@@ -101,7 +101,7 @@ def test_text_file_errors(tmp_path: Path) -> None:
     path.write_bytes("naïve\n\ncafé".encode("latin-1"))
     with pytest.raises(InputError, match=r"own\.txt, line 1: .*UTF-8"):
         load_corpus(path)
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="folder"):
         load_corpus(tmp_path)
 
 
@@ -129,10 +129,10 @@ def test_text_in_rows_is_the_same_as_in_a_file(tmp_path: Path) -> None:
 def test_rows_without_text(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "p", "completion": "c"}\n')
-    with pytest.raises(InputError, match="row 1 has the columns prompt, completion;"):
+    with pytest.raises(InputError, match=r"row 1 .*completion"):
         load_corpus(path)
     path.write_text('{"text": "one"}\n{"text": 2}\n')
-    with pytest.raises(InputError, match="row 2: the text must be a text, not 2"):
+    with pytest.raises(InputError, match="row 2: "):
         load_corpus(path)
 
 

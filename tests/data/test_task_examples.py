@@ -24,11 +24,11 @@ def test_candidates() -> None:
     ("values", "message"),
     [
         ({"choices": ("c",), "contexts": ("p",), "answer": 0}, "not both"),
-        ({"answer": 0}, "needs its choices or contexts"),
-        ({"contexts": ("p", "q")}, "answer None is not the index of one of 2 contexts"),
-        ({"contexts": ("p", "q"), "answer": 2}, "answer 2 is not the index of one of 2 contexts"),
-        ({"contexts": ("p", "q"), "answer": 1}, "prompt 'p' is not context 1, 'q'"),
-        ({"choices": ("c", "d"), "answer": 1}, "completion 'c' is not choice 1, 'd'"),
+        ({"answer": 0}, "choices or contexts"),
+        ({"contexts": ("p", "q")}, "answer None .*2 contexts"),
+        ({"contexts": ("p", "q"), "answer": 2}, "answer 2 .*2 contexts"),
+        ({"contexts": ("p", "q"), "answer": 1}, "'p' .*'q'"),
+        ({"choices": ("c", "d"), "answer": 1}, "'c' .*'d'"),
     ],
 )
 def test_refusals(values: dict[str, Any], message: str) -> None:

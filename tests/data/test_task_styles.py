@@ -57,15 +57,15 @@ def test_a_chat_prompt_begins_once(adds_bos: bool, writes_bos: bool) -> None:
 
 
 def test_chat_needs_a_model_and_its_template() -> None:
-    with pytest.raises(InputError, match="no model is named: pass its tokenizer"):
+    with pytest.raises(InputError, match="tokenizer"):
         renderer("chat")
-    with pytest.raises(InputError, match=r"has no chat template.*choose alpaca or plain"):
+    with pytest.raises(InputError, match="alpaca or plain"):
         renderer("chat", tiny_tokenizer())
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('only systems speak') }}"
     with pytest.raises(InputError, match="only systems speak"):
         renderer("chat", tokenizer)
-    with pytest.raises(InputError, match="no prompt style 'haiku'; choose one of alpaca, chat"):
+    with pytest.raises(InputError, match=r"'haiku'; .*alpaca, chat"):
         renderer("haiku")  # type: ignore[arg-type]
 
 
@@ -98,7 +98,7 @@ def test_variables_of_a_template_can_be_set() -> None:
 def test_variables_that_a_template_does_not_take_are_refused(name: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = THINKING
-    with pytest.raises(InputError, match=f"no option '{name}'; it takes date, enable_thinking"):
+    with pytest.raises(InputError, match=f"'{name}'; .*date, enable_thinking"):
         renderer("chat", tokenizer, {name: True})
 
 
@@ -107,7 +107,7 @@ def test_variables_of_no_template_are_refused(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "completion": "b"}\n' * 9)
     for name in ("facts", "agreement", "rte", "python-docs", path):
         for style in ("alpaca", "plain", "harness"):
-            with pytest.raises(InputError, match="variables of a chat template"):
+            with pytest.raises(InputError, match="variables"):
                 load_sources([name], style=style, template_options={"enable_thinking": False})
     tokenizer = chat_tokenizer()
     for value in (float("nan"), object()):
@@ -137,7 +137,7 @@ def test_tasks_without_an_instruction_have_no_style(data_dir: Path) -> None:
         one, other = (load_task(name, data_dir=data_dir, style=s) for s in ("alpaca", "plain"))
         assert one == other
         assert "style" not in one.origin
-        with pytest.raises(InputError, match=f"task {name} goes on with a text"):
+        with pytest.raises(InputError, match=f"task {name} "):
             load_sources([name], data_dir=data_dir, style="chat", tokenizer=chat_tokenizer())
 
 

@@ -138,10 +138,10 @@ def test_models_on_the_same_weights_are_inside_the_noise(pair):
 def test_other_items_are_not_compared(pair):
     """Would see: two draws of rows compared in pairs as if they were one."""
     other = measured(tiny_model(dtype=torch.float64), rows=[*ROWS[1:], ROWS[0]])
-    with pytest.raises(InputError, match=r"compared in pairs on yes or no.* not the same rows"):
+    with pytest.raises(InputError, match="rows"):
         compare(pair | {"other": other}, "whole")
     other = measured(tiny_model(dtype=torch.float64), text=TEXT.replace("Line 3", "Line 4"))
-    with pytest.raises(InputError, match=r"compared in pairs on lines.* not the same chunks"):
+    with pytest.raises(InputError, match="chunks"):
         compare(pair | {"other": other}, "whole")
 
 
@@ -150,20 +150,20 @@ def test_other_tokens_of_the_same_rows_leave_accuracy_alone_to_compare():
     two = results(accuracy([1, 1, 1], [3.0, 4.0, 5.0], [2, 3, 2]))
     assert [c.metric for c in compare({"one": one, "two": two}, "one")] == ["accuracy"]
     one, two = (results(perplexity([3.0, 4.0], tokens, "rows")) for tokens in ([2, 2], [2, 3]))
-    with pytest.raises(InputError, match="other tokens in them"):
+    with pytest.raises(InputError, match="tokens"):
         compare({"one": one, "two": two}, "one")
 
 
 def test_what_cannot_be_compared_is_refused(pair):
     bare = Measurement(name="c", metric="perplexity", value=3.0, count=5)
-    with pytest.raises(InputError, match="of bare on c hold no outcomes item by item"):
+    with pytest.raises(InputError, match="bare on c"):
         compare({"bare": results(bare), "full": results(perplexity([1.0, 2.0]))}, "full")
-    with pytest.raises(InputError, match="of bare on c hold no outcomes item by item"):
+    with pytest.raises(InputError, match="bare on c"):
         compare({"bare": results(bare), "full": results(perplexity([1.0, 2.0]))}, "bare")
-    with pytest.raises(InputError, match=r"share no measurement: one has c \(perplexity\)"):
+    with pytest.raises(InputError, match=r"c \(perplexity\)"):
         compare({"a": results(bare), "b": pair["whole"]}, "b")
     for given in ({}, {"a": pair["whole"]}, {"b": pair["whole"], "c": pair["whole"]}):
-        with pytest.raises(InputError, match="to compare with 'a'"):
+        with pytest.raises(InputError, match="'a'"):
             compare(given, "a")
 
 
@@ -173,12 +173,12 @@ def test_outcomes_are_of_one_set_of_items():
         {"nats": [1.0, 2.0], "tokens": [1, 2], "correct": [1]},
         {"nats": [], "tokens": []},
     ):
-        with pytest.raises(InputError, match="not of the same items"):
+        with pytest.raises(InputError, match="items"):
             Outcomes.parse({"items": "x", **wrong}, "test")
-    with pytest.raises(InputError, match=r"tokens\.0: Input should be greater than 0"):
+    with pytest.raises(InputError, match=r"tokens\.0: "):
         Outcomes.parse({"items": "x", "nats": [1.0], "tokens": [0]}, "test")
     plain = perplexity([1.0]).model_dump()
-    with pytest.raises(InputError, match="must say which rows are correct"):
+    with pytest.raises(InputError, match="correct"):
         Measurement.parse(plain | {"metric": "accuracy"}, "test")
 
 
@@ -225,5 +225,5 @@ def test_generated_answers_compare_with_generated_answers_alone():
     assert (found.metric, found.scoring, found.difference) == ("accuracy", "generation", 0.25)
     assert comparison_lines([found])[0].startswith("t (generation) accuracy: two 75.0% against one")
     likelihood = results(accuracy([1, 0, 1, 0], [1.0] * 4))
-    with pytest.raises(InputError, match=r"one has t \(accuracy\), the other t \(accuracy by gen"):
+    with pytest.raises(InputError, match=r"t \(accuracy\), .*t \(accuracy by gen"):
         compare({"one": one, "two": likelihood}, "one")

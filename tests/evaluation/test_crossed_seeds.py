@@ -79,5 +79,5 @@ def test_a_single_seed_has_no_interval():
 
 @pytest.mark.parametrize(("first", "second"), [([[1.0]], [[1.0, 2.0]]), ([], []), ([1.0], [2.0])])
 def test_figures_of_other_shapes_are_refused(first, second):
-    with pytest.raises(InputError, match="seeds and items"):
+    with pytest.raises(InputError, match="seeds"):
         crossed_t(first, second)

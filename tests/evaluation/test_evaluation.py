@@ -61,7 +61,7 @@ def test_max_tokens_takes_whole_chunks_from_the_front():
     assert few.value == pytest.approx(
         perplexity(model, tokenizer, TEXT[:96], context_length=32).value
     )
-    with pytest.raises(InputError, match="fewer than one chunk"):
+    with pytest.raises(InputError, match="chunk"):
         perplexity(model, tokenizer, TEXT, context_length=32, max_tokens=31)
 
 
@@ -155,7 +155,7 @@ def test_rows_that_do_not_fit_are_listed_and_left_out():
     found = task_measurement(model, tokenizer, [*EXAMPLES, long], max_length=50)
     assert found.details["dropped"] == [len(EXAMPLES)]
     assert found.count == len(EXAMPLES)
-    with pytest.raises(InputError, match="no example of task fits into 50 tokens"):
+    with pytest.raises(InputError, match="50 tokens"):
         task_measurement(model, tokenizer, [long], max_length=50)
 
 
@@ -169,7 +169,7 @@ def test_likelihoods_that_are_not_finite_stop_the_run():
     model.get_output_embeddings().weight.data[5] = torch.nan
     with pytest.raises(NumericalError, match="not finite"):
         perplexity(model, tiny_tokenizer(), TEXT, context_length=32)
-    with pytest.raises(NumericalError, match=r"likelihood of ' .*' after the prompt"):
+    with pytest.raises(NumericalError, match="likelihood of ' "):
         task_measurement(model, tiny_tokenizer(), EXAMPLES[:1])
 
 
@@ -183,7 +183,7 @@ def test_evaluate_takes_the_test_split_and_counts_zeros():
     assert results.sparsity == pytest.approx(layers.projections[0].numel / layers.sizes.sum())
     assert sparsity_of(model) == results.sparsity
     assert results.how["data"] == {"made up": {"from": "here"}}
-    with pytest.raises(InputError, match="has 12 test examples, fewer than the 13"):
+    with pytest.raises(InputError, match=r"12 .*13"):
         evaluate(model, tokenizer, [task], samples=13)
     with pytest.raises(InputError, match="twice"):
         evaluate(model, tokenizer, [task, task], samples=5)

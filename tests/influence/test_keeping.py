@@ -147,16 +147,16 @@ def test_full_weights_equal_the_literal_gradients(architecture):
 
 
 def test_full_gradients_cannot_be_kept():
-    with pytest.raises(InputError, match="are never formed, so they cannot be kept"):
+    with pytest.raises(InputError, match="never formed"):
         measure(tiny_model(), subspace="full", keep="memory")
-    with pytest.raises(InputError, match="have to be kept"):
+    with pytest.raises(InputError, match="kept"):
         measure(tiny_model(), subspace="full", estimator="cg")
 
 
 def test_what_is_asked_for_is_used_within_the_memory_given(capsys):
     measure(tiny_model(), memory=1e-6)
-    assert "not kept, computed again in each pass" in capsys.readouterr().err
+    assert "not kept" in capsys.readouterr().err
     measure(tiny_model())
     assert "in memory" in capsys.readouterr().err
-    with pytest.raises(InputError, match="on disk in the run folder, and none is given"):
+    with pytest.raises(InputError, match="run folder"):
         measure(tiny_model(), keep="disk")

@@ -154,9 +154,9 @@ def test_of_several_adapters_the_active_one_is_scored_and_others_are_refused():
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
     again = measure(model, subspace="adapter")
     assert np.array_equal(again.influence, alone.influence)
-    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj the adapter 'other'"):
+    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj .*'other'"):
         measure(model, subspace="adapter", adapter_name="other")
-    with pytest.raises(InputError, match="no LoRA adapter 'third'; it has default, other"):
+    with pytest.raises(InputError, match=r"'third'; .*default, other"):
         measure(model, subspace="adapter", adapter_name="third")
     before = hash_model(model)
     model.set_adapter("other")
@@ -179,9 +179,9 @@ def test_what_is_no_plain_lora_at_work_is_refused_by_name():
     for model, message in (
         (merged, "and merged"),
         (disabled, "and disabled"),
-        (adapted(use_dora=True), "of the kind Dora"),
-        (tiny_model(), "no LoRA adapter 'default'; it has none"),
-        (adapted(target_modules=["lm_head"]), "targets no projection"),
+        (adapted(use_dora=True), "Dora"),
+        (tiny_model(), "'default'; .*none"),
+        (adapted(target_modules=["lm_head"]), "projection"),
     ):
         with pytest.raises(InputError, match=message):
             measure(model, subspace="adapter")
@@ -210,7 +210,7 @@ def test_adapters_hide_no_projection_and_add_none(architecture, tmp_path):
     assert evaluate(model, tiny_tokenizer(), [task], samples=4).sparsity == pytest.approx(0.5)
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    with pytest.raises(InputError, match="adapters already, and only these would be written"):
+    with pytest.raises(InputError, match="adapters already"):
         save_pruned(model, tiny_tokenizer(), manifest, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
 
@@ -252,7 +252,7 @@ def test_prompt_tuning_is_refused():
     model = get_peft_model(
         tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
-    with pytest.raises(InputError, match="PROMPT_TUNING, which puts learnt tokens before"):
+    with pytest.raises(InputError, match="PROMPT_TUNING"):
         score(model, tiny_tokenizer(), TRAIN, VALIDATION)
 
 

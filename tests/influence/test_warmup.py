@@ -153,13 +153,13 @@ def test_a_run_cut_short_does_not_train_again(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_warmed_up_is_refused():
-    with pytest.raises(InputError, match="has adapters already"):
+    with pytest.raises(InputError, match="already"):
         measure(adapted(), subspace="adapter", warmup_steps=2)
     with pytest.raises(InputError, match="choose that"):
         measure(tiny_model(), warmup_steps=2)
     broken = tiny_model()
     broken.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(NumericalError, match=r"step 0 of fine-tuning \(warmup\)"):
+    with pytest.raises(NumericalError, match="step 0 "):
         measure(broken, subspace="adapter", warmup_steps=2)
     assert not any(hasattr(module, "get_base_layer") for module in broken.modules())
 
@@ -198,9 +198,9 @@ def test_adapters_that_do_not_fit_are_refused_before_the_weights(folder, model, 
     tiny_tokenizer().save_pretrained(gpt2)
     with pytest.raises(InputError, match=r"does not fit .*gpt2"):
         open_model(gpt2, adapter=folder)
-    with pytest.raises(InputError, match=r"no adapter 'third' in .*: default, other"):
+    with pytest.raises(InputError, match=r"'third' .*default, other"):
         open_model("no/such", adapter=folder, adapter_name="third")
-    with pytest.raises(InputError, match=r"no adapter 'default' in .*adapters in it: none"):
+    with pytest.raises(InputError, match=r"'default' .*none"):
         open_model("no/such", adapter=tmp_path / "gpt2")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 7}))
@@ -208,5 +208,5 @@ def test_adapters_that_do_not_fit_are_refused_before_the_weights(folder, model, 
         open_model(model, adapter=folder)
     config["target_modules"] = ["q_proj"]
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"it has .* not a place for"):
+    with pytest.raises(InputError, match="place for"):
         open_model(model, adapter=folder)

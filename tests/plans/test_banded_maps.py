@@ -122,7 +122,7 @@ def test_what_is_cut_goes_to_the_others() -> None:
 
 @pytest.mark.parametrize("banded", MAPS)
 def test_scores_that_say_nothing(banded: Any) -> None:
-    with pytest.raises(ConstantScoresError, match="scores do not tell the layers apart"):
+    with pytest.raises(ConstantScoresError, match="apart"):
         banded([2.0] * 5, 0.5, [1] * 5)
     assert banded([2.0] * 5, 0.5, [1] * 5, on_constant="uniform").tolist() == [0.5] * 5
     assert banded([3.0], 0.37, [100]).tolist() == [0.37]
@@ -132,15 +132,15 @@ def test_scores_that_say_nothing(banded: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"sparsity": 1.2}, "sparsity is 1.2; it must lie between 0 and 1"),
-        ({"lam": 0.6}, "lam is 0.6; it must lie between 0 and 0.5"),
+        ({"sparsity": 1.2}, "sparsity"),
+        ({"lam": 0.6}, "lam is 0.6"),
         ({"lam": -0.1}, "lam is -0.1"),
         ({"lam": np.nan}, "lam is nan"),
-        ({"s_max": 0.4}, "sparsity of 0.5 in all.*s_max = 0.4"),
-        ({"layer_sizes": [1, 2]}, "2 layer sizes and 3 scores"),
-        ({"scores": [1.0, np.inf, 2.0]}, "scores of layer 1 are not finite"),
-        ({"orientation": "down"}, "no orientation 'down'"),
-        ({"on_constant": "skip"}, "no on_constant 'skip'"),
+        ({"s_max": 0.4}, "s_max"),
+        ({"layer_sizes": [1, 2]}, "2 layer sizes"),
+        ({"scores": [1.0, np.inf, 2.0]}, "scores of layer 1"),
+        ({"orientation": "down"}, "'down'"),
+        ({"on_constant": "skip"}, "'skip'"),
     ],
 )
 def test_maps_refuse(banded: Any, arguments: dict[str, Any], says: str) -> None:

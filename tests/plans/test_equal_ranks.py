@@ -23,13 +23,13 @@ def test_layer_by_layer_and_in_all() -> None:
 @pytest.mark.parametrize(
     ("experts", "rank", "says"),
     [
-        ([1, 0], 8, "experts of layer 1 .first: 0. are not a whole number"),
-        ([2, -1], 8, "experts of layer 1 .first: -1. are not a whole number"),
-        ([1.5, 2], 8, "experts of layer 0 .first: 1.5. are not a whole number"),
-        ([1, 2], 0, "rank is 0; it must be at least 1"),
-        ([1, 2], 1.5, "rank is 1.5; it must be a whole number"),
-        ([1, 2], [1, 0.5], "ranks of layer 1 .first: 0.5. are not"),
-        ([1, 2], [1, 2, 3], "there are 3 ranks for 2 layers"),
+        ([1, 0], 8, "experts of layer 1 .* 0"),
+        ([2, -1], 8, "experts of layer 1 .*-1"),
+        ([1.5, 2], 8, "experts of layer 0 .*1.5"),
+        ([1, 2], 0, "rank is 0"),
+        ([1, 2], 1.5, "rank is 1.5"),
+        ([1, 2], [1, 0.5], "ranks of layer 1 .*0.5"),
+        ([1, 2], [1, 2, 3], "3 ranks"),
     ],
 )
 def test_refuses(experts: Any, rank: Any, says: str) -> None:

@@ -149,7 +149,7 @@ def test_one_layer_gets_the_total() -> None:
 
 def test_constant_scores() -> None:
     # Would see: NaN cast to int64, which is the most negative integer and no error.
-    with pytest.raises(ConstantScoresError, match="do not tell the layers apart"):
+    with pytest.raises(ConstantScoresError, match="apart"):
         power_map([2.0] * 4, 10)
     assert power_map([2.0] * 4, 10, on_constant="uniform").tolist() == [3, 3, 2, 2]
 
@@ -302,20 +302,20 @@ def test_alphas_are_taken_as_they_are(paper: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"total": 2}, "total of 2 is too few for 3 layers"),
-        ({"total": 7.5}, "total is 7.5; it must be a whole number"),
-        ({"beta": 0}, "beta is 0; it must be a positive finite number"),
+        ({"total": 2}, "total of 2"),
+        ({"total": 7.5}, "total is 7.5"),
+        ({"beta": 0}, "beta is 0"),
         ({"beta": -1.0}, "beta is -1"),
         ({"beta": np.nan}, "beta is nan"),
         ({"beta": np.inf}, "beta is inf"),
-        ({"scores": [1.0, np.nan, 2.0]}, "scores of layer 1 are not finite"),
-        ({"orientation": "down"}, "no orientation 'down'"),
-        ({"on_constant": "skip"}, "no on_constant 'skip'"),
-        ({"normalise": "mean"}, "no normalise 'mean'; choose one of minmax, none"),
-        ({"compat": "reference"}, "no compat 'reference'; choose one of none, authors"),
-        ({"normalise": "none", "orientation": "inverse"}, "leave out one of the two"),
-        ({"normalise": "none", "scores": [1.0, -2.0, 4.0]}, "scores of layer 1 are negative"),
-        ({"normalise": "none", "beta": 1e6}, "weights of layers 1, 2 are not finite"),
+        ({"scores": [1.0, np.nan, 2.0]}, "layer 1 .*finite"),
+        ({"orientation": "down"}, "'down'"),
+        ({"on_constant": "skip"}, "'skip'"),
+        ({"normalise": "mean"}, "'mean'; .*minmax, none"),
+        ({"compat": "reference"}, "'reference'; .*none, authors"),
+        ({"normalise": "none", "orientation": "inverse"}, "one of the two"),
+        ({"normalise": "none", "scores": [1.0, -2.0, 4.0]}, "layer 1 .*negative"),
+        ({"normalise": "none", "beta": 1e6}, "weights of layers 1, 2"),
     ],
 )
 def test_power_map_refuses(arguments: dict[str, Any], says: str) -> None:
@@ -327,10 +327,10 @@ def test_power_map_refuses(arguments: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("layers", "total", "shape", "says"),
     [
-        (5, 4, (2, 4), "total of 4 is too few for 5 layers"),
-        (0, 4, (2, 4), "number of layers is 0; it must be at least 1"),
-        (4, 8, (2, 0, 4), "shape 2-0-4 has a group with no experts"),
-        (4, 8, (), "experts of the shape have shape"),
+        (5, 4, (2, 4), "total of 4"),
+        (0, 4, (2, 4), "number of layers"),
+        (4, 8, (2, 0, 4), "2-0-4"),
+        (4, 8, (), "experts of the shape"),
     ],
 )
 def test_mola_refuses(layers: int, total: int, shape: tuple[int, ...], says: str) -> None:

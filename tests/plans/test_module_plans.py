@@ -49,10 +49,10 @@ def test_what_does_not_add_up_is_refused():
     plan = plan_for(tiny_model())
     value = plan.model_dump(mode="json")
     changed = value | {"allocation": [0.9, *value["allocation"][1:]]}
-    with pytest.raises(InputError, match=r"layer 0 has sparsity 0\.9, but its modules come to"):
+    with pytest.raises(InputError, match=r"layer 0 .*0\.9"):
         Allocation.parse(changed, "plan")
     missing = value | {"modules": value["modules"][1:]}
-    with pytest.raises(InputError, match="the modules of layer 0 have"):
+    with pytest.raises(InputError, match="modules of layer 0"):
         Allocation.parse(missing, "plan")
     twice = value | {"modules": [*value["modules"], value["modules"][0]]}
     with pytest.raises(InputError, match="named twice"):
@@ -60,7 +60,7 @@ def test_what_does_not_add_up_is_refused():
     named = [{"module": "up", "sparsity": 0.5, "numel": 3}]
     with pytest.raises(InputError, match="named like"):
         Allocation.parse({"kind": "sparsity", "allocation": [0.5], "modules": named}, "plan")
-    with pytest.raises(InputError, match=r"no sparsity for layers\.0\.mlp\.other"):
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.other"):
         plan.sparsity_of("layers.0.mlp.other")
 
 

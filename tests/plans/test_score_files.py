@@ -74,39 +74,39 @@ class TestReadScores:
 
     @pytest.mark.parametrize("suffix", [".json", ".csv", ".npy"])
     def test_missing_file(self, tmp_path: Path, suffix: str) -> None:
-        with pytest.raises(InputError, match=rf"a{suffix} does not exist"):
+        with pytest.raises(InputError, match=rf"a{suffix} .*exist"):
             read_scores(tmp_path / f"a{suffix}")
 
     def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"no run folder at .*run"):
+        with pytest.raises(InputError, match="run folder"):
             read_scores(tmp_path / "run")
 
     @pytest.mark.parametrize("name", ["a.txt", "a.pt", "a.pkl", "a.npz", "a.JSON"])
     def test_other_suffixes(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_text("[1, 2]")
-        with pytest.raises(InputError, match=r"neither a run folder nor a \.json, \.csv, \.npy"):
+        with pytest.raises(InputError, match=r"\.json, \.csv, \.npy"):
             read_scores(tmp_path / name)
 
     @pytest.mark.parametrize(
         ("name", "content", "says"),
         [
-            ("a.json", b'{"scores": [1, 2]}', "holds .*; expected one number a layer"),
+            ("a.json", b'{"scores": [1, 2]}', "one number a layer"),
             ("a.json", b"[1, 2", "line 1: "),
-            ("a.json", b"[1, NaN]", "NaN is not a number"),
-            ("a.json", b"[1, 1e999]", "1e999 is too large"),
-            ("a.json", b"[1, null]", "are not numbers in a regular array"),
-            ("a.json", b"[[1, 2], [3, 4]]", r"have shape \(2, 2\)"),
-            ("a.json", b'[1, "high"]', "are not numbers in a regular array"),
-            ("a.json", b"[]", r"have shape \(0,\)"),
-            ("a.csv", b"", r"have shape \(0,\)"),
-            ("a.csv", b"layer,score\n", r"have shape \(0,\)"),
-            ("a.csv", b"layer,score\n0,0.5\n1,high\n", "row 2: the last column is 'high'"),
-            ("a.csv", b"0,0.5\n1,\n", "row 2: the last column is ''"),
-            ("a.csv", b"0.5\nnan\n", "of layer 1 are not finite"),
-            ("a.csv", b"0.5\ninf\n", "of layer 1 are not finite"),
+            ("a.json", b"[1, NaN]", "NaN"),
+            ("a.json", b"[1, 1e999]", "1e999"),
+            ("a.json", b"[1, null]", "regular array"),
+            ("a.json", b"[[1, 2], [3, 4]]", r"\(2, 2\)"),
+            ("a.json", b'[1, "high"]', "regular array"),
+            ("a.json", b"[]", r"\(0,\)"),
+            ("a.csv", b"", r"\(0,\)"),
+            ("a.csv", b"layer,score\n", r"\(0,\)"),
+            ("a.csv", b"layer,score\n0,0.5\n1,high\n", "row 2: .*'high'"),
+            ("a.csv", b"0,0.5\n1,\n", "row 2: .*''"),
+            ("a.csv", b"0.5\nnan\n", "layer 1 .*finite"),
+            ("a.csv", b"0.5\ninf\n", "layer 1 .*finite"),
             ("a.csv", "größe\n0.5\n".encode("latin-1"), "line 1: .*UTF-8"),
-            ("a.npy", b"", "does not begin as"),
-            ("a.npy", b"0.5\n0.6\n", "does not begin as"),
+            ("a.npy", b"", "begin"),
+            ("a.npy", b"0.5\n0.6\n", "begin"),
         ],
     )
     def test_content_that_is_no_scores(
@@ -120,14 +120,14 @@ class TestReadScores:
     def test_npy_of_another_shape_or_cut_short(self, tmp_path: Path) -> None:
         path = tmp_path / "a.npy"
         np.save(path, np.ones((2, 3)))
-        with pytest.raises(InputError, match=r"have shape \(2, 3\)"):
+        with pytest.raises(InputError, match=r"\(2, 3\)"):
             read_scores(path)
         np.save(path, np.arange(4.0))
         path.write_bytes(path.read_bytes()[:-8])
         with pytest.raises(InputError, match=r"a\.npy: "):
             read_scores(path)
         np.save(path, np.array([1.0, np.nan]))
-        with pytest.raises(InputError, match="of layer 1 are not finite"):
+        with pytest.raises(InputError, match=r"layer 1 .*finite"):
             read_scores(path)
 
     def test_npy_that_needs_pickle_is_not_opened(self, tmp_path: Path) -> None:

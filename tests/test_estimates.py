@@ -29,7 +29,7 @@ def test_estimates_are_near_the_peak():
     """Weights included; a vocabulary whose logits are in several slices."""
     ran = subprocess.run(
         [sys.executable, "-m", "helpers.estimated_peaks", "49152", "2048", "3"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[0],
         capture_output=True,
         text=True,
         check=True,
