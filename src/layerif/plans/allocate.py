@@ -16,7 +16,6 @@ from layerif.artifacts import (
     ModuleSparsity,
     ProjectionScore,
 )
-from layerif.artifacts.aggregation import check_scores
 from layerif.core.choices import (
     Aggregation,
     CountsCompat,
@@ -31,6 +30,7 @@ from layerif.core.choices import (
 from layerif.core.progress import note
 from layerif.errors import InputError
 from layerif.plans import maps as budgets
+from layerif.plans.maps.aggregation import check_scores
 
 # The maps that spend a score within a band of sparsities, each with its authors' lam.
 BANDED = {

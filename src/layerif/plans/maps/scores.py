@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerif.artifacts.aggregation import FloatArray, check_scores
 from layerif.core.choices import Orientation, check_choice
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import FloatArray, check_scores
 
 SAVGOL_WINDOW = 7
 SAVGOL_POLYORDER = 3

@@ -13,9 +13,9 @@ from math import fsum
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerif.artifacts.aggregation import FloatArray, check_scores, name_layers
 from layerif.core.choices import OnConstant, Orientation, check_choice
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import FloatArray, check_scores, name_layers
 from layerif.plans.maps.scores import (
     ConstantScoresError,
     minmax,
