@@ -95,7 +95,7 @@ class TestAllocation:
             ('{"kind": "sparsity", "allocation": [null]}', "should be a valid number"),
             ('{"kind": "sparsity"}', "allocation: it is missing"),
             ('{"allocation": [0.5]}', "kind: it is missing"),
-            ('{"kind": "heads", "allocation": [1]}', "kind: Input should be 'sparsity', 'exp"),
+            ('{"kind": "heads", "allocation": [1]}', "kind: there is no kind of plan 'heads'; choose one of sparsity, exp"),
             ('{"kind": "experts", "allocation": [2, 2.5]}', "layer 1 has 2.5 experts"),
             ('{"kind": "experts", "allocation": [0, 3]}', "layer 0 has 0 experts"),
             ('{"kind": "experts", "allocation": [3, -1]}', "layer 1 has -1 experts"),
