@@ -95,7 +95,10 @@ class TestAllocation:
             ('{"kind": "sparsity", "allocation": [null]}', "should be a valid number"),
             ('{"kind": "sparsity"}', "allocation: it is missing"),
             ('{"allocation": [0.5]}', "kind: it is missing"),
-            ('{"kind": "heads", "allocation": [1]}', "kind: there is no kind of plan 'heads'; choose one of sparsity, exp"),
+            (
+                '{"kind": "heads", "allocation": [1]}',
+                "kind: there is no plan kind 'heads'; there are sparsity, exp",
+            ),
             ('{"kind": "experts", "allocation": [2, 2.5]}', "layer 1 has 2.5 experts"),
             ('{"kind": "experts", "allocation": [0, 3]}', "layer 0 has 0 experts"),
             ('{"kind": "experts", "allocation": [3, -1]}', "layer 1 has -1 experts"),
@@ -120,7 +123,7 @@ class TestAllocation:
             ),
             (
                 '{"kind": "sparsity", "allocation": [0.5], "format": "layerif.allocation/2"}',
-                "format: Input should be 'layerif.allocation/1'",
+                "format: expected one of 'layerif.allocation/1'",
             ),
             ("[0.5, 0.5]", "Input should be a valid dictionary"),
             ('{"kind": "sparsity", "allocation": [0.5],}', "line 1: "),

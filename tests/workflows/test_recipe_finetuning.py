@@ -39,7 +39,7 @@ def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, mode
     ("stage", "message"),
     [
         ({"batch_size": 0}, "batch_size: expected a number of at least 1"),
-        ({"plans": ["moola"]}, "there is no plan 'moola'"),
+        ({"plans": ["moola"]}, "there is no experts plan 'moola'"),
         ({"seeds": [1, 1]}, "seeds are to be each once"),
         ({"train_samples": 10**6}, "fewer than the 1000000 asked for"),
         ({"epoch": 2}, "finetune.epoch: there is no such field; did you mean epochs"),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictFloat, StrictInt, field_validator, model_validator
+from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from layerif.artifacts.naming import check_module_names, layer_of
 from layerif.core.fingerprint import differing
 from layerif.core.record import JsonArtifact, ModelInfo, Record
 from layerif.errors import InputError
-from layerif.plans.kinds import PlanKind, kinds
+from layerif.plans.kinds.base import PlanKind
+from layerif.plans.kinds.registry import KINDS
 
 # A hand-edited plan is written with few digits; this much drift of its total is rounding.
 TOTAL_TOLERANCE = 1e-4
@@ -54,21 +55,13 @@ class Allocation(JsonArtifact):
     """
 
     format: Literal["layerif.allocation/1"] = "layerif.allocation/1"
-    kind: str
+    kind: Annotated[str, KINDS]
     allocation: list[StrictInt | StrictFloat] = Field(min_length=1)
     total: int | float | None = None
     layer_sizes: list[int] | None = None
     modules: list[ModuleSparsity] | None = None
     model: ModelInfo | None = None
     how: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("kind")
-    @classmethod
-    def _is_registered(cls, kind: str) -> str:
-        try:
-            return kinds.find(kind).name
-        except InputError as error:
-            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -156,7 +149,7 @@ class Allocation(JsonArtifact):
     @property
     def rules(self) -> PlanKind:
         """What holds for all plans of its kind."""
-        return kinds.find(self.kind)
+        return KINDS.find(self.kind)
 
     @property
     def realised_total(self) -> float:

@@ -16,10 +16,12 @@ from layerif.artifacts import (
     ModuleSparsity,
     ProjectionScore,
 )
-from layerif.core.choices import Aggregation, Granularity, check_choice
+from layerif.core.choices import Aggregation
+from layerif.core.options import takes
 from layerif.core.progress import note
 from layerif.errors import InputError
-from layerif.plans.kinds import Map, PlanKind, kinds
+from layerif.plans.kinds.base import Map, PlanKind
+from layerif.plans.kinds.registry import KINDS
 from layerif.plans.maps import (
     ConstantScoresError,
     flat_scores,
@@ -28,6 +30,7 @@ from layerif.plans.maps import (
     unreliable_scores,
 )
 from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.options import CountsMapOptions, MapOptions, SparsityMapOptions
 
 Scores = LayerScores | MetricScores | ArrayLike
 
@@ -36,12 +39,11 @@ def allocate(
     scores: Scores,
     kind: str,
     total: float,
+    options: MapOptions | None = None,
     *,
     map: str | Callable[..., ArrayLike] | None = None,
-    aggregate: Aggregation = "positive",
-    granularity: Granularity = "layer",
     model: ModelInfo | None = None,
-    **options: Any,
+    **given: Any,
 ) -> Allocation:
     """A level for each decoder layer, or projection, whose total is `total` exactly.
 
@@ -49,45 +51,48 @@ def allocate(
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         kind: `sparsity`, `experts`, `ranks`, or a registered one.
         total: the mean by weight of sparsities, the sum of experts or ranks.
-        map: how scores become levels: the name of one of the kind's maps, None for its first; or a
-            function of the scores, and of `options` by keyword, whose levels are fitted to the
-            total.
-        aggregate: how a LayerScores becomes one number a layer; unused for other scores.
-        granularity: `projection` goes by the scores of the projections, where the kind allows.
+        options: of the kind's maps, SparsityMapOptions or CountsMapOptions; each by keyword too.
+        map: how scores become levels, by name; or a function of the scores (n,), and of options by
+            keyword, whose levels are fitted to the total: sparsities by one shift of all, experts
+            and ranks in proportion to them.
         model: whose layer sizes count, for plain numbers; None counts layers as equally large.
-        options: of the map. One that is None is the map's own; those of the kind's other maps have
-            no effect. `on_constant` says what scores that are all equal give: `error` or `uniform`.
 
     Raises:
         InputError: the scores do not tell the layers apart, a value is out of its range, no such
             kind, map or option, or no score for projections where one is needed.
     """
-    rules = kinds.find(kind)
-    check_choice(granularity, Granularity, "granularity")
-    name, chosen = _map(rules, map)
-    own = _options(rules, name, chosen, options)
-    vector, model, how = _resolve(scores, aggregate, model)
+    rules = KINDS.find(kind)
+    name, chosen, own = "", Map(map, exact=False) if callable(map) else None, dict[str, Any]()
+    if chosen is not None:
+        name = getattr(map, "__name__", "given")
+        own = {n: given.pop(n, usual) for n, usual in chosen.options.items()}
+    elif map is not None:
+        given["map"] = map
+    options = rules.options(**given) if options is None else options.but(**given)
+    if chosen is None:
+        name, chosen = options.map, rules.maps[options.map]
+        own = _own(rules, options)
+    vector, model, how = _resolve(scores, options.aggregate, model)
     sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
     modules: Sequence[ProjectionScore] = ()
-    if granularity == "projection":
-        if not rules.by_projection:
-            raise InputError(f"a plan of {kind} goes by layers; leave out granularity='projection'")
-        modules = _projections(scores, aggregate)
+    if getattr(options, "granularity", "layer") == "projection":
+        modules = _projections(scores, options.aggregate)
         vector = np.array([module.score for module in modules])
         sizes = np.array([module.numel for module in modules])
         if "smooth" in own:  # projections have no neighbours
             own["smooth"] = False
-    if chosen.scored and options.get("on_constant") == "uniform" and _constant(vector):
-        name, chosen = _map(rules, "uniform")  # recorded as what was done
-        own = _options(rules, name, chosen, {"s_max": options.get("s_max")})
+    if chosen.scored and options.on_constant == "uniform" and _constant(vector):
+        name, chosen = "uniform", rules.maps["uniform"]  # recorded as what was done
+        own = {n: getattr(options, n) for n in chosen.options}
     levels = _levels(rules, chosen, own, (vector, total, sizes))
     how = (how if chosen.scored else {}) | {"map": name}
     if chosen.recorded:
         how |= _recorded(own, len(vector))
     if chosen.scored and own.get("normalise") != "none":
-        _caution(scores, vector, aggregate, rules.span.format(levels.min(), levels.max()))
+        spread = rules.span.format(levels.min(), levels.max())
+        _caution(scores, vector, options.aggregate, spread)
     if modules:
-        how |= {"granularity": granularity}
+        how |= {"granularity": "projection"}
         planned = [
             ModuleSparsity(module=module.module, sparsity=value, numel=module.numel)
             for module, value in zip(modules, levels.tolist(), strict=True)
@@ -99,32 +104,32 @@ def allocate(
     return made
 
 
-def allocate_sparsity(scores: Scores, sparsity: float, **options: Any) -> Allocation:
+@takes(SparsityMapOptions)
+def allocate_sparsity(
+    scores: Scores,
+    sparsity: float,
+    options: SparsityMapOptions,
+    *,
+    model: ModelInfo | None = None,
+) -> Allocation:
     """A sparsity for each decoder layer or projection; by weight their mean is `sparsity` exactly.
 
     Args:
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         sparsity: fraction of zeros over all projections of the decoder layers, 0 to 1.
-        options: `aggregate`, `granularity` and `model` as `allocate`; and
-            map: `layerif` (LayerIF's; AlphaPruning's where nothing is smoothed), `owl`, `dlp` or
-                `uniform`;
-            epsilon: under `layerif` half the spread of sparsities, relative to `sparsity` (0.1);
-            lam: under `owl` and `dlp` half the width of the band of sparsities; None takes the
-                authors' 0.08 and 0.15;
-            smooth: under `layerif` smooth the scores over neighbouring layers first (True);
-                projections, which have no such neighbours, are never smoothed;
-            orientation: `direct` prunes high scores more, `inverse` less; None is the map's own:
-                `direct` under `layerif`, `inverse` under `owl` and `dlp`;
-            s_max: no layer, or no projection, gets more than this (1.0);
-            on_constant: what scores that are all equal give: `error` (default) or `uniform`.
+        options: how scores become sparsities; each by keyword too.
+        model: whose layer sizes count, for plain numbers; None counts layers as equally large.
 
     Raises:
         InputError: as `allocate`.
     """
-    return allocate(scores, "sparsity", sparsity, **options)
+    return allocate(scores, "sparsity", sparsity, options, model=model)
 
 
-def allocate_experts(scores: Scores, total: int, **options: Any) -> Allocation:
+@takes(CountsMapOptions)
+def allocate_experts(
+    scores: Scores, total: int, options: CountsMapOptions, *, model: ModelInfo | None = None
+) -> Allocation:
     """A number of LoRA experts for each decoder layer, at least one each, `total` in all.
 
     LayerIF's plan is the default; AlphaLoRA's comes from the metric `pl_alpha` with `beta=2.5`,
@@ -133,25 +138,19 @@ def allocate_experts(scores: Scores, total: int, **options: Any) -> Allocation:
     Args:
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         total: experts of all layers together.
-        options: `aggregate` and `model` as `allocate`; and
-            map: `power` (LayerIF's, AlphaLoRA's), `mola` (groups of layers) or `uniform`;
-            beta: exponent of the power map (3.0); the larger, the more unequal;
-            orientation: `direct` (default) gives layers of high score more experts, `inverse`
-                fewer;
-            normalise: what the power map takes to the power: the `minmax` of the scores (default),
-                or with `none` the scores themselves;
-            compat: how the power map rounds: by largest remainders (`none`, the default), or with
-                `authors` as published code does it;
-            shape: experts of each group of layers under `mola`, scaled to the total (2, 4, 6, 8);
-            on_constant: what scores that are all equal give: `error` (default) or `uniform`.
+        options: how scores become experts; each by keyword too.
+        model: which model plain numbers belong to, for the record.
 
     Raises:
         InputError: as `allocate`, or fewer experts than layers.
     """
-    return allocate(scores, "experts", total, **options)
+    return allocate(scores, "experts", total, options, model=model)
 
 
-def allocate_ranks(scores: Scores, total: int, **options: Any) -> Allocation:
+@takes(CountsMapOptions)
+def allocate_ranks(
+    scores: Scores, total: int, options: CountsMapOptions, *, model: ModelInfo | None = None
+) -> Allocation:
     """A rank of plain LoRA for each decoder layer, at least 1 each, their sum `total` exactly.
 
     All projections of a layer have its rank; `layerif.adapters.lora_config_for` makes a LoraConfig.
@@ -159,12 +158,13 @@ def allocate_ranks(scores: Scores, total: int, **options: Any) -> Allocation:
     Args:
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         total: ranks of all layers together; rank 8 in each of 32 layers is 256.
-        options: as `allocate_experts`.
+        options: how scores become ranks; each by keyword too.
+        model: which model plain numbers belong to, for the record.
 
     Raises:
         InputError: as `allocate`, or a total below the number of layers.
     """
-    return allocate(scores, "ranks", total, **options)
+    return allocate(scores, "ranks", total, options, model=model)
 
 
 def note_cautions(plan: Allocation) -> None:
@@ -178,38 +178,23 @@ def note_cautions(plan: Allocation) -> None:
         note(caution)
 
 
-def _map(rules: PlanKind, map: str | Callable[..., ArrayLike] | None) -> tuple[str, Map]:
-    """A map and what plans call it."""
-    if callable(map):
-        return getattr(map, "__name__", "given"), Map(map, exact=False)
-    name = map or next(iter(rules.maps))
-    return name, rules.find_map(name)
-
-
-def _options(rules: PlanKind, name: str, chosen: Map, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a map: those given, and for the others its own.
-
-    An option whose value depends on the map is None unless given: it is refused where it does
-    nothing.
+def _own(rules: PlanKind, options: MapOptions) -> dict[str, Any]:
+    """The options that the map takes; what is None is the map's own.
 
     Raises:
-        InputError: no map of the kind takes an option, or this one takes none of it.
+        InputError: one that is None unless given, because it depends on the map, is given to a map
+            that takes none.
     """
-    own = chosen.options
-    for option, value in given.items():
-        if value is None or option == "on_constant" or option in own:
-            continue
-        if option not in rules.options:
+    usual = rules.maps[options.map].options
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if name not in usual and field.default is None and value is not None:
+            takers = [n for n, each in rules.maps.items() if name in each.options]
             raise InputError(
-                f"the map {name} takes no option {option!r}; it takes {', '.join(own) or 'none'}"
+                f"{name} counts under the maps {', '.join(takers)}; the map {options.map} takes "
+                f"none of it, but {', '.join(usual)}"
             )
-        if rules.options[option] is None:
-            takers = [n for n, each in rules.maps.items() if option in each.options]
-            raise InputError(
-                f"{option} counts under the maps {', '.join(takers)}; the map {name} takes none of "
-                f"it; it takes {', '.join(own)}"
-            )
-    return own | {n: v for n, v in given.items() if n in own and v is not None}
+    return {n: u if (value := getattr(options, n)) is None else value for n, u in usual.items()}
 
 
 def _levels(

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
-from layerif.errors import InputError
+from layerif.plans.options import MapOptions
 
 MapFunction = Callable[..., ArrayLike]
 
@@ -24,7 +24,7 @@ class Map:
         function: of the scores (n,); where it is exact, of the total too, and in weighted kinds of
             the sizes (n,). Its keywords are the options.
         exact: whether its levels are legal and have the total; else they are fitted to it.
-        scored: whether the scores have a say in it.
+        scored: whether scores have an effect.
         recorded: whether a plan records the options.
     """
 
@@ -35,7 +35,7 @@ class Map:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """Its options, and what they are unless given; `on_constant` is that of all maps."""
+        """Its options, and what they are unless given."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -52,8 +52,8 @@ class PlanKind:
         legal: what levels may be, in words.
         form: how a level is printed.
         low, high: the bounds of a level.
-        maps: how scores become levels, by name; the first is the one unless given,
-            and `uniform` is among them.
+        options: of its maps; `map` is the name of one.
+        maps: how scores become levels, by name; `uniform` is among them.
         fit: levels of any size, the total and the sizes (n,) to the nearest legal levels of that
             total; this rounds where levels are whole.
         whole: whether levels are whole numbers.
@@ -73,6 +73,7 @@ class PlanKind:
     form: str
     low: float
     high: float
+    options: type[MapOptions]
     maps: Mapping[str, Map]
     fit: Callable[[ArrayLike, Any, ArrayLike], ArrayLike]
     whole: bool = False
@@ -100,23 +101,3 @@ class PlanKind:
             return float(sum(levels))
         sizes = sizes or [1] * len(levels)
         return math.fsum(s * n for s, n in zip(levels, sizes, strict=True)) / sum(sizes)
-
-    def find_map(self, name: str) -> Map:
-        """The map of that name.
-
-        Raises:
-            InputError: there is none; the message lists those that are.
-        """
-        if name not in self.maps:
-            known = ", ".join(self.maps)
-            raise InputError(f"there is no {self.name} map {name!r}; choose one of {known}")
-        return self.maps[name]
-
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """The options of all maps, and what they are unless given: None where maps differ."""
-        found: dict[str, Any] = {}
-        for each in self.maps.values():
-            for name, usual in each.options.items():
-                found[name] = usual if found.get(name, usual) == usual else None
-        return found

@@ -10,6 +10,7 @@ from layerif.plans.maps import MOLA_SHAPE, apportion, equal_ranks, mola_map, pow
 from layerif.plans.maps.aggregation import FloatArray
 from layerif.plans.maps.counts import IntArray
 from layerif.plans.maps.experts import uniform_map
+from layerif.plans.options import CountsMapOptions
 
 
 def _mola(scores: FloatArray, total: int, *, shape: Sequence[float] = MOLA_SHAPE) -> IntArray:
@@ -29,6 +30,7 @@ EXPERTS = PlanKind(
     form="{:.0f}",
     low=1,
     high=inf,
+    options=CountsMapOptions,
     maps={
         "power": Map(power_map),
         "mola": Map(_mola, scored=False),

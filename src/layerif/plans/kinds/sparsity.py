@@ -6,6 +6,7 @@ from layerif.plans.kinds.base import Map, PlanKind
 from layerif.plans.maps import dlp_map, emptied, layerif_map, owl_map, project_to_total
 from layerif.plans.maps.aggregation import FloatArray
 from layerif.plans.maps.sparsity import uniform_map
+from layerif.plans.options import SparsityMapOptions
 
 
 def _uniform(
@@ -23,6 +24,7 @@ SPARSITY = PlanKind(
     form="{:.2%}",
     low=0,
     high=1,
+    options=SparsityMapOptions,
     maps={
         "layerif": Map(layerif_map),
         "owl": Map(owl_map),
