@@ -18,9 +18,11 @@ from layerif.finetuning.trainer import CompletionTrainer
 from layerif.model.peft_adapters import with_adapter
 from layerif.report import comparison_lines
 from layerif.workflows.compare_experts import (
+    check_plans,
     compare_experts,
     names_of,
     plans_of,
+    scorer,
     trained_parameters,
 )
 
@@ -140,9 +142,8 @@ def test_two_seeds_of_noise_are_inside_the_noise(tmp_path):
 def test_plans_by_name_have_one_total(tmp_path):
     model = tiny_model()
 
-    def plan(name, total=9, influence=None):
-        plans = plans_of([name], total, model=model, rank=4, influence=influence, seed=0)
-        return plans[name]
+    def plan(name, total=9):
+        return plans_of([name], total, scorer(model, None, 0), 4)[name]
 
     for name in ("uniform", "alphalora", "mola-2468", "mola-531", "random"):
         assert plan(name).realised_total == 9
@@ -155,7 +156,7 @@ def test_plans_by_name_have_one_total(tmp_path):
     with pytest.raises(InputError, match="expected 10 experts, or ranks of 40"):
         plan(str(tmp_path / "ranks.json"), 10)
     with pytest.raises(InputError, match="give scores"):
-        plan("layerif")
+        check_plans(["lora", "layerif"], 9, model=model, options=STUDY, scored=False)
     with pytest.raises(InputError, match=r"there is no experts plan 'mola'.* or a .json file"):
         plan("mola")
     assert names_of(["lora", "uniform", "lora"]) == ["uniform", "lora"]
@@ -189,7 +190,7 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     value = json.loads(layerif(*asked, "--json")[1])
     assert set(value) == {"uniform", "layerif", "lora"}
     assert "seeds are to be each once" in layerif(*asked, "--seeds", "1,1")[2]
-    assert "none negative, and are [0, -1]" in layerif(*asked, "--seeds", "0,-1")[2]
+    assert "expected a number of at least 0" in layerif(*asked, "--seeds", "0,-1")[2]
     assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
     # Before the scores of any other plan are measured.
     monkeypatch.setattr("layerif.workflows.compare_experts.metric_scores", None)

@@ -57,7 +57,7 @@ def test_a_plan_is_measured_in_a_run_and_trained(layerif, model, text, tmp_path)
         sparsity={"target": 0.5, "beside": ["toy"]},
         finetune={"plans": ["toy"], "max_steps": 1, "batch_size": 2, "rank": 2, "samples": 4},
     )
-    status, printed, err = layerif("run", path)
+    status, _, err = layerif("run", path)
     assert status == 0, err
     run = tmp_path / "run"
     found = Comparisons.load(run / "comparison.json").comparisons

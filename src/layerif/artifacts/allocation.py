@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -99,8 +98,7 @@ class Allocation(JsonArtifact):
                     f"the modules of layer {layer} have {size} parameters in all; right would be "
                     f"{self.sizes[layer] if self.sizes else 'at least one module'}"
                 )
-            mean = math.fsum(module.sparsity * module.numel for module in own) / size
-            if abs(mean - value) > TOTAL_TOLERANCE:
+            if abs((mean := _mean(own)) - value) > TOTAL_TOLERANCE:
                 raise ValueError(
                     f"layer {layer} has sparsity {value:.8g}, but its modules come to {mean:.8g}"
                 )
@@ -127,16 +125,12 @@ class Allocation(JsonArtifact):
             fields: `total`, `model` and `how`.
         """
         layers = range(max(module.layer for module in modules) + 1)
-        sizes = [sum(m.numel for m in modules if m.layer == layer) for layer in layers]
-        means = [
-            math.fsum(m.sparsity * m.numel for m in modules if m.layer == layer) / size
-            for layer, size in zip(layers, sizes, strict=True)
-        ]
-        given = None if fields.get("model") else sizes
+        by_layer = [[m for m in modules if m.layer == layer] for layer in layers]
+        sizes = [sum(module.numel for module in own) for own in by_layer]
         return cls(
             kind="sparsity",
-            allocation=[min(mean, 1.0) for mean in means],
-            layer_sizes=given,
+            allocation=[min(_mean(own), 1.0) for own in by_layer],
+            layer_sizes=None if fields.get("model") else sizes,
             modules=list(modules),
             **fields,
         )
@@ -189,3 +183,9 @@ class Allocation(JsonArtifact):
                     f"in the plan{made_for} layer {layer} has {here:,} projection parameters, "
                     f"where {model.name} has {there:,}; make a plan for this model"
                 )
+
+
+def _mean(modules: Sequence[ModuleSparsity]) -> float:
+    """Sparsity of several projections together."""
+    levels, sizes = [m.sparsity for m in modules], [m.numel for m in modules]
+    return KINDS.find("sparsity").total(levels, sizes)

@@ -62,14 +62,13 @@ def experts(
         compare_experts,
         names_of,
         plans_of,
+        scorer,
     )
 
     opened, tokenizer = model.open()
     names = names_of(options.words(plans))
     check_plans(names, total, model=opened, options=study, scored=scores is not None)
-    chosen = plans_of(
-        names, total, model=opened, rank=study.rank, influence=influence, seed=study.seed
-    )
+    chosen = plans_of(names, total, scorer(opened, influence, study.seed), study.rank)
     cells = compare_experts(out, opened, tokenizer, chosen, study, task=data)
     write_recipe(context, out)
     counted = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"

@@ -30,7 +30,7 @@ from layerif.model.layers import unwrapped
 from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer, describe
 from layerif.model.peft_adapters import with_adapter
-from layerif.plans.named import INFLUENCE, NamedPlan, check_influence, find_plan
+from layerif.plans.named import INFLUENCE, NamedPlan, Scorer, check_influence, find_plan
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ExpertsStudy
@@ -79,40 +79,35 @@ def check_plans(
     Raises:
         InputError: as `plans_of`, but for what scores bring; or as `complete_plan`.
     """
-    nothing = [0.0] * describe(model).layers
-    for name in names:
-        plan = _read(Path(name), total, options.rank) if name.endswith(".json") else None
-        if plan is None:
-            named = _named(name)
-            if not scored:
-                check_influence([name], "experts")
-            if named.metric is None:
-                (plan,) = named.plans("experts", total, lambda *_: nothing, rank=options.rank)
+    rising = range(describe(model).layers)  # in place of scores that are not measured yet
+    for plan in plans_of(names, total, lambda *_: rising, options.rank).values():
         complete_plan(model, plan, options)
+    if not scored:
+        check_influence((name for name in names if not name.endswith(".json")), "experts")
 
 
-def plans_of(
-    names: Iterable[str],
-    total: int,
-    *,
-    model: Any,
-    rank: int,
-    influence: LayerScores | None,
-    seed: int,
-) -> dict[str, Allocation]:
+def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dict[str, Allocation]:
     """The plans of experts by name, all of one total.
 
     Args:
         names: of plans, or files ending in .json.
         total: experts of all layers together.
-        model: whose metrics are measured.
+        scores: makes the scores, as `scorer`.
         rank: of each expert.
-        influence: for plans that are made from it.
-        seed: of metrics that draw.
 
     Raises:
-        InputError: no such plan, one of another total, or no scores for it.
+        InputError: no such plan, or one of another total.
     """
+    return {
+        name: _read(Path(name), total, rank)
+        if name.endswith(".json")
+        else _named(name).plans("experts", total, scores, rank=rank)[0]
+        for name in names
+    }
+
+
+def scorer(model: Any, influence: LayerScores | None, seed: int) -> Scorer:
+    """What makes the scores of a model by metric; influence is made already."""
     nothing = [0.0] * describe(model).layers
 
     def scores(metric: str | None, own: Mapping[str, Any]) -> Any:
@@ -120,16 +115,7 @@ def plans_of(
             return influence
         return nothing if metric is None else metric_scores(model, metric, seed=seed, **own)
 
-    found = {}
-    for name in names:
-        if name.endswith(".json"):
-            found[name] = _read(Path(name), total, rank)
-            continue
-        named = _named(name)
-        if influence is None:
-            check_influence([name], "experts")
-        (found[name],) = named.plans("experts", total, scores, rank=rank)
-    return found
+    return scores
 
 
 def _named(name: str) -> NamedPlan:

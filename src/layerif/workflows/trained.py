@@ -21,6 +21,7 @@ from layerif.workflows.compare_experts import (
     compare_experts,
     names_of,
     plans_of,
+    scorer,
 )
 from layerif.workflows.options import ExpertsStudy
 from layerif.workflows.recipe import Recipe
@@ -64,14 +65,8 @@ def trained_plans(
         return {}
     note("fine-tuning")
     model, tokenizer = open_(recipe.model)
-    plans = plans_of(
-        names_of(stage.plans),
-        recipe.experts.total,
-        model=model,
-        rank=stage.rank,
-        influence=scores,
-        seed=recipe.seed,
-    )
+    scored = scorer(model, scores, recipe.seed)
+    plans = plans_of(names_of(stage.plans), recipe.experts.total, scored, stage.rank)
     return compare_experts(
         folder / FOLDER,
         model,
