@@ -95,6 +95,8 @@ def test_no_name_is_given_twice():
     for name in ("toy", "owl"):
         with pytest.raises(InputError, match="already exists"):
             package.register_plan(name, toy, kinds=("sparsity",))
+    with pytest.raises(InputError, match="plans of ranks have no names"):
+        package.register_plan("other", toy, kinds=("sparsity", "ranks"))
 
 
 def test_help_lists_what_is_registered():

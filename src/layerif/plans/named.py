@@ -174,8 +174,10 @@ def register_plan(
         fields: others of `NamedPlan`, such as the `metric` of the scores.
 
     Raises:
-        InputError: the name is taken.
+        InputError: the name is taken, or plans of a kind are not compared.
     """
+    if unknown := [kind for kind in kinds if kind not in PLANS]:
+        raise InputError(f"plans of {unknown[0]} have no names; kinds are {', '.join(PLANS)}")
     for kind in kinds:
         PLANS[kind].register(name, NamedPlan(map, **fields))
 

@@ -102,20 +102,10 @@ def owl_map(
 
     Args:
         scores: shape (layers,), any unit; OWL's own are outlier ratios.
-        sparsity: S in [0, 1], the fraction of zeros over all the layers' weights.
-        layer_sizes: N, shape (layers,), parameters per layer.
         lam: in [0, 0.5], half the width of the band, in units of sparsity.
         orientation: `inverse`, OWL's own, prunes high scores less, `direct` more.
-        s_max: in [S, 1], no layer goes above it.
-        on_constant: what to do when all scores are equal: `error` or `uniform`. One layer alone
-            always gets S.
 
-    Returns:
-        Shape (layers,), in [0, s_max].
-
-    Raises:
-        ConstantScoresError: the scores do not tell the layers apart.
-        InputError: an argument outside its range, or scores and sizes of different length.
+    The other arguments, what is returned and the errors are those of `layerif_map`.
     """
     vector, sizes = _checked(scores, sparsity, layer_sizes, s_max, orientation, on_constant)
     _check_range(lam, "lam", 0.5)
