@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
 from layerif.artifacts.aggregation import aggregate, check_scores
+
 from layerif.errors import InputError
 from layerif.plans.maps import (
     ConstantScoresError,

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from test_compare_experts import rows
-from test_recipes import recipe
 
 import layerif as package
+from helpers.experts_study import rows
+from helpers.recipes import recipe
 from layerif.artifacts import Allocation, Comparisons
 from layerif.errors import InputError
 from layerif.plans.kinds.registry import KINDS
