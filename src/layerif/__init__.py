@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from layerif.metrics.measuring import metric_scores as metric_scores
     from layerif.metrics.registry import register_metric as register_metric
     from layerif.model.opening import open_model as open_model
+    from layerif.plans.allocate import allocate as allocate
     from layerif.plans.allocate import allocate_experts as allocate_experts
     from layerif.plans.allocate import allocate_ranks as allocate_ranks
     from layerif.plans.allocate import allocate_sparsity as allocate_sparsity
+    from layerif.plans.kinds.registry import register_kind as register_kind
+    from layerif.plans.named import register_plan as register_plan
     from layerif.plans.score_files import read_scores as read_scores
 
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
@@ -60,6 +63,7 @@ _HOMES = {
     "Solution": "influence.estimators.base",
     "Task": "data",
     "ScoreOptions": "influence.options",
+    "allocate": "plans.allocate",
     "allocate_experts": "plans.allocate",
     "allocate_ranks": "plans.allocate",
     "allocate_sparsity": "plans.allocate",
@@ -77,7 +81,9 @@ _HOMES = {
     "prune": "compress.pruning.runner",
     "read_scores": "plans.score_files",
     "register_estimator": "influence.estimators.registry",
+    "register_kind": "plans.kinds.registry",
     "register_metric": "metrics.registry",
+    "register_plan": "plans.named",
     "save_pruned": "compress.pruning.saving",
     "register_subspace": "influence.subspaces.registry",
     "score": "influence.scoring",

@@ -58,7 +58,7 @@ def test_alpha_pruning_is_the_map_of_layerif_without_smoothing(paper: dict[str, 
     low, high = 0.9, 1.1
     q = (alphas - alphas.min()) / (alphas.max() - alphas.min()) * (high - low) + low
     expected = q * (0.6 * sizes.sum() / (q * sizes).sum())
-    ours = layerif_map(alphas, 0.6, sizes, epsilon=0.1, smoothing=False)
+    ours = layerif_map(alphas, 0.6, sizes, epsilon=0.1, smooth=False)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-14)
 
 

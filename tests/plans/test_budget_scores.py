@@ -15,7 +15,7 @@ from layerif.plans.maps import (
     ConstantScoresError,
     minmax,
     orient,
-    smooth,
+    smoothed,
     smoothing_window,
 )
 
@@ -26,7 +26,7 @@ distinct_scores = st.lists(st.integers(-999, 999), min_size=2, max_size=40, uniq
 
 def test_nothing_changes_its_argument() -> None:
     scores = np.arange(9.0)
-    smooth(scores[:3])[0][0] = 99
+    smoothed(scores[:3])[0][0] = 99
     orient(scores[:2], "direct")[0] = 99
     assert (scores == np.arange(9.0)).all()
 
@@ -55,9 +55,9 @@ def test_minmax_refuses_scores_that_are_equal_up_to_round_off(scores: list[float
 def test_smooth_agrees_with_the_published_curve(paper_dir: Path) -> None:
     # Would see: another window, order or treatment of the ends (4 digits were published).
     paper = json.loads((paper_dir / "mistral-7b.json").read_text())
-    smoothed, window = smooth(paper["influence_raw_minmax"])
+    found, window = smoothed(paper["influence_raw_minmax"])
     assert window == 7
-    np.testing.assert_allclose(smoothed, paper["influence_savgol_7_3"], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found, paper["influence_savgol_7_3"], rtol=0, atol=5e-5)
 
 
 def test_smoothing_window_fits_the_layers() -> None:
@@ -70,8 +70,8 @@ def test_smooth_keeps_cubics(layers: int) -> None:
     # Would see: a lower order, and ends padded by any mode other than interp.
     x = np.linspace(-1, 1, layers)
     cubic = 2 + x - 3 * x**2 + 4 * x**3
-    smoothed, window = smooth(cubic)
-    np.testing.assert_allclose(smoothed, cubic, atol=1e-12)
+    found, window = smoothed(cubic)
+    np.testing.assert_allclose(found, cubic, atol=1e-12)
     assert window == smoothing_window(layers)
 
 
@@ -79,7 +79,7 @@ def test_smooth_is_the_least_squares_cubic_in_one_window() -> None:
     # Independent of the filter: with as many layers as the window, one polynomial fits all.
     scores = np.array([0.0, 3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
     x = np.arange(7)
-    np.testing.assert_allclose(smooth(scores)[0], np.polyval(np.polyfit(x, scores, 3), x))
+    np.testing.assert_allclose(smoothed(scores)[0], np.polyval(np.polyfit(x, scores, 3), x))
 
 
 def test_orient() -> None:

@@ -90,19 +90,19 @@ def test_projections_get_the_map_of_their_own_scores(request, scores, map, orien
         values = np.array([p.score for p in scores.projections])
         numels = [p.numel for p in scores.projections]
         names = [p.module for p in scores.projections]
+    turned = {} if orientation is None or map == "uniform" else {"orientation": orientation}
     plan = allocate_sparsity(
         scores,
         0.6,
         map=map,
         granularity="projection",
         aggregate="top",
-        orientation=orientation,
         epsilon=0.3,
+        **turned,
     )
-    turned = {} if orientation is None else {"orientation": orientation}
     expected = {
         "layerif": lambda: budgets.layerif_map(
-            values, 0.6, numels, epsilon=0.3, smoothing=False, **turned
+            values, 0.6, numels, epsilon=0.3, smooth=False, **turned
         ),
         "owl": lambda: budgets.owl_map(values, 0.6, numels, **turned),
         "dlp": lambda: budgets.dlp_map(values, 0.6, numels, **turned),
@@ -122,11 +122,16 @@ def test_what_is_refused(alphas):
         allocate_sparsity(blocks, 0.5, granularity="projection")
     with pytest.raises(InputError, match="plain numbers"):
         allocate_sparsity([1, 2, 3], 0.5, granularity="projection")
-    with pytest.raises(InputError, match=r"map layerif .*eps"):
+    with pytest.raises(InputError, match="the map layerif takes none of it, but epsilon"):
         allocate_sparsity(alphas, 0.5, lam=0.1)
-    with pytest.raises(InputError, match=r"map uniform .*it$"):
-        allocate_sparsity(alphas, 0.5, map="uniform", lam=0.1)
-    with pytest.raises(InputError, match="'row'"):
+    for option in ({"lam": 0.1}, {"orientation": "direct"}):
+        with pytest.raises(InputError, match="the map uniform takes none of it"):
+            allocate_sparsity(alphas, 0.5, map="uniform", **option)
+    with pytest.raises(InputError, match="no option lamb; did you mean lam"):
+        allocate_sparsity(alphas, 0.5, map="owl", lamb=0.1)
+    with pytest.raises(InputError, match="no option granularity"):
+        allocate_experts(alphas, 9, granularity="projection")
+    with pytest.raises(InputError, match="granularity='row'"):
         allocate_sparsity(alphas, 0.5, granularity="row")
     with pytest.raises(InputError, match="apart"):
         allocate_sparsity(metric_scores(tiny_model(), "uniform"), 0.5, map="owl")

@@ -18,7 +18,7 @@ from layerif.plans.maps import (
     layerif_map,
     minmax,
     project_to_total,
-    smooth,
+    smoothed,
     uniform_sparsity,
 )
 
@@ -33,7 +33,7 @@ def test_map_agrees_with_the_published_sparsities(paper: dict[str, Any]) -> None
     # The published values add up to 0.699999956; scaled to 0.7 they agree to the last digits.
     sizes = [sum(paper["shape"]["numel"])] * paper["shape"]["layers"]
     published = np.array(paper["sparsity_from_raw_S0.7_eps0.2"])
-    ours = layerif_map(paper["influence_raw_minmax"], 0.7, sizes, epsilon=0.2, smoothing=False)
+    ours = layerif_map(paper["influence_raw_minmax"], 0.7, sizes, epsilon=0.2, smooth=False)
     np.testing.assert_allclose(ours, published, rtol=0, atol=5e-8)
     scaled = published * 0.7 / published.mean()
     np.testing.assert_allclose(ours, scaled, rtol=0, atol=1e-15)
@@ -43,7 +43,7 @@ def test_map_smooths_before_it_normalises(paper: dict[str, Any]) -> None:
     # Would see: no second min-max, which would shrink the spread below (1 + eps) / (1 - eps).
     raw = paper["influence_raw_minmax"]
     ours = layerif_map(raw, 0.5, np.ones(32), epsilon=0.2)
-    by_hand = layerif_map(smooth(raw)[0], 0.5, np.ones(32), epsilon=0.2, smoothing=False)
+    by_hand = layerif_map(smoothed(raw)[0], 0.5, np.ones(32), epsilon=0.2, smooth=False)
     np.testing.assert_allclose(ours, by_hand, atol=1e-12)
     assert ours.max() / ours.min() == pytest.approx(1.2 / 0.8)
 
@@ -60,7 +60,7 @@ def test_map_meets_total_and_bounds(
     orientation: Any,
 ) -> None:  # fmt: skip
     scores, sizes = given_layers
-    s = layerif_map(scores, sparsity, sizes, epsilon=epsilon, smoothing=smoothing,
+    s = layerif_map(scores, sparsity, sizes, epsilon=epsilon, smooth=smoothing,
                     orientation=orientation, on_constant="uniform")  # fmt: skip
     assert s.dtype == np.float64
     assert (s >= 0).all()
@@ -74,7 +74,7 @@ def test_map_stays_below_s_max(
 ) -> None:
     scores, sizes = given_layers
     s_max = min(1.0, sparsity + room)
-    s = layerif_map(scores, sparsity, sizes, epsilon=epsilon, smoothing=False, s_max=s_max)
+    s = layerif_map(scores, sparsity, sizes, epsilon=epsilon, smooth=False, s_max=s_max)
     assert s.max() <= s_max
     assert abs(weighted_mean(s, sizes) - sparsity) <= 1e-14
 
@@ -85,10 +85,10 @@ def test_map_follows_the_scores(
 ) -> None:
     scores, sizes = given_layers
     order = np.argsort(scores)
-    s = layerif_map(scores, sparsity, sizes, epsilon=epsilon, smoothing=False)
+    s = layerif_map(scores, sparsity, sizes, epsilon=epsilon, smooth=False)
     assert (np.diff(s[order]) >= 0).all()
     turned = layerif_map(
-        scores, sparsity, sizes, epsilon=epsilon, smoothing=False, orientation="inverse"
+        scores, sparsity, sizes, epsilon=epsilon, smooth=False, orientation="inverse"
     )
     assert (np.diff(turned[order]) <= 0).all()
 
@@ -98,7 +98,7 @@ def test_map_ignores_scale_and_offset(
     given_layers: tuple[np.ndarray, np.ndarray], scale: float, offset: float, smoothing: bool
 ) -> None:
     scores, sizes = given_layers
-    options: dict[str, Any] = {"smoothing": smoothing, "on_constant": "uniform"}
+    options: dict[str, Any] = {"smooth": smoothing, "on_constant": "uniform"}
     s = layerif_map(scores, 0.6, sizes, **options)
     moved = layerif_map(scale * (scores + offset), 0.6, sizes, **options)
     np.testing.assert_allclose(moved, s, atol=1e-9)
@@ -110,8 +110,8 @@ def test_map_does_not_care_for_the_order_of_unsmoothed_layers(
 ) -> None:
     scores, sizes = given_layers
     order = random.sample(range(scores.size), scores.size)
-    s = layerif_map(scores, 0.7, sizes, epsilon=0.5, smoothing=False)
-    shuffled = layerif_map(scores[order], 0.7, sizes[order], epsilon=0.5, smoothing=False)
+    s = layerif_map(scores, 0.7, sizes, epsilon=0.5, smooth=False)
+    shuffled = layerif_map(scores[order], 0.7, sizes[order], epsilon=0.5, smooth=False)
     np.testing.assert_allclose(shuffled, s[order], atol=1e-14)
 
 
@@ -119,14 +119,12 @@ def test_map_is_the_formula_where_nothing_is_out_of_range() -> None:
     scores, sizes = np.array([1.0, 5.0, 2.0]), np.array([10.0, 20.0, 70.0])
     q = 0.9 + 0.2 * minmax(scores)
     expected = q * 0.5 * 100 / (sizes @ q)
-    np.testing.assert_allclose(
-        layerif_map(scores, 0.5, sizes, smoothing=False), expected, atol=1e-15
-    )
+    np.testing.assert_allclose(layerif_map(scores, 0.5, sizes, smooth=False), expected, atol=1e-15)
 
 
 def test_map_cuts_at_one_and_gives_the_rest_to_the_others() -> None:
     # Would see: the plain formula, which asks 1.35 of the last layer.
-    s = layerif_map([0.0, 0.5, 1.0], 0.9, [1, 1, 1], epsilon=0.5, smoothing=False)
+    s = layerif_map([0.0, 0.5, 1.0], 0.9, [1, 1, 1], epsilon=0.5, smooth=False)
     np.testing.assert_allclose(s, [0.625, 1, 1], atol=0.1)
     assert s[2] == 1
     assert s.sum() == pytest.approx(2.7, abs=1e-14)

@@ -8,18 +8,23 @@ import pytest
 import torch
 
 from helpers.experts_study import CHOICES, PLANS, STUDY, TASK, compared, rows
-from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
+from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation, Comparisons, LayerScores, Results, hash_model
 from layerif.data import Task
 from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.evaluation.statistics import holm
 from layerif.finetuning.trainer import CompletionTrainer
-from layerif.metrics.measuring import metric_scores
 from layerif.model.peft_adapters import with_adapter
 from layerif.report import comparison_lines
-from layerif.workflows.compare_experts import compare_experts, trained_parameters
-from layerif.workflows.expert_plans import expert_plan, names_of
+from layerif.workflows.compare_experts import (
+    check_plans,
+    compare_experts,
+    names_of,
+    plans_of,
+    scorer,
+    trained_parameters,
+)
 
 
 def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeypatch):
@@ -137,15 +142,8 @@ def test_two_seeds_of_noise_are_inside_the_noise(tmp_path):
 def test_plans_by_name_have_one_total(tmp_path):
     model = tiny_model()
 
-    def plan(name, total=9, influence=None):
-        return expert_plan(
-            name,
-            total,
-            rank=4,
-            metric=lambda metric: metric_scores(model, metric),
-            influence=influence,
-            layers=LAYERS,
-        )
+    def plan(name, total=9):
+        return plans_of([name], total, scorer(model, None, 0), 4)[name]
 
     for name in ("uniform", "alphalora", "mola-2468", "mola-531", "random"):
         assert plan(name).realised_total == 9
@@ -155,11 +153,11 @@ def test_plans_by_name_have_one_total(tmp_path):
     assert (plan("lora").kind, plan("lora").allocation) == ("ranks", [12, 12, 12])
     Allocation(kind="ranks", allocation=[2, 4, 30]).save(tmp_path / "ranks.json")
     assert plan(str(tmp_path / "ranks.json")).allocation == [2, 4, 30]
-    with pytest.raises(InputError, match="10 experts"):
+    with pytest.raises(InputError, match="expected 10 experts, or ranks of 40"):
         plan(str(tmp_path / "ranks.json"), 10)
-    with pytest.raises(InputError, match="give --scores"):
-        plan("layerif")
-    with pytest.raises(InputError, match="'mola'"):
+    with pytest.raises(InputError, match="give scores"):
+        check_plans(["lora", "layerif"], 9, model=model, options=STUDY, scored=False)
+    with pytest.raises(InputError, match=r"there is no experts plan 'mola'.* or a .json file"):
         plan("mola")
     assert names_of(["lora", "uniform", "lora"]) == ["uniform", "lora"]
 
@@ -191,10 +189,10 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     assert err.count("nothing is done again") >= 6
     value = json.loads(layerif(*asked, "--json")[1])
     assert set(value) == {"uniform", "layerif", "lora"}
-    assert "seeds" in layerif(*asked, "--seeds", "1,1")[2]
-    assert "negative" in layerif(*asked, "--seeds", "0,-1")[2]
-    assert "whole numbers" in layerif(*asked, "--seeds", "0.5,1")[2]
+    assert "seeds are to be each once" in layerif(*asked, "--seeds", "1,1")[2]
+    assert "expected a number of at least 0" in layerif(*asked, "--seeds", "0,-1")[2]
+    assert "takes whole numbers with commas" in layerif(*asked, "--seeds", "0.5,1")[2]
     # Before the scores of any other plan are measured.
-    monkeypatch.setattr("layerif.metrics.measuring.metric_scores", None)
-    assert "'moola'" in layerif(*base, "--plans", "alphalora,moola")[2]
-    assert "give --scores" in layerif(*base, "--plans", "alphalora,layerif")[2]
+    monkeypatch.setattr("layerif.workflows.compare_experts.metric_scores", None)
+    assert "there is no experts plan 'moola'" in layerif(*base, "--plans", "alphalora,moola")[2]
+    assert "give scores" in layerif(*base, "--plans", "alphalora,layerif")[2]

@@ -18,8 +18,8 @@ from layerif.errors import InputError
 from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.statistics import holm
 from layerif.model.opening import open_model
-from layerif.plans.allocate import allocate_sparsity
-from layerif.workflows.candidates import WAYS
+from layerif.plans.maps import OWL_LAMBDA
+from layerif.plans.named import PLANS, find_plan
 from layerif.workflows.compare_sparsity import SparsityStudy, compare_sparsity
 
 TRIES = 2
@@ -52,7 +52,7 @@ def test_every_plan_is_measured_and_the_best_try_is_taken(compared):
         assert len(losses) == {"uniform": 1, "marginal": TRIES + 1}.get(name, TRIES)
         assert name in printed
     values = [each["lam"] for each in tuning["owl"]["tried"]]
-    assert values == [WAYS["owl"].usual, 2 * WAYS["owl"].usual]
+    assert values == [OWL_LAMBDA, 2 * OWL_LAMBDA]
     kept = Comparisons.load(out / "comparison.json").comparisons
     assert {each.baseline for each in kept if each.model != "marginal"} == {"uniform"}
     assert "against uniform" in printed
@@ -115,8 +115,8 @@ def test_what_is_finished_is_not_done_again(compared, layerif, model, text, monk
 def test_what_a_plan_misses_is_said_before_any_work(layerif, model, text, tmp_path):
     out = tmp_path / "out"
     for plans, message in {
-        "layerif": "give --scores, a run folder",
-        "owls": "there is no plan 'owls'; choose one of uniform, layerif",
+        "layerif": "give scores, a run folder",
+        "owls": "there is no sparsity plan 'owls'; did you mean owl? There are uniform, layerif",
     }.items():
         status, _, err = layerif(*asked(model, text, out, plans))
         assert status == 2
@@ -136,9 +136,8 @@ def test_what_a_plan_misses_is_said_before_any_work(layerif, model, text, tmp_pa
 
 def test_every_value_that_is_tried_is_legal():
     scores = np.arange(1.0, 9.0)
-    for name, way in WAYS.items():
-        for _, of_map in way.options(100):
-            plan = allocate_sparsity(scores, 0.5, **of_map)
+    for name in set(PLANS["sparsity"].names()) - {"marginal"}:
+        for plan in find_plan(name, "sparsity").plans("sparsity", 0.5, lambda *_: scores, tries=99):
             assert plan.realised_total == pytest.approx(0.5), name
 
 
@@ -222,13 +221,14 @@ def test_a_pattern_and_another_pruner_hold_for_every_plan(layerif, model, text, 
 
 
 def test_owl_tries_other_multiples_after_four_values_of_lam():
-    options = WAYS["owl"].options(7)
+    options = find_plan("owl", "sparsity").tries("sparsity", 7)
     assert [of_metric for of_metric, _ in options[:4]] == [{}] * 4
     assert [own["multiple"] for own, _ in options[4:6]] == [3.0, 7.0]
     assert options[4][1] == options[5][1] == options[0][1]
-    assert options[6] == ({}, options[0][1] | {"lam": 1.5 * WAYS["owl"].usual})
-    ways = {name: way.options(3) for name, way in WAYS.items()}
-    assert {name: len(tries) for name, tries in ways.items() if len(tries) != 3} == {"uniform": 1}
+    assert options[6] == ({}, options[0][1] | {"lam": 1.5 * OWL_LAMBDA})
+    once = [n for n in PLANS["sparsity"].names() if find_plan(n, "sparsity").tuned is None]
+    assert once == ["uniform", "marginal"]
+    assert len(find_plan("layerif", "sparsity").tries("sparsity", 3)) == 3
 
 
 def test_the_scores_of_a_try_have_its_own_multiple(layerif, model, text, tmp_path):

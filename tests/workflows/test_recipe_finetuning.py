@@ -38,11 +38,11 @@ def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, mode
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"batch_size": 0}, "batch_size: "),
-        ({"plans": ["moola"]}, "'moola'"),
-        ({"seeds": [1, 1]}, "seeds"),
-        ({"train_samples": 10**6}, "1000000"),
-        ({"epoch": 2}, "did you mean epochs"),
+        ({"batch_size": 0}, "batch_size: expected a number of at least 1"),
+        ({"plans": ["moola"]}, "there is no experts plan 'moola'"),
+        ({"seeds": [1, 1]}, "seeds are to be each once"),
+        ({"train_samples": 10**6}, "fewer than the 1000000 asked for"),
+        ({"epoch": 2}, "finetune.epoch: there is no such field; did you mean epochs"),
     ],
 )
 def test_a_fine_tuning_that_cannot_be_is_refused_first(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
@@ -12,8 +11,9 @@ from layerif.artifacts.naming import check_module_names, layer_of
 from layerif.core.fingerprint import differing
 from layerif.core.record import JsonArtifact, ModelInfo, Record
 from layerif.errors import InputError
+from layerif.plans.kinds.base import PlanKind
+from layerif.plans.kinds.registry import KINDS
 
-Kind = Literal["sparsity", "experts", "ranks"]
 # A hand-edited plan is written with few digits; this much drift of its total is rounding.
 TOTAL_TOLERANCE = 1e-4
 # Differences that are listed.
@@ -40,12 +40,13 @@ class Allocation(JsonArtifact):
     must add up to it, so that two plans of the same total can be compared.
 
     Attributes:
-        kind: `sparsity` (fraction of zeros in the layer's projections), `experts` (LoRA experts) or
-            `ranks` (of a plain LoRA, at each of the layer's projections).
+        kind: `sparsity` (fraction of zeros in the layer's projections), `experts` (LoRA experts),
+            `ranks` (of a plain LoRA, at each of the layer's projections), or a registered one.
         allocation: one number per decoder layer; where projections differ within a layer, their
             mean weighted by size.
         modules: for sparsity that of every projection; None where those of a layer are alike.
-        total: for sparsity the mean weighted by `layer_sizes`, for experts and ranks the sum.
+        total: of the levels, as the kind counts them: for sparsity the mean weighted by
+            `layer_sizes`, for experts and ranks the sum.
         layer_sizes: parameters of each layer, where no model gives them; without either all layers
             count as equally large.
         model: which model the plan was made for; None fits any model with as many layers.
@@ -53,7 +54,7 @@ class Allocation(JsonArtifact):
     """
 
     format: Literal["layerif.allocation/1"] = "layerif.allocation/1"
-    kind: Kind
+    kind: Annotated[str, KINDS]
     allocation: list[StrictInt | StrictFloat] = Field(min_length=1)
     total: int | float | None = None
     layer_sizes: list[int] | None = None
@@ -63,14 +64,7 @@ class Allocation(JsonArtifact):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for layer, value in enumerate(self.allocation):
-            if self.kind == "sparsity" and not 0 <= value <= 1:
-                raise ValueError(f"layer {layer} has sparsity {value}, which is not within 0 to 1")
-            if self.whole and (value != int(value) or value < 1):
-                has = f"{value} experts" if self.kind == "experts" else f"rank {value}"
-                raise ValueError(
-                    f"layer {layer} has {has}; each layer needs a whole number from 1 up"
-                )
+        self.rules.check(self.allocation)
         if self.model and self.layer_sizes not in (None, self.model.layer_sizes):
             raise ValueError("layer_sizes differ from the model's; leave them out")
         if self.sizes is not None:
@@ -83,7 +77,7 @@ class Allocation(JsonArtifact):
         if self.modules is not None:
             self._check_modules(self.modules)
         if self.total is not None and abs(self.realised_total - self.total) > TOTAL_TOLERANCE:
-            what = "weighted mean" if self.kind == "sparsity" else "sum"
+            what = "weighted mean" if self.rules.weighted else "sum"
             raise ValueError(
                 f"the {what} of the allocation is {self.realised_total:.8g}, but total says "
                 f"{self.total:.8g}; change a layer, or total, or leave total out"
@@ -91,8 +85,8 @@ class Allocation(JsonArtifact):
         return self
 
     def _check_modules(self, modules: list[ModuleSparsity]) -> None:
-        if self.kind != "sparsity":
-            raise ValueError("only a plan of sparsity has modules")
+        if not self.rules.by_projection:
+            raise ValueError(f"a plan of {self.kind} goes by layers alone, and has no modules")
         check_module_names([module.module for module in modules])
         if any(module.layer >= len(self.allocation) for module in modules):
             raise ValueError(f"a module lies outside the {len(self.allocation)} layers")
@@ -104,8 +98,7 @@ class Allocation(JsonArtifact):
                     f"the modules of layer {layer} have {size} parameters in all; right would be "
                     f"{self.sizes[layer] if self.sizes else 'at least one module'}"
                 )
-            mean = math.fsum(module.sparsity * module.numel for module in own) / size
-            if abs(mean - value) > TOTAL_TOLERANCE:
+            if abs((mean := _mean(own)) - value) > TOTAL_TOLERANCE:
                 raise ValueError(
                     f"layer {layer} has sparsity {value:.8g}, but its modules come to {mean:.8g}"
                 )
@@ -132,16 +125,12 @@ class Allocation(JsonArtifact):
             fields: `total`, `model` and `how`.
         """
         layers = range(max(module.layer for module in modules) + 1)
-        sizes = [sum(m.numel for m in modules if m.layer == layer) for layer in layers]
-        means = [
-            math.fsum(m.sparsity * m.numel for m in modules if m.layer == layer) / size
-            for layer, size in zip(layers, sizes, strict=True)
-        ]
-        given = None if fields.get("model") else sizes
+        by_layer = [[m for m in modules if m.layer == layer] for layer in layers]
+        sizes = [sum(module.numel for module in own) for own in by_layer]
         return cls(
             kind="sparsity",
-            allocation=[min(mean, 1.0) for mean in means],
-            layer_sizes=given,
+            allocation=[min(_mean(own), 1.0) for own in by_layer],
+            layer_sizes=None if fields.get("model") else sizes,
             modules=list(modules),
             **fields,
         )
@@ -152,18 +141,14 @@ class Allocation(JsonArtifact):
         return self.model.layer_sizes if self.model else self.layer_sizes
 
     @property
-    def whole(self) -> bool:
-        """Whether layers get whole numbers that add up (experts, ranks) rather than fractions."""
-        return self.kind != "sparsity"
+    def rules(self) -> PlanKind:
+        """What holds for all plans of its kind."""
+        return KINDS.find(self.kind)
 
     @property
     def realised_total(self) -> float:
         """Mean sparsity weighted by layer size, or the sum of experts or ranks."""
-        if self.whole:
-            return float(sum(self.allocation))
-        sizes = self.sizes or [1] * len(self.allocation)
-        weighted = math.fsum(s * n for s, n in zip(self.allocation, sizes, strict=True))
-        return weighted / sum(sizes)
+        return self.rules.total(self.allocation, self.sizes)
 
     def differences(self, found: Allocation) -> str:
         """Where `found` is another plan than this one, in words."""
@@ -176,7 +161,7 @@ class Allocation(JsonArtifact):
         more = len(parts) - SAID
         return ", ".join(parts[:SAID]) + (f" and {more} more" if more > 0 else "")
 
-    def check_fits(self, model: ModelInfo, kind: Kind) -> None:
+    def check_fits(self, model: ModelInfo, kind: str) -> None:
         """Refuse to spend this plan on a model it was not made for.
 
         Raises:
@@ -198,3 +183,9 @@ class Allocation(JsonArtifact):
                     f"in the plan{made_for} layer {layer} has {here:,} projection parameters, "
                     f"where {model.name} has {there:,}; make a plan for this model"
                 )
+
+
+def _mean(modules: Sequence[ModuleSparsity]) -> float:
+    """Sparsity of several projections together."""
+    levels, sizes = [m.sparsity for m in modules], [m.numel for m in modules]
+    return KINDS.find("sparsity").total(levels, sizes)

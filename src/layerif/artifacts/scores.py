@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from layerif.artifacts.aggregation import aggregate
 from layerif.core.choices import Aggregation, BlockGranularity, Normalise
 from layerif.core.files import Kind, json_text, new_file, read_json, read_numbers, sync
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import ModelInfo, Record, Setting
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import aggregate
 
 FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
 SCORES_FILE = "scores.json"

@@ -250,12 +250,13 @@ def sparsity(
             f"the map {map} spends scores: give a run folder of `layerif score`, or a file of "
             "scores"
         )
-    from layerif.plans.allocate import allocate_sparsity
+    from layerif.plans.allocate import allocate
     from layerif.plans.score_files import read_scores
 
     found = read_scores(scores)
-    plan = allocate_sparsity(
+    plan = allocate(
         found,
+        "sparsity",
         target,
         map=map,
         granularity=granularity or "layer",

@@ -76,13 +76,14 @@ def experts(
     as_json: options.Json = False,
 ) -> None:
     """Allocate a number of LoRA experts to each layer, at least one each, --total in all."""
-    from layerif.plans.allocate import allocate_experts
+    from layerif.plans.allocate import allocate
     from layerif.plans.score_files import read_scores
 
     found = read_scores(scores)
     skeleton = _skeleton(model, trust_remote_code=trust_remote_code)
-    plan = allocate_experts(
+    plan = allocate(
         found,
+        "experts",
         total,
         map=map,
         aggregate=aggregate,
@@ -118,13 +119,14 @@ def ranks(
     as_json: options.Json = False,
 ) -> None:
     """Allocate a LoRA rank to each layer, at least 1 each, --total in all."""
-    from layerif.plans.allocate import allocate_ranks
+    from layerif.plans.allocate import allocate
     from layerif.plans.score_files import read_scores
 
     found = read_scores(scores)
     skeleton = _skeleton(model, trust_remote_code=trust_remote_code)
-    plan = allocate_ranks(
+    plan = allocate(
         found,
+        "ranks",
         total,
         map=map,
         aggregate=aggregate,

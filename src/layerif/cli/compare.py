@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,8 @@ from layerif.cli.compare_experts import experts
 from layerif.cli.lazy import group
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
-from layerif.core.choices import PlanName, PruningMethod, check_choice
+from layerif.core.choices import PruningMethod
+from layerif.plans.named import PLANS
 
 app = group(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
 app.command("experts", cls=Command)(experts)
@@ -36,7 +37,7 @@ def sparsity(
     ],
     out: options.OutFolder,
     plans: Annotated[
-        str, typer.Option("--plans", help="With commas: uniform, layerif, random and these.")
+        str, typer.Option("--plans", help=f"With commas: {', '.join(PLANS['sparsity'].names())}.")
     ] = "alphapruning,owl,dlp,marginal",
     scores: options.InfluenceScores = None,
     method: Annotated[PruningMethod, typer.Option("--method", help="How weights are chosen.")] = (
@@ -88,7 +89,7 @@ def sparsity(
 
     names = options.words(plans)
     for name in names:
-        check_choice(name, PlanName, "plan")
+        PLANS["sparsity"].check(name)
     RunFolder(out, "compare sparsity").check()
     influence = None if scores is None else LayerScores.load(scores)
     corpus = load_corpus(calibration, data_dir=data_dir)
@@ -118,7 +119,7 @@ def sparsity(
         out,
         opened,
         tokenizer,
-        cast("list[PlanName]", names),
+        names,
         study,
         calibration=corpus,
         on=sources,

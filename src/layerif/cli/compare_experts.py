@@ -15,6 +15,7 @@ from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
 from layerif.data.options import TaskOptions
 from layerif.model.options import ModelOptions
+from layerif.plans.named import PLANS
 from layerif.workflows.options import ExpertsStudy
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def experts(
         str,
         typer.Option(
             "--plans",
-            help="With commas: layerif, alphalora, mola-2468 and the like, random, lora (plain, of "
-            "equal total rank), or files of plans; uniform always comes first.",
+            help=f"With commas: {', '.join(PLANS['experts'].names())}, or files of plans. mola "
+            "takes any digits, lora is plain, of equal total rank; uniform always comes first.",
         ),
     ] = "mola-2468,alphalora,lora",
     scores: options.InfluenceScores = None,
@@ -56,26 +57,18 @@ def experts(
     influence = None if scores is None else LayerScores.load(scores)
     data = task.load(model.model, trust_remote_code=model.trust_remote_code)
 
-    from layerif.metrics.measuring import metric_scores
-    from layerif.model.opening import describe
-    from layerif.workflows.compare_experts import compare_experts
-    from layerif.workflows.expert_plans import check_plan, expert_plan, names_of
+    from layerif.workflows.compare_experts import (
+        check_plans,
+        compare_experts,
+        names_of,
+        plans_of,
+        scorer,
+    )
 
     opened, tokenizer = model.open()
-    names, layers = names_of(options.words(plans)), describe(opened).layers
-    for name in names:
-        check_plan(name, total, model=opened, options=study, scored=scores is not None)
-    chosen = {
-        name: expert_plan(
-            name,
-            total,
-            rank=study.rank,
-            metric=lambda metric: metric_scores(opened, metric, seed=study.seed),
-            influence=influence,
-            layers=layers,
-        )
-        for name in names
-    }
+    names = names_of(options.words(plans))
+    check_plans(names, total, model=opened, options=study, scored=scores is not None)
+    chosen = plans_of(names, total, scorer(opened, influence, study.seed), study.rank)
     cells = compare_experts(out, opened, tokenizer, chosen, study, task=data)
     write_recipe(context, out)
     counted = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"

@@ -42,7 +42,7 @@ def deliver(
         write_recipe(context, out)
         leave_picture(plot_allocation, plan, beside=out)
     emit(allocation_table(plan), plan.model_dump(mode="json") | (beside or {}), as_json=as_json)
-    if plan.sizes is None and plan.kind == "sparsity":
+    if plan.sizes is None and plan.rules.weighted:
         say("No model is named, so all layers count as equally large.", as_json=as_json)
     if out is not None:
         say(f"wrote {out}", as_json=as_json)

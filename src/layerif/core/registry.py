@@ -24,25 +24,26 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries of one kind by name. As metadata of an option's type it checks the option."""
 
-    def __init__(self, kind: str, places: Mapping[str, str], *, objects: bool = False) -> None:
+    def __init__(self, kind: str, own: Mapping[str, str | T], *, objects: bool = False) -> None:
         """Name the entries that layerif has.
 
         Args:
             kind: what an entry is, in the singular.
-            places: where each entry lives, `module:name`.
+            own: where each entry lives, `module:name`, or the entry itself.
             objects: whether an option may hold an object of the user's own in place of a name.
         """
         self._objects = objects
         self.kind = kind
-        self._own = places
-        self._registered: dict[str, T] = {}
+        self._own = {name: place for name, place in own.items() if isinstance(place, str)}
+        self._registered = {n: entry for n, entry in own.items() if not isinstance(entry, str)}
 
     @cached_property
     def _places(self) -> dict[str, EntryPoint]:
         group = f"layerif.{self.kind}s".replace(" ", "_")
         added = {point.name: point for point in entry_points(group=group)}
         own = {name: EntryPoint(name, place, group) for name, place in self._own.items()}
-        return own | {name: point for name, point in added.items() if name not in own}
+        ours = {*own, *self._registered}
+        return own | {name: point for name, point in added.items() if name not in ours}
 
     def register(self, name: str, entry: T) -> None:
         """Give an entry a name.

@@ -82,10 +82,10 @@ def complete_plan(model: Any, plan: Allocation | None, options: FinetuneOptions)
         InputError: the plan is for another model, or of another kind, or a rank is above the
             smaller side of a projection.
     """
-    if plan is not None and plan.kind == "sparsity":
+    if plan is not None and plan.rules.ranks is None:
         raise InputError(
-            "the plan is one of sparsity, which pruning takes; fine-tuning takes a plan of experts "
-            "or of ranks (`layerif allocate experts`, `layerif allocate ranks`)"
+            f"the plan is one of {plan.kind}, which trains nothing; fine-tuning takes a plan of "
+            "experts or of ranks (`layerif allocate experts`, `layerif allocate ranks`)"
         )
     layers = find_decoder_layers(model)
     if plan is None:

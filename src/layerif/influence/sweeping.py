@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.artifacts import DampingSweep
-from layerif.artifacts.aggregation import aggregate
 from layerif.core.choices import Aggregation
 from layerif.influence.estimators.base import EstimatorOptions, Solution
 from layerif.influence.estimators.sweep import rank_stability
+from layerif.plans.maps.aggregation import aggregate
 
 
 def swept(

@@ -1,9 +1,9 @@
-"""From scores to plans: a budget's map applied, and recorded in an Allocation."""
+"""From scores to plans: a map of a kind applied, and recorded in an Allocation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,42 +16,100 @@ from layerif.artifacts import (
     ModuleSparsity,
     ProjectionScore,
 )
-from layerif.artifacts.aggregation import check_scores
-from layerif.core.choices import (
-    Aggregation,
-    CountsCompat,
-    CountsMap,
-    Granularity,
-    OnConstant,
-    Orientation,
-    ScoreScale,
-    SparsityMap,
-    check_choice,
-)
+from layerif.core.choices import Aggregation
+from layerif.core.options import takes
 from layerif.core.progress import note
 from layerif.errors import InputError
-from layerif.plans import maps as budgets
+from layerif.plans.kinds.base import Map, PlanKind
+from layerif.plans.kinds.registry import KINDS
+from layerif.plans.maps import (
+    ConstantScoresError,
+    flat_scores,
+    minmax,
+    smoothing_window,
+    unreliable_scores,
+)
+from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.options import CountsMapOptions, MapOptions, SparsityMapOptions
 
-# The maps that spend a score within a band of sparsities, each with its authors' lam.
-BANDED = {
-    "owl": (budgets.owl_map, budgets.OWL_LAMBDA),
-    "dlp": (budgets.dlp_map, budgets.DLP_LAMBDA),
-}
+Scores = LayerScores | MetricScores | ArrayLike
 
 
-def allocate_sparsity(
-    scores: LayerScores | MetricScores | ArrayLike,
-    sparsity: float,
+def allocate(
+    scores: Scores,
+    kind: str,
+    total: float,
+    options: MapOptions | None = None,
     *,
-    map: SparsityMap = "layerif",
-    granularity: Granularity = "layer",
-    aggregate: Aggregation = "positive",
-    epsilon: float = 0.1,
-    lam: float | None = None,
-    smooth: bool = True,
-    orientation: Orientation | None = None,
-    s_max: float = 1.0,
-    on_constant: OnConstant = "error",
+    map: str | Callable[..., ArrayLike] | None = None,
+    model: ModelInfo | None = None,
+    **given: Any,
+) -> Allocation:
+    """A level for each decoder layer, or projection, whose total is `total` exactly.
+
+    Args:
+        scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
+        kind: `sparsity`, `experts`, `ranks`, or a registered one.
+        total: the mean by weight of sparsities, the sum of experts or ranks.
+        options: of the kind's maps, SparsityMapOptions or CountsMapOptions; each by keyword too.
+        map: how scores become levels, by name; or a function of the scores (n,), and of options by
+            keyword, whose levels are fitted to the total: sparsities by one shift of all, experts
+            and ranks in proportion to them.
+        model: whose layer sizes count, for plain numbers; None counts layers as equally large.
+
+    Raises:
+        InputError: the scores do not tell the layers apart, a value is out of its range, no such
+            kind, map or option, or no score for projections where one is needed.
+    """
+    rules = KINDS.find(kind)
+    name, chosen, own = "", Map(map, exact=False) if callable(map) else None, dict[str, Any]()
+    if chosen is not None:
+        name = getattr(map, "__name__", "given")
+        own = {n: given.pop(n, usual) for n, usual in chosen.options.items()}
+    elif map is not None:
+        given["map"] = map
+    options = rules.options(**given) if options is None else options.but(**given)
+    if chosen is None:
+        name, chosen = options.map, rules.maps[options.map]
+        own = _own(rules, options)
+    vector, model, how = _resolve(scores, options.aggregate, model)
+    sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
+    modules: Sequence[ProjectionScore] = ()
+    if getattr(options, "granularity", "layer") == "projection":
+        modules = _projections(scores, options.aggregate)
+        vector = np.array([module.score for module in modules])
+        sizes = np.array([module.numel for module in modules])
+        if "smooth" in own:  # projections have no neighbours
+            own["smooth"] = False
+    if chosen.scored and options.on_constant == "uniform" and _constant(vector):
+        name, chosen = "uniform", rules.maps["uniform"]  # recorded as what was done
+        own = {n: getattr(options, n) for n in chosen.options}
+    levels = _levels(rules, chosen, own, (vector, total, sizes))
+    how = (how if chosen.scored else {}) | {"map": name}
+    if chosen.recorded:
+        how |= _recorded(own, len(vector))
+    if chosen.scored and own.get("normalise") != "none":
+        spread = rules.span.format(levels.min(), levels.max())
+        _caution(scores, vector, options.aggregate, spread)
+    if modules:
+        how |= {"granularity": "projection"}
+        planned = [
+            ModuleSparsity(module=module.module, sparsity=value, numel=module.numel)
+            for module, value in zip(modules, levels.tolist(), strict=True)
+        ]
+        made = Allocation.of_modules(planned, total=total, model=model, how=how)
+    else:
+        made = Allocation(kind=kind, allocation=levels.tolist(), total=total, model=model, how=how)
+    note_cautions(made)
+    return made
+
+
+@takes(SparsityMapOptions)
+def allocate_sparsity(
+    scores: Scores,
+    sparsity: float,
+    options: SparsityMapOptions,
+    *,
     model: ModelInfo | None = None,
 ) -> Allocation:
     """A sparsity for each decoder layer or projection; by weight their mean is `sparsity` exactly.
@@ -59,134 +117,18 @@ def allocate_sparsity(
     Args:
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         sparsity: fraction of zeros over all projections of the decoder layers, 0 to 1.
-        map: `layerif` (LayerIF's; AlphaPruning's where nothing is smoothed), `owl`, `dlp` or
-            `uniform`.
-        granularity: `projection` allocates by the scores of the projections, from which those of a
-            layer follow.
-        aggregate: how a LayerScores becomes one number a layer; unused for other scores.
-        epsilon: under `layerif` half the spread of sparsities, relative to `sparsity`.
-        lam: under `owl` and `dlp` half the width of the band of sparsities; None takes the authors'
-            0.08 and 0.15.
-        smooth: under `layerif` smooth the scores over neighbouring layers first; projections, which
-            have no such neighbours, are never smoothed.
-        orientation: `direct` prunes high scores more, `inverse` less; None is the map's own:
-            `direct` under `layerif`, `inverse` under `owl` and `dlp`.
-        s_max: no layer, or no projection, gets more than this.
-        on_constant: what scores that are all equal give: an error, or the uniform plan.
+        options: how scores become sparsities; each by keyword too.
         model: whose layer sizes count, for plain numbers; None counts layers as equally large.
 
     Raises:
-        InputError: the scores do not tell the layers apart, a value is out of its range, there is
-            no score for projections where one is needed, or `lam` is given to a map without one.
+        InputError: as `allocate`.
     """
-    check_choice(map, SparsityMap, "sparsity map")
-    check_choice(granularity, Granularity, "granularity")
-    if lam is not None and map not in BANDED:
-        raise InputError(
-            f"lam counts under the maps owl and dlp; the map {map} takes none of it"
-            + (" (its spread is epsilon)" if map == "layerif" else "")
-        )
-    vector, model, how = _resolve(scores, aggregate, model)
-    modules: Sequence[ProjectionScore] = ()
-    if granularity == "projection":
-        modules = _projections(scores, aggregate)
-        vector = np.array([module.score for module in modules])
-        sizes = np.array([module.numel for module in modules])
-        smooth = False
-    else:
-        sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
-    if on_constant == "uniform" and _constant(vector):
-        map = "uniform"  # recorded as what was done
-    if map == "uniform":
-        plan = budgets.uniform_sparsity(sparsity, sizes, s_max=s_max)
-        how = {"map": map}
-    elif map == "layerif":
-        orientation = orientation or "direct"
-        plan = budgets.layerif_map(
-            vector,
-            sparsity,
-            sizes,
-            epsilon=epsilon,
-            smoothing=smooth,
-            orientation=orientation,
-            s_max=s_max,
-            on_constant=on_constant,
-        )
-        window = budgets.smoothing_window(len(vector)) if smooth else None
-        how |= {"map": map, "epsilon": epsilon, "smoothing_window": window}
-        how |= {"orientation": orientation, "s_max": s_max}
-    else:
-        function, usual = BANDED[map]
-        lam, orientation = usual if lam is None else lam, orientation or "inverse"
-        plan = function(
-            vector,
-            sparsity,
-            sizes,
-            lam=lam,
-            orientation=orientation,
-            s_max=s_max,
-            on_constant=on_constant,
-        )
-        how |= {"map": map, "lam": lam, "orientation": orientation, "s_max": s_max}
-    if map != "uniform":
-        _caution(scores, vector, aggregate, f"sparsities of {plan.min():.0%} to {plan.max():.0%}")
-    if granularity == "projection":
-        planned = [
-            ModuleSparsity(module=module.module, sparsity=value, numel=module.numel)
-            for module, value in zip(modules, plan.tolist(), strict=True)
-        ]
-        how |= {"granularity": granularity}
-        made = Allocation.of_modules(planned, total=sparsity, model=model, how=how)
-    else:
-        made = Allocation(
-            kind="sparsity",
-            allocation=plan.tolist(),
-            total=sparsity,
-            model=model,
-            how=how,
-        )
-    note_emptied(made)
-    return made
+    return allocate(scores, "sparsity", sparsity, options, model=model)
 
 
-def note_emptied(plan: Allocation) -> None:
-    """Say which layers or projections a plan of sparsity leaves without any weight."""
-    names = [f"layer {layer}" for layer in range(len(plan.allocation))]
-    shares: Sequence[float] = plan.allocation
-    if plan.modules is not None:
-        names = [module.module for module in plan.modules]
-        shares = [module.sparsity for module in plan.modules]
-    if caution := budgets.emptied(names, shares):
-        note(caution)
-
-
-def _caution(
-    scores: LayerScores | MetricScores | ArrayLike,
-    vector: NDArray[np.float64],
-    aggregate: Aggregation,
-    spread: str,
-) -> None:
-    """Say so where scores that hardly tell the layers apart are spread over a whole range."""
-    cautions = [budgets.flat_scores(vector)]
-    if isinstance(scores, LayerScores):
-        cautions.append(budgets.unreliable_scores(scores.influence, aggregate))
-    for caution in filter(None, cautions):
-        note(f"{caution}, and min-max spreads them to {spread}; compare with the uniform plan")
-
-
+@takes(CountsMapOptions)
 def allocate_experts(
-    scores: LayerScores | MetricScores | ArrayLike,
-    total: int,
-    *,
-    map: CountsMap = "power",
-    aggregate: Aggregation = "positive",
-    beta: float = 3.0,
-    orientation: Orientation = "direct",
-    normalise: ScoreScale = "minmax",
-    compat: CountsCompat = "none",
-    shape: Sequence[float] = budgets.MOLA_SHAPE,
-    on_constant: OnConstant = "error",
-    model: ModelInfo | None = None,
+    scores: Scores, total: int, options: CountsMapOptions, *, model: ModelInfo | None = None
 ) -> Allocation:
     """A number of LoRA experts for each decoder layer, at least one each, `total` in all.
 
@@ -196,49 +138,18 @@ def allocate_experts(
     Args:
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         total: experts of all layers together.
-        map: `power` (LayerIF's, AlphaLoRA's), `mola` (groups of layers) or `uniform`.
-        aggregate: how a LayerScores becomes one number a layer; unused for other scores.
-        beta: exponent of the power map; the larger, the more unequal.
-        orientation: `direct` gives layers of high score more experts, `inverse` fewer.
-        normalise: what the power map takes to the power: the `minmax` of the scores, or with `none`
-            the scores themselves.
-        compat: how the power map rounds: by largest remainders, or with `authors` as published code
-            does it.
-        shape: experts of each group of layers under `mola`, scaled to the total.
-        on_constant: what scores that are all equal give: an error, or the uniform plan.
+        options: how scores become experts; each by keyword too.
         model: which model plain numbers belong to, for the record.
 
     Raises:
-        InputError: fewer experts than layers, or scores that do not tell the layers apart.
+        InputError: as `allocate`, or fewer experts than layers.
     """
-    return _allocate_counts(
-        "experts",
-        scores,
-        _resolve(scores, aggregate, model),
-        total,
-        map=map,
-        beta=beta,
-        orientation=orientation,
-        normalise=normalise,
-        compat=compat,
-        shape=shape,
-        on_constant=on_constant,
-    )
+    return allocate(scores, "experts", total, options, model=model)
 
 
+@takes(CountsMapOptions)
 def allocate_ranks(
-    scores: LayerScores | MetricScores | ArrayLike,
-    total: int,
-    *,
-    map: CountsMap = "power",
-    aggregate: Aggregation = "positive",
-    beta: float = 3.0,
-    orientation: Orientation = "direct",
-    normalise: ScoreScale = "minmax",
-    compat: CountsCompat = "none",
-    shape: Sequence[float] = budgets.MOLA_SHAPE,
-    on_constant: OnConstant = "error",
-    model: ModelInfo | None = None,
+    scores: Scores, total: int, options: CountsMapOptions, *, model: ModelInfo | None = None
 ) -> Allocation:
     """A rank of plain LoRA for each decoder layer, at least 1 each, their sum `total` exactly.
 
@@ -247,82 +158,88 @@ def allocate_ranks(
     Args:
         scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
         total: ranks of all layers together; rank 8 in each of 32 layers is 256.
-        map: `power`, `mola` (groups of layers) or `uniform`.
-        aggregate, beta, orientation, normalise, compat, on_constant, model: as `allocate_experts`.
-        shape: ranks of each group of layers under `mola`, scaled to the total.
+        options: how scores become ranks; each by keyword too.
+        model: which model plain numbers belong to, for the record.
 
     Raises:
-        InputError: a total below the number of layers, or scores that do not tell them apart.
+        InputError: as `allocate`, or a total below the number of layers.
     """
-    return _allocate_counts(
-        "ranks",
-        scores,
-        _resolve(scores, aggregate, model),
-        total,
-        map=map,
-        beta=beta,
-        orientation=orientation,
-        normalise=normalise,
-        compat=compat,
-        shape=shape,
-        on_constant=on_constant,
-    )
+    return allocate(scores, "ranks", total, options, model=model)
 
 
-def _allocate_counts(
-    kind: Literal["experts", "ranks"],
-    scores: LayerScores | MetricScores | ArrayLike,
-    resolved: tuple[NDArray[np.float64], ModelInfo | None, dict[str, Any]],
-    total: int,
-    *,
-    map: CountsMap,
-    beta: float,
-    orientation: Orientation,
-    normalise: ScoreScale,
-    compat: CountsCompat,
-    shape: Sequence[float],
-    on_constant: OnConstant,
-) -> Allocation:
-    vector, model, how = resolved
-    check_choice(map, CountsMap, f"{kind} map")
-    if map == "power" and on_constant == "uniform" and _constant(vector):
-        map = "uniform"  # recorded as what was done
-    if map == "power":
-        plan = budgets.power_map(
-            vector,
-            total,
-            beta=beta,
-            orientation=orientation,
-            normalise=normalise,
-            compat=compat,
-            on_constant=on_constant,
-        )
-        how |= {"map": map, "beta": beta, "orientation": orientation}
-        how |= {"normalise": normalise, "compat": compat}
-        if normalise == "minmax":
-            what = "experts" if kind == "experts" else "ranks"
-            aggregate = how.get("aggregate", "positive")
-            _caution(scores, vector, aggregate, f"{plan.min()} to {plan.max()} {what}")
-    elif map == "mola":
-        plan = budgets.mola_map(len(vector), total, shape)
-        how = {"map": map, "shape": list(shape)}
-    else:
-        plan = budgets.uniform_experts(len(vector), total)
-        how = {"map": map}
-    return Allocation(kind=kind, allocation=plan.tolist(), total=total, model=model, how=how)
+def note_cautions(plan: Allocation) -> None:
+    """Say what a reader should know of a plan: which layers it leaves without any weight."""
+    names = [f"layer {layer}" for layer in range(len(plan.allocation))]
+    levels: Sequence[float] = plan.allocation
+    if plan.modules is not None:
+        names = [module.module for module in plan.modules]
+        levels = [module.sparsity for module in plan.modules]
+    if caution := plan.rules.caution(names, levels):
+        note(caution)
+
+
+def _own(rules: PlanKind, options: MapOptions) -> dict[str, Any]:
+    """The options that the map takes; what is None is the map's own.
+
+    Raises:
+        InputError: one that is None unless given, because it depends on the map, is given to a map
+            that takes none.
+    """
+    usual = rules.maps[options.map].options
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if name not in usual and field.default is None and value is not None:
+            takers = [n for n, each in rules.maps.items() if name in each.options]
+            raise InputError(
+                f"{name} counts under the maps {', '.join(takers)}; the map {options.map} takes "
+                f"none of it, but {', '.join(usual)}"
+            )
+    return {n: u if (value := getattr(options, n)) is None else value for n, u in usual.items()}
+
+
+def _levels(
+    rules: PlanKind,
+    chosen: Map,
+    options: dict[str, Any],
+    given: tuple[NDArray[np.float64], float, NDArray[Any]],
+) -> NDArray[Any]:
+    """Levels of scores, total and sizes."""
+    if chosen.exact:
+        return np.asarray(chosen.function(*given[: 3 if rules.weighted else 2], **options))
+    return np.asarray(rules.fit(chosen.function(given[0], **options), *given[1:]))
+
+
+def _recorded(options: dict[str, Any], count: int) -> dict[str, Any]:
+    """Options as a plan records them; of smoothing its window."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if name == "smooth":
+            found["smoothing_window"] = smoothing_window(count) if value else None
+        elif name != "on_constant":
+            found[name] = [*value] if name == "shape" else value
+    return found
+
+
+def _caution(
+    scores: Scores, vector: NDArray[np.float64], aggregate: Aggregation, spread: str
+) -> None:
+    """Say so where scores that hardly tell the layers apart are spread over a whole range."""
+    cautions = [flat_scores(vector)]
+    if isinstance(scores, LayerScores):
+        cautions.append(unreliable_scores(scores.influence, aggregate))
+    for caution in filter(None, cautions):
+        note(f"{caution}, and min-max spreads them to {spread}; compare with the uniform plan")
 
 
 def _constant(scores: NDArray[np.float64]) -> bool:
     try:
-        budgets.minmax(scores)
-    except budgets.ConstantScoresError:
+        minmax(scores)
+    except ConstantScoresError:
         return True
     return False
 
 
-def _projections(
-    scores: LayerScores | MetricScores | ArrayLike, aggregate: Aggregation
-) -> list[ProjectionScore]:
+def _projections(scores: Scores, aggregate: Aggregation) -> list[ProjectionScore]:
     """The score of each projection.
 
     Raises:
@@ -344,7 +261,7 @@ def _projections(
 
 
 def _resolve(
-    scores: LayerScores | MetricScores | ArrayLike, aggregate: Aggregation, model: ModelInfo | None
+    scores: Scores, aggregate: Aggregation, model: ModelInfo | None
 ) -> tuple[NDArray[np.float64], ModelInfo | None, dict[str, Any]]:
     """One number a layer, the model it is of, and how the number came to be."""
     if isinstance(scores, LayerScores):

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.artifacts import METRIC_FORMAT, LayerScores, MetricScores
-from layerif.artifacts.aggregation import check_scores
 from layerif.core.files import check_columns, quoted, read_cells, read_json, read_npy
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import check_scores
 
 ONE_A_LAYER = "one number a layer"
 

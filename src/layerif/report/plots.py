@@ -25,7 +25,6 @@ FORMAT = "layerif.picture"
 INK, ACCENT = "#24292f", "#2f6f9f"
 # Letters of a line that fit above the bars.
 LONGEST_LINE = 90
-LABELS = {"sparsity": "sparsity", "experts": "LoRA experts", "ranks": "LoRA rank"}
 
 
 def leave_picture(draw: Callable[..., object], *what: Any, beside: Path, **options: Any) -> None:
@@ -65,12 +64,13 @@ def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
     and ranks are counted from zero.
     """
     name = plan.model.name if plan.model else "any model"
-    label = LABELS[plan.kind]
+    rules = plan.rules
+    label = rules.label
     how = plan.how.get("map", "given")
     figure, axes = _figure(f"{label[0].upper()}{label[1:]} per decoder layer ({how})", name)
     values = np.asarray(plan.allocation, dtype=float)
-    mean = plan.realised_total / (len(values) if plan.whole else 1)
-    _bars(axes, values, start=0.0 if plan.whole else mean)
+    mean = plan.realised_total / (1 if rules.weighted else len(values))
+    _bars(axes, values, start=mean if rules.weighted else 0.0)
     axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"uniform {mean:.3g}",

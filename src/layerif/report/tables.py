@@ -22,7 +22,7 @@ from layerif.artifacts import (
 )
 from layerif.core.choices import Aggregation
 from layerif.core.terminal import harmless
-from layerif.report.plots import LABELS, task_name
+from layerif.report.plots import task_name
 
 BAR, LEAST = 24, 4  # characters of a bar, and what tables may shorten it to
 SAME_TOTAL = 5e-7
@@ -82,13 +82,12 @@ def metric_table(scores: MetricScores) -> Table:
 
 def allocation_table(plan: Allocation) -> Table:
     """One row a layer: its share of the budget."""
-    whole, name = plan.whole, LABELS[plan.kind]
-    total = f"{plan.realised_total:.0f} in all" if whole else f"{plan.realised_total:.2%} overall"
-    title = f"{name[0].upper()}{name[1:]} per decoder layer: {total}"
+    rules, label = plan.rules, plan.rules.label
+    total = rules.form.format(plan.realised_total) + (" overall" if rules.weighted else " in all")
+    title = f"{label[0].upper()}{label[1:]} per decoder layer: {total}"
     table = plain_table(title, ">layer", f">{plan.kind}", "")
     for layer, value in enumerate(plan.allocation):
-        shown = f"{value:.0f}" if whole else f"{value:.2%}"
-        table.add_row(str(layer), shown, _bar(value, max(plan.allocation)))
+        table.add_row(str(layer), rules.form.format(value), _bar(value, max(plan.allocation)))
     return table
 
 

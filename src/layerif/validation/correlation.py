@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from layerif.artifacts import Agreement, GroundTruth
-from layerif.artifacts.aggregation import check_scores
 from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.core.choices import TruthKind
 from layerif.errors import InputError
 from layerif.evaluation.statistics import holm
+from layerif.plans.maps.aggregation import check_scores
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 2000

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from layerif.artifacts import Allocation
-from layerif.core.choices import BesidePlan
+from layerif.artifacts import Allocation, LayerScores, MetricScores
 from layerif.core.progress import note
 from layerif.data import Corpus, SelfText
 from layerif.errors import InputError
 from layerif.metrics.options import MeasureOptions
-from layerif.workflows.candidates import WAYS, plans_of
+from layerif.plans.named import INFLUENCE, find_plan
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.recipe import Recipe
 from layerif.workflows.searching import check_unedited, marginal_into
@@ -19,14 +18,6 @@ from layerif.workflows.stages import measure_into
 
 # Opens a model and its tokenizer as the recipe asks.
 Open = Callable[..., tuple[Any, Any]]
-
-TITLES: dict[BesidePlan, str] = {
-    "alphapruning": "AlphaPruning",
-    "owl": "OWL",
-    "dlp": "DLP",
-    "random": "random",
-    "marginal": "marginal",
-}
 
 
 def check_beside(recipe: Recipe, calibration: Corpus | SelfText) -> None:
@@ -43,27 +34,33 @@ def check_beside(recipe: Recipe, calibration: Corpus | SelfText) -> None:
 
 
 def plans_beside(
-    recipe: Recipe, folder: RunFolder, calibration: Corpus, open_: Open
+    recipe: Recipe, folder: RunFolder, influence: LayerScores, calibration: Corpus, open_: Open
 ) -> dict[str, Allocation]:
     """The plans by their titles, each with its authors' own parameter."""
-    return {
-        TITLES[name]: _plan(recipe, folder, name, calibration, open_)
-        for name in recipe.sparsity.beside
-    }
+    found = {}
+    for name in recipe.sparsity.beside:
+        title = find_plan(name, "sparsity").title or name
+        note(f"{title}: the plan")
+        found[title] = _plan(recipe, folder, name, influence, calibration, open_)
+    return found
 
 
 def _plan(
-    recipe: Recipe, folder: RunFolder, name: BesidePlan, calibration: Corpus, open_: Open
+    recipe: Recipe,
+    folder: RunFolder,
+    name: str,
+    influence: LayerScores,
+    calibration: Corpus,
+    open_: Open,
 ) -> Allocation:
-    stage = recipe.prune
-    note(f"{TITLES[name]}: the plan")
+    stage, named = recipe.prune, find_plan(name, "sparsity")
     opened = open_(recipe.model)
     text: dict[str, Any] = {
         "samples": stage.calibration_samples,
         "context_length": stage.context_length,
         "batch_tokens": stage.batch_tokens,
     }
-    if name == "marginal":
+    if named.searched:
         path = folder.path / "marginal.json"
         check_unedited(path)
         return marginal_into(
@@ -81,17 +78,20 @@ def _plan(
             },
             overwrite=True,
         )
-    metric = WAYS[name].metric
-    assert metric is not None
-    scores = measure_into(
-        folder.path / f"{metric}.json",
-        *opened,
-        metric,
-        on=calibration,
-        options=stage.part(MeasureOptions),
-        of_metric={},
-        overwrite=True,
-    )
-    plan = plans_of(name, lambda _options: scores, recipe.sparsity.target, tries=1)[0]
+
+    def scores(metric: str | None, options: Mapping[str, Any]) -> LayerScores | MetricScores:
+        if metric in (None, INFLUENCE):
+            return influence
+        return measure_into(
+            folder.path / f"{metric}.json",
+            *opened,
+            metric,
+            on=calibration,
+            options=stage.part(MeasureOptions),
+            of_metric=dict(options),
+            overwrite=True,
+        )
+
+    plan = named.plans("sparsity", recipe.sparsity.target, scores)[0]
     folder.keep_plan(name, plan)
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,25 @@ from layerif.artifacts import (
     Allocation,
     Comparisons,
     Finetuning,
+    LayerScores,
     Results,
     hash_texts,
 )
 from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
 from layerif.data import Task
+from layerif.errors import InputError
 from layerif.evaluation.evaluate import check_sources, evaluate
 from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.finetuning.attaching import complete_plan
 from layerif.finetuning.options import FinetuneOptions
+from layerif.metrics.measuring import metric_scores
 from layerif.model.layers import unwrapped
 from layerif.model.modes import as_found
-from layerif.model.opening import Tokenizer
+from layerif.model.opening import Tokenizer, describe
 from layerif.model.peft_adapters import with_adapter
-from layerif.workflows.expert_plans import check_titles
+from layerif.plans.named import INFLUENCE, NamedPlan, Scorer, check_influence, find_plan
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ExpertsStudy
@@ -36,6 +39,101 @@ from layerif.workflows.stages import content_of, finished
 STUDY = "compare experts"
 COMPARISON_FILE, CELLS = "comparison.json", "cells"
 BASELINE = "uniform"
+
+
+def names_of(words: Iterable[str]) -> list[str]:
+    """What plans are called, the uniform one first, since all are compared with it."""
+    return list(dict.fromkeys((BASELINE, *words)))
+
+
+def check_titles(names: Iterable[str]) -> list[str]:
+    """What each plan is called in tables and files, in order.
+
+    Raises:
+        InputError: two would be called the same, capitals aside (some disks take no notice of
+            them), and the results of one would be taken for the other's.
+    """
+    titles: dict[str, tuple[str, str]] = {}
+    for name in names:
+        title = Path(name).stem if name.endswith(".json") else name
+        other, _ = titles.setdefault(title.lower(), (name, title))
+        if other != name:
+            raise InputError(
+                f"the plans {other} and {name} would both be called {title} in tables and files; "
+                "give the file another name"
+            )
+    return [title for _, title in titles.values()]
+
+
+def check_plans(
+    names: Iterable[str], total: int, *, model: Any, options: FinetuneOptions, scored: bool = True
+) -> None:
+    """Refuse beforehand a name that no plan has, a file of another total, influence without scores.
+
+    Args:
+        names, total: as `plans_of`.
+        model: that adapters are for; a skeleton without weights will do.
+        options: that they are trained with.
+        scored: whether there is influence, or will be.
+
+    Raises:
+        InputError: as `plans_of`, but for what scores bring; or as `complete_plan`.
+    """
+    rising = range(describe(model).layers)  # in place of scores that are not measured yet
+    for plan in plans_of(names, total, lambda *_: rising, options.rank).values():
+        complete_plan(model, plan, options)
+    if not scored:
+        check_influence((name for name in names if not name.endswith(".json")), "experts")
+
+
+def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dict[str, Allocation]:
+    """The plans of experts by name, all of one total.
+
+    Args:
+        names: of plans, or files ending in .json.
+        total: experts of all layers together.
+        scores: makes the scores, as `scorer`.
+        rank: of each expert.
+
+    Raises:
+        InputError: no such plan, or one of another total.
+    """
+    return {
+        name: _read(Path(name), total, rank)
+        if name.endswith(".json")
+        else _named(name).plans("experts", total, scores, rank=rank)[0]
+        for name in names
+    }
+
+
+def scorer(model: Any, influence: LayerScores | None, seed: int) -> Scorer:
+    """What makes the scores of a model by metric; influence is made already."""
+    nothing = [0.0] * describe(model).layers
+
+    def scores(metric: str | None, own: Mapping[str, Any]) -> Any:
+        if metric == INFLUENCE:
+            return influence
+        return nothing if metric is None else metric_scores(model, metric, seed=seed, **own)
+
+    return scores
+
+
+def _named(name: str) -> NamedPlan:
+    try:
+        return find_plan(name, "experts")
+    except InputError as error:
+        raise InputError(f"{error}, or a .json file of a plan") from None
+
+
+def _read(path: Path, total: int, rank: int) -> Allocation:
+    plan = Allocation.load(path)
+    ranks = plan.rules.ranks
+    if ranks is None or sum(ranks(plan.allocation, rank)) != total * rank:
+        raise InputError(
+            f"the plan {path} has {plan.kind} of {plan.realised_total:g} in all; plans are "
+            f"compared at equal parameters: expected {total} experts, or ranks of {total * rank}"
+        )
+    return plan
 
 
 @dataclass(frozen=True, eq=False)

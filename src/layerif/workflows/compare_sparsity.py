@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from layerif.artifacts import (
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.targets import check_pattern
 from layerif.core.caching import remembered
-from layerif.core.choices import PlanName, PruningMethod
+from layerif.core.choices import PruningMethod
 from layerif.core.files import write_json
 from layerif.core.progress import note, progress
 from layerif.data import Corpus, Task
@@ -37,7 +37,7 @@ from layerif.metrics.measuring import metric_scores
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, setting
-from layerif.workflows.candidates import WAYS, check_tries, plans_of
+from layerif.plans.named import INFLUENCE, check_influence, find_plan
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.searching import check_unedited, marginal_into
 from layerif.workflows.stages import finished, read_with
@@ -83,7 +83,7 @@ def compare_sparsity(
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
-    names: Sequence[PlanName],
+    names: Sequence[str],
     study: SparsityStudy,
     *,
     calibration: Corpus,
@@ -109,12 +109,9 @@ def compare_sparsity(
             the folder holds something else, or a plan that was edited.
         NumericalError: what is measured is not finite.
     """
-    if "layerif" in names and influence is None:
-        raise InputError(
-            "the plan layerif is made from influence: give --scores, a run folder of `layerif "
-            "score`, or leave the plan out"
-        )
-    check_tries(names, study.tries)
+    if influence is None:
+        check_influence(names, "sparsity")
+    _check_tries(names, study.tries)
     model = unwrapped(model)
     if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
         raise InputError(
@@ -153,6 +150,18 @@ def compare_sparsity(
     return results
 
 
+def _check_tries(names: Sequence[str], tries: int) -> None:
+    """Refuse more tries than one of the plans has values for: none may have fewer than another.
+
+    Raises:
+        InputError: names the plan, and how many it has.
+    """
+    for name in names:
+        plan = find_plan(name, "sparsity")
+        if plan.tuned is not None and (most := len(plan.tries("sparsity", tries))) < tries:
+            raise InputError(f"the plan {name} has {most} values to try, not {tries}")
+
+
 class _Bench:
     """One dense model, pruned again and again."""
 
@@ -178,22 +187,20 @@ class _Bench:
         self._hash = hash_model(model)
         self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 
-    def best(
-        self, name: PlanName, influence: LayerScores | None
-    ) -> tuple[Allocation, dict[str, Any]]:
+    def best(self, name: str, influence: LayerScores | None) -> tuple[Allocation, dict[str, Any]]:
         """The plan of a way with the least loss on the held-out text, and what was tried."""
-        study = self._study
-        if name == "marginal":
+        study, named = self._study, find_plan(name, "sparsity")
+        if named.searched:
             plan = self._marginal()
             losses = [each["held_out_loss"] for each in plan.how["rounds"]]
             return plan, {"tried": plan.how["rounds"], "held_out_loss": min(losses)}
 
-        def scores(options: dict[str, Any]) -> LayerScores | MetricScores:
-            if name == "layerif" and influence is not None:
+        def scores(metric: str | None, options: Mapping[str, Any]) -> LayerScores | MetricScores:
+            if metric == INFLUENCE and influence is not None:
                 return influence
-            return self._metric(WAYS[name].metric or "uniform", **options)
+            return self._metric(metric or "uniform", **options)
 
-        plans = plans_of(name, scores, study.sparsity, study.tries)
+        plans = named.plans("sparsity", study.sparsity, scores, tries=study.tries)
         losses = []
         for number, plan in enumerate(plans):
             note(f"{name}: try {number + 1} of {len(plans)}")

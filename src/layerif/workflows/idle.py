@@ -7,12 +7,13 @@ One table for the commands and for the stages of recipes, by the names that reci
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from layerif.core.options import Rule, Values
 from layerif.data.options import STYLED
 from layerif.evaluation.options import has_corpus, has_task
+from layerif.plans.named import INFLUENCE, PLANS, plans_among
+from layerif.plans.options import CountsMapOptions, SparsityMapOptions
 
 
 def _is(name: str, *values: Any) -> Callable[[Values], bool]:
@@ -51,11 +52,6 @@ TASK_STYLE = STYLED
 # Plans.
 
 
-def _of_influence(v: Values) -> bool:
-    scores = v.get("scores")
-    return scores is not None and (Path(scores).is_dir() or not Path(scores).suffix)
-
-
 MODEL_CODE = Rule("trust_remote_code", _given("model"), "with {model}")
 REPLACING = Rule("overwrite", _given("out"), "with {out}")
 
@@ -71,36 +67,13 @@ ALLOCATE_SPARSITY = (
         lambda v: v["map"] == "marginal" and _styled({**v, "tasks": v.get("target")}),
         "with {map} marginal and a {target} that has prompts in several styles",
     ),
-    Rule(
-        "aggregate",
-        lambda v: v["map"] not in ("marginal", "uniform") and _of_influence(v),
-        "for scores of influence under the maps layerif, owl and dlp",
-    ),
-    Rule("epsilon", _is("map", "layerif"), "with {map} layerif"),
-    Rule(
-        "smooth",
-        lambda v: v["map"] == "layerif" and v.get("granularity") != "projection",
-        "with {map} layerif and {granularity} layer",
-    ),
-    Rule("lam", _is("map", "owl", "dlp"), "with {map} owl or dlp"),
-    Rule(
-        "orientation on_constant",
-        _is("map", "layerif", "owl", "dlp"),
-        "with {map} layerif, owl or dlp",
-    ),
-    Rule("s_max", lambda v: v["map"] != "marginal", "with another {map} than marginal"),
+    *SparsityMapOptions.rules,
     MODEL_CODE,
     REPLACING,
 )
 
 ALLOCATE_COUNTS = (
-    Rule(
-        "aggregate",
-        lambda v: v["map"] == "power" and _of_influence(v),
-        "for scores of influence with {map} power",
-    ),
-    Rule("beta orientation normalise compat on_constant", _is("map", "power"), "with {map} power"),
-    Rule("shape", _is("map", "mola"), "with {map} mola"),
+    *CountsMapOptions.rules,
     Rule("rank", _given("model"), "with {model}"),
     MODEL_CODE,
     REPLACING,
@@ -126,11 +99,17 @@ VALIDATE = (
 )
 
 
-def _lists(name: str, *words: str) -> Callable[[Values], bool]:
-    return lambda v: not set(words).isdisjoint(_words(v.get(name)))
+def _reads_influence(v: Values) -> bool:
+    """Whether a plan compared is made from influence."""
+    words = _words(v.get("plans"))
+    return any(p.metric == INFLUENCE for kind in PLANS for p in plans_among(words, kind))
 
 
-COMPARED_SCORES = Rule("scores", _lists("plans", "layerif"), "where layerif is among {plans}")
+COMPARED_SCORES = Rule(
+    "scores",
+    _reads_influence,
+    "where a plan made from influence, such as layerif, is among {plans}",
+)
 
 COMPARE_SPARSITY = (
     COMPARED_SCORES,

@@ -36,7 +36,7 @@ from layerif.influence.options import ScoreOptions
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe, open_model, open_skeleton, open_tokenizer, parse_device
 from layerif.model.peft_adapters import with_adapter
-from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
+from layerif.plans.allocate import allocate
 from layerif.report import leave_picture, plot_allocation, plot_scores
 from layerif.workflows.beside import Open, check_beside, plans_beside
 from layerif.workflows.compare_experts import Cells
@@ -108,7 +108,7 @@ def run_recipe(
         measure = partial(_measure, recipe, folder.path, data, cache, opened)
         plans = {"uniform": uniform}
         if isinstance(data.calibration, Corpus):
-            plans |= plans_beside(recipe, folder, data.calibration, opened)
+            plans |= plans_beside(recipe, folder, scores, data.calibration, opened)
         plans["LayerIF"] = plan
         results = {"dense": measure(name="dense", plan=None)}
         with progress("plans", len(plans), bar=False) as advance:
@@ -203,28 +203,20 @@ def _score(recipe: Recipe, folder: Path, data: _Data, opened: Open) -> LayerScor
 def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> dict[str, Allocation]:
     """The plans of `sparsity`, of it `uniform`, and of `experts` and `ranks` if asked for."""
     stage = recipe.sparsity
-    plan = allocate_sparsity(
+    plan = allocate(
         scores,
+        "sparsity",
         stage.target,
         aggregate=stage.aggregate,
         epsilon=stage.epsilon,
         smooth=stage.smooth,
         orientation=stage.orientation,
     )
-    uniform = allocate_sparsity(scores, stage.target, map="uniform")
+    uniform = allocate(scores, "sparsity", stage.target, map="uniform")
     plans = {"sparsity": plan, "uniform": uniform}
-    for name, allocate, counts in (
-        ("experts", allocate_experts, recipe.experts),
-        ("ranks", allocate_ranks, recipe.ranks),
-    ):
+    for name, counts in (("experts", recipe.experts), ("ranks", recipe.ranks)):
         if counts is not None:
-            plans[name] = allocate(
-                scores,
-                counts.total,
-                aggregate=counts.aggregate,
-                beta=counts.beta,
-                orientation=counts.orientation,
-            )
+            plans[name] = allocate(scores, name, **counts.model_dump())
     scored = folder.path / SCORES.mark
     leave_picture(plot_scores, scores, beside=scored, aggregate=stage.aggregate)
     for name, allocation in plans.items():

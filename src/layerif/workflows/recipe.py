@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from layerif.artifacts import Record
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.registry import reads_text
 from layerif.core.choices import (
     Aggregation,
-    BesidePlan,
     Dtype,
     Orientation,
     Preset,
 )
 from layerif.core.files import brief
-from layerif.core.options import IdleOptionError, Options, Rule, idle, refuse_idle
+from layerif.core.options import IdleOptionError, Options, Rule, Values, idle, refuse_idle
 from layerif.core.record import MOST_FAULTS, faults_of
 from layerif.data.options import CalibrationOptions, PromptOptions, SampleOptions, TaskOptions
 from layerif.errors import FieldError
 from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
+from layerif.metrics.registry import METRICS
 from layerif.model.options import AdapterOptions
+from layerif.plans.named import INFLUENCE, PLANS, plans_among
 from layerif.workflows.document import Document
 from layerif.workflows.options import ExpertsStudy, Seeds
 
@@ -63,7 +64,7 @@ class SparsityStage(Options):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "rounds round_tokens",
-            lambda v: "marginal" in v["beside"],
+            lambda v: any(plan.searched for plan in plans_among(v["beside"], "sparsity")),
             "where marginal is in {beside}",
         ),
     )
@@ -78,12 +79,19 @@ class SparsityStage(Options):
     """Smooth scores over neighbouring layers."""
     orientation: Orientation = "direct"
     """direct prunes layers of high score more, inverse less."""
-    beside: list[BesidePlan] = Field(default_factory=list)
+    beside: list[Annotated[str, PLANS["sparsity"]]] = Field(default_factory=list)
     """Plans measured beside it."""
     rounds: int = Field(5, ge=1)
     """Rounds of the plan marginal, each a pruning and a backward pass."""
     round_tokens: int = Field(8192, ge=1)
     """Tokens of each round's gradient, and held out to judge it."""
+
+    @field_validator("beside")
+    @classmethod
+    def _are_others(cls, names: list[str]) -> list[str]:
+        if always := [name for name in names if name in ("uniform", "layerif")]:
+            raise ValueError(f"the plan {always[0]} is measured in every run; leave it out")
+        return names
 
 
 class CountsStage(Options):
@@ -108,14 +116,24 @@ class FinetuneStage(ExpertsStudy):
     """Seeds of the training runs of each plan."""
 
 
+def _planned_by_text(values: Values) -> bool:
+    """Whether a plan beside LayerIF's reads calibration text."""
+    plans = plans_among(values["beside"], "sparsity")
+    metrics = [plan.metric for plan in plans if plan.metric not in (None, INFLUENCE)]
+    return any(plan.searched for plan in plans) or any(
+        METRICS.find(str(metric)).reads_text for metric in metrics
+    )
+
+
 class PruneStage(PruneOptions, CalibrationOptions):
     """How the sparsity plan is carried out."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "calibration calibration_samples context_length batch_tokens",
-            lambda v: reads_text(v["method"]) or bool({"owl", "dlp", "marginal"} & {*v["beside"]}),
-            "for the methods wanda and sparsegpt, and for the plans owl, dlp and marginal",
+            lambda v: reads_text(v["method"]) or _planned_by_text(v),
+            "for methods and plans beside that read calibration text, such as wanda and sparsegpt, "
+            "and owl, dlp and marginal",
         ),
         Rule(
             "hidden_states",

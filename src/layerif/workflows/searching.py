@@ -12,7 +12,7 @@ from layerif.core.checkpoint import resumable
 from layerif.data import Corpus, Task
 from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
-from layerif.plans.allocate import note_emptied
+from layerif.plans.allocate import note_cautions
 from layerif.search.rounds import allocate_marginal
 from layerif.workflows.stages import fingerprint_of, finished
 
@@ -69,7 +69,7 @@ def marginal_into(
             FINGERPRINT: wanted.model_dump(mode="json"),
         }
         plan = plan.model_copy(update={"how": how})
-        note_emptied(plan)
+        note_cautions(plan)
         plan.save(path)
     return plan
 

@@ -51,7 +51,7 @@ from layerif.metrics.registry import complete_options, is_seeded, reads_model, r
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, setting
 from layerif.model.precision import stored_precision, word_of
-from layerif.plans.allocate import note_emptied
+from layerif.plans.allocate import note_cautions
 
 # Of a run folder, where its gradients are kept.
 GRADIENTS_FOLDER = "gradients"
@@ -253,7 +253,7 @@ def prune_into(
     if done := finished(PRUNED, Manifest.load, folder, wanted, overwrite=overwrite):
         return done
     if isinstance(plan, Allocation):
-        note_emptied(plan)
+        note_cautions(plan)
     with resumable(folder, wanted, restart=overwrite) as steps:
         # The layers as they are finished, and then all of the model.
         sizes = [p.weight.nbytes for p in find_decoder_layers(model).projections]

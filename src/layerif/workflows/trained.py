@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,17 @@ from layerif.errors import InputError
 from layerif.evaluation.evaluate import check_sources
 from layerif.finetuning.finetune import encoded_rows
 from layerif.finetuning.options import FinetuneOptions
-from layerif.metrics.measuring import metric_scores
-from layerif.model.opening import Tokenizer, describe
+from layerif.model.opening import Tokenizer
 from layerif.workflows.beside import Open
-from layerif.workflows.compare_experts import Cells, compare_experts
-from layerif.workflows.expert_plans import check_plan, check_titles, expert_plan, names_of
+from layerif.workflows.compare_experts import (
+    Cells,
+    check_plans,
+    check_titles,
+    compare_experts,
+    names_of,
+    plans_of,
+    scorer,
+)
 from layerif.workflows.options import ExpertsStudy
 from layerif.workflows.recipe import Recipe
 
@@ -40,10 +45,10 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
             "or leave `finetune` out"
         )
     check_titles([*names_of(stage.plans), TITLE])
-    for name in names_of(stage.plans):
-        check_plan(name, recipe.experts.total, model=skeleton, options=stage.part(FinetuneOptions))
+    options = stage.part(FinetuneOptions)
+    check_plans(names_of(stage.plans), recipe.experts.total, model=skeleton, options=options)
     train, validation = stage.rows(task, recipe.seed)
-    encoded_rows(skeleton, tokenizer, train, validation, stage.part(FinetuneOptions))
+    encoded_rows(skeleton, tokenizer, train, validation, options)
     check_sources(skeleton, tokenizer, [task], options=stage.measuring)
 
 
@@ -60,15 +65,8 @@ def trained_plans(
         return {}
     note("fine-tuning")
     model, tokenizer = open_(recipe.model)
-    make = partial(
-        expert_plan,
-        total=recipe.experts.total,
-        rank=stage.rank,
-        metric=lambda metric: metric_scores(model, metric, seed=recipe.seed),
-        influence=scores,
-        layers=describe(model).layers,
-    )
-    plans = {name: make(name) for name in names_of(stage.plans)}
+    scored = scorer(model, scores, recipe.seed)
+    plans = plans_of(names_of(stage.plans), recipe.experts.total, scored, stage.rank)
     return compare_experts(
         folder / FOLDER,
         model,

@@ -1,5 +1,6 @@
 """From one score per layer to experts, ranks or sparsities, with an exact total."""
 
+from layerif.plans.maps.aggregation import aggregate, check_scores
 from layerif.plans.maps.cautions import emptied, flat_scores, reliability, unreliable_scores
 from layerif.plans.maps.counts import apportion, apportion_as_authors
 from layerif.plans.maps.experts import MOLA_SHAPE, mola_map, power_map
@@ -9,7 +10,7 @@ from layerif.plans.maps.scores import (
     ConstantScoresError,
     minmax,
     orient,
-    smooth,
+    smoothed,
     smoothing_window,
 )
 from layerif.plans.maps.sparsity import (
@@ -27,8 +28,10 @@ __all__ = [
     "MOLA_SHAPE",
     "OWL_LAMBDA",
     "ConstantScoresError",
+    "aggregate",
     "apportion",
     "apportion_as_authors",
+    "check_scores",
     "dlp_map",
     "emptied",
     "equal_rank",
@@ -42,7 +45,7 @@ __all__ = [
     "power_map",
     "project_to_total",
     "reliability",
-    "smooth",
+    "smoothed",
     "smoothing_window",
     "uniform_experts",
     "uniform_sparsity",

@@ -11,8 +11,8 @@ from operator import index
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from layerif.artifacts.aggregation import FloatArray, check_scores, name_layers
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import FloatArray, check_scores, name_layers
 
 IntArray = NDArray[np.int64]
 

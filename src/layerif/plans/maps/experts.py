@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerif.artifacts.aggregation import FloatArray, check_scores, name_layers
 from layerif.core.choices import CountsCompat, OnConstant, Orientation, ScoreScale, check_choice
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import FloatArray, check_scores, name_layers
 from layerif.plans.maps.counts import (
     IntArray,
     apportion,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerif.artifacts.aggregation import FloatArray, check_scores
 from layerif.core.choices import Orientation, check_choice
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import FloatArray, check_scores
 
 SAVGOL_WINDOW = 7
 SAVGOL_POLYORDER = 3
@@ -47,12 +47,12 @@ def minmax(scores: ArrayLike, *, name: str = "scores") -> FloatArray:
 
 
 def smoothing_window(layers: int) -> int | None:
-    """Window of `smooth` for that many layers: 7, or 5 for five or six, or None for fewer."""
+    """Window of `smoothed` for that many layers: 7, or 5 for five or six, or None for fewer."""
     window = min(SAVGOL_WINDOW, layers - 1 + layers % 2)
     return window if window > SAVGOL_POLYORDER else None
 
 
-def smooth(scores: ArrayLike) -> tuple[FloatArray, int | None]:
+def smoothed(scores: ArrayLike) -> tuple[FloatArray, int | None]:
     """Smooth over neighbouring layers; shape (layers,), and the window used (None: unchanged).
 
     Savitzky-Golay of order 3 over 7 layers, the ends taken from the first and last window's own

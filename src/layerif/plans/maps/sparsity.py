@@ -8,19 +8,20 @@ projection: any list of modules with one score and one size each will do.
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 from math import fsum
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerif.artifacts.aggregation import FloatArray, check_scores, name_layers
 from layerif.core.choices import OnConstant, Orientation, check_choice
 from layerif.errors import InputError
+from layerif.plans.maps.aggregation import FloatArray, check_scores, name_layers
 from layerif.plans.maps.scores import (
     ConstantScoresError,
     minmax,
     orient,
-    smooth,
+    smoothed,
 )
 
 # Half the width of the band of sparsities, as the authors of each set it.
@@ -34,7 +35,7 @@ def layerif_map(
     layer_sizes: ArrayLike,
     *,
     epsilon: float = 0.1,
-    smoothing: bool = True,
+    smooth: bool = True,
     orientation: Orientation = "direct",
     s_max: float = 1.0,
     on_constant: OnConstant = "error",
@@ -51,7 +52,7 @@ def layerif_map(
         layer_sizes: N, shape (layers,), parameters per layer.
         epsilon: in [0, 1], half the spread of q around 1. At 0 all layers are alike; above 1 the
             lowest layer would be asked for less than no zeros.
-        smoothing: smooth the scores over neighbouring layers (`smooth`); false where neighbours
+        smooth: smooth the scores over neighbouring layers (`smoothed`); false where neighbours
             in the list are not neighbours in the model.
         orientation: `direct` prunes high scores more, `inverse` less.
         s_max: in [S, 1], no layer goes above it.
@@ -69,10 +70,10 @@ def layerif_map(
     _check_range(epsilon, "epsilon")
     try:
         position = minmax(vector)
-        if smoothing:
+        if smooth:
             # After the first minmax, so that round-off left by smoothing scores of any offset is
             # seen for what it is.
-            position = minmax(smooth(position)[0], name="smoothed scores")
+            position = minmax(smoothed(position)[0], name="smoothed scores")
     except ConstantScoresError:
         if on_constant == "error" and vector.size > 1:
             raise
@@ -101,20 +102,10 @@ def owl_map(
 
     Args:
         scores: shape (layers,), any unit; OWL's own are outlier ratios.
-        sparsity: S in [0, 1], the fraction of zeros over all the layers' weights.
-        layer_sizes: N, shape (layers,), parameters per layer.
         lam: in [0, 0.5], half the width of the band, in units of sparsity.
         orientation: `inverse`, OWL's own, prunes high scores less, `direct` more.
-        s_max: in [S, 1], no layer goes above it.
-        on_constant: what to do when all scores are equal: `error` or `uniform`. One layer alone
-            always gets S.
 
-    Returns:
-        Shape (layers,), in [0, s_max].
-
-    Raises:
-        ConstantScoresError: the scores do not tell the layers apart.
-        InputError: an argument outside its range, or scores and sizes of different length.
+    The other arguments, what is returned and the errors are those of `layerif_map`.
     """
     vector, sizes = _checked(scores, sparsity, layer_sizes, s_max, orientation, on_constant)
     _check_range(lam, "lam", 0.5)
@@ -127,29 +118,8 @@ def owl_map(
     return project_to_total(sparsity + (d - fsum(d) / d.size), sizes, sparsity, high=s_max)
 
 
-def dlp_map(
-    scores: ArrayLike,
-    sparsity: float,
-    layer_sizes: ArrayLike,
-    *,
-    lam: float = DLP_LAMBDA,
-    orientation: Orientation = "inverse",
-    s_max: float = 1.0,
-    on_constant: OnConstant = "error",
-) -> FloatArray:
-    """`owl_map` with the wider band of DLP (arXiv 2505.23807), whose scores are r_l.
-
-    Args, returns and errors are those of `owl_map`.
-    """
-    return owl_map(
-        scores,
-        sparsity,
-        layer_sizes,
-        lam=lam,
-        orientation=orientation,
-        s_max=s_max,
-        on_constant=on_constant,
-    )
+# With the wider band of DLP (arXiv 2505.23807), whose scores are r_l.
+dlp_map = partial(owl_map, lam=DLP_LAMBDA)
 
 
 def uniform_map(sparsity: float, layer_sizes: ArrayLike, *, s_max: float = 1.0) -> FloatArray:

@@ -1,0 +1,103 @@
+"""What a kind of plan is: its levels, what they cost, their exact total, and its maps."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from numpy.typing import ArrayLike, NDArray
+
+from layerif.plans.options import MapOptions
+
+MapFunction = Callable[..., ArrayLike]
+
+
+@dataclass(frozen=True)
+class Map:
+    """How scores become levels.
+
+    Attributes:
+        function: of the scores (n,); where it is exact, of the total too, and in weighted kinds of
+            the sizes (n,). Its keywords are the options.
+        exact: whether its levels are legal and have the total; else they are fitted to it.
+        scored: whether scores have an effect.
+        recorded: whether a plan records the options.
+    """
+
+    function: MapFunction
+    exact: bool = True
+    scored: bool = True
+    recorded: bool = True
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Its options, and what they are unless given."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+@dataclass(frozen=True)
+class PlanKind:
+    """What a plan gives out: one level a layer, and a total that is kept exactly.
+
+    Attributes:
+        name: in plans, commands and recipes.
+        label: of a layer's level, in tables and pictures.
+        level: one level in words.
+        span: the lowest and the highest level in words.
+        legal: what levels may be, in words.
+        form: how a level is printed.
+        low, high: the bounds of a level.
+        options: of its maps; `map` is the name of one.
+        maps: how scores become levels, by name; `uniform` is among them.
+        fit: levels of any size, the total and the sizes (n,) to the nearest legal levels of that
+            total; this rounds where levels are whole.
+        whole: whether levels are whole numbers.
+        weighted: whether a level costs by the size of its layer, and the total is the mean by size;
+            else the total is the sum.
+        by_projection: whether the projections of a layer may have levels of their own.
+        ranks: levels (n,) and the rank of one expert to the ranks of a plain LoRA as large; None
+            where no adapter is trained.
+        caution: what to say of a plan, from the names and levels of its layers or projections.
+    """
+
+    name: str
+    label: str
+    level: str
+    span: str
+    legal: str
+    form: str
+    low: float
+    high: float
+    options: type[MapOptions]
+    maps: Mapping[str, Map]
+    fit: Callable[[ArrayLike, Any, ArrayLike], ArrayLike]
+    whole: bool = False
+    weighted: bool = False
+    by_projection: bool = False
+    ranks: Callable[[ArrayLike, int | ArrayLike], NDArray[Any]] | None = None
+    caution: Callable[[Sequence[str], Sequence[float]], str | None] = lambda _names, _levels: None
+
+    def check(self, levels: Sequence[float]) -> None:
+        """Refuse a level that is not legal, as in a plan written by hand.
+
+        Raises:
+            ValueError: names the first.
+        """
+        for layer, value in enumerate(levels):
+            within = self.low <= value <= self.high and (not self.whole or value == int(value))
+            if not within:
+                raise ValueError(
+                    f"layer {layer} has {self.level.format(value)}; each layer needs {self.legal}"
+                )
+
+    def total(self, levels: Sequence[float], sizes: Sequence[int] | None = None) -> float:
+        """What levels come to: their mean by the layers' sizes (equal for None), or their sum."""
+        if not self.weighted:
+            return float(sum(levels))
+        sizes = sizes or [1] * len(levels)
+        return math.fsum(s * n for s, n in zip(levels, sizes, strict=True)) / sum(sizes)

@@ -1,0 +1,26 @@
+"""Kinds of plan by name: those of this package, and any that a user registers."""
+
+from __future__ import annotations
+
+from layerif.core.registry import Registry
+from layerif.plans.kinds.base import PlanKind
+
+_HERE = "layerif.plans.kinds"
+
+KINDS: Registry[PlanKind] = Registry(
+    "plan kind",
+    {
+        "sparsity": f"{_HERE}.sparsity:SPARSITY",
+        "experts": f"{_HERE}.experts:EXPERTS",
+        "ranks": f"{_HERE}.ranks:RANKS",
+    },
+)
+
+
+def register_kind(kind: PlanKind) -> None:
+    """Make a kind of plan known to `allocate` and to plans in files.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    KINDS.register(kind.name, kind)

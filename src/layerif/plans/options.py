@@ -1,0 +1,111 @@
+"""How scores become a plan: the options of each kind's maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from layerif.core.choices import (
+    Aggregation,
+    CountsCompat,
+    CountsMap,
+    Granularity,
+    OnConstant,
+    Orientation,
+    ScoreScale,
+    SparsityMap,
+)
+from layerif.core.options import Options, Rule, Shown, Values
+from layerif.plans.maps import MOLA_SHAPE
+
+
+def of_influence(values: Values) -> bool:
+    """Whether the scores are a run folder's."""
+    scores = values.get("scores")
+    return scores is not None and (Path(scores).is_dir() or not Path(scores).suffix)
+
+
+class MapOptions(Options):
+    """What maps of every kind take."""
+
+    map: str
+    """How scores become levels."""
+    aggregate: Aggregation = "positive"
+    """How a layer's influences become one score."""
+    on_constant: OnConstant = "error"
+    """What scores that are all equal give."""
+
+
+class SparsityMapOptions(MapOptions):
+    """How scores become sparsities."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "aggregate",
+            lambda v: v["map"] not in ("marginal", "uniform") and of_influence(v),
+            "for scores of influence under the maps layerif, owl and dlp",
+        ),
+        Rule("epsilon", lambda v: v["map"] == "layerif", "with {map} layerif"),
+        Rule(
+            "smooth",
+            lambda v: v["map"] == "layerif" and v.get("granularity") != "projection",
+            "with {map} layerif and {granularity} layer",
+        ),
+        Rule("lam", lambda v: v["map"] in ("owl", "dlp"), "with {map} owl or dlp"),
+        Rule(
+            "orientation on_constant",
+            lambda v: v["map"] in ("layerif", "owl", "dlp"),
+            "with {map} layerif, owl or dlp",
+        ),
+        Rule("s_max", lambda v: v["map"] != "marginal", "with another {map} than marginal"),
+    )
+
+    map: SparsityMap = "layerif"
+    """How scores become sparsities; layerif without smoothing is AlphaPruning's map."""
+    granularity: Granularity = "layer"
+    """What gets a sparsity of its own."""
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Map layerif: half the relative spread of sparsities."""
+    lam: Annotated[float | None, Field(ge=0, le=0.5), Shown("0.08 for owl, 0.15 for dlp")] = None
+    """Maps owl and dlp: half the width of the band of sparsities."""
+    smooth: bool = True
+    """Map layerif: smooth the scores over neighbouring layers first; projections never are."""
+    orientation: Annotated[
+        Orientation | None, Shown("direct for layerif, inverse for owl and dlp")
+    ] = None
+    """direct prunes high scores more."""
+    s_max: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """No layer or projection gets more than this."""
+
+
+class CountsMapOptions(MapOptions):
+    """How scores become whole numbers: experts, or ranks."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "aggregate",
+            lambda v: v["map"] == "power" and of_influence(v),
+            "for scores of influence with {map} power",
+        ),
+        Rule(
+            "beta orientation normalise compat on_constant",
+            lambda v: v["map"] == "power",
+            "with {map} power",
+        ),
+        Rule("shape", lambda v: v["map"] == "mola", "with {map} mola"),
+    )
+
+    map: CountsMap = "power"
+    """How scores become whole numbers: by a power of them, by depth alone (mola), or alike."""
+    beta: Annotated[float, Field(gt=0)] = 3.0
+    """Map power: the exponent; the larger, the more unequal."""
+    orientation: Orientation = "direct"
+    """direct gives layers of high score more."""
+    normalise: ScoreScale = "minmax"
+    """Map power: what is raised to beta; none takes scores as they are (AlphaLoRA)."""
+    compat: CountsCompat = "none"
+    """Map power: authors rounds as the published code of AlphaLoRA does."""
+    shape: tuple[int | float, ...] = MOLA_SHAPE
+    """Map mola: what each group of layers gets, to scale."""
