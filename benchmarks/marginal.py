@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from layerif.search.planning import Units, plan_of
 
 from layerif.artifacts import Allocation, Results
 from layerif.compress.pruning.runner import prune
@@ -35,7 +36,6 @@ from layerif.likelihood import token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import input_device, open_model
 from layerif.search.evolution import evolve
-from layerif.search.planning import Units, plan_of
 from layerif.search.rounds import BACKWARD_TOKENS, Round, allocate_marginal
 
 

@@ -14,6 +14,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from layerif.search.operating_point import OperatingPoint
+from layerif.search.order import RemovalOrder
+from layerif.search.planning import Units, calibration_batches
+from layerif.search.sensitivity import mean_loss, sensitivities
 from numpy.typing import NDArray
 
 from layerif.core.files import write_json
@@ -22,11 +26,7 @@ from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
-from layerif.search.operating_point import OperatingPoint
-from layerif.search.order import RemovalOrder
-from layerif.search.planning import Units, calibration_batches
 from layerif.search.rounds import BACKWARD_TOKENS, standardised
-from layerif.search.sensitivity import mean_loss, sensitivities
 from layerif.search.texts import Texts
 
 DELTA = 0.05

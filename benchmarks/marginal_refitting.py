@@ -13,17 +13,17 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from layerif.search.operating_point import OperatingPoint
+from layerif.search.order import Band, Prunable, RemovalOrder
+from layerif.search.planning import Units, calibration_batches
+from layerif.search.refitting import Refitting
+from layerif.search.sensitivity import mean_loss, sensitivities
 from scipy.stats import spearmanr
 
 from layerif.data import load_corpus
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
-from layerif.search.operating_point import OperatingPoint
-from layerif.search.order import Band, Prunable, RemovalOrder
-from layerif.search.planning import Units, calibration_batches
-from layerif.search.refitting import Refitting
 from layerif.search.rounds import BACKWARD_TOKENS, move
-from layerif.search.sensitivity import mean_loss, sensitivities
 from layerif.search.texts import texts_for
 
 DELTA = 0.05

@@ -25,7 +25,8 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Fingerprint, GroundTruth, LayerScores
 from layerif.core.checkpoint import FINGERPRINT_FILE, DiskSteps, resumable, steps_folder
 from layerif.errors import InputError
-from layerif.workflows.searching import marginal_into
+from layerif.search.options import SearchOptions
+from layerif.workflows.searching import search_into
 from layerif.workflows.validation import capacity_into, truth_into
 
 WANTED = Fingerprint(model="m", data="d", options={})
@@ -80,19 +81,15 @@ def test_a_step_of_another_kind_is_absent(tmp_path):
 
 
 def marginal_small(out):
-    return marginal_into(
+    return search_into(
         out,
         tiny_model(),
         tiny_tokenizer(),
         0.5,
         calibration=corpus(),
-        options={
-            "samples": 4,
-            "context_length": 32,
-            "rounds": 2,
-            "tokens": 64,
-            "held_out_tokens": 64,
-        },
+        options=SearchOptions(
+            samples=4, context_length=32, rounds=2, tokens=64, held_out_tokens=64
+        ),
     )
 
 

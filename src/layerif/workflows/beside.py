@@ -10,10 +10,11 @@ from layerif.core.choices import BesidePlan
 from layerif.core.progress import note
 from layerif.data import Corpus, SelfText
 from layerif.errors import InputError
+from layerif.search.options import SearchOptions
 from layerif.workflows.candidates import WAYS, plans_of
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.recipe import Recipe
-from layerif.workflows.searching import check_unedited, marginal_into
+from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import measure_into
 
 # Opens a model and its tokenizer as the recipe asks.
@@ -65,19 +66,19 @@ def _plan(
     if name == "marginal":
         path = folder.path / "marginal.json"
         check_unedited(path)
-        return marginal_into(
+        return search_into(
             path,
             *opened,
             recipe.sparsity.target,
             calibration=calibration,
-            options={
+            options=SearchOptions(
                 **text,
-                "method": stage.method,
-                "rounds": recipe.sparsity.rounds,
-                "tokens": recipe.sparsity.round_tokens,
-                "held_out_tokens": recipe.sparsity.round_tokens,
-                "seed": recipe.seed,
-            },
+                method=stage.method,
+                rounds=recipe.sparsity.rounds,
+                tokens=recipe.sparsity.round_tokens,
+                held_out_tokens=recipe.sparsity.round_tokens,
+                seed=recipe.seed,
+            ),
             overwrite=True,
         )
     metric = WAYS[name].metric

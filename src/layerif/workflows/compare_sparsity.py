@@ -21,6 +21,7 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
+from layerif.compress.compressor import put_back
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.targets import check_pattern
 from layerif.core.caching import remembered
@@ -37,9 +38,10 @@ from layerif.metrics.measuring import metric_scores
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, setting
+from layerif.search.options import SearchOptions
 from layerif.workflows.candidates import WAYS, check_tries, plans_of
 from layerif.workflows.folder import RunFolder
-from layerif.workflows.searching import check_unedited, marginal_into
+from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import finished, read_with
 
 STUDY = "compare sparsity"
@@ -174,7 +176,6 @@ class _Bench:
         # The first of the same draw are those that pruning takes.
         self._held_out = draw(chunks, study.samples + wanted, study.seed)[study.samples :]
         self._layers = find_decoder_layers(model)
-        self._dense = [p.weight.clone() for p in self._layers.projections]
         self._hash = hash_model(model)
         self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 
@@ -234,21 +235,21 @@ class _Bench:
         study = self._study
         path = self._folder / "marginal.json"
         check_unedited(path)
-        return marginal_into(
+        return search_into(
             path,
             self._model,
             self._tokenizer,
             study.sparsity,
             calibration=self._calibration,
-            options={
-                "method": study.method,
-                "rounds": study.tries,
-                "held_out_tokens": study.held_out_tokens,
-                "samples": study.samples,
-                "context_length": study.context_length,
-                "seed": study.seed,
-                "batch_tokens": study.batch_tokens,
-            },
+            options=SearchOptions(
+                method=study.method,
+                rounds=study.tries,
+                held_out_tokens=study.held_out_tokens,
+                samples=study.samples,
+                context_length=study.context_length,
+                seed=study.seed,
+                batch_tokens=study.batch_tokens,
+            ),
             overwrite=True,
         )
 
@@ -306,7 +307,7 @@ class _Bench:
             yield
             return
         study = self._study
-        try:
+        with put_back(self._layers.projections):
             prune(
                 self._model,
                 plan,
@@ -320,6 +321,3 @@ class _Bench:
                 batch_tokens=study.batch_tokens,
             )
             yield
-        finally:
-            for projection, weight in zip(self._layers.projections, self._dense, strict=True):
-                projection.weight.copy_(weight)

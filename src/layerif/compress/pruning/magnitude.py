@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from layerif.compress.pruning.base import Figures, Target, group_mask
+from layerif.compress.pruning.base import Figures, Masked, Target, group_mask
 from layerif.compress.pruning.selection import smallest
 from layerif.model.layers import Projection
 
@@ -20,6 +20,9 @@ class Magnitude:
         weight = projection.weight
         weight.masked_fill_(magnitude_mask(weight, target), 0)
         return Figures()
+
+    def prunable(self, projection: Projection, original: torch.Tensor, statistics: Any) -> Masked:
+        return Masked(original, lambda zeros: magnitude_mask(original, Target(zeros)))
 
 
 def magnitude_mask(weight: torch.Tensor, target: Target) -> torch.Tensor:
@@ -35,3 +38,6 @@ def magnitude_mask(weight: torch.Tensor, target: Target) -> torch.Tensor:
     """
     size = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
     return group_mask(size, target.pattern) if target.pattern else smallest(size, target.zeros)
+
+
+MAGNITUDE = Magnitude()

@@ -1,25 +1,30 @@
-"""Pruners by name."""
+"""Pruners by name: those of this package, and any that a user registers."""
 
 from __future__ import annotations
 
-from layerif.compress.pruning.base import Pruner
-from layerif.compress.pruning.magnitude import Magnitude
-from layerif.compress.pruning.sparsegpt import SparseGPT
-from layerif.compress.pruning.wanda import Wanda
-from layerif.core.choices import PruningMethod, check_choice
+from typing import TYPE_CHECKING
 
-PRUNERS: dict[str, Pruner] = {
-    "magnitude": Magnitude(),
-    "wanda": Wanda(),
-    "sparsegpt": SparseGPT(),
-}
+from layerif.core.registry import Registry
+
+if TYPE_CHECKING:
+    from layerif.compress.pruning.base import Pruner
+
+_HERE = "layerif.compress.pruning"
+
+PRUNERS: Registry[Pruner] = Registry(
+    "pruning method",
+    {
+        "magnitude": f"{_HERE}.magnitude:MAGNITUDE",
+        "wanda": f"{_HERE}.wanda:WANDA",
+        "sparsegpt": f"{_HERE}.sparsegpt:SPARSEGPT",
+    },
+)
 
 
-def find_pruner(name: str) -> Pruner:
-    """The pruner of a name.
+def register_pruner(name: str, pruner: Pruner) -> None:
+    """Give a pruner a name: `prune(..., method=name)` and searches then use it.
 
     Raises:
-        InputError: there is none; lists those there are.
+        InputError: the name is taken.
     """
-    check_choice(name, PruningMethod, "pruning method")
-    return PRUNERS[name]
+    PRUNERS.register(name, pruner)

@@ -17,7 +17,7 @@ from layerif.calibration.text import drawn_chunks
 from layerif.calibration.walk import Visit, walk
 from layerif.compress.pruning.base import Figures, Pruner, Target
 from layerif.compress.pruning.pattern import Pattern
-from layerif.compress.pruning.registry import find_pruner
+from layerif.compress.pruning.registry import PRUNERS
 from layerif.compress.pruning.saving import refuse_packed
 from layerif.compress.pruning.targets import check_sparsity, targets
 from layerif.core.checkpoint import NO_STEPS, Steps
@@ -86,7 +86,7 @@ def prune(
         NumericalError: weights or activations are not finite, or a Hessian cannot be factorised.
     """
     began = time.perf_counter()
-    pruner = find_pruner(method)
+    pruner = PRUNERS.find(method)
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     refuse_packed(layers.projections)
