@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layerif.artifacts import LayerScores as LayerScores
     from layerif.artifacts import MetricScores as MetricScores
     from layerif.artifacts import Results as Results
+    from layerif.compress.pruning.registry import register_pruner as register_pruner
     from layerif.compress.pruning.runner import prune as prune
     from layerif.compress.pruning.saving import save_pruned as save_pruned
     from layerif.data import Example as Example
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from layerif.plans.allocate import allocate_ranks as allocate_ranks
     from layerif.plans.allocate import allocate_sparsity as allocate_sparsity
     from layerif.plans.score_files import read_scores as read_scores
+    from layerif.search.options import SearchOptions as SearchOptions
+    from layerif.search.registry import register_strategy as register_strategy
 
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
@@ -60,6 +63,7 @@ _HOMES = {
     "Solution": "influence.estimators.base",
     "Task": "data",
     "ScoreOptions": "influence.options",
+    "SearchOptions": "search.options",
     "allocate_experts": "plans.allocate",
     "allocate_ranks": "plans.allocate",
     "allocate_sparsity": "plans.allocate",
@@ -78,6 +82,8 @@ _HOMES = {
     "read_scores": "plans.score_files",
     "register_estimator": "influence.estimators.registry",
     "register_metric": "metrics.registry",
+    "register_pruner": "compress.pruning.registry",
+    "register_strategy": "search.registry",
     "save_pruned": "compress.pruning.saving",
     "register_subspace": "influence.subspaces.registry",
     "score": "influence.scoring",

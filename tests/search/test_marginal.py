@@ -246,7 +246,7 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
         r"eta=0\.0": {"eta": 0.0},
         "tokens=0": {"tokens": 0},
         "no strategy 'x'": {"strategy": "x"},
-        "no kind to search for 'x'": {"kind": "x"},
+        "no searched kind 'x'": {"kind": "x"},
         "no pruning method 'x'": {"method": "x"},
         "granularity": {"granularity": "head"},
         r"below=-0\.1": {"below": -0.1},

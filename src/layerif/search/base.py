@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from layerif.artifacts.allocation import Allocation
 from layerif.compress.compressor import Change, Compressor
-from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.checkpoint import Steps
 from layerif.data.batching import Encoded
 from layerif.search.options import SearchOptions
 from layerif.search.slopes import BACKWARD_TOKENS, mean_loss, slopes
@@ -76,7 +76,7 @@ class Search:
     compressor: Compressor
     texts: Texts
     options: SearchOptions
-    steps: Steps = NO_STEPS
+    steps: Steps
 
     def loss(self, items: Sequence[Encoded]) -> float:
         """Mean loss of texts as the model is now, in nats a token."""
@@ -98,7 +98,7 @@ class Found:
     """
 
     state: State
-    how: dict[str, Any] = field(default_factory=dict)
+    how: dict[str, Any]
 
 
 @dataclass(frozen=True)

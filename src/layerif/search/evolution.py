@@ -56,8 +56,7 @@ def evolution(search: Search) -> Found:
     best = kind.whole(kind.start())
     loss = fitness.loss(best, search.texts.held_out)
     trace = [limit.entry(0, loss)]
-    total = limit.total
-    with progress("evolutionary search", total) as advance:
+    with progress("evolutionary search", limit.total) as advance:
         told = 0.0
         while not limit.reached:
             children = [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Among = Callable[[DecoderLayers, float, SearchOptions], Kind]
 
 KINDS: Registry[Among] = Registry(
-    "kind to search for", {"sparsity": "layerif.search.sparsity:SparsityKind.among"}
+    "searched kind", {"sparsity": "layerif.search.sparsity:SparsityKind.among"}
 )
 STRATEGIES: Registry[Strategy] = Registry(
     "strategy",

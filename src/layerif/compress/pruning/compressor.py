@@ -69,7 +69,8 @@ class PruningCompressor:
 
         Args:
             levels: zeros of each projection.
-            keep: what it keeps of a projection under SparseGPT keeps the layer's Hessians too.
+            keep: is shown each projection; one that it keeps under SparseGPT keeps its Hessian's
+                factor too.
 
         Raises:
             NumericalError: the inputs of a projection are not finite.
@@ -90,10 +91,8 @@ class PruningCompressor:
         """Each projection with its inputs, in order, those below it being as they are then."""
         originals, pruner = iter(self._originals), self._pruner
         if pruner.statistics is None:
-            yield from (
-                pruner.prunable(projection, original, None)
-                for projection, original in zip(self._layers.projections, originals, strict=True)
-            )
+            for projection in self._layers.projections:
+                yield pruner.prunable(projection, next(originals), None)
             return
         for visit in walk(self._model, self._layers, self._batches):
             projections = self._layers.of(visit.index)
