@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from layerif.artifacts import Allocation, Results
+from layerif.compress.compressor import put_back
 from layerif.compress.pruning.runner import prune
 from layerif.core.checkpoint import Steps
 from layerif.core.files import write_json
@@ -34,9 +35,11 @@ from layerif.evaluation.evaluate import evaluate
 from layerif.likelihood import token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import input_device, open_model
-from layerif.search.evolution import evolve
-from layerif.search.planning import Units, plan_of
-from layerif.search.rounds import BACKWARD_TOKENS, Round, allocate_marginal
+from layerif.search.options import SearchOptions
+from layerif.search.rounds import Round
+from layerif.search.searching import search
+from layerif.search.slopes import BACKWARD_TOKENS
+from layerif.search.sparsity import SparsityKind
 
 
 class Recorder(Steps):
@@ -120,21 +123,18 @@ def plans(
     for granularity in options.granularity:
         recorder = Recorder()
         before = seconds_of_a_pass(model, common)
-        allocate_marginal(
-            model,
-            sparsity,
+        asked = SearchOptions(
             granularity=granularity,
             rounds=options.rounds,
             tokens=options.tokens,
             held_out_tokens=options.held_out_tokens,
             below=options.below,
             above=options.above,
-            steps=recorder,
-            **common,
         )
+        search(model, sparsity, steps=recorder, options=asked, **common)
         one_pass = min(before, seconds_of_a_pass(model, common))
         print(f"  one pass forward and backward of 8,192 tokens: {one_pass:.1f} s", flush=True)
-        units = Units.among(layers, granularity, sparsity, below=options.below, above=options.above)
+        kind = SparsityKind.among(layers, sparsity, asked)
         best = recorder.rounds[0]
         for number, each in enumerate(recorder.rounds[1:], start=1):
             name = f"marginal by {granularity}, round {number}"
@@ -142,7 +142,7 @@ def plans(
                 print(f"  {name}: taken back, held-out loss {each.held_out_loss:.4f}", flush=True)
                 continue
             best = each
-            plan = plan_of(model, layers, units.spread(each.sparsities), sparsity, {"map": name})
+            plan = kind.plan(model, each.state, {"map": name})
             seconds = sum(r.seconds for r in recorder.rounds[: number + 1])
             yield (
                 name,
@@ -157,16 +157,17 @@ def plans(
                 },
             )
     if options.evolution_seconds:
-        found = evolve(model, sparsity, seconds=options.evolution_seconds, **common)
-        last = found.trace[-1]
+        asked = SearchOptions(strategy="evolution", seconds=options.evolution_seconds)
+        found = search(model, sparsity, options=asked, **common)
+        trace = found.how["trace"]
         yield (
             f"evolution, {options.evolution_seconds:g} s",
-            found.plan,
+            found,
             {
-                "seconds": last.seconds,
-                "evaluations": last.evaluations,
-                "forward_tokens": last.tokens,
-                "trace": [[entry.seconds, entry.loss] for entry in found.trace],
+                "seconds": trace[-1]["seconds"],
+                "evaluations": trace[-1]["evaluations"],
+                "forward_tokens": trace[-1]["tokens"],
+                "trace": [[entry["seconds"], entry["loss"]] for entry in trace],
             },
         )
 
@@ -197,10 +198,9 @@ def measurer(
     options: argparse.Namespace,
 ) -> Callable[[Allocation | float], Results]:
     """A function that prunes the model by a plan, measures it, and gives it back as it was."""
-    originals = [(p, p.weight.clone()) for p in find_decoder_layers(model).projections]
 
     def measure(plan: Allocation | float) -> Results:
-        try:
+        with put_back(find_decoder_layers(model).projections):
             prune(model, plan, **common)
             return evaluate(
                 model,
@@ -210,9 +210,6 @@ def measurer(
                 max_tokens=options.max_tokens,
                 batch_tokens=options.batch_tokens,
             )
-        finally:
-            for projection, original in originals:
-                projection.weight.copy_(original)
 
     return measure
 

@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from layerif.compress.pruning.compressor import PruningCompressor
 from layerif.core.files import write_json
 from layerif.core.progress import progress
 from layerif.data import load_corpus
+from layerif.data.batching import collate, pack
 from layerif.data.chunks import cut, draw
 from layerif.model.layers import find_decoder_layers
-from layerif.model.opening import open_model
-from layerif.search.operating_point import OperatingPoint
-from layerif.search.order import RemovalOrder
-from layerif.search.planning import Units, calibration_batches
-from layerif.search.rounds import BACKWARD_TOKENS, standardised
-from layerif.search.sensitivity import mean_loss, sensitivities
-from layerif.search.texts import Texts
+from layerif.model.opening import input_device, open_model
+from layerif.search.base import State
+from layerif.search.options import SearchOptions
+from layerif.search.rounds import standardised
+from layerif.search.slopes import BACKWARD_TOKENS, mean_loss, slopes
+from layerif.search.sparsity import SparsityKind
 
 DELTA = 0.05
 # Mean absolute change of a unit's sparsity.
@@ -55,7 +56,7 @@ def main() -> None:
     options = arguments()
     model, tokenizer = open_model(options.model, dtype=options.dtype)
     layers = find_decoder_layers(model)
-    units = Units.among(layers, "projection", options.sparsity, below=1.0, above=1.0)
+    units = SparsityKind.among(layers, options.sparsity, SearchOptions(below=1.0, above=1.0))
     owners = np.array([p.layer for p in layers.projections])
     text = load_corpus(options.corpus, data_dir=options.data_dir).text("calibration")
     chunks = cut(tokenizer, text, options.context_length)
@@ -66,31 +67,31 @@ def main() -> None:
     calibrating, learning, weighing, judging = (
         drawn[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))
     )
-    batches = calibration_batches(model, Texts(calibrating, [], [], {}), 2048)
+    device = input_device(model)
+    batches = [collate(items, device=device).inputs for items in pack(calibrating, 2048, model)]
     figures = []
-    with OperatingPoint.held(model, layers, batches, "wanda") as point:
-        orders: dict[int, RemovalOrder] = {}
-        uniform = units.uniform()
-        point.prune(units.spread(uniform), lambda row, order: orders.update({row: order}))
-        bands = [orders[row].band(options.sparsity, DELTA) for row in range(len(orders))]
-        widths = np.array([band.width for band in bands])
+    with PruningCompressor.held(model, layers, batches, "wanda") as compressor:
+        uniform = units.start()
+        orders = compressor.at(units.levels(uniform), lambda _row, order: order)
+        around = units.around(uniform, DELTA)
+        changes = [order.change(*edges) for order, edges in zip(orders, around, strict=True)]
+        widths = np.array([more - fewer for more, fewer in around])
 
         def products(items: list) -> Vector:
             """(texts, projections) <dL/dW, W * R> of each text."""
             with progress("gradients", len(items)) as advance:
                 found = []
                 for item in items:
-                    measured = sensitivities(point, bands, [item], batch_tokens=BACKWARD_TOKENS)
-                    found.append(measured.products)
+                    found.append(slopes(model, changes, [item], batch_tokens=BACKWARD_TOKENS))
                     advance()
             return np.stack(found)
 
         ways = directions(products(learning), products(weighing), widths, units, owners, options)
 
-        def judged(sparsities: Vector) -> float:
-            for row, share in enumerate(units.spread(sparsities)):
-                point.take_out(row, orders[row], round(share * point.sizes[row]))
-            return mean_loss(point, judging, batch_tokens=2048)
+        def judged(sparsities: State) -> float:
+            for row, zeros in enumerate(units.levels(sparsities)):
+                compressor.set(row, orders[row].at(zeros))
+            return mean_loss(model, judging, batch_tokens=2048)
 
         base = judged(uniform)
         print(f"sparsity {options.sparsity:g}, {options.dtype}: uniform {base:.4f} nats a token")
@@ -111,7 +112,7 @@ def directions(
     learned: Vector,
     weighing: Vector,
     widths: NDArray[np.int64],
-    units: Units,
+    units: SparsityKind,
     owners: NDArray[np.int64],
     options: argparse.Namespace,
 ) -> dict[str, Vector]:
@@ -143,7 +144,7 @@ def directions(
     return ways
 
 
-def newton(gradient: Vector, curvature: Vector, units: Units) -> Vector:
+def newton(gradient: Vector, curvature: Vector, units: SparsityKind) -> Vector:
     """Changes of sparsity x / size, x weights of each unit that g x + c x^2 / 2 is least for."""
     level = np.average(gradient, weights=1 / curvature)
     return standardised((gradient - level) / curvature / units.sizes, units)

@@ -13,17 +13,22 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
+from layerif.compress.compressor import Change, Compressible
+from layerif.compress.pruning.base import Masked
+from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.sparsegpt import Refitting
+from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data import load_corpus
+from layerif.data.batching import collate, pack
 from layerif.model.layers import find_decoder_layers
-from layerif.model.opening import open_model
-from layerif.search.operating_point import OperatingPoint
-from layerif.search.order import Band, Prunable, RemovalOrder
-from layerif.search.planning import Units, calibration_batches
-from layerif.search.refitting import Refitting
-from layerif.search.rounds import BACKWARD_TOKENS, move
-from layerif.search.sensitivity import mean_loss, sensitivities
+from layerif.model.opening import input_device, open_model
+from layerif.search.options import SearchOptions
+from layerif.search.rounds import move
+from layerif.search.slopes import BACKWARD_TOKENS, mean_loss, slopes
+from layerif.search.sparsity import SparsityKind
 from layerif.search.texts import texts_for
 
 DELTA = 0.05
@@ -50,38 +55,41 @@ def main() -> None:
     options = arguments()
     model, tokenizer = open_model(options.model, dtype=options.dtype)
     layers = find_decoder_layers(model)
-    units = Units.among(layers, "projection", options.sparsity, below=0.25, above=0.2)
-    texts = texts_for(
-        model,
-        tokenizer,
-        load_corpus(options.corpus, data_dir=options.data_dir),
-        None,
+    asked = SearchOptions(
         samples=options.samples,
         context_length=options.context_length,
         held_out_tokens=options.held_out_tokens,
         seed=options.seed,
     )
+    units = SparsityKind.among(layers, options.sparsity, asked)
+    corpus = load_corpus(options.corpus, data_dir=options.data_dir)
+    texts = texts_for(model, tokenizer, corpus, None, asked)
     learning = [item for lot in texts.rounds(2, options.tokens) for item in lot]
-    bands: dict[str, dict[int, Band]] = {way: {} for way in WAYS}
+    uniform = units.start()
+    around = units.around(uniform, DELTA)
 
-    def see(row: int, prunable: Prunable) -> None:
-        assert isinstance(prunable, Refitting)
-        bands["refitted"][row] = prunable.band(options.sparsity, DELTA)
-        scale = prunable.factor.upper.diagonal().reciprocal()
-        order = RemovalOrder.of(prunable.weight, scale, "wanda")
-        bands["by themselves"][row] = order.band(options.sparsity, DELTA)
+    def changes(row: int, refitting: Compressible) -> tuple[Change, Change]:
+        assert isinstance(refitting, Refitting)
+        scale = refitting.factor.upper.diagonal().reciprocal()
+        original = refitting.original
 
-    batches = calibration_batches(model, texts, 2048)
-    with OperatingPoint.held(model, layers, batches, "sparsegpt") as point:
-        uniform = units.uniform()
-        point.prune(units.spread(uniform), see)
-        base = mean_loss(point, texts.held_out, batch_tokens=2048)
+        def mask(zeros: int) -> torch.Tensor:
+            return wanda_mask(original, scale, zeros / original.numel())
+
+        alone = Masked(original, mask)
+        return refitting.change(*around[row]), alone.change(*around[row])
+
+    device = input_device(model)
+    groups = pack(texts.calibration, asked.batch_tokens, model)
+    batches = [collate(items, device=device).inputs for items in groups]
+    with PruningCompressor.held(model, layers, batches, "sparsegpt") as compressor:
+        made = compressor.at(units.levels(uniform), changes)
+        base = mean_loss(model, texts.held_out, batch_tokens=2048)
         print(f"uniform at {options.sparsity:g}: {base:.4f} nats a token", flush=True)
         found = {}
-        for way in WAYS:
-            kept = [bands[way][row] for row in range(len(layers.projections))]
-            measured = sensitivities(point, kept, learning, batch_tokens=BACKWARD_TOKENS)
-            found[way] = measured.per_density(units.of, units.mean_size)
+        for way, own in zip(WAYS, zip(*made, strict=True), strict=True):
+            products = slopes(model, own, learning, batch_tokens=BACKWARD_TOKENS)
+            found[way] = units.worth(products, around)
         print(f"rank correlation of the two: {spearmanr(*found.values()).statistic:.2f}")
         names = np.array([p.name for p in layers.projections])
         for name in dict.fromkeys(names):
@@ -89,8 +97,8 @@ def main() -> None:
             print(f"  {name}: {means}", flush=True)
         for way, g in found.items():
             for eta in options.etas:
-                point.prune(units.spread(move(uniform, g, units, eta)))
-                change = mean_loss(point, texts.held_out, batch_tokens=2048) - base
+                compressor.at(units.levels(move(uniform, g, units, eta)))
+                change = mean_loss(model, texts.held_out, batch_tokens=2048) - base
                 print(f"{way}, step {eta:g}: {change:+.4f}", flush=True)
 
 

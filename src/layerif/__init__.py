@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layerif.artifacts import LayerScores as LayerScores
     from layerif.artifacts import MetricScores as MetricScores
     from layerif.artifacts import Results as Results
+    from layerif.compress.pruning.registry import register_pruner as register_pruner
     from layerif.compress.pruning.runner import prune as prune
     from layerif.compress.pruning.saving import save_pruned as save_pruned
     from layerif.data import Example as Example
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from layerif.plans.kinds.registry import register_kind as register_kind
     from layerif.plans.named import register_plan as register_plan
     from layerif.plans.score_files import read_scores as read_scores
+    from layerif.search.options import SearchOptions as SearchOptions
+    from layerif.search.registry import register_strategy as register_strategy
 
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
@@ -64,6 +67,7 @@ _HOMES = {
     "Task": "data",
     "ScoreOptions": "influence.options",
     "allocate": "plans.allocate",
+    "SearchOptions": "search.options",
     "allocate_experts": "plans.allocate",
     "allocate_ranks": "plans.allocate",
     "allocate_sparsity": "plans.allocate",
@@ -84,6 +88,8 @@ _HOMES = {
     "register_kind": "plans.kinds.registry",
     "register_metric": "metrics.registry",
     "register_plan": "plans.named",
+    "register_pruner": "compress.pruning.registry",
+    "register_strategy": "search.registry",
     "save_pruned": "compress.pruning.saving",
     "register_subspace": "influence.subspaces.registry",
     "score": "influence.scoring",

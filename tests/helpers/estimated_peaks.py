@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from helpers.tiny import tiny_tokenizer
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
+from layerif.compress.pruning.compressor import PruningCompressor
 from layerif.data import Example
 from layerif.data.batching import Encoded, collate
 from layerif.estimates import memory
@@ -31,10 +32,10 @@ from layerif.influence.scoring import score
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.likelihood import token_losses
 from layerif.model.layers import find_decoder_layers
-from layerif.search.operating_point import OperatingPoint
-from layerif.search.order import RemovalOrder
-from layerif.search.rounds import HELD
-from layerif.search.sensitivity import sensitivities
+from layerif.search.options import SearchOptions
+from layerif.search.searching import HELD
+from layerif.search.slopes import slopes
+from layerif.search.sparsity import SparsityKind
 
 LENGTH = 256
 
@@ -72,11 +73,12 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
             visit.observe(InputNorms([p for p in found.projections if p.layer == visit.index]))
 
     def marginal():
-        with OperatingPoint.held(model, found, [batch.inputs], "wanda") as point:
-            orders: list[RemovalOrder] = []
-            point.prune([0.5] * len(found.projections), lambda _row, order: orders.append(order))
-            bands = [order.band(0.5, 0.05) for order in orders]
-            sensitivities(point, bands, items, batch_tokens=tokens)
+        with PruningCompressor.held(model, found, [batch.inputs], "wanda") as compressor:
+            kind = SparsityKind.among(found, 0.5, SearchOptions())
+            around = kind.around(kind.start(), 0.05)
+            levels = kind.levels(kind.start())
+            changes = compressor.at(levels, lambda row, unit: unit.change(*around[row]))
+            slopes(model, changes, items, batch_tokens=tokens)
 
     wrapped_losses = {}
 

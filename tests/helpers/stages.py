@@ -13,7 +13,8 @@ from layerif.core.checkpoint import resumable, steps_folder
 from layerif.data import Corpus, Task, load_task
 from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
-from layerif.workflows.searching import marginal_into
+from layerif.search.options import SearchOptions
+from layerif.workflows.searching import search_into
 from layerif.workflows.stages import evaluate_into, prune_into, score_into
 from layerif.workflows.validation import capacity_into
 
@@ -61,19 +62,14 @@ def evaluate_small(out, **changes):
 
 
 def marginal_small(out):
-    return marginal_into(
+    options = {"calibration_samples": 4, "context_length": 32, "rounds": 2, "tokens": 64}
+    return search_into(
         out,
         tiny_model(),
         tiny_tokenizer(),
         0.5,
         calibration=corpus(),
-        options={
-            "samples": 4,
-            "context_length": 32,
-            "rounds": 2,
-            "tokens": 64,
-            "held_out_tokens": 64,
-        },
+        options=SearchOptions(**options, held_out_tokens=64),
     )
 
 

@@ -13,32 +13,38 @@ import torch
 from helpers.marginal_models import corpus, trained_model
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Allocation
+from layerif.compress.pruning.base import Masked
+from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.registry import PRUNERS, register_pruner
 from layerif.compress.pruning.runner import prune
 from layerif.data import load_task
+from layerif.data.batching import collate, pack
 from layerif.errors import InputError
 from layerif.evaluation.perplexity import perplexity
 from layerif.model.layers import find_decoder_layers
-from layerif.search.evolution import evolve
-from layerif.search.moves import initial_counts, mutated
-from layerif.search.planning import Units
-from layerif.search.rounds import allocate_marginal, move
+from layerif.search.base import Found, Strategy
+from layerif.search.options import SearchOptions
+from layerif.search.registry import STRATEGIES, register_strategy
+from layerif.search.rounds import move
+from layerif.search.searching import search
+from layerif.search.slopes import mean_loss
+from layerif.search.sparsity import SparsityKind
 from layerif.search.texts import texts_for
-from layerif.workflows.searching import check_unedited, marginal_into
+from layerif.workflows.searching import check_unedited, search_into
 
 OPTIONS = {
-    "samples": 16,
+    "calibration_samples": 16,
     "context_length": 32,
     "tokens": 768,
     "held_out_tokens": 1024,
     "rounds": 3,
     "batch_tokens": 1024,
 }
-PRUNING = {"calibration_samples": 16, "context_length": 32, "batch_tokens": 1024}
-SEARCH = {key: OPTIONS[key] for key in ("samples", "context_length", "batch_tokens")}
+SEARCH = {key: OPTIONS[key] for key in ("calibration_samples", "context_length", "batch_tokens")}
 
 
 def plan_for(model, sparsity=0.5, **options):
-    return allocate_marginal(
+    return search(
         model,
         sparsity,
         tokenizer=tiny_tokenizer(),
@@ -81,7 +87,8 @@ def test_every_round_keeps_the_exact_total_and_the_bounds(granularity):
     )
     assert same(before, states(model)), "the weights are as they were, to the bit"
     layers = find_decoder_layers(model)
-    units = Units.among(layers, granularity, 0.5, below=0.1, above=0.05)
+    options = SearchOptions(granularity=granularity, below=0.1, above=0.05)
+    units = SparsityKind.among(layers, 0.5, options)
     assert len(steps.kept) >= 2
     for kept in steps.kept.values():
         s = kept["sparsities"].numpy()
@@ -96,18 +103,18 @@ def test_every_round_keeps_the_exact_total_and_the_bounds(granularity):
 
 
 def test_a_move_is_the_formula_where_no_bound_binds():
-    units = Units(np.arange(3), np.array([10, 20, 30]), 0.5, 0.25, 0.7)
+    units = SparsityKind(np.arange(3), np.array([10, 20, 30]), 0.5, 0.25, 0.7)
     g = np.array([-4.0, 1.0, 2.0])
     mean = (-4 * 10 + 20 + 2 * 30) / 60
     centred = g - mean
     expected = 0.5 + 0.03 * centred / np.abs(centred).mean()
-    found = move(units.uniform(), g, units, 0.03)
+    found = move(units.start(), g, units, 0.03)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert found[0] < 0.5, "where restoring weights helps most, fewer go"
-    assert np.array_equal(move(units.uniform(), np.ones(3), units, 0.03), units.uniform())
+    assert np.array_equal(move(units.start(), np.ones(3), units, 0.03), units.start())
     steep = np.array([-1.0] + [0.0] * 19)
-    wide = Units(np.arange(20), np.full(20, 5), 0.5, 0.0, 1.0)
-    assert 0.5 - move(wide.uniform(), steep, wide, 0.03)[0] <= 0.03 * 2.5 + 0.03
+    wide = SparsityKind(np.arange(20), np.full(20, 5), 0.5, 0.0, 1.0)
+    assert 0.5 - move(wide.start(), steep, wide, 0.03)[0] <= 0.03 * 2.5 + 0.03
 
 
 def test_the_plan_lowers_the_held_out_loss_and_that_of_test_text():
@@ -119,7 +126,7 @@ def test_the_plan_lowers_the_held_out_loss_and_that_of_test_text():
     values = {}
     for name, each in (("uniform", 0.6), ("marginal", plan)):
         pruned = trained_model()
-        manifest = prune(pruned, each, tokenizer=tiny_tokenizer(), calibration=corpus(), **PRUNING)
+        manifest = prune(pruned, each, tokenizer=tiny_tokenizer(), calibration=corpus(), **SEARCH)
         assert manifest.sparsity == pytest.approx(0.6, abs=1e-3)
         values[name] = perplexity(
             pruned, tiny_tokenizer(), corpus().text("evaluation"), context_length=32
@@ -162,10 +169,7 @@ def test_a_target_that_is_the_calibration_text_is_none_of_its_own():
             tiny_tokenizer(),
             corpus(),
             target,
-            samples=8,
-            context_length=32,
-            held_out_tokens=256,
-            seed=0,
+            SearchOptions(calibration_samples=8, context_length=32, held_out_tokens=256),
         )
 
     found = texts(corpus())
@@ -194,10 +198,10 @@ def _losses(plan):
 
 def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
     model, path = trained_model(), tmp_path / "plan.json"
-    options = OPTIONS | {"rounds": 1}
+    options = SearchOptions(**OPTIONS | {"rounds": 1})
 
     def made(sparsity=0.5, **more):
-        return marginal_into(path, model, tiny_tokenizer(), sparsity, calibration=corpus(), **more)
+        return search_into(path, model, tiny_tokenizer(), sparsity, calibration=corpus(), **more)
 
     first = made(options=options)
     assert Allocation.load(path) == first
@@ -206,9 +210,9 @@ def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
     assert path.stat().st_mtime_ns == stamp
     assert "nothing is done again" in capsys.readouterr().err
     assert first.how["fingerprint"]["options"]["eta"] == first.how["eta"], "left out, and kept"
-    with pytest.raises(InputError, match="rounds"):
-        made(options=options | {"rounds": 2})
-    with pytest.raises(InputError, match="sparsity"):
+    with pytest.raises(InputError, match=r"rounds was 1 and is 2"):
+        made(options=options.but(rounds=2))
+    with pytest.raises(InputError, match=r"sparsity was 0\.5 and is 0\.6"):
         made(0.6, options=options)
     with pytest.raises(InputError, match="data"):
         made(options=options, target=corpus(90))
@@ -237,25 +241,27 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
     before = states(model)
     for message, options in {
         "sparsity must be within 0 to 1, not 1.5": {"sparsity": 1.5},
-        "at least 1 round": {"rounds": 0},
-        "delta must be above 0": {"delta": 0.0},
-        "eta must be above 0": {"eta": 0.0},
-        "at least 1 token": {"tokens": 0},
+        "rounds=0": {"rounds": 0},
+        r"delta=0\.0": {"delta": 0.0},
+        r"eta=0\.0": {"eta": 0.0},
+        "tokens=0": {"tokens": 0},
+        "no strategy 'x'": {"strategy": "x"},
+        "no searched kind 'x'": {"kind": "x"},
         "no pruning method 'x'": {"method": "x"},
-        "no granularity 'head'": {"granularity": "head"},
-        "below must not be negative": {"below": -0.1},
+        "granularity": {"granularity": "head"},
+        r"below=-0\.1": {"below": -0.1},
         "longer than the 128 positions": {"context_length": 129},
-        "chunks of 32 tokens, and 1000": {"samples": 968},
-        "held-out tokens must be at least 1": {"held_out_tokens": 0},
+        "chunks of 32 tokens, and 1000": {"calibration_samples": 968},
+        "held_out_tokens=0": {"held_out_tokens": 0},
     }.items():
         with pytest.raises(InputError, match=message):
             plan_for(model, **options)
     for message, options in {
         "until a limit": {},
-        "limit in evaluations must be above 0": {"evaluations": 0},
-        "at least 1 offspring": {"evaluations": 5, "offspring": 0},
-        "last one has a single survivor": {"evaluations": 5, "stages": ((64, 2),)},
-        "step must be between 0 and 1": {"evaluations": 5, "step": 0.0},
+        "evaluations=0": {"evaluations": 0},
+        "offspring=0": {"evaluations": 5, "offspring": 0},
+        r"stages\.0='64'": {"evaluations": 5, "stages": ("64",)},
+        r"step=0\.0": {"evaluations": 5, "step": 0.0},
     }.items():
         with pytest.raises(InputError, match=message):
             searched(model, **options)
@@ -269,34 +275,36 @@ def test_nothing_and_everything_are_legal(sparsity):
 
 
 def searched(model, sparsity=0.5, **options):
-    defaults = {"offspring": 6, "stages": ((128, 3), (512, 1)), "step": 0.05, **SEARCH}
-    return evolve(
+    defaults = {"offspring": 6, "stages": ("128:3",), "held_out_tokens": 512, "step": 0.05}
+    return search(
         model,
         sparsity,
         tokenizer=tiny_tokenizer(),
         calibration=corpus(),
-        **(defaults | options),
+        strategy="evolution",
+        **(defaults | SEARCH | options),
     )
 
 
 def test_moves_keep_the_exact_number_of_zeros_and_the_bounds():
-    units = Units(np.arange(4), np.array([97, 1000, 313, 1000]), 0.5, 0.25, 0.7)
-    counts = initial_counts(units)
+    units = SparsityKind(np.arange(4), np.array([97, 1000, 313, 1000]), 0.5, 0.25, 0.7)
+    state = units.whole(units.start())
     total = round(0.5 * 2410)
-    assert counts.sum() == total
-    assert np.abs(counts - 0.5 * units.sizes).max() < 1
+    assert sum(units.levels(state)) == total
+    assert np.abs(units.levels(state) - 0.5 * units.sizes).max() < 1
     generator = np.random.default_rng(0)
     for _ in range(500):
-        changed = mutated(counts, units, 0.05, generator)
+        changed = units.mutated(state, 0.05, generator)
         if changed is None:
             continue
-        assert changed.sum() == total
-        assert (changed / units.sizes >= 0.25 - 1 / 97).all()
-        assert (changed / units.sizes <= 0.7 + 1 / 97).all()
-        counts = changed
-    assert len(set(counts.tolist())) > 2, "they went somewhere"
-    alone = Units(np.arange(1), np.array([10]), 0.5, 0.0, 1.0)
-    assert mutated(initial_counts(alone), alone, 0.1, generator) is None
+        assert sum(units.levels(changed)) == total
+        np.testing.assert_array_equal(units.levels(changed) / units.sizes, changed)
+        assert (changed >= 0.25 - 1 / 97).all()
+        assert (changed <= 0.7 + 1 / 97).all()
+        state = changed
+    assert len(set(state.tolist())) > 2, "they went somewhere"
+    alone = SparsityKind(np.arange(1), np.array([10]), 0.5, 0.0, 1.0)
+    assert alone.mutated(alone.start(), 0.1, generator) is None
 
 
 def test_evolution_never_gets_worse_keeps_the_total_and_leaves_the_model():
@@ -304,60 +312,105 @@ def test_evolution_never_gets_worse_keeps_the_total_and_leaves_the_model():
     before = states(model)
     found = searched(model, 0.6, evaluations=150)
     assert same(before, states(model))
-    losses = [entry.loss for entry in found.trace]
+    trace = found.how["trace"]
+    losses = [entry["loss"] for entry in trace]
     assert all(later <= earlier for earlier, later in pairwise(losses))
     assert losses[-1] < losses[0]
-    assert found.trace[-1].evaluations <= 150
-    zeros = [m.sparsity * m.numel for m in found.plan.modules]
+    assert trace[-1]["evaluations"] <= 150
+    zeros = [m.sparsity * m.numel for m in found.modules]
     np.testing.assert_allclose(zeros, np.round(zeros), atol=1e-6)
-    total = sum(m.numel for m in found.plan.modules)
+    total = sum(m.numel for m in found.modules)
     assert round(sum(zeros)) == round(0.6 * total)
     again = searched(model, 0.6, evaluations=150)
-    assert again.plan.modules == found.plan.modules
-    assert searched(model, 0.6, evaluations=150, seed=1).plan.modules != found.plan.modules
+    assert again.modules == found.modules
+    assert searched(model, 0.6, evaluations=150, seed=1).modules != found.modules
 
 
 def test_the_last_loss_of_the_search_is_that_of_its_plan():
     """Applied from scratch: masks of the recorded counts, no search."""
-    from layerif.search.operating_point import OperatingPoint
-    from layerif.search.planning import calibration_batches
-    from layerif.search.sensitivity import mean_loss
-    from layerif.search.texts import texts_for
-
     model = trained_model()
     found = searched(model, 0.6, evaluations=80)
-    texts = texts_for(
-        model,
-        tiny_tokenizer(),
-        corpus(),
-        None,
-        samples=16,
-        context_length=32,
-        held_out_tokens=512,
-        seed=0,
-    )
+    options = SearchOptions(**SEARCH, held_out_tokens=512)
+    texts = texts_for(model, tiny_tokenizer(), corpus(), None, options)
     layers = find_decoder_layers(model)
-    with OperatingPoint.held(
-        model, layers, calibration_batches(model, texts, 1024), "wanda"
-    ) as point:
-        orders = {}
-        point.prune([0.6] * len(point.sizes), lambda row, order: orders.update({row: order}))
-        for row, module in enumerate(found.plan.modules):
-            point.take_out(row, orders[row], round(module.sparsity * module.numel))
-        loss = mean_loss(point, texts.held_out, batch_tokens=1024)
-    assert loss == found.trace[-1].loss
+    batches = [collate(g, device=model.device).inputs for g in pack(texts.calibration, 1024, model)]
+    kind = SparsityKind.among(layers, 0.6, options)
+    with PruningCompressor.held(model, layers, batches, "wanda") as compressor:
+        orders = compressor.at(kind.levels(kind.start()), lambda _row, order: order)
+        for row, module in enumerate(found.modules):
+            compressor.set(row, orders[row].at(round(module.sparsity * module.numel)))
+        loss = mean_loss(model, texts.held_out, batch_tokens=1024)
+    assert loss == found.how["trace"][-1]["loss"]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "projection"])
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+def test_evolution_works_for_every_pruner_and_granularity(method, granularity):
+    model = trained_model()
+    before = states(model)
+    plan = searched(model, 0.6, evaluations=30, method=method, granularity=granularity)
+    assert same(before, states(model))
+    losses = [entry["loss"] for entry in plan.how["trace"]]
+    assert losses[-1] <= losses[0]
+    assert plan.how["map"] == "evolution"
+    total = sum(m.numel for m in plan.modules)
+    zeros = math.fsum(m.sparsity * m.numel for m in plan.modules)
+    assert zeros == pytest.approx(round(0.6 * total), abs=1e-6)
+
+
+class Columns:
+    """A pruner of a user's: whole inputs go, those of the smallest weights first."""
+
+    statistics = None
+
+    def prunable(self, projection, original, statistics):
+        def mask(zeros):
+            order = original.abs().sum(0).argsort()
+            place = order.argsort()[None, :] * len(original)
+            return place + torch.arange(len(original))[:, None] < zeros
+
+        return Masked(original, mask)
+
+
+def test_a_pruner_of_a_users_is_searched_with(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_registered", dict(PRUNERS._registered))
+    register_pruner("columns", Columns())
+    plan = plan_for(trained_model(), method="columns")
+    assert plan.how["method"] == "columns"
+    assert plan.how["best_round"] > 0
+
+
+def test_a_strategy_of_a_users_is_searched_by(monkeypatch, tmp_path):
+    def half_and_half(search):
+        """Even projections get more than odd ones."""
+        state = search.kind.start()
+        state[::2] += 0.1
+        state[1::2] -= 0.1
+        state = search.kind.projected(state)
+        search.compressor.at(search.kind.levels(state))
+        return Found(state, {"loss": search.loss(search.texts.held_out)})
+
+    monkeypatch.setattr(STRATEGIES, "_registered", dict(STRATEGIES._registered))
+    register_strategy("halves", Strategy(half_and_half, "none"))
+    model, options = trained_model(), SearchOptions(**SEARCH, strategy="halves", below=0.1)
+    path = tmp_path / "plan.json"
+    plan = search_into(path, model, tiny_tokenizer(), 0.5, calibration=corpus(), options=options)
+    assert plan.how["map"] == "halves"
+    assert plan.how["loss"] > 0
+    assert plan.modules[0].sparsity > 0.5 > plan.modules[1].sparsity
+    assert "rounds" not in plan.how["fingerprint"]["options"], "it has no effect"
 
 
 def test_a_limit_in_seconds_ends_the_search():
-    found = searched(trained_model(), seconds=1.0)
-    assert 1.0 <= found.plan.how["seconds"] < 5.0
-    assert found.trace[0].generation == 0
+    plan = searched(trained_model(), seconds=1.0)
+    assert 1.0 <= plan.how["seconds"] < 5.0
+    assert plan.how["trace"][0]["generation"] == 0
 
 
 def test_the_command_makes_the_plan_from_plain_values(model, text, tmp_path):
     from layerif.cli.search import marginal_plan
 
-    values = OPTIONS | {"rounds": 1, "samples": 4, "held_out_tokens": 256}
+    values = OPTIONS | {"rounds": 1, "calibration_samples": 4, "held_out_tokens": 256}
     path = tmp_path / "plan.json"
     plan = marginal_plan(str(model), 0.5, calibration=str(text), out=path, **values)
     assert Allocation.load(path) == plan

@@ -49,7 +49,7 @@ def marginal_plan(
         style, template_option: of a task's prompts.
         overwrite: replace what `out` holds, where it is from different settings.
 
-    The other arguments are those of `allocate_marginal`, `open_model` and `load_task`.
+    The other arguments are those of `SearchOptions`, `open_model` and `load_task`.
 
     Raises:
         InputError: a name or value that will not do, or `out` holds another result.
@@ -67,8 +67,8 @@ def marginal_plan(
     aimed = None if target is None else load_sources([target], data_dir=data_dir, **words)[0]
 
     from layerif.model.opening import open_model
-    from layerif.search.rounds import allocate_marginal
-    from layerif.workflows.searching import marginal_into
+    from layerif.search.options import SearchOptions
+    from layerif.workflows.searching import search_into
 
     opened, tokenizer = open_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
@@ -88,22 +88,13 @@ def marginal_plan(
         "seed": seed,
         "batch_tokens": batch_tokens,
     }
-    if out is None:
-        return allocate_marginal(
-            opened,
-            sparsity,
-            tokenizer=tokenizer,
-            calibration=corpus,
-            target=aimed,
-            **options,
-        )
-    return marginal_into(
+    return search_into(
         out,
         opened,
         tokenizer,
         sparsity,
         calibration=corpus,
+        options=SearchOptions(**options),
         target=aimed,
-        options=options,
         overwrite=overwrite,
     )

@@ -105,8 +105,14 @@ class Options(Record):
         return {name: getattr(self, name) for name in type(self).model_fields}
 
     def part(self, kind: type[Part]) -> Part:
-        """Those of the options that another class has."""
-        return kind(**{n: value for n, value in self.given().items() if n in kind.model_fields})
+        """Those of the options that another class has, whatever its own defaults are."""
+        found = {}
+        for name, field in kind.model_fields.items():
+            if name in type(self).model_fields:
+                value = getattr(self, name)
+                if name in self.model_fields_set or field.is_required() or value != field.default:
+                    found[name] = value
+        return kind(**found)
 
     def recorded(self) -> dict[str, Any]:
         """The options that results depend on, for a fingerprint."""

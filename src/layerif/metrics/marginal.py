@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field
 
+from layerif.compress.pruning.compressor import PruningCompressor
 from layerif.core.options import Options
 from layerif.errors import InputError
 from layerif.metrics.base import Metric, MetricValues, Subject
-from layerif.search.operating_point import OperatingPoint
-from layerif.search.order import Prunable
-from layerif.search.rounds import BACKWARD_TOKENS
-from layerif.search.sensitivity import sensitivities
+from layerif.search.options import SearchOptions
+from layerif.search.slopes import BACKWARD_TOKENS, slopes
+from layerif.search.sparsity import SparsityKind
 
 
 class MarginalOptions(Options):
@@ -51,23 +50,21 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
             f"the sparsity is {sparsity:g} and delta {delta:g}; right would be a sparsity between "
             "0 and 1, and a delta above 0 and at most 0.5"
         )
-    model, batches = subject.model, subject.batches
-    projections = subject.layers.projections
-    bands = {}
-    with OperatingPoint.held(model, subject.layers, batches, "wanda") as point:
-
-        def see(row: int, prunable: Prunable) -> None:
-            bands[row] = prunable.band(sparsity, delta)
-
-        point.prune([sparsity] * len(projections), see)
-        kept = [bands[row] for row in range(len(projections))]
+    model, layers = subject.model, subject.layers
+    by_layer, by_projection = (
+        SparsityKind.among(layers, sparsity, SearchOptions(granularity=each))
+        for each in ("layer", "projection")
+    )
+    state = by_projection.start()
+    around = by_projection.around(state, delta)
+    with PruningCompressor.held(model, layers, subject.batches, "wanda") as compressor:
+        changes = compressor.at(
+            by_projection.levels(state), lambda row, projection: projection.change(*around[row])
+        )
         tokens = min(subject.batch_tokens, BACKWARD_TOKENS)
-        found = sensitivities(point, kept, subject.texts, batch_tokens=tokens)
-    owners = np.array([p.layer for p in projections])
-    whole = sum(p.numel for p in projections)
+        products = slopes(model, changes, subject.texts, batch_tokens=tokens)
     return MetricValues(
-        layers=found.per_density(owners, whole / len(subject.layers)),
-        projections=found.per_density(np.arange(len(projections)), whole / len(projections)),
+        layers=by_layer.worth(products, around), projections=by_projection.worth(products, around)
     )
 
 

@@ -1,1 +1,1 @@
-"""Influence at the operating point: what weights are worth to the model as it is pruned."""
+"""Plans searched for: the model is asked as it will be, compressed."""

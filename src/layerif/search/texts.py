@@ -11,8 +11,8 @@ from layerif.data.base import Split
 from layerif.data.batching import Encoded
 from layerif.data.chunks import check_context_length, cut, draw, usable_length
 from layerif.data.tokenizing import encode_samples
-from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
+from layerif.search.options import SearchOptions
 
 # Of a task's examples, the most that are tokenised: more than any few rounds take.
 MOST_EXAMPLES = 4096
@@ -23,7 +23,7 @@ class Texts:
     """Tokenised texts of three purposes; nothing held out serves another.
 
     Attributes:
-        calibration: chunks that Wanda's norms come from, those that pruning takes.
+        calibration: chunks that compressors take statistics of, those that pruning takes.
         pool: what the loss is taken on, in the order in which rounds take it.
         held_out: what step sizes and stopping are judged by.
         origin: of the texts that the loss is taken on.
@@ -52,11 +52,7 @@ def texts_for(
     tokenizer: Tokenizer,
     calibration: Corpus,
     target: Corpus | Task | None,
-    *,
-    samples: int,
-    context_length: int,
-    held_out_tokens: int,
-    seed: int,
+    options: SearchOptions,
 ) -> Texts:
     """Tokenise and divide the texts. Nothing that a corpus or a task tests on is read.
 
@@ -66,19 +62,20 @@ def texts_for(
         calibration: whose calibration part pruning's statistics come from.
         target: what the loss is taken on: another corpus' calibration part, or a task's right
             completions (training examples, validation examples held out); None for `calibration`.
-        samples, context_length: chunks of calibration text, and their length in tokens; examples
-            of a task are cut to that length as well.
-        held_out_tokens: tokens held out, at least one text.
-        seed: of the draws.
+        options: how many chunks of calibration text, and their length in tokens, to which examples
+            of a task are cut as well; tokens held out, of at least one text; the seed.
 
     Raises:
         InputError: the texts are too short for that, or chunks longer than the model's positions.
     """
+    samples, context_length, seed = (
+        options.calibration_samples,
+        options.context_length,
+        options.seed,
+    )
     check_context_length(model, context_length)
-    if held_out_tokens < 1:
-        raise InputError(f"held-out tokens must be at least 1, not {held_out_tokens}")
     chunks = cut(tokenizer, calibration.text("calibration"), context_length)
-    wanted = -(-held_out_tokens // context_length)
+    wanted = -(-options.held_out_tokens // context_length)
     if isinstance(target, Corpus) and target.text("calibration") == calibration.text("calibration"):
         target = None  # else the same draw would hold out what pruning is calibrated on
     if target is None:
@@ -101,7 +98,7 @@ def texts_for(
         return encode_samples(tokenizer, examples, length, what)[0]
 
     train, validation = encoded("train", "training"), encoded("validation", "validation")
-    return Texts(calibrating, train, _up_to(validation, held_out_tokens), _origin(target))
+    return Texts(calibrating, train, _up_to(validation, options.held_out_tokens), _origin(target))
 
 
 def _up_to(items: Sequence[Encoded], tokens: int) -> list[Encoded]:

@@ -11,8 +11,7 @@ Only the layers from the changed one upwards are run, from hidden states that ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,13 +19,16 @@ import torch
 from layerif.artifacts import GroundTruth
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
-from layerif.compress.pruning.wanda import wanda_mask
+from layerif.compress.compressor import Compressible, put_back
+from layerif.compress.pruning.base import Target
+from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.wanda import WANDA
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.choices import PruningTruth
 from layerif.core.progress import progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
+from layerif.model.layers import DecoderLayers, find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
 from layerif.validation.partial import PartialForward
@@ -62,9 +64,13 @@ def isolated(
             step = f"isolated-{visit.index:04d}"
             kept = steps.load(step)
             if kept is None:
-                statistics = InputNorms(bench.layers.of(visit.index))
+                own = bench.layers.of(visit.index)
+                statistics = InputNorms(own)
                 visit.observe(statistics)
-                with bench.pruned(visit.index, statistics, sparsity):
+                with put_back(own):
+                    for projection in own:
+                        zeros = round(sparsity * projection.numel)
+                        WANDA.prune(projection, statistics, Target(zeros))
                     kept = {"nats": bench.losses(visit.index)}
                 steps.save(step, kept)
             costs.append((kept["nats"] - dense).tolist())
@@ -94,32 +100,37 @@ def operating_point(
     """
     check_point(sparsity, delta)
     bench = _Bench(model, chunks, batch_tokens)
-    dense = [p.weight.clone() for p in bench.layers.projections]
-    norms: list[InputNorms] = []
+    projections = bench.layers.projections
+    usual, more, less = (
+        [round(s * p.numel) for p in projections]
+        for s in (sparsity, sparsity + delta, sparsity - delta)
+    )
     costs = []
-    with evaluation_mode(bench.model), progress("layers moved", 2 * len(bench.layers)) as tick:
-        try:
-            for visit in walk(bench.model, bench.layers, bench.inputs):
-                statistics = InputNorms(bench.layers.of(visit.index))
-                visit.observe(statistics)
-                bench.prune(visit.index, statistics, sparsity)
-                norms.append(statistics)
-                tick()
-            base = bench.base()
-            for layer, statistics in enumerate(norms):
-                step = f"moved-{layer:04d}"
-                kept = steps.load(step)
-                if kept is None:
-                    kept = {}
-                    for name, moved in (("more", sparsity + delta), ("less", sparsity - delta)):
-                        with bench.pruned(layer, statistics, moved, dense):
-                            kept[name] = bench.losses(layer)
-                    steps.save(step, kept)
-                costs.append(((kept["more"] - kept["less"]) / (2 * delta)).tolist())
-                tick()
-        finally:
-            for projection, weight in zip(bench.layers.projections, dense, strict=True):
-                projection.weight.copy_(weight)
+    with (
+        PruningCompressor.held(bench.model, bench.layers, bench.inputs, "wanda") as compressor,
+        progress("projections pruned, then moved", 2 * len(projections)) as tick,
+    ):
+
+        def keep(_row: int, projection: Compressible) -> Compressible:
+            tick()
+            return projection
+
+        prunable = compressor.at(usual, keep)
+        base = bench.base()
+        for layer in range(len(bench.layers)):
+            own = [row for row, p in enumerate(projections) if p.layer == layer]
+            step = f"moved-{layer:04d}"
+            kept = steps.load(step)
+            if kept is None:
+                kept = {}
+                with put_back([projections[row] for row in own]):
+                    for name, levels in (("more", more), ("less", less)):
+                        for row in own:
+                            compressor.set(row, prunable[row].at(levels[row]))
+                        kept[name] = bench.losses(layer)
+                steps.save(step, kept)
+            costs.append(((kept["more"] - kept["less"]) / (2 * delta)).tolist())
+            tick(len(own))
     return bench.result("operating_point", sparsity, delta, costs, base, text)
 
 
@@ -148,42 +159,6 @@ class _Bench:
             for batch, hidden in zip(self._rows.batches, self._hidden, strict=True)
         ]
         return finite(self._rows.means(nats), "chunk", f"with layer {layer} pruned")
-
-    def prune(
-        self,
-        layer: int,
-        statistics: InputNorms,
-        sparsity: float,
-        dense: Sequence[torch.Tensor] | None = None,
-    ) -> None:
-        """Prune a layer's projections by Wanda, from `dense` weights if given."""
-        for row, projection in self._of(layer):
-            weight = projection.weight
-            if dense is not None:
-                weight.copy_(dense[row])
-            norms = statistics.norms(projection).to(weight.device)
-            weight.masked_fill_(wanda_mask(weight, norms, sparsity), 0)
-
-    @contextmanager
-    def pruned(
-        self,
-        layer: int,
-        statistics: InputNorms,
-        sparsity: float,
-        dense: Sequence[torch.Tensor] | None = None,
-    ) -> Iterator[None]:
-        """The same inside; afterwards the layer is as it was."""
-        before = [projection.weight.clone() for _, projection in self._of(layer)]
-        try:
-            self.prune(layer, statistics, sparsity, dense)
-            yield
-        finally:
-            for (_, projection), weight in zip(self._of(layer), before, strict=True):
-                projection.weight.copy_(weight)
-
-    def _of(self, layer: int) -> list[tuple[int, Projection]]:
-        """The projections of a layer, with their rows among all."""
-        return [(row, p) for row, p in enumerate(self.layers.projections) if p.layer == layer]
 
     def result(
         self,

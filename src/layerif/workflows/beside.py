@@ -11,9 +11,10 @@ from layerif.data import Corpus, SelfText
 from layerif.errors import InputError
 from layerif.metrics.options import MeasureOptions
 from layerif.plans.named import INFLUENCE, find_plan
+from layerif.search.options import SearchOptions
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.recipe import Recipe
-from layerif.workflows.searching import check_unedited, marginal_into
+from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import measure_into
 
 # Opens a model and its tokenizer as the recipe asks.
@@ -55,27 +56,19 @@ def _plan(
 ) -> Allocation:
     stage, named = recipe.prune, find_plan(name, "sparsity")
     opened = open_(recipe.model)
-    text: dict[str, Any] = {
-        "samples": stage.calibration_samples,
-        "context_length": stage.context_length,
-        "batch_tokens": stage.batch_tokens,
-    }
     if named.searched:
         path = folder.path / "marginal.json"
         check_unedited(path)
-        return marginal_into(
+        return search_into(
             path,
             *opened,
             recipe.sparsity.target,
             calibration=calibration,
-            options={
-                **text,
-                "method": stage.method,
-                "rounds": recipe.sparsity.rounds,
-                "tokens": recipe.sparsity.round_tokens,
-                "held_out_tokens": recipe.sparsity.round_tokens,
-                "seed": recipe.seed,
-            },
+            options=stage.part(SearchOptions).but(
+                rounds=recipe.sparsity.rounds,
+                tokens=recipe.sparsity.round_tokens,
+                held_out_tokens=recipe.sparsity.round_tokens,
+            ),
             overwrite=True,
         )
 

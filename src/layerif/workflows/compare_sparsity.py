@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from layerif.artifacts import (
     hash_model,
     hash_texts,
 )
+from layerif.compress.compressor import put_back
+from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.targets import check_pattern
 from layerif.core.caching import remembered
-from layerif.core.choices import PruningMethod
 from layerif.core.files import write_json
 from layerif.core.progress import note, progress
 from layerif.data import Corpus, Task
@@ -32,51 +33,22 @@ from layerif.data.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import check_sources, evaluate
+from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.summed import summed_nats
 from layerif.metrics.measuring import metric_scores
+from layerif.metrics.options import MeasureOptions
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, setting
 from layerif.plans.named import INFLUENCE, check_influence, find_plan
+from layerif.search.options import SearchOptions
 from layerif.workflows.folder import RunFolder
-from layerif.workflows.searching import check_unedited, marginal_into
+from layerif.workflows.options import SparsityStudy
+from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import finished, read_with
 
 STUDY = "compare sparsity"
 TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
-
-
-@dataclass(frozen=True)
-class SparsityStudy:
-    """What all plans share.
-
-    Attributes:
-        sparsity: S.
-        method: the pruner.
-        nm: its pattern, of which M counts: each projection's N comes from the plan.
-        tries: plans that each way may try on held-out text; rounds of the marginal plan.
-        samples, context_length: chunks of calibration text, and their length.
-        held_out_tokens: of calibration text, apart from those chunks, that tries are judged by.
-        seed, batch_tokens: of all draws and runs.
-    """
-
-    sparsity: float
-    method: PruningMethod = "wanda"
-    nm: str | None = None
-    tries: int = 4
-    samples: int = 32
-    context_length: int = 512
-    held_out_tokens: int = 8192
-    seed: int = 0
-    batch_tokens: int = 2048
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
-            raise InputError(f"the sparsity is {self.sparsity:g}; it must lie between 0 and 1")
-        if self.tries < 1:
-            raise InputError(f"each plan needs at least 1 try, not {self.tries}")
-        if self.held_out_tokens < 1:
-            raise InputError(f"held-out tokens must be at least 1, not {self.held_out_tokens}")
 
 
 def compare_sparsity(
@@ -88,7 +60,7 @@ def compare_sparsity(
     *,
     calibration: Corpus,
     on: Sequence[Task | Corpus],
-    options: dict[str, Any],
+    options: EvaluateOptions,
     influence: LayerScores | None = None,
 ) -> dict[str, Results]:
     """Tune, prune and measure by each plan, and compare all with the uniform one.
@@ -122,7 +94,7 @@ def compare_sparsity(
         model,
         tokenizer,
         on,
-        **{k: v for k, v in options.items() if k != "batch_tokens"},
+        options=options,
     )
     bench = _Bench(folder, model, tokenizer, study, calibration)
     claimed = RunFolder(folder, STUDY)
@@ -181,9 +153,10 @@ class _Bench:
         chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
         wanted = -(-study.held_out_tokens // study.context_length)
         # The first of the same draw are those that pruning takes.
-        self._held_out = draw(chunks, study.samples + wanted, study.seed)[study.samples :]
+        self._held_out = draw(chunks, study.calibration_samples + wanted, study.seed)[
+            study.calibration_samples :
+        ]
         self._layers = find_decoder_layers(model)
-        self._dense = [p.weight.clone() for p in self._layers.projections]
         self._hash = hash_model(model)
         self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 
@@ -216,23 +189,23 @@ class _Bench:
         name: str,
         plan: Allocation | None,
         on: Sequence[Task | Corpus],
-        options: dict[str, Any],
+        options: EvaluateOptions,
     ) -> Results:
         """Results of the model pruned by a plan, found again where they stand."""
         path = self._folder / f"{name}-results.json"
         texts = [
             source.text("evaluation")
             if isinstance(source, Corpus)
-            else [*map(astuple, source.sample("test", options["samples"], options["seed"]))]
+            else [*map(astuple, source.sample("test", options.samples, options.seed))]
             for source in on
         ]
-        wanted = self._fingerprint(plan, hash_texts(texts), **options)
+        wanted = self._fingerprint(plan, hash_texts(texts), **options.values())
 
         if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
             return done
         note(f"{name}: measuring")
         with self._pruned(plan):
-            found = evaluate(self._model, self._tokenizer, on, **options)
+            found = evaluate(self._model, self._tokenizer, on, options=options)
         found = found.model_copy(update={"fingerprint": wanted})
         found.save(path)
         return found
@@ -241,21 +214,13 @@ class _Bench:
         study = self._study
         path = self._folder / "marginal.json"
         check_unedited(path)
-        return marginal_into(
+        return search_into(
             path,
             self._model,
             self._tokenizer,
             study.sparsity,
             calibration=self._calibration,
-            options={
-                "method": study.method,
-                "rounds": study.tries,
-                "held_out_tokens": study.held_out_tokens,
-                "samples": study.samples,
-                "context_length": study.context_length,
-                "seed": study.seed,
-                "batch_tokens": study.batch_tokens,
-            },
+            options=study.part(SearchOptions).but(rounds=study.tries),
             overwrite=True,
         )
 
@@ -267,12 +232,9 @@ class _Bench:
                 self._model,
                 name,
                 **options,
+                options=study.part(MeasureOptions),
                 tokenizer=self._tokenizer,
                 calibration=self._calibration,
-                samples=study.samples,
-                context_length=study.context_length,
-                seed=study.seed,
-                batch_tokens=study.batch_tokens,
             )
         return self._metrics[key]
 
@@ -301,7 +263,9 @@ class _Bench:
             shares = plan.modules or plan.allocation
             asked["plan"] = [s if isinstance(s, int | float) else s.sparsity for s in shares]
             text = hash_texts([self._calibration.text("calibration")])
-            study = {name: value for name, value in asdict(self._study).items() if name != "tries"}
+            study = {
+                name: value for name, value in self._study.recorded().items() if name != "tries"
+            }
             asked |= {"study": study, "calibration": text}
         asked |= setting(self._model).model_dump() | read_with(self._model, self._tokenizer)
         return Fingerprint(model=self._hash, data=data, options=asked)
@@ -313,20 +277,12 @@ class _Bench:
             yield
             return
         study = self._study
-        try:
+        with put_back(self._layers.projections):
             prune(
                 self._model,
                 plan,
+                options=study.part(PruneOptions),
                 tokenizer=self._tokenizer,
                 calibration=self._calibration,
-                method=study.method,
-                nm=study.nm,
-                samples=study.samples,
-                context_length=study.context_length,
-                seed=study.seed,
-                batch_tokens=study.batch_tokens,
             )
             yield
-        finally:
-            for projection, weight in zip(self._layers.projections, self._dense, strict=True):
-                projection.weight.copy_(weight)

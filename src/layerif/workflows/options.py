@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
+from layerif.compress.pruning.options import MethodOptions
 from layerif.core.options import Shown
+from layerif.data.options import ChunkOptions
 from layerif.evaluation.options import EvaluateOptions
 from layerif.finetuning.options import FinetuneOptions, RowOptions
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class SparsityStudy(MethodOptions, ChunkOptions):
+    """What all sparsity plans share: the total, how it is pruned, and how plans are tuned."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"samples": "calibration_samples"}
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)]
+    """Fraction of zeros over all projections."""
+    tries: Annotated[int, Field(ge=1)] = 4
+    """Values that each plan tries on held-out text; rounds of a plan that is searched for."""
+    held_out_tokens: Annotated[int, Field(ge=1)] = 8192
+    """Tokens of calibration text, apart from the chunks, that tries are judged by."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+    """Tokens run at once, padding counted."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of all draws; splits do not depend on it."""
 
 
 class ExpertsStudy(FinetuneOptions, RowOptions):

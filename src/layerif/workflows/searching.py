@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import astuple
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Allocation, Fingerprint, hash_texts
-from layerif.core.checkpoint import resumable
+from layerif.core.checkpoint import NO_STEPS, Steps, resumable
 from layerif.data import Corpus, Task
 from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
 from layerif.plans.allocate import note_cautions
-from layerif.search.rounds import allocate_marginal
+from layerif.search.options import SearchOptions
+from layerif.search.searching import search
 from layerif.workflows.stages import fingerprint_of, finished
 
 # In a plan's `how`, where the fingerprint of what it was made from is kept.
@@ -22,26 +22,43 @@ FINGERPRINT = "fingerprint"
 CONTENT = "content"
 
 
-def marginal_into(
-    path: Path,
+def search_into(
+    path: Path | None,
     model: Any,
     tokenizer: Tokenizer,
-    sparsity: float,
+    total: float,
     *,
     calibration: Corpus,
+    options: SearchOptions,
     target: Corpus | Task | None = None,
-    options: dict[str, Any],
     overwrite: bool = False,
 ) -> Allocation:
-    """`allocate_marginal` with `options`, saved as JSON; finished rounds survive an interruption.
+    """`search` for sparsities, saved as JSON; finished rounds survive an interruption.
+
+    Without a path the plan is only returned.
 
     Raises:
-        InputError: as `allocate_marginal` and `resumable`; or the file holds another plan, or one
-            that was edited.
-        NumericalError: as `allocate_marginal`.
+        InputError: as `search` and `resumable`; or the file holds another plan, or one that was
+            edited.
+        NumericalError: as `search`.
     """
+
+    def searched(steps: Steps) -> Allocation:
+        return search(
+            model,
+            total,
+            options=options,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            target=target,
+            steps=steps,
+        )
+
+    if path is None:
+        return searched(NO_STEPS)
     data = hash_texts([calibration.text("calibration"), _content(target)])
-    asked = {"sparsity": sparsity, "map": "marginal", **_defaults(), **options}
+    asked = {"sparsity": total, "map": options.strategy, **options.effective()}
+    del asked["strategy"]
     wanted = fingerprint_of(model, data, asked, tokenizer)
 
     def made_from(plan: Allocation) -> Fingerprint | None:
@@ -54,15 +71,7 @@ def marginal_into(
     if done := finished(kind, load, path, wanted, overwrite=overwrite, fingerprint=made_from):
         return done
     with resumable(path, wanted, restart=overwrite) as steps:
-        plan = allocate_marginal(
-            model,
-            sparsity,
-            tokenizer=tokenizer,
-            calibration=calibration,
-            target=target,
-            steps=steps,
-            **options,
-        )
+        plan = searched(steps)
         how = {
             **plan.how,
             CONTENT: _hash(plan),
@@ -94,16 +103,6 @@ def _edited(plan: Allocation) -> bool:
 def _hash(plan: Allocation) -> str:
     """Of all that the plan says but how it was made."""
     return hash_texts([plan.model_dump_json(exclude={"how"})])
-
-
-def _defaults() -> dict[str, Any]:
-    """Options that are left out: a plan of other defaults is other work."""
-    found = signature(allocate_marginal).parameters
-    return {
-        name: each.default
-        for name, each in found.items()
-        if each.default is not each.empty and name not in ("target", "steps")
-    }
 
 
 def _content(target: Corpus | Task | None) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from layerif.calibration.statistics import Statistics
+from layerif.compress.compressor import Change, Compressible
 from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.selection import smallest_of_groups
 from layerif.model.layers import Projection
@@ -54,6 +55,39 @@ class Pruner(Protocol):
         Args:
             statistics: what `statistics` made, after all calibration text; None without.
         """
+
+    def prunable(
+        self, projection: Projection, original: torch.Tensor, statistics: Any
+    ) -> Compressible:
+        """One projection pruned to any number of zeros, as a search needs it.
+
+        Args:
+            original: (out, in) its weight before pruning, which must not change meanwhile.
+            statistics: as in `prune`.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """A projection whose pruner leaves the weights that stay as they are.
+
+    Attributes:
+        original: (out, in) weights before pruning.
+        mask: (out, in) bool, which weights go, from their number; those that go stay gone where
+            more go.
+    """
+
+    original: torch.Tensor
+    mask: Callable[[int], torch.Tensor]
+
+    def at(self, level: int) -> torch.Tensor:
+        """(out, in) the weights with `level` zeros."""
+        return self.original.masked_fill(self.mask(level), 0)
+
+    def change(self, before: int, after: int) -> Change:
+        """What comes back, at its original value, with fewer zeros after than before."""
+        back = self.mask(before) & ~self.mask(after)
+        return lambda: self.original * back
 
 
 def ranked(weight: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from layerif.compress.pruning.base import Figures, Target, group_mask
+from layerif.compress.pruning.base import Figures, Masked, Target, group_mask
 from layerif.compress.pruning.selection import smallest
 from layerif.model.layers import Projection
 
@@ -20,6 +20,9 @@ class Magnitude:
         weight = projection.weight
         weight.masked_fill_(magnitude_mask(weight, target), 0)
         return Figures()
+
+    def prunable(self, projection: Projection, original: torch.Tensor, statistics: Any) -> Masked:
+        return Masked(original, lambda zeros: magnitude_mask(original, Target(zeros)))
 
 
 def magnitude_mask(weight: torch.Tensor, target: Target) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from layerif.calibration.hessians import Factor, Hessians
+from layerif.compress.compressor import Change
 from layerif.compress.pruning.base import Figures, Target, relative
 from layerif.compress.pruning.selection import smallest, smallest_of_groups
 from layerif.model.layers import Projection
@@ -37,6 +38,39 @@ class SparseGPT:
         after = weight.to(hessian.device, hessian.dtype)
         whole = _output(before, hessian)
         return Figures(relative(_output(before - after, hessian), whole), damping)
+
+    def prunable(
+        self, projection: Projection, original: torch.Tensor, statistics: Hessians
+    ) -> Refitting:
+        return Refitting(original, statistics.factor(projection))
+
+
+@dataclass(frozen=True, eq=False)
+class Refitting:
+    """SparseGPT on one projection, which refits the weights that stay whenever one goes.
+
+    So a weight that comes back does not come back alone: what the others had taken over from it
+    goes with it, and that mostly decides whether it is worth having. Weights taken by themselves
+    say the wrong thing here: of many projections even the wrong sign.
+
+    Attributes:
+        original: (out, in) weights before pruning.
+        factor: of the inputs' Hessian.
+    """
+
+    original: torch.Tensor
+    factor: Factor
+
+    def at(self, level: int) -> torch.Tensor:
+        """(out, in) the weights with `level` of them zero, in the factor's dtype."""
+        upper = self.factor.upper
+        return sparsegpt(self.original.to(upper.device, upper.dtype), self.factor, Target(level))
+
+    def change(self, before: int, after: int) -> Change:
+        """What all weights change by, with fewer zeros after than before."""
+        change = self.at(after) - self.at(before)
+        change = change.to(self.original.device, self.original.dtype)
+        return lambda: change
 
 
 def sparsegpt(weight: torch.Tensor, factor: Factor, target: Target) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from layerif.calibration.statistics import InputNorms
-from layerif.compress.pruning.base import Figures, Target, group_mask, ranked, relative
+from layerif.compress.pruning.base import Figures, Masked, Target, group_mask, ranked, relative
 from layerif.compress.pruning.selection import smallest_by_row
 from layerif.model.layers import Projection
 
@@ -32,6 +32,13 @@ class Wanda:
         lost = saliency.square_().sum(dtype=torch.float64)
         weight.masked_fill_(mask, 0)
         return Figures(error=relative(lost, whole))
+
+    def prunable(
+        self, projection: Projection, original: torch.Tensor, statistics: InputNorms
+    ) -> Masked:
+        norms = statistics.norms(projection).to(original.device)
+        # The share of a whole number is that number again.
+        return Masked(original, lambda zeros: wanda_mask(original, norms, zeros / original.numel()))
 
 
 def wanda_saliency(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,102 @@
+"""Pruning as a compressor: a level is the number of zeros of a projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+
+from layerif.calibration.walk import walk
+from layerif.compress.compressor import Compressible, put_back
+from layerif.compress.pruning.registry import PRUNERS
+from layerif.compress.pruning.saving import refuse_packed
+from layerif.model.layers import DecoderLayers
+from layerif.model.modes import evaluation_mode
+
+
+class PruningCompressor:
+    """A model pruned from its original weights to any numbers of zeros, as `prune` would.
+
+    One copy of the projections' weights is kept.
+
+    Args:
+        model: the causal LM.
+        layers: its decoder layers.
+        originals: for each projection its weight as before, (out, in).
+        batches: calibration text, which the pruner's statistics come from.
+        method: the pruner, by name.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layers: DecoderLayers,
+        originals: Sequence[torch.Tensor],
+        batches: Sequence[dict[str, torch.Tensor]],
+        method: str,
+    ) -> None:
+        self._model, self._layers, self._batches = model, layers, batches
+        self._originals, self._pruner = originals, PRUNERS.find(method)
+
+    @classmethod
+    @contextmanager
+    def held(
+        cls,
+        model: Any,
+        layers: DecoderLayers,
+        batches: Sequence[dict[str, torch.Tensor]],
+        method: str,
+    ) -> Iterator[Self]:
+        """The weights of a model are free to change inside, and as before afterwards.
+
+        Raises:
+            InputError: there is no such method, or a weight is quantised.
+        """
+        refuse_packed(layers.projections)
+        with put_back(layers.projections) as originals, evaluation_mode(model):
+            yield cls(model, layers, originals, batches, method)
+
+    def at(
+        self,
+        levels: Sequence[int],
+        keep: Callable[[int, Compressible], Any] = lambda _row, _projection: None,
+    ) -> list[Any]:
+        """Prune every projection to its number of zeros, layer by layer.
+
+        The inputs of a layer depend on the pruned layers below.
+
+        Args:
+            levels: zeros of each projection.
+            keep: is shown each projection; one that it keeps under SparseGPT keeps its Hessian's
+                factor too.
+
+        Raises:
+            NumericalError: the inputs of a projection are not finite.
+        """
+        for row, original in enumerate(self._originals):
+            self.set(row, original)
+        kept = []
+        for row, prunable in enumerate(self._prunable()):
+            kept.append(keep(row, prunable))
+            self.set(row, prunable.at(levels[row]))
+        return kept
+
+    def set(self, row: int, weight: torch.Tensor) -> None:
+        """Give one projection other weights (out, in)."""
+        self._layers.projections[row].weight.copy_(weight)
+
+    def _prunable(self) -> Iterator[Compressible]:
+        """Each projection with its inputs, in order, those below it being as they are then."""
+        originals, pruner = iter(self._originals), self._pruner
+        if pruner.statistics is None:
+            for projection in self._layers.projections:
+                yield pruner.prunable(projection, next(originals), None)
+            return
+        for visit in walk(self._model, self._layers, self._batches):
+            projections = self._layers.of(visit.index)
+            statistics = pruner.statistics(projections)
+            visit.observe(statistics)
+            for projection in projections:
+                yield pruner.prunable(projection, next(originals), statistics)

@@ -1,0 +1,116 @@
+"""What a search is made of: a kind of budget, a compressor that spends it, and a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerif.artifacts.allocation import Allocation
+from layerif.compress.compressor import Change, Compressor
+from layerif.core.checkpoint import Steps
+from layerif.data.batching import Encoded
+from layerif.search.options import SearchOptions
+from layerif.search.slopes import BACKWARD_TOKENS, mean_loss, slopes
+from layerif.search.texts import Texts
+
+# (units,) how much of the budget each has.
+State = NDArray[np.float64]
+
+
+class Kind(Protocol):
+    """Units that share a budget: what a level costs, which moves are legal, the total."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(units,) what each counts for in the total."""
+
+    def start(self) -> State:
+        """All units alike."""
+
+    def projected(self, state: State) -> State:
+        """The nearest legal state of exactly the total."""
+
+    def levels(self, state: State) -> list[int]:
+        """What the compressor sets each projection to."""
+
+    def around(self, state: State, delta: float) -> list[tuple[int, int]]:
+        """For each projection two levels about its own, that which keeps less first."""
+
+    def worth(self, products: NDArray[np.float64], around: Sequence[tuple[int, int]]) -> State:
+        """(units,) g: predicted change of the loss per unit of what the model keeps.
+
+        Args:
+            products: (projections,) <dL/dW, D>, in nats, of the changes from the first level of
+                each of `around` to the second.
+        """
+
+    def whole(self, state: State) -> State:
+        """The nearest state whose levels have exactly the total."""
+
+    def mutated(self, state: State, step: float, generator: np.random.Generator) -> State | None:
+        """A few random moves of size `step` away, of the same total; None where none is legal."""
+
+    def plan(self, model: Any, state: State, how: dict[str, Any]) -> Allocation:
+        """The state as a plan, with the record of how it came about."""
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A model held compressed, and what a strategy may ask of it.
+
+    Attributes:
+        model: the causal LM.
+        kind: of budget.
+        compressor: spends it.
+        texts: for gradients and for judging.
+        options: of the search.
+        steps: keep what is finished.
+    """
+
+    model: Any
+    kind: Kind
+    compressor: Compressor
+    texts: Texts
+    options: SearchOptions
+    steps: Steps
+
+    def loss(self, items: Sequence[Encoded]) -> float:
+        """Mean loss of texts as the model is now, in nats a token."""
+        return mean_loss(self.model, items, batch_tokens=self.options.batch_tokens)
+
+    def slopes(self, changes: Sequence[Change], items: Sequence[Encoded]) -> NDArray[np.float64]:
+        """(projections,) <dL/dW, D> of changes of the model as it is now, in nats."""
+        tokens = min(self.options.batch_tokens, BACKWARD_TOKENS)
+        return slopes(self.model, changes, items, batch_tokens=tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a strategy found.
+
+    Attributes:
+        state: of the best plan.
+        how: the strategy's part of the record.
+    """
+
+    state: State
+    how: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to search.
+
+    Attributes:
+        run: makes the plan's state.
+        metric: what it measures, in words, for the record.
+        passes: through the model, as memory is estimated.
+    """
+
+    run: Callable[[Search], Found]
+    metric: str
+    passes: Literal["forward", "inputs"] = "forward"

@@ -1,0 +1,91 @@
+"""What a search for a plan is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from layerif.compress.pruning.registry import PRUNERS
+from layerif.core.choices import Granularity
+from layerif.core.options import Rule, idle
+from layerif.data.options import ChunkOptions
+from layerif.search.registry import STRATEGIES
+
+Count = Annotated[int, Field(ge=1)]
+Distance = Annotated[float, Field(ge=0)]
+
+
+class SearchOptions(ChunkOptions):
+    """How a plan is searched for at the operating point."""
+
+    title = "Search"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "rounds delta eta tokens",
+            lambda v: v["strategy"] == "marginal",
+            "with {strategy} marginal",
+        ),
+        Rule(
+            "seconds evaluations offspring stages step",
+            lambda v: v["strategy"] == "evolution",
+            "with {strategy} evolution",
+        ),
+    )
+
+    renamed: ClassVar[Mapping[str, str]] = {"samples": "calibration_samples"}
+
+    strategy: Annotated[str, STRATEGIES] = "marginal"
+    """How the plan moves: by what the compressed model's gradients say (marginal), or by trying
+    moves at random (evolution)."""
+    method: Annotated[str, PRUNERS] = "wanda"
+    """How the model is compressed during the search; choose the method that the plan is for."""
+    granularity: Granularity = "projection"
+    """What gets a level of its own."""
+    below: Distance = 0.25
+    """How far a level may lie below the total."""
+    above: Distance = 0.2
+    """How far a level may lie above the total."""
+    calibration_samples: Count = 16
+    """Chunks of calibration text."""
+    held_out_tokens: Count = 8192
+    """Tokens of held-out text that plans are judged by."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the draws of text and of moves."""
+    batch_tokens: Count = 2048
+    """Tokens run at once; at most 1,024 in a backward pass."""
+
+    rounds: Count = 5
+    """Moves of the plan."""
+    delta: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Half the width of the band of weights that a gradient asks for, as a fraction."""
+    eta: Annotated[float, Field(gt=0, le=1)] = 0.06
+    """Step of the first round."""
+    tokens: Count = 4096
+    """Tokens of text for the gradient of each round."""
+
+    seconds: Annotated[float | None, Field(gt=0)] = None
+    """Time after which the search ends."""
+    evaluations: Annotated[int | None, Field(ge=1)] = None
+    """Measured losses after which the search ends."""
+    offspring: Count = 16
+    """Plans tried in each generation."""
+    stages: tuple[Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")], ...] = ("1024:4",)
+    """Tokens and survivors of each selection before the one on held-out text, as in 1024:8,4096:2;
+    each draws its text anew."""
+    step: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Size of a move, as a fraction of the smaller projection."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.strategy == "evolution" and self.seconds is None and self.evaluations is None:
+            raise ValueError(
+                "an evolutionary search goes on until a limit: give seconds, evaluations, or both"
+            )
+        return self
+
+    def effective(self) -> dict[str, object]:
+        """The options that have an effect on the plan, by name."""
+        without = idle(self.rules, self.values())
+        return {name: value for name, value in self.recorded().items() if name not in without}

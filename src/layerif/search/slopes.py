@@ -1,0 +1,83 @@
+"""What a change of each projection would do to the loss, to first order, of the model as it is.
+
+Since dL/dW = sum_t e_t a_t^T, the inner product <dL/dW, D> with a change D of the weights is
+sum_t e_t . (D a_t): one forward and one backward pass serves all projections, and no gradient of a
+weight is formed. At a compressed model, with D what the next unit of budget brings back, that is
+the influence at the operating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from layerif.compress.compressor import Change
+from layerif.data.batching import Encoded, collate, pack
+from layerif.errors import NumericalError
+from layerif.influence.estimators.factored import FactoredGradients
+from layerif.influence.gradients import PerSampleGradients, frozen
+from layerif.influence.subspaces.full import FullWeights
+from layerif.likelihood import row_sums, token_losses
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import input_device
+
+# Tokens of a backward pass of a search: what it keeps of them is most of the memory.
+BACKWARD_TOKENS = 1024
+
+
+def slopes(
+    model: Any, changes: Sequence[Change], items: Sequence[Encoded], *, batch_tokens: int
+) -> NDArray[np.float64]:
+    """(projections,) <dL/dW, D> in nats, by one forward and backward pass over the texts.
+
+    Args:
+        model: the causal LM, compressed.
+        changes: D of each projection, on its device.
+        items: the texts; each counts alike, whatever its length.
+        batch_tokens: tokens of a batch, padding counted.
+
+    Raises:
+        NumericalError: a loss or a product is not finite; names the text or the projection.
+    """
+    projections = find_decoder_layers(model).projections
+    products: list[torch.Tensor | None] = [None] * len(projections)
+
+    def take(row: int, gradients: FactoredGradients) -> None:
+        reached = gradients.times(changes[row]().flatten()).sum()
+        kept = products[row]
+        products[row] = reached if kept is None else kept + reached
+
+    device = input_device(model)
+    matrices = FullWeights().matrices(projections)
+    with frozen(model), PerSampleGradients(model, projections, matrices) as per_sample:
+        for group in pack(items, batch_tokens, model):
+            per_sample.visit(collate(group, device=device), take, "text")
+    found = np.array([0.0 if p is None else p.item() for p in products]) / len(items)
+    for projection, value in zip(projections, found, strict=True):
+        if not np.isfinite(value):
+            raise NumericalError(
+                f"the sensitivity of {projection.key} is {value}; try --dtype float32"
+            )
+    return found
+
+
+@torch.inference_mode()
+def mean_loss(model: Any, items: Sequence[Encoded], *, batch_tokens: int) -> float:
+    """Mean over the texts of their mean loss a scored token, in nats, forward alone.
+
+    Raises:
+        NumericalError: it is not finite.
+    """
+    device = input_device(model)
+    total = 0.0
+    for group in pack(items, batch_tokens, model):
+        batch = collate(group, device=device)
+        sums = row_sums(token_losses(model, batch).double(), batch)
+        total += (sums / batch.counts.to(sums.device)).sum().item()
+    if not np.isfinite(total):
+        raise NumericalError("the loss of the compressed model is not finite; try --dtype float32")
+    return total / len(items)

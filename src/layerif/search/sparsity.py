@@ -1,0 +1,151 @@
+"""Sparsity, as a search gives it out: units that share one, their legal moves, the exact total."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerif.artifacts.allocation import Allocation, ModuleSparsity
+from layerif.errors import InputError
+from layerif.model.layers import DecoderLayers, find_decoder_layers
+from layerif.model.opening import describe
+from layerif.plans.maps.sparsity import project_to_total
+from layerif.search.base import State
+from layerif.search.options import SearchOptions
+
+# Moves of one offspring: the smaller of two draws from 1 to this, so that most make one or two.
+MOST_MOVES = 3
+# Draws of a pair of units, before a move that no pair allows is given up.
+ATTEMPTS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class SparsityKind:
+    """A sparsity for every projection by itself, or for those of a layer together.
+
+    A state is (units,) the fraction of zeros in each; a level is a projection's number of zeros.
+
+    Attributes:
+        of: (projections,) the unit of each projection, from 0.
+        numels: (projections,) int64, parameters of each.
+        total: S, the fraction of zeros over all of them.
+        low, high: no unit goes below or above.
+    """
+
+    of: NDArray[np.int64]
+    numels: NDArray[np.int64]
+    total: float
+    low: float
+    high: float
+
+    @classmethod
+    def among(cls, layers: DecoderLayers, total: float, options: SearchOptions) -> Self:
+        """The units of a model, each kept within [S - below, S + above] and [0, 1].
+
+        Raises:
+            InputError: a sparsity outside [0, 1].
+        """
+        if not 0 <= total <= 1:
+            raise InputError(f"sparsity must be within 0 to 1, not {total}")
+        projections = layers.projections
+        by_layer = options.granularity == "layer"
+        units = [p.layer if by_layer else row for row, p in enumerate(projections)]
+        numels = np.array([p.numel for p in projections], dtype=np.int64)
+        low, high = max(total - options.below, 0.0), min(total + options.above, 1.0)
+        return cls(np.array(units, dtype=np.int64), numels, float(total), low, high)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(units,) parameters of each."""
+        sizes = np.zeros(self.of.max() + 1, dtype=np.int64)
+        np.add.at(sizes, self.of, self.numels)
+        return sizes
+
+    def start(self) -> State:
+        """All units alike."""
+        return np.full(len(self.sizes), self.total)
+
+    def projected(self, state: State) -> State:
+        """The nearest state of exactly the total, within the bounds."""
+        return project_to_total(state, self.sizes, self.total, self.low, self.high)
+
+    def levels(self, state: State) -> list[int]:
+        """The zeros of each projection."""
+        return [round(s * n) for s, n in self._spread(state)]
+
+    def around(self, state: State, delta: float) -> list[tuple[int, int]]:
+        """For each projection its zeros at sparsities delta higher and lower, within 0 to 1."""
+        return [
+            (round(min(s + delta, 1.0) * n), round(max(s - delta, 0.0) * n))
+            for s, n in self._spread(state)
+        ]
+
+    def worth(self, products: NDArray[np.float64], around: Sequence[tuple[int, int]]) -> State:
+        """(units,) g: predicted change of the loss per unit of density given to each.
+
+        A unit of density is as many weights as a unit has on average, so that those of any size
+        compare by what a weight is worth. Negative: keeping more lowers the loss.
+
+        Args:
+            products: (projections,) <dL/dW, D>, in nats, of the changes between two levels.
+            around: these levels.
+        """
+        widths = np.bincount(self.of, weights=[more - fewer for more, fewer in around])
+        found = np.bincount(self.of, weights=products) * float(self.sizes.mean())
+        # Where delta N rounds to 0, no weight comes back, which predicts nothing.
+        return np.divide(found, widths, out=np.zeros_like(found), where=widths > 0)
+
+    def whole(self, state: State) -> State:
+        """The state with whole numbers of zeros, together exactly round(S N).
+
+        By the largest remainders, so no unit is off by one or more.
+        """
+        asked = state * self.sizes
+        counts = np.floor(asked).astype(np.int64)
+        missing = round(self.total * float(self.sizes.sum())) - int(counts.sum())
+        order = np.argsort(counts - asked, kind="stable")
+        counts[order[:missing]] += 1
+        return counts / self.sizes
+
+    def mutated(self, state: State, step: float, generator: np.random.Generator) -> State | None:
+        """The state after a few moves of zeros from one unit to another; None where none is legal.
+
+        Args:
+            state: of whole numbers of zeros, which keep their sum.
+            step: zeros of a move, as a fraction of the smaller unit.
+            generator: of the draws.
+        """
+        counts = np.rint(state * self.sizes).astype(np.int64)
+        changed = counts.copy()
+        lowest = np.ceil(self.low * self.sizes - 0.5)
+        highest = np.floor(self.high * self.sizes + 0.5)
+        moves = int(generator.integers(1, MOST_MOVES + 1, size=2).min())
+        for _ in range(moves if len(counts) > 1 else 0):
+            for _ in range(ATTEMPTS):
+                source, to = generator.choice(len(counts), size=2, replace=False)
+                zeros = max(1, round(step * float(min(self.sizes[source], self.sizes[to]))))
+                if changed[source] - zeros >= lowest[source] and changed[to] + zeros <= highest[to]:
+                    changed[source] -= zeros
+                    changed[to] += zeros
+                    break
+        return None if np.array_equal(changed, counts) else changed / self.sizes
+
+    def plan(self, model: Any, state: State, how: dict[str, Any]) -> Allocation:
+        """A plan by projections, with the record of how it came about."""
+        modules = [
+            ModuleSparsity(module=projection.key, sparsity=s, numel=n)
+            for projection, (s, n) in zip(
+                find_decoder_layers(model).projections, self._spread(state), strict=True
+            )
+        ]
+        how = {**how, "bounds": [self.low, self.high]}
+        return Allocation.of_modules(modules, total=self.total, model=describe(model), how=how)
+
+    def _spread(self, state: State) -> list[tuple[float, int]]:
+        """For each projection its sparsity, and its parameters."""
+        return list(zip(state[self.of].tolist(), self.numels.tolist(), strict=True))
