@@ -26,6 +26,7 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Fingerprint, GroundTruth, LayerScores
 from layerif.core.checkpoint import FINGERPRINT_FILE, DiskSteps, resumable, steps_folder
 from layerif.errors import InputError
+from layerif.validation.options import PointOptions
 from layerif.workflows.validation import truth_into
 
 WANTED = Fingerprint(model="m", data="d", options={})
@@ -83,12 +84,9 @@ def truth_small(kind):
             tiny_tokenizer(),
             kind,
             calibration=corpus(),
-            sparsity=0.5,
-            delta=0.1,
-            samples=4,
-            context_length=24,
-            batch_tokens=48,
-            seed=0,
+            options=PointOptions(
+                delta=0.1, calibration_samples=4, context_length=24, batch_tokens=48
+            ),
         )
 
     return work

@@ -15,6 +15,7 @@ from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
 from layerif.search.options import SearchOptions
 from layerif.workflows.searching import search_into
+from layerif.validation.options import CapacityOptions
 from layerif.workflows.stages import evaluate_into, prune_into, score_into
 from layerif.workflows.validation import capacity_into
 
@@ -83,7 +84,7 @@ def capacity_small(out, model=None):
         train=TRAIN,
         validation=VALIDATION,
         max_length=128,
-        options=options,
+        options=CapacityOptions(**options),
     )
 
 

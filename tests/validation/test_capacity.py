@@ -41,7 +41,7 @@ def gains(model, **options):
         rank=RANK,
         alpha=ALPHA,
         train_steps=STEPS,
-        rate=RATE,
+        learning_rate=RATE,
         seed=SEED,
         **options,
     )
@@ -149,8 +149,8 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(InputError, match="already"):
         gains(adapted())
-    for bad in ({"train_steps": 0}, {"rate": 0.0}, {"rate": float("nan")}):
-        with pytest.raises(InputError, match="train nothing"):
+    for bad in ({"train_steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
+        with pytest.raises(InputError, match="train_steps|learning_rate"):
             capacity(tiny_model(), ITEMS, JUDGED, **bad)
     with pytest.raises(InputError, match="0 validation"):
         capacity(tiny_model(), ITEMS, [])
@@ -159,7 +159,7 @@ def test_what_cannot_be_trained_is_refused():
     with pytest.raises(NumericalError, match="validation row 0 "):
         gains(broken)
     with pytest.raises(NumericalError, match=r"layer 0|step"):
-        capacity(tiny_model(), ITEMS, JUDGED, rate=1e30, train_steps=3)
+        capacity(tiny_model(), ITEMS, JUDGED, learning_rate=1e30, train_steps=3)
 
 
 def test_a_high_score_beside_a_high_gain_speaks_for_direct(tmp_path):

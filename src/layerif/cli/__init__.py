@@ -31,6 +31,7 @@ class Commands(LazyGroup):
         "doctor",
         "metric",
         "allocate",
+        "search",
         "prune",
         "validate",
         "compare",

@@ -85,10 +85,7 @@ def idle_options(context: Any) -> set[str]:
 
 def rules_of(context: Any) -> Sequence[Any]:
     """When the options of a command have an effect."""
-    from layerif.workflows.idle import COMMANDS
-
-    own = getattr(context.command.callback, "rules", ())
-    return [*own, *COMMANDS.get(path_of(context), ())]
+    return getattr(context.command.callback, "rules", ())
 
 
 def put_preset(context: Any) -> None:

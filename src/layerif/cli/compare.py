@@ -9,7 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.command import Command
-from layerif.cli.compare_experts import experts
+from layerif.cli.compare_experts import COMPARED_SCORES, experts
 from layerif.cli.derived import with_rules
 from layerif.cli.lazy import group
 from layerif.cli.output import emit, say
@@ -40,11 +40,7 @@ def _others(name: str) -> Callable[[Values], bool]:
 
 
 @with_rules(
-    Rule(
-        "scores",
-        lambda v: "layerif" in options.words(v["plans"]),
-        "where layerif is among {plans}",
-    ),
+    COMPARED_SCORES,
     Rule("tries", _others("uniform"), "where another plan than uniform is among {plans}"),
 )
 def sparsity(

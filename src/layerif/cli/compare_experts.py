@@ -10,19 +10,33 @@ import typer
 from rich.table import Table
 
 from layerif.cli import options
-from layerif.cli.derived import expanded
+from layerif.cli.derived import with_rules
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.options import Rule, Values
 from layerif.data.options import TaskOptions
 from layerif.model.options import ModelOptions
-from layerif.plans.named import PLANS
+from layerif.plans.named import INFLUENCE, PLANS, plans_among
 from layerif.workflows.options import ExpertsStudy
 
 if TYPE_CHECKING:
     from layerif.workflows.compare_experts import Cells
 
 
-@expanded
+def _reads_influence(values: Values) -> bool:
+    """Whether a plan compared is made from influence."""
+    words = options.words(values["plans"])
+    return any(p.metric == INFLUENCE for kind in PLANS for p in plans_among(words, kind))
+
+
+COMPARED_SCORES = Rule(
+    "scores",
+    _reads_influence,
+    "where a plan made from influence, such as layerif, is among {plans}",
+)
+
+
+@with_rules(COMPARED_SCORES)
 def experts(
     context: typer.Context,
     model: ModelOptions,

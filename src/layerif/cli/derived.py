@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from layerif.cli.command import given
 from layerif.core.options import Options, Rule, Shown
 from layerif.core.registry import Registry
 from layerif.errors import InputError
@@ -53,8 +54,16 @@ def expanded(
     @functools.wraps(command)
     def called(**values: Any) -> None:
         own = {name: values[name] for name in signature.parameters if name not in groups}
+        said = given(values["context"]) if "context" in values else set(values)
         for name, kind in groups.items():
-            own[name] = kind(**{f: _value(i, values[f], f) for f, i in kind.model_fields.items()})
+            own[name] = kind(
+                **{
+                    field: value
+                    for field, info in kind.model_fields.items()
+                    for value in (_value(info, values[field], field),)
+                    if recipe_name(field, info) in said or value != info.get_default()
+                }
+            )
         command(**own)
 
     ordered = sorted(flags.values(), key=lambda p: p.default is not inspect.Parameter.empty)
@@ -79,6 +88,11 @@ def _title(kind: type[Options], field: str) -> str | None:
         if issubclass(each, Options) and field in vars(each).get("__annotations__", ()):
             return each.title
     return kind.title
+
+
+def recipe_name(name: str, info: FieldInfo) -> str:
+    """What recipes of commands call a field."""
+    return flag_of(name, info).removeprefix("--").replace("-", "_")
 
 
 def flag_of(name: str, info: FieldInfo) -> str:

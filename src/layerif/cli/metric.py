@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 
 from layerif.cli import options
 from layerif.cli.command import Command, given
@@ -14,7 +15,7 @@ from layerif.cli.derived import expanded
 from layerif.cli.lazy import ListedGroup, docstring_of, group
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
-from layerif.core.options import Options, Rule, Values
+from layerif.core.options import GIVES_WAY, Options, Rule, Values
 from layerif.data.options import CalibrationOptions, SampleOptions, TaskOptions
 from layerif.errors import InputError
 from layerif.metrics.options import MeasureOptions
@@ -40,7 +41,7 @@ class MetricTaskOptions(TaskOptions):
 class MetricSampleOptions(SampleOptions):
     """How many of its samples."""
 
-    validation_samples: int = 100
+    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
     """Validation rows of the task."""
 
 

@@ -9,14 +9,47 @@ import typer
 
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
+from layerif.core.options import Options
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
     from layerif.artifacts import Allocation
+    from layerif.plans.kinds.base import PlanKind
 
 PlanOut = Annotated[
     Path | None, typer.Option("--out", help="JSON file to write the plan to.", show_default=False)
 ]
+
+
+class KindTotal(Options):
+    """What a plan gives out in all."""
+
+    title = "Plan"
+
+    @property
+    def value(self) -> float:
+        """The total, by whatever name its kind has for it."""
+        (total,) = self.values().values()
+        return total
+
+
+class SparsityTotal(KindTotal):
+    """For sparsity."""
+
+    sparsity: float
+    """Fraction of zeros over all projections."""
+
+
+class CountTotal(KindTotal):
+    """For whole numbers."""
+
+    total: int
+    """Sum over all layers."""
+
+
+def total_options(kind: PlanKind) -> type[KindTotal]:
+    """The option that says the total of a kind."""
+    return SparsityTotal if kind.weighted else CountTotal
 
 
 def deliver(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layerif.cli.command import idle_options, parameters, path_of
+from layerif.cli.command import given, idle_options, parameters, path_of
+from layerif.core.options import GIVES_WAY
 from layerif.errors import FieldError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def write_recipe(context: typer.Context, out: Path) -> None:
 
     from layerif.core.files import keep_recipe, recipe_path
 
-    left_out = {*NOT_WORK, *idle_options(context)}
+    left_out = {*NOT_WORK, *idle_options(context), *_giving_way(context)}
     options = {
         name: _plain(context.params[parameter.name])
         for name, parameter in parameters(context.command).items()
@@ -47,6 +48,19 @@ def write_recipe(context: typer.Context, out: Path) -> None:
     }
     text = yaml.safe_dump({COMMAND: path_of(context), **options}, sort_keys=False)
     keep_recipe(recipe_path(out, folder=out.is_dir()), text)
+
+
+def _giving_way(context: typer.Context) -> set[str]:
+    """The numbers of rows that were not given, and give way to what there is."""
+    classes = getattr(context.command.callback, "option_classes", ())
+    return {
+        name
+        for kind in classes
+        for name, field in kind.model_fields.items()
+        if GIVES_WAY in field.metadata
+        and name not in given(context)
+        and context.params[name] == field.default
+    }
 
 
 def refuse_commanded(document: Document) -> None:

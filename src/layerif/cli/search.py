@@ -1,100 +1,107 @@
-"""What `layerif allocate sparsity --map marginal` does, from plain values to a plan."""
+"""Search for the plan whose compressed model has the lowest loss on held-out text."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar
 
-if TYPE_CHECKING:
-    from layerif.artifacts import Allocation
-    from layerif.core.choices import Dtype, PromptStyle
+import typer
+
+from layerif.cli import options
+from layerif.cli.command import Command
+from layerif.cli.derived import expanded
+from layerif.cli.lazy import ListedGroup, group
+from layerif.cli.plans import KindTotal, PlanOut, deliver, total_options
+from layerif.core.options import Rule, Shown
+from layerif.data.options import CalibrationOptions, PromptOptions, has_styles
+from layerif.model.options import ModelOptions
+from layerif.plans.kinds.registry import KINDS as PLAN_KINDS
+from layerif.search.options import SearchOptions
+from layerif.search.registry import KINDS
 
 
-def marginal_plan(
-    model: str,
-    sparsity: float,
-    *,
-    out: Path | None = None,
-    calibration: str = "python-docs",
-    target: str | None = None,
-    method: str = "wanda",
-    granularity: str = "projection",
-    rounds: int = 5,
-    delta: float = 0.05,
-    eta: float = 0.06,
-    tokens: int = 4096,
-    held_out_tokens: int = 8192,
-    below: float = 0.25,
-    above: float = 0.2,
-    samples: int = 16,
-    context_length: int = 512,
-    seed: int = 0,
-    batch_tokens: int = 2048,
-    style: PromptStyle = "alpaca",
-    template_option: list[str] | None = None,
-    dtype: Dtype = "float32",
-    device: str = "auto",
-    data_dir: Path | None = None,
-    trust_remote_code: bool = False,
-    overwrite: bool = False,
-) -> Allocation:
-    """Open the model, load the texts, and make the plan; with `out` it is saved and found again.
+class TargetOptions(PromptOptions):
+    """What the loss is taken on."""
 
-    Args:
-        model: hub id, folder, GGUF file or alias.
-        sparsity: fraction of zeros over all projections.
-        out: JSON file of the plan; None keeps nothing.
-        calibration: name of a corpus, or a text file.
-        target: name of the task or corpus that the loss is taken on; None for the calibration text.
-        style, template_option: of a task's prompts.
-        overwrite: replace what `out` holds, where it is from different settings.
+    title = "Target"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "style",
+            lambda v: has_styles({**v, "tasks": v.get("target")}),
+            "for a {target} that has prompts in several styles",
+        ),
+    )
 
-    The other arguments are those of `SearchOptions`, `open_model` and `load_task`.
+    target: Annotated[str | None, Shown("the calibration text")] = None
+    """Task or corpus whose loss counts."""
 
-    Raises:
-        InputError: a name or value that will not do, or `out` holds another result.
-        NumericalError: what is measured is not finite.
+
+class Searched(ListedGroup):
+    """A command for every kind of plan that can be searched for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return KINDS.names()
+
+    def help_of(self, name: str) -> str:
+        return f"Search for a plan of kind {name}."
+
+    def load(self, name: str) -> Any:
+        command = expanded(
+            search,
+            rules=(Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),),
+            total=total_options(PLAN_KINDS.find(name)),
+        )
+        single = group()
+        single.command(name, cls=Command, help=search.__doc__)(command)
+        return typer.main.get_command(single)
+
+
+app = group(cls=Searched, no_args_is_help=True, help=__doc__)
+
+
+@app.callback()
+def of_any_kind() -> None:
+    """Options of no kind."""
+
+
+def search(
+    context: typer.Context,
+    model: ModelOptions,
+    total: KindTotal,
+    how: SearchOptions,
+    text: CalibrationOptions,
+    aim: TargetOptions,
+    out: PlanOut = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Search for the plan whose compressed model has the lowest loss on held-out text.
+
+    Each round compresses the model by the plan of the moment, asks by one backward pass what a
+    little more or less would change in each place, and moves the plan; a round that does not lower
+    the loss of held-out text is taken back. Or plans are tried at random (--strategy evolution).
+    Interrupted, the same command goes on after the last finished round.
     """
     from layerif.artifacts import Allocation
-    from layerif.cli.options import prompts
     from layerif.core.checkpoint import check_out
     from layerif.data import load_corpus, load_sources
 
     if out is not None:
         check_out(out, Allocation.file_kind(), overwrite=overwrite)
-    corpus = load_corpus(calibration, data_dir=data_dir)
-    words = prompts(style, template_option, model, trust_remote_code=trust_remote_code)
-    aimed = None if target is None else load_sources([target], data_dir=data_dir, **words)[0]
+    corpus = load_corpus(text.calibration, data_dir=aim.data_dir)
+    words = aim.loading(model.model, trust_remote_code=model.trust_remote_code)
+    target = None if aim.target is None else load_sources([aim.target], **words)[0]
 
-    from layerif.model.opening import open_model
-    from layerif.search.options import SearchOptions
     from layerif.workflows.searching import search_into
 
-    opened, tokenizer = open_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-    )
-    options: dict[str, Any] = {
-        "method": method,
-        "granularity": granularity,
-        "rounds": rounds,
-        "delta": delta,
-        "eta": eta,
-        "tokens": tokens,
-        "held_out_tokens": held_out_tokens,
-        "below": below,
-        "above": above,
-        "samples": samples,
-        "context_length": context_length,
-        "seed": seed,
-        "batch_tokens": batch_tokens,
-    }
-    return search_into(
+    opened, tokenizer = model.open()
+    plan = search_into(
         out,
         opened,
         tokenizer,
-        sparsity,
+        total.value,
         calibration=corpus,
-        options=SearchOptions(**options),
-        target=aimed,
+        target=target,
+        options=how,
         overwrite=overwrite,
     )
+    deliver(context, plan, out, kept=True, overwrite=overwrite, as_json=as_json)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from layerif.cli import options
-from layerif.cli.command import Command
+from layerif.cli.command import Command, given
+from layerif.cli.derived import expanded
 from layerif.cli.lazy import group
 from layerif.cli.output import console, emit
+from layerif.core.options import Rule
+from layerif.data.options import STYLED, PromptOptions, has_styles
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -42,19 +45,27 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
     emit(table, [asdict(listing) for listing in found], as_json=as_json)
 
 
+class ShownOptions(PromptOptions):
+    """The form of the examples."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("model trust_remote_code", lambda v: v.get("style") == "chat", "with {style} chat"),
+        Rule("style", lambda v: has_styles({**v, "task": v["name"]}), STYLED.when),
+    )
+
+
 @app.command("show", cls=Command)
+@expanded
 def show(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Task, or a file of examples.", show_default=False)],
+    prompts: ShownOptions,
     split: SplitOption = "test",
     count: Annotated[int, typer.Option("--count", help="How many examples.")] = 3,
-    style: options.Style = "alpaca",
-    template_option: options.TemplateOption = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Model whose template --style chat is.", show_default=False),
     ] = None,
-    data_dir: options.DataDir = None,
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
@@ -65,9 +76,10 @@ def show(
     """
     from layerif.data import load_task
 
-    words = options.prompts(style, template_option, model, trust_remote_code=trust_remote_code)
-    task = load_task(name, data_dir=data_dir, **words)
-    examples = task.sample(split, options.rows(context, task, split, "count"), seed)
+    task = load_task(name, **prompts.loading(model, trust_remote_code=trust_remote_code))
+    if "count" not in given(context):
+        count = task.default(split, count)
+    examples = task.sample(split, count, seed)
     if as_json:
         shown = {"task": task.name, "split": split, "style": task.origin.get("style")}
         emit(None, {**shown, "examples": [_plain(e) for e in examples]}, as_json=True)

@@ -11,6 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, ValidationError, create_model
@@ -54,11 +55,14 @@ class Shown:
     metavar: str | None = None
 
 
-class _ResultsUnchanged:
-    """Marks an option that changes memory and speed alone, and so is in no fingerprint."""
+class Mark(Enum):
+    """What else is true of an option, beside its type and bounds."""
+
+    RESULTS_UNCHANGED = "it changes memory and speed alone, and so is in no fingerprint"
+    GIVES_WAY = "a default of more than there is gives way to what there is"
 
 
-RESULTS_UNCHANGED = _ResultsUnchanged()
+RESULTS_UNCHANGED, GIVES_WAY = Mark.RESULTS_UNCHANGED, Mark.GIVES_WAY
 
 
 class Options(Record):
@@ -113,6 +117,14 @@ class Options(Record):
                 if name in self.model_fields_set or field.is_required() or value != field.default:
                     found[name] = value
         return kind(**found)
+
+    def left_out(self) -> set[str]:
+        """The options that give way to what there is, as they were not given."""
+        return {
+            name
+            for name, field in type(self).model_fields.items()
+            if GIVES_WAY in field.metadata and name not in self.model_fields_set
+        }
 
     def recorded(self) -> dict[str, Any]:
         """The options that results depend on, for a fingerprint."""

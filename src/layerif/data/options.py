@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from layerif.core.choices import PromptStyle
-from layerif.core.options import Options, Rule, Shown, Values
+from layerif.core.options import GIVES_WAY, Options, Rule, Shown, Values
 
 if TYPE_CHECKING:
     from layerif.data import Task
@@ -95,16 +95,16 @@ class SampleOptions(Options):
 
     title = "Data"
 
-    train_samples: Annotated[int, Field(ge=1)] = 200
+    train_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 200
     """Training rows of the task."""
-    validation_samples: Annotated[int, Field(ge=1)] = 50
+    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 50
     """Validation rows of the task."""
 
     def rows(self, task: Task, split: Split, seed: int) -> list[Example]:
         """Rows of a split, drawn by the seed."""
         name = f"{split}_samples"
         count = getattr(self, name)
-        if name not in self.model_fields_set:
+        if name in self.left_out():
             count = task.default(split, count)
         return task.sample(split, count, seed)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from layerif.core.choices import Schedule
-from layerif.core.options import RESULTS_UNCHANGED, Options, Rule, Shown, Values
+from layerif.core.options import GIVES_WAY, RESULTS_UNCHANGED, Options, Rule, Shown, Values
 
 if TYPE_CHECKING:
     from layerif.data.base import Example, Task
@@ -146,7 +146,7 @@ class RowOptions(Options):
 
     train_samples: Annotated[int | None, Field(ge=1), Shown("all")] = None
     """Training rows of the task."""
-    validation_samples: Annotated[int, Field(ge=0)] = 100
+    validation_samples: Annotated[int, Field(ge=0), GIVES_WAY] = 100
     """Validation rows whose loss is measured as training goes; 0 for none."""
 
     def rows(self, task: Task, seed: int) -> tuple[list[Example], list[Example]]:
@@ -156,7 +156,7 @@ class RowOptions(Options):
             InputError: the task has fewer.
         """
         count = self.validation_samples
-        if "validation_samples" not in self.model_fields_set:
+        if "validation_samples" in self.left_out():
             count = task.default("validation", count)
         return (
             task.sample("train", self.train_samples, seed),

@@ -17,6 +17,7 @@ import torch
 from layerif.artifacts import GroundTruth
 from layerif.calibration.walk import walk
 from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.options import takes
 from layerif.core.progress import Advance, progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
@@ -26,25 +27,22 @@ from layerif.model.layers import DecoderLayers, find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
 from layerif.model.peft_adapters import refuse_adapted
+from layerif.validation.options import CapacityOptions
 from layerif.validation.partial import PartialForward
 from layerif.validation.rows import Rows, finite
 
 NAME = "capacity"
 # What else to try where a loss is not finite.
-RATE = ", or a smaller --rate"
+RATE = ", or a smaller learning_rate"
 
 
+@takes(CapacityOptions)
 def capacity(
     model: Any,
     train: Sequence[Encoded],
     validation: Sequence[Encoded],
     *,
-    rank: int = 8,
-    alpha: float = 16.0,
-    train_steps: int = 20,
-    rate: float = 1e-3,
-    batch_tokens: int = 2048,
-    seed: int = 0,
+    options: CapacityOptions,
     text: dict[str, Any] | None = None,
     steps: Steps = NO_STEPS,
 ) -> GroundTruth:
@@ -57,12 +55,8 @@ def capacity(
     Args:
         model: a causal LM of transformers without adapters; left as before.
         train, validation: tokenised rows of a task.
-        rank, alpha: of the LoRA on all projections of a layer; its A is drawn by `seed` and the
-            projection's name, its B begins at 0.
-        train_steps: how many, at least 1.
-        rate: of the first step.
-        batch_tokens: tokens of a batch, padding counted; it says what a step trains on.
-        seed: also of the order of the batches.
+        options: of the LoRA on all projections of a layer, whose A is drawn by the seed and the
+            projection's name and whose B begins at 0, and of its training; each by keyword too.
         text: where the rows come from, for the record.
         steps: keeps finished layers.
 
@@ -70,8 +64,14 @@ def capacity(
         InputError: no rows, a number out of its range, or a model with adapters already.
         NumericalError: a loss is not finite.
     """
-    _check(train, validation, train_steps, rate)
-    lora = FreshLora(rank, alpha, seed)
+    if not train or not validation:
+        raise InputError(
+            f"there are {len(train)} training and {len(validation)} validation rows; at least one "
+            "of each is needed"
+        )
+    rank, seed, batch_tokens = options.rank, options.seed, options.batch_tokens
+    train_steps, rate = options.train_steps, options.learning_rate
+    lora = FreshLora(rank, options.alpha, seed)
     model = unwrapped(model)
     refuse_adapted(model, "so what fresh ones gain in one layer alone is not seen; open it without")
     layers = find_decoder_layers(model)
@@ -101,7 +101,7 @@ def capacity(
         delta=None,
         training={
             "rank": rank,
-            "alpha": alpha,
+            "alpha": options.alpha,
             "steps": train_steps,
             "rate": rate,
             "batch_tokens": batch_tokens,
@@ -162,16 +162,3 @@ class _Trial:
                 ]
         when = f"with adapters in layer {layer}"
         return finite(self.judged.means(nats), "validation row", when, RATE)
-
-
-def _check(train: Sequence[Any], validation: Sequence[Any], steps: int, rate: float) -> None:
-    if not train or not validation:
-        raise InputError(
-            f"there are {len(train)} training and {len(validation)} validation rows; at least one "
-            "of each is needed"
-        )
-    if steps < 1 or not 0 < rate < float("inf"):
-        raise InputError(
-            f"{steps} steps at a rate of {rate:g} train nothing; right would be at least 1 step, "
-            "and a rate above 0"
-        )

@@ -33,9 +33,6 @@ from layerif.workflows.options import ExpertsStudy, Seeds
 # Said once for all stages.
 SHARED = ("seed", "data_dir")
 
-# Numbers of rows that are as many as there are, where a recipe does not give them.
-COUNTS = {"score": ("train_samples", "validation_samples"), "finetune": ("validation_samples",)}
-
 
 class ScoreStage(TaskOptions, SampleOptions, AdapterOptions, ScoreOptions):
     """Whose influence is measured, and on what."""
@@ -251,11 +248,10 @@ class Recipe(Record):
             if isinstance(own, dict):
                 for name in SHARED:
                     own.pop(name, None)
-        for stage, names in COUNTS.items():
-            written: Record | None = getattr(self, stage)
-            for name in names:
-                if written is not None and name not in written.model_fields_set:
-                    value[stage].pop(name, None)
+        for stage in self.stages():
+            written: Options | None = getattr(self, stage)
+            for name in () if written is None else written.left_out():
+                value[stage].pop(name, None)
         return yaml.safe_dump(value, sort_keys=False)
 
     def _beside(self, stage: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from layerif.report import leave_picture, plot_agreement
 from layerif.validation.capacity import capacity
 from layerif.validation.correlation import advice
 from layerif.validation.ground_truth import isolated, operating_point
+from layerif.validation.options import CapacityOptions, PointOptions
 from layerif.workflows.stages import fingerprint_of, finished
 
 FloatArray = NDArray[np.float64]
@@ -44,12 +45,7 @@ def truth_into(
     kind: PruningTruth,
     *,
     calibration: Corpus,
-    sparsity: float,
-    delta: float,
-    samples: int,
-    context_length: int,
-    batch_tokens: int,
-    seed: int,
+    options: PointOptions,
     overwrite: bool = False,
 ) -> GroundTruth:
     """A ground truth of pruning, saved as JSON; finished layers survive an interruption.
@@ -58,27 +54,25 @@ def truth_into(
         InputError: as `isolated` and `operating_point`; or the file holds one from different
             settings.
     """
-    check_context_length(model, context_length)
+    check_context_length(model, options.context_length)
     text = calibration.text("calibration")
-    chunks = draw(cut(tokenizer, text, context_length), samples, seed)
-    asked: dict[str, Any] = {
-        "kind": kind,
-        "sparsity": sparsity,
-        "samples": samples,
-        "context_length": context_length,
-        "seed": seed,
-    }
-    if kind == "operating_point":
-        asked["delta"] = delta
+    chunks = cut(tokenizer, text, options.context_length)
+    chunks = draw(chunks, options.calibration_samples, options.seed)
+    asked: dict[str, Any] = {"kind": kind, **options.recorded()}
+    del asked["batch_tokens"]
+    if kind != "operating_point":
+        del asked["delta"]
     wanted = fingerprint_of(model, hash_texts([text]), asked, tokenizer)
     origin = {"name": calibration.name, **calibration.origin}
-    origin |= {"context_length": context_length, "seed": seed}
-    shared: dict[str, Any] = {"batch_tokens": batch_tokens, "text": origin}
+    origin |= {"context_length": options.context_length, "seed": options.seed}
+    shared: dict[str, Any] = {"batch_tokens": options.batch_tokens, "text": origin}
 
     def measure(steps: Steps) -> GroundTruth:
         if kind == "isolated":
-            return isolated(model, chunks, sparsity, steps=steps, **shared)
-        return operating_point(model, chunks, sparsity, delta=delta, steps=steps, **shared)
+            return isolated(model, chunks, options.sparsity, steps=steps, **shared)
+        return operating_point(
+            model, chunks, options.sparsity, delta=options.delta, steps=steps, **shared
+        )
 
     return _measured_once(path, wanted, measure, overwrite=overwrite)
 
@@ -92,7 +86,7 @@ def capacity_into(
     train: Sequence[Example],
     validation: Sequence[Example],
     max_length: int,
-    options: dict[str, Any],
+    options: CapacityOptions,
     overwrite: bool = False,
 ) -> GroundTruth:
     """The ground truth `capacity` of a task, saved as JSON; finished layers survive.
@@ -107,7 +101,7 @@ def capacity_into(
         NumericalError: as `capacity`.
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    asked = {"kind": "capacity", "max_length": max_length, **options}
+    asked = {"kind": "capacity", "max_length": max_length, **options.recorded()}
     wanted = fingerprint_of(model, data, asked, tokenizer)
 
     def measure(steps: Steps) -> GroundTruth:
@@ -117,7 +111,7 @@ def capacity_into(
             for examples, what in ((train, "training"), (validation, "validation"))
         ]
         origin = {"name": task.name, **task.origin, "max_length": length}
-        return capacity(model, *samples, text=origin, steps=steps, **options)
+        return capacity(model, *samples, options=options, text=origin, steps=steps)
 
     return _measured_once(path, wanted, measure, overwrite=overwrite)
 
