@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 
 from layerif.artifacts import Fingerprint
-from layerif.artifacts.aggregation import aggregate
+from layerif.plans.maps.aggregation import aggregate
 from layerif.core.caching import remembered
 from layerif.core.checkpoint import Steps, resumable
 from layerif.core.choices import Aggregation

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from layerif.artifacts.aggregation import aggregate
+from layerif.plans.maps.aggregation import aggregate
 from layerif.core.choices import Aggregation
 
 FloatArray = NDArray[np.float64]
