@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 
 from layerif.artifacts import Fingerprint
-from layerif.artifacts.aggregation import aggregate
 from layerif.core.caching import remembered
 from layerif.core.checkpoint import Steps, resumable
 from layerif.core.choices import Aggregation
@@ -48,6 +47,7 @@ from layerif.influence.scoring import score
 from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
+from layerif.plans.maps.aggregation import aggregate
 
 FloatArray = NDArray[np.float64]
 Outcome = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from layerif.artifacts.aggregation import aggregate
 from layerif.core.choices import Aggregation
+from layerif.plans.maps.aggregation import aggregate
 
 FloatArray = NDArray[np.float64]
 

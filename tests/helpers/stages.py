@@ -14,8 +14,8 @@ from layerif.data import Corpus, Task, load_task
 from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
 from layerif.search.options import SearchOptions
-from layerif.workflows.searching import search_into
 from layerif.validation.options import CapacityOptions
+from layerif.workflows.searching import search_into
 from layerif.workflows.stages import evaluate_into, prune_into, score_into
 from layerif.workflows.validation import capacity_into
 
