@@ -93,15 +93,19 @@ def note_memory(
         need = memory(model, how, tokens, scored=scored, kept=kept).total
     except InputError:
         return  # its layers are none that formulas are known for, and it may be run all the same
-    device = input_device(model)
-    free = psutil.virtual_memory().available
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+    free = free_memory(input_device(model))
     if need > free:
         note(
             f"{what} takes about {need / 1e9:.1f} GB beside the model, and {free / 1e9:.1f} GB are "
             "free; fewer tokens a batch take less"
         )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; of the CPU, those of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def largest(batches: Sequence[Sequence[Encoded]]) -> int:

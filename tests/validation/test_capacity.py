@@ -150,7 +150,7 @@ def test_what_cannot_be_trained_is_refused():
     with pytest.raises(InputError, match="already"):
         gains(adapted())
     for bad in ({"train_steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
-        with pytest.raises(InputError, match="train_steps|learning_rate"):
+        with pytest.raises(InputError, match=r"train_steps|learning_rate"):
             capacity(tiny_model(), ITEMS, JUDGED, **bad)
     with pytest.raises(InputError, match="0 validation"):
         capacity(tiny_model(), ITEMS, [])

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 
 from layerif.core.choices import HiddenStatesPlace, check_choice
 from layerif.core.files import require_disk, writing_to
 from layerif.core.progress import note
 from layerif.errors import InputError
+from layerif.estimates import free_memory
 
 # Of what is free, hidden states get at most this much of memory.
 SHARE = 0.5
@@ -93,7 +93,7 @@ def hidden_states(
     if below is not None:
         shutil.rmtree(below, ignore_errors=True)  # of a run that was killed
     if place == "auto":
-        fits = size <= SHARE * _free(device)
+        fits = size <= SHARE * free_memory(device)
         place = "memory" if fits or folder is None else "disk"
     if place == "memory":
         yield InMemory()
@@ -110,9 +110,3 @@ def hidden_states(
         yield OnDisk(below)
     finally:
         shutil.rmtree(below, ignore_errors=True)
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -25,7 +25,7 @@ from layerif.metrics.registry import (
     reads_text,
     takes_samples,
 )
-from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
+from layerif.model.layers import DecoderLayers, find_decoder_layers, refuse_quantised, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, setting
 
@@ -73,7 +73,11 @@ def metric_scores(
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     if any(part.reads_weights for part in involved(metric, of_metric)):
-        refuse_quantised(layers.projections)
+        refuse_quantised(
+            layers.projections,
+            "and this metric reads weights; measure the model as it was before quantisation, or by "
+            "block_influence",
+        )
     batches, of_task, record = None, None, None
     if train or validation:
         if not takes_samples(metric, of_metric) or tokenizer is None:
@@ -121,20 +125,6 @@ def metric_scores(
         seconds=round(time.perf_counter() - began, 3),
         setting=setting(model),
     )
-
-
-def refuse_quantised(projections: Sequence[Projection]) -> None:
-    """A weight that is stored in a packed form cannot be read as a matrix.
-
-    Raises:
-        InputError: one is; names its projection.
-    """
-    for projection in projections:
-        if projection.packed:
-            raise InputError(
-                f"the weight of {projection.key} is quantised, and this metric reads weights; "
-                "measure the model as it was before quantisation, or by block_influence"
-            )
 
 
 def _check(values: MetricValues, layers: DecoderLayers, metric: str) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from layerif.errors import InputError
+from layerif.model.precision import word_of
 from layerif.model.sharing import refuse_shared_weights
 
 
@@ -103,6 +104,24 @@ class DecoderLayers:
         for projection in self.projections:
             sizes[projection.layer] += projection.numel
         return sizes
+
+
+def refuse_quantised(projections: Sequence[Projection], why: str) -> None:
+    """Refuse weights that are stored in a packed form.
+
+    Args:
+        why: the end of the error: what cannot be done with them, and what can.
+
+    Raises:
+        InputError: there is one; names its projection.
+    """
+    for projection in projections:
+        if projection.packed:
+            stored = projection.weight
+            raise InputError(
+                f"the weight of {projection.key} is quantised (stored as {word_of(stored.dtype)} "
+                f"of shape {tuple(stored.shape)}), {why}"
+            )
 
 
 def is_linear(module: nn.Module) -> bool:

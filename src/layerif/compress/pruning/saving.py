@@ -11,8 +11,8 @@ import torch
 
 from layerif.artifacts import CARD_FILE, MANIFEST_FILE, PRUNED, Manifest
 from layerif.core.files import new_folder, write_text
-from layerif.errors import InputError, NumericalError
-from layerif.model.layers import Projection, find_decoder_layers
+from layerif.errors import NumericalError
+from layerif.model.layers import Projection, find_decoder_layers, refuse_quantised
 from layerif.model.opening import Tokenizer
 from layerif.model.peft_adapters import refuse_adapted
 from layerif.model.precision import stored_precision, word_of
@@ -102,14 +102,10 @@ def refuse_packed(projections: Sequence[Projection]) -> None:
     Raises:
         InputError: one is; names its projection.
     """
-    for projection in projections:
-        if projection.packed:
-            raise InputError(
-                f"the weight of {projection.key} is quantised (stored as "
-                f"{str(projection.weight.dtype).removeprefix('torch.')} of shape "
-                f"{tuple(projection.weight.shape)}), so nothing in it can be set to zero; prune "
-                "the model as it was before quantisation"
-            )
+    refuse_quantised(
+        projections,
+        "so nothing in it can be set to zero; prune the model as it was before quantisation",
+    )
 
 
 def refuse_adapters(model: Any) -> None:
