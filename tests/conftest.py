@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,12 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def paper_dir(request: pytest.FixtureRequest) -> Path:
     return _existing(request, "--paper-dir")
+
+
+@pytest.fixture(scope="session")
+def paper(paper_dir: Path) -> dict[str, Any]:
+    """What the paper publishes of Mistral-7B."""
+    return json.loads((paper_dir / "mistral-7b.json").read_text())
 
 
 @pytest.fixture(autouse=True, scope="session")

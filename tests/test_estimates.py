@@ -28,7 +28,7 @@ def test_short_memory_is_noted_beforehand(monkeypatch, capsys):
 def test_estimates_are_near_the_peak():
     """Weights included; a vocabulary whose logits are in several slices."""
     ran = subprocess.run(
-        [sys.executable, "-m", "helpers.estimated_peaks", "49152", "2048", "3"],
+        [sys.executable, "-m", "helpers.estimated_peaks", "49152", "1024", "3"],
         cwd=Path(__file__).parents[0],
         capture_output=True,
         text=True,

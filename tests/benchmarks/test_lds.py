@@ -12,9 +12,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from helpers.scoring import TRAIN, VALIDATION
+from helpers.scoring import TRAIN, VALIDATION, WANTED
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Fingerprint
 from layerif.core.checkpoint import resumable
 
 
@@ -74,13 +73,12 @@ def test_reliability_is_one_where_samples_agree_and_zero_where_they_do_not(lds):
 def test_estimators_share_gradients_and_no_solutions(lds, tmp_path):
     """Each gives what it gives alone, though the first has left its solved blocks."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    wanted = Fingerprint(model="m", data="d", options={})
     found = {}
     for estimator in ("grad_dot", "exact", "datainf"):
         variant = lds.Variant("fresh_lora", estimator)
         run = partial(lds.scoring, model, tokenizer, TRAIN, VALIDATION, variant)
-        found[estimator] = lds.with_gradients(tmp_path / "gradients", wanted, run, None)
-        with resumable(tmp_path / estimator, wanted) as steps:
+        found[estimator] = lds.with_gradients(tmp_path / "gradients", WANTED, run, None)
+        with resumable(tmp_path / estimator, WANTED) as steps:
             alone = run(steps)
         assert torch.equal(found[estimator]["influence"], alone["influence"])
     assert not torch.allclose(found["grad_dot"]["influence"], found["exact"]["influence"])

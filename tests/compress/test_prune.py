@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.pruned import prune_tiny
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import MANIFEST_FILE, Allocation, Manifest
 from layerif.compress.pruning.base import relative
-from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data.chunks import cut, draw
@@ -21,17 +21,6 @@ from layerif.errors import InputError, NumericalError
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
 from layerif.plans.allocate import allocate_sparsity
-
-OPTIONS = {
-    "calibration": SENTENCES,
-    "calibration_samples": 6,
-    "context_length": 32,
-    "batch_tokens": 64,
-}
-
-
-def prune_tiny(model, plan, **options):
-    return prune(model, plan, tokenizer=tiny_tokenizer(), **(OPTIONS | options))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

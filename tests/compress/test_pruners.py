@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.pruned import prune_tiny
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, use_mlps_twice
 from layerif.artifacts import Allocation, ModuleSparsity
@@ -24,17 +25,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
 from layerif.plans.allocate import allocate_sparsity
 
-OPTIONS = {
-    "calibration": SENTENCES,
-    "calibration_samples": 6,
-    "context_length": 32,
-    "batch_tokens": 64,
-}
 METHODS = ["magnitude", "wanda", "sparsegpt"]
-
-
-def prune_tiny(model, plan=None, **options):
-    return prune(model, plan, tokenizer=tiny_tokenizer(), **(OPTIONS | options))
 
 
 def weights_of(model):

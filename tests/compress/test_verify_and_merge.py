@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.adapters import trained_lora
-from helpers.pruned import OPTIONS, pruned_folder
+from helpers.pruned import prune_tiny, pruned_folder
 from helpers.tiny import ARCHITECTURES, tiny_model
 from layerif.artifacts import MANIFEST_FILE, Manifest
 from layerif.compress.pruning.merging import merged
-from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.verifying import verify
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
@@ -85,7 +84,7 @@ def test_weights_that_are_gone_or_not_finite_are_found(folder, tmp_path):
 
 def test_sharded_files_are_read_together(tmp_path):
     model = tiny_model()
-    manifest = prune(model, 0.5, **OPTIONS)
+    manifest = prune_tiny(model, 0.5)
     manifest.save(tmp_path / MANIFEST_FILE)
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

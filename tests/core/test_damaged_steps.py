@@ -11,7 +11,7 @@ import torch
 from helpers.damage import DAMAGES, Killed, cut_off, emptied, garbled, zeroed
 from helpers.finetuning import assert_same_run, into
 from helpers.marginal_models import corpus
-from helpers.scoring import measure
+from helpers.scoring import WANTED, measure
 from helpers.stages import (
     capacity_small,
     contents,
@@ -23,13 +23,12 @@ from helpers.stages import (
     steps_of,
 )
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Fingerprint, GroundTruth, LayerScores
+from layerif.artifacts import GroundTruth, LayerScores
 from layerif.core.checkpoint import FINGERPRINT_FILE, DiskSteps, resumable, steps_folder
 from layerif.errors import InputError
 from layerif.validation.options import PointOptions
 from layerif.workflows.validation import truth_into
 
-WANTED = Fingerprint(model="m", data="d", options={})
 KEPT = {"x": torch.tensor([1.5, 2.5]), "y": torch.ones(2, 3, dtype=torch.int64)}
 
 

@@ -14,10 +14,10 @@ from helpers.adapters import trained_lora
 from helpers.damage import Killed
 from helpers.finetuning import into
 from helpers.pruned import pruned_folder
-from helpers.scoring import measure
+from helpers.scoring import WANTED, measure
 from helpers.stages import capacity_small, marginal_small, prune_small, score_small
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import CONVERTED, Fingerprint
+from layerif.artifacts import CONVERTED
 from layerif.calibration.hidden import hidden_states
 from layerif.compress.pruning.merging import merge_into
 from layerif.core import caching
@@ -31,7 +31,6 @@ from layerif.influence.subspaces.base import Matrix
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.model.layers import find_decoder_layers
 
-WANTED = Fingerprint(model="m", data="d", options={})
 TEXT = " ".join(f"{i} squared is {i * i}." for i in range(40))
 SIZE = 4 << 20
 

@@ -22,10 +22,9 @@ from layerif.errors import InputError
 MEMBER = """
 import os, signal, sys
 from pathlib import Path
-from layerif.artifacts import Fingerprint
 from layerif.core.checkpoint import resumable
 from layerif.influence import keeping
-from helpers.scoring import measure
+from helpers.scoring import WANTED, measure
 from helpers.tiny import tiny_model
 import torch
 
@@ -43,8 +42,7 @@ if rank == dies:
         return forward(*args, **kwargs)
     model.forward = die
 options = {"keep": keep, "estimator": estimator, "subspace": subspace, "batch_tokens": int(tokens)}
-wanted = Fingerprint(model="m", data="d", options={})
-with resumable(Path(folder) / "run", wanted, together=True) as steps:
+with resumable(Path(folder) / "run", WANTED, together=True) as steps:
     measure(model, steps=steps, **options).save(Path(folder) / f"scores-{rank}")
 """
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from helpers.estimator_oracles import double_loop_datainf, rule
 from helpers.tiny import tiny_tokenizer
+from layerif.artifacts import Fingerprint
 from layerif.data.base import Example
 from layerif.influence.scoring import score
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.model.layers import find_decoder_layers
 
 RANK, ALPHA, SEED, DAMPING = 4, 8.0, 3, 0.1
+# Of steps that a test keeps.
+WANTED = Fingerprint(model="m", data="d", options={})
 
 
 def examples(count, salt):
@@ -34,6 +36,18 @@ def measure(model, tokenizer=None, train=TRAIN, validation=VALIDATION, **options
     return score(model, tokenizer or tiny_tokenizer(), train, validation, **options)
 
 
+def literal_gradients(model, samples, parameters, tokenizer=None):
+    """For each parameter its gradients (samples, *shape), one sample at a time."""
+    tokenizer, rows = tokenizer or tiny_tokenizer(), []
+    for sample in samples:
+        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
+        start = len(tokenizer(sample.prompt)["input_ids"])
+        logits = model(input_ids=ids).logits[0, start - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, start:])
+        rows.append(torch.autograd.grad(loss, parameters))
+    return [torch.stack(block) for block in zip(*rows, strict=True)]
+
+
 def autograd_gradients(model, tokenizer, samples):
     """For each sample and projection grad(B) of a LoRA really added to the model, one at a time."""
     lora = FreshLora(RANK, ALPHA, SEED)
@@ -48,17 +62,10 @@ def autograd_gradients(model, tokenizer, samples):
             return output + (ALPHA / RANK) * (args[0] @ down.T @ up.T)
 
         handles.append(projection.module.register_forward_hook(adapt))
-    rows = []
-    for sample in samples:
-        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
-        start = len(tokenizer(sample.prompt)["input_ids"])
-        logits = model(input_ids=ids).logits[0, start - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, start:])
-        gradients = torch.autograd.grad(loss, ups)
-        rows.append([g.flatten().numpy() for g in gradients])
+    gradients = literal_gradients(model, samples, ups, tokenizer)
     for handle in handles:
         handle.remove()
-    return [np.stack(block) for block in zip(*rows, strict=True)]  # per projection (samples, d)
+    return [block.flatten(1).numpy() for block in gradients]  # per projection (samples, d)
 
 
 def published_datainf(train, validation):

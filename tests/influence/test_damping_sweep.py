@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from helpers.scoring import measure
+from helpers.scoring import WANTED, measure
 from helpers.tiny import LAYERS, tiny_model
-from layerif.artifacts import Fingerprint, LayerScores
+from layerif.artifacts import LayerScores
 from layerif.core.checkpoint import resumable
 from layerif.errors import InputError
 from layerif.report import sweep_lines
@@ -27,9 +27,8 @@ FACTORS = (10.0, 0.01, 1000.0)
 )
 def test_each_damping_gives_what_a_run_of_its_own_gives(estimator, keep, tmp_path):
     model = tiny_model(dtype=torch.float64)
-    wanted = Fingerprint(model="m", data="d", options={})
     options = {"estimator": estimator, "keep": keep, "damping": 0.5, "tolerance": 1e-12}
-    with resumable(tmp_path / "run", wanted) as steps:
+    with resumable(tmp_path / "run", WANTED) as steps:
         scores = measure(model, damping_sweep=FACTORS, steps=steps, **options)
     alone = measure(model, estimator=estimator, damping=0.5, tolerance=1e-12)
     assert np.abs(scores.influence - alone.influence).max() <= 1e-9 * np.abs(alone.influence).max()

@@ -6,17 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.scoring import TRAIN, VALIDATION, measure, published_datainf
+from helpers.scoring import (
+    TRAIN,
+    VALIDATION,
+    WANTED,
+    literal_gradients,
+    measure,
+    published_datainf,
+)
 from helpers.tiny import tiny_model
-from layerif.artifacts import Fingerprint
 from layerif.core.checkpoint import resumable, steps_folder
 from layerif.errors import InputError
 from layerif.influence import keeping
 from layerif.influence.store import DiskStore, MemoryStore
 from layerif.influence.subspaces.base import Matrix
 from layerif.influence.subspaces.full import FullWeights
+from layerif.model.layers import find_decoder_layers
 
-WANTED = Fingerprint(model="m", data="d", options={})
 ESTIMATORS = ["datainf", "grad_dot", "cosine", "ekfac"]
 
 
@@ -115,30 +121,15 @@ def test_passes_go_on_where_they_were(estimator, stops_at, tmp_path, monkeypatch
     assert len(calls) == whole + 1, "the batch that was cut short, and no other, was run twice"
 
 
-def literal_full_gradients(model, samples):
-    """For each sample the gradient of every weight, one sample at a time."""
-    from helpers.tiny import tiny_tokenizer
-    from layerif.model.layers import find_decoder_layers
-
-    tokenizer, projections = tiny_tokenizer(), find_decoder_layers(model).projections
-    rows = []
-    for sample in samples:
-        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
-        start = len(tokenizer(sample.prompt)["input_ids"])
-        logits = model(input_ids=ids).logits[0, start - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, start:])
-        weights = [p.module.weight for p in projections]
-        gradients = torch.autograd.grad(loss, weights)
-        rows.append([g.flatten() for g in gradients])
-    return [torch.stack(block).numpy() for block in zip(*rows, strict=True)]
-
-
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "opt"])
 def test_full_weights_equal_the_literal_gradients(architecture):
-
     model = tiny_model(architecture, torch.float64)
     found = measure(model, subspace=FullWeights())
-    train, validation = (literal_full_gradients(model, s) for s in (TRAIN, VALIDATION))
+    weights = [p.module.weight for p in find_decoder_layers(model).projections]
+    train, validation = (
+        [block.flatten(1).numpy() for block in literal_gradients(model, samples, weights)]
+        for samples in (TRAIN, VALIDATION)
+    )
     oracle = np.stack([published_datainf(g, v) for g, v in zip(train, validation, strict=True)])
     assert np.abs(found.projection_influence - oracle).max() <= 1e-9 * np.abs(oracle).max()
     dots = measure(model, subspace="full", estimator="grad_dot", block="layer")

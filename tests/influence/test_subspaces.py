@@ -8,8 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from helpers.adapters import adapted
+from helpers.estimator_oracles import close
 from helpers.quantised import packed_and_dense
-from helpers.scoring import TRAIN, VALIDATION, measure, published_datainf
+from helpers.scoring import TRAIN, VALIDATION, literal_gradients, measure, published_datainf
 from helpers.texts import SENTENCES
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
@@ -27,26 +28,10 @@ from layerif.model.opening import describe
 ARCHITECTURES = ["llama", "gpt2", "opt", "phi3"]
 
 
-def literal(model, samples, parameters):
-    """For each sample and parameter its gradient, one sample at a time."""
-    tokenizer, rows = tiny_tokenizer(), []
-    for sample in samples:
-        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
-        start = len(tokenizer(sample.prompt)["input_ids"])
-        logits = model(input_ids=ids).logits[0, start - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, start:])
-        rows.append(torch.autograd.grad(loss, parameters))
-    return [torch.stack(block) for block in zip(*rows, strict=True)]  # (samples, *shape) each
-
-
 def oracle(train, validation):
     """DataInf of every block from its gradients, (samples, ...) each."""
     flat = [[block.flatten(1).numpy() for block in blocks] for blocks in (train, validation)]
     return np.stack([published_datainf(g, v) for g, v in zip(*flat, strict=True)])
-
-
-def close(found, expected, tolerance=1e-9):
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -56,7 +41,7 @@ def test_two_sided_is_the_projected_gradient_of_the_weight(architecture):
     size, seed = 6, 4
     blocks = []
     for samples in (TRAIN, VALIDATION):
-        gradients = literal(model, samples, [p.module.weight for p in projections])
+        gradients = literal_gradients(model, samples, [p.module.weight for p in projections])
         blocks.append([])
         for projection, matrix, gradient in zip(
             projections, TwoSided(size, seed).matrices(projections), gradients, strict=True
@@ -113,7 +98,9 @@ def test_an_adapter_is_scored_as_autograd_sees_it(architecture, options, block):
     parameters = [
         matrix["default"].weight for _, layer in at for matrix in (layer.lora_B, layer.lora_A)
     ]
-    train, validation = (literal(model, samples, parameters) for samples in (TRAIN, VALIDATION))
+    train, validation = (
+        literal_gradients(model, samples, parameters) for samples in (TRAIN, VALIDATION)
+    )
     found = measure(model, subspace="adapter", block=block)
     influence = np.zeros_like(found.projection_influence)
     groups = {}

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 
 from helpers.adapters import adapted, fill_loras
 from helpers.quantised import packed_and_dense
-from helpers.scoring import TRAIN, measure
+from helpers.scoring import TRAIN, WANTED, measure
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Fingerprint, hash_model
+from layerif.artifacts import hash_model
 from layerif.core.checkpoint import NO_STEPS, resumable
 from layerif.data.batching import collate
 from layerif.data.tokenizing import encode
@@ -135,19 +135,18 @@ def test_quantised_projections_are_warmed_up_as_what_they_compute():
 
 
 def test_a_run_cut_short_does_not_train_again(tmp_path, monkeypatch):
-    wanted = Fingerprint(model="m", data="d", options={})
     options = {"subspace": "adapter", "warmup_steps": 4}
     reference = measure(tiny_model(), **options)
     with (
         pytest.raises(KeyboardInterrupt),
-        resumable(tmp_path / "run", wanted) as steps,
+        resumable(tmp_path / "run", WANTED) as steps,
         warm(tiny_model(), 4, batch_tokens=1024, kept=steps),
     ):
         raise KeyboardInterrupt
     monkeypatch.setattr(
         "layerif.influence.warmup.fine_tune", lambda *_: pytest.fail("trains again")
     )
-    with resumable(tmp_path / "run", wanted) as steps:
+    with resumable(tmp_path / "run", WANTED) as steps:
         resumed = measure(tiny_model(), **options, steps=steps)
     assert np.array_equal(resumed.influence, reference.influence)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import layerif
+from helpers.pruned import OPTIONS
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import MetricScores
@@ -21,12 +22,6 @@ from layerif.metrics.registry import METRICS
 from layerif.metrics.saliency import layer_saliencies
 from layerif.model.layers import find_decoder_layers
 
-OPTIONS = {
-    "calibration": SENTENCES,
-    "calibration_samples": 6,
-    "context_length": 32,
-    "batch_tokens": 64,
-}
 TEXT_METRICS = ["outlier_ratio", "dlp", "block_influence", "adapter_gain", "marginal"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from math import fsum
@@ -21,11 +20,6 @@ from layerif.plans.maps import ConstantScoresError
 
 AGGREGATIONS = get_args(Aggregation)
 VECTOR = [0.3, 2.0, -1.0, 0.7, 1.1]
-
-
-@pytest.fixture(scope="module")
-def paper(paper_dir: Path) -> dict[str, Any]:
-    return json.loads((paper_dir / "mistral-7b.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from math import fsum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,6 @@ from layerif.plans.maps import ConstantScoresError, dlp_map, layerif_map, owl_ma
 
 MAPS = [owl_map, dlp_map]
 bands = st.floats(0, 0.5)
-
-
-@pytest.fixture(scope="module")
-def paper(paper_dir: Path) -> dict[str, Any]:
-    return json.loads((paper_dir / "mistral-7b.json").read_text())
 
 
 def by_definition(scores: np.ndarray, total: float, lam: float) -> np.ndarray:

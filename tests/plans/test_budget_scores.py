@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +51,8 @@ def test_minmax_refuses_scores_that_are_equal_up_to_round_off(scores: list[float
         minmax(scores)
 
 
-def test_smooth_agrees_with_the_published_curve(paper_dir: Path) -> None:
+def test_smooth_agrees_with_the_published_curve(paper: dict[str, Any]) -> None:
     # Would see: another window, order or treatment of the ends (4 digits were published).
-    paper = json.loads((paper_dir / "mistral-7b.json").read_text())
     found, window = smoothed(paper["influence_raw_minmax"])
     assert window == 7
     np.testing.assert_allclose(found, paper["influence_savgol_7_3"], rtol=0, atol=5e-5)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,6 @@ from layerif.plans.maps import (
     power_map,
     uniform_experts,
 )
-
-
-@pytest.fixture(scope="module")
-def paper(paper_dir: Path) -> dict[str, Any]:
-    return json.loads((paper_dir / "mistral-7b.json").read_text())
-
 
 distinct_scores = st.lists(st.integers(-99, 99), min_size=2, max_size=40, unique=True).map(
     lambda values: np.array(values, dtype=float)

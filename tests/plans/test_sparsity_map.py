@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,6 @@ from layerif.plans.maps import (
     smoothed,
     uniform_sparsity,
 )
-
-
-@pytest.fixture(scope="module")
-def paper(paper_dir: Path) -> dict[str, Any]:
-    return json.loads((paper_dir / "mistral-7b.json").read_text())
 
 
 def test_map_agrees_with_the_published_sparsities(paper: dict[str, Any]) -> None:

@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from helpers.adapters import adapted
-from helpers.scoring import TRAIN, VALIDATION
+from helpers.scoring import TRAIN, VALIDATION, WANTED
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
-from layerif.artifacts import Agreement, Fingerprint, GroundTruth, hash_model
+from layerif.artifacts import Agreement, GroundTruth, hash_model
 from layerif.core.checkpoint import resumable
 from layerif.data.batching import pack
 from layerif.data.tokenizing import encode
@@ -121,7 +121,6 @@ def test_every_layer_is_trained_on_the_same_batches_in_an_order_of_the_seed():
 
 def test_a_run_cut_short_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     model = tiny_model(dtype=torch.bfloat16).train()
-    wanted = Fingerprint(model="m", data="d", options={})
     reference, before = gains(model), hash_model(model)
     assert model.training
     seen = []
@@ -135,12 +134,12 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PartialForward, "upwards", stop_in_layer)
     stop = 1
-    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "run", wanted) as steps:
+    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "run", WANTED) as steps:
         gains(model, steps=steps)
     assert hash_model(model) == before
     stop = None
     seen.clear()
-    with resumable(tmp_path / "run", wanted) as steps:
+    with resumable(tmp_path / "run", WANTED) as steps:
         found = gains(model, steps=steps)
     assert found.costs == reference.costs
     assert set(seen) == {1, 2}

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from scipy.stats import spearmanr
 
+from helpers.scoring import WANTED
 from helpers.tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, tiny_tokenizer
-from layerif.artifacts import Fingerprint, GroundTruth
+from layerif.artifacts import GroundTruth
 from layerif.calibration.statistics import InputNorms
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.wanda import wanda_mask
@@ -137,7 +138,6 @@ def test_a_layer_moved_at_the_operating_point_costs_what_it_costs(architecture):
 
 def test_a_run_cut_short_goes_on(tmp_path, monkeypatch):
     model = tiny_model()
-    wanted = Fingerprint(model="m", data="d", options={})
     reference = isolated(model, chunks(), 0.5)
     runs = []
     upwards = PartialForward.upwards
@@ -150,14 +150,14 @@ def test_a_run_cut_short_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PartialForward, "upwards", stop_later)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "run", wanted) as steps:
+    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "run", WANTED) as steps:
         isolated(model, chunks(), 0.5, steps=steps)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     runs.clear()
     monkeypatch.setattr(
         PartialForward, "upwards", lambda s, *a: runs.append(a[1]) or upwards(s, *a)
     )
-    with resumable(tmp_path / "run", wanted) as steps:
+    with resumable(tmp_path / "run", WANTED) as steps:
         found = isolated(model, chunks(), 0.5, steps=steps)
     assert found.costs == reference.costs
     assert runs == [1, 2]
