@@ -37,7 +37,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import input_device, open_model
 from layerif.search.options import SearchOptions
 from layerif.search.rounds import Round
-from layerif.search.searching import search
+from layerif.search.searching import search_plan
 from layerif.search.slopes import BACKWARD_TOKENS
 from layerif.search.sparsity import SparsityKind
 
@@ -131,7 +131,7 @@ def plans(
             below=options.below,
             above=options.above,
         )
-        search(model, sparsity, steps=recorder, options=asked, **common)
+        search_plan(model, sparsity, steps=recorder, options=asked, **common)
         one_pass = min(before, seconds_of_a_pass(model, common))
         print(f"  one pass forward and backward of 8,192 tokens: {one_pass:.1f} s", flush=True)
         kind = SparsityKind.among(layers, sparsity, asked)
@@ -158,7 +158,7 @@ def plans(
             )
     if options.evolution_seconds:
         asked = SearchOptions(strategy="evolution", seconds=options.evolution_seconds)
-        found = search(model, sparsity, options=asked, **common)
+        found = search_plan(model, sparsity, options=asked, **common)
         trace = found.how["trace"]
         yield (
             f"evolution, {options.evolution_seconds:g} s",

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from layerif.plans.score_files import read_scores as read_scores
     from layerif.search.options import SearchOptions as SearchOptions
     from layerif.search.registry import register_strategy as register_strategy
+    from layerif.search.searching import search_plan as search_plan
+    from layerif.workflows.run import Run as Run
 
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
@@ -63,6 +65,7 @@ _HOMES = {
     "MetricScores": "artifacts",
     "MetricValues": "metrics.base",
     "Results": "artifacts",
+    "Run": "workflows.run",
     "Solution": "influence.estimators.base",
     "Task": "data",
     "ScoreOptions": "influence.options",
@@ -93,6 +96,7 @@ _HOMES = {
     "save_pruned": "compress.pruning.saving",
     "register_subspace": "influence.subspaces.registry",
     "score": "influence.scoring",
+    "search_plan": "search.searching",
     "solve": "influence.solving",
 }
 __all__ = list(_HOMES)

@@ -26,7 +26,7 @@ from layerif.search.base import Found, Strategy
 from layerif.search.options import SearchOptions
 from layerif.search.registry import STRATEGIES, register_strategy
 from layerif.search.rounds import move
-from layerif.search.searching import search
+from layerif.search.searching import search_plan
 from layerif.search.slopes import mean_loss
 from layerif.search.sparsity import SparsityKind
 from layerif.search.texts import texts_for
@@ -44,7 +44,7 @@ SEARCH = {key: OPTIONS[key] for key in ("calibration_samples", "context_length",
 
 
 def plan_for(model, sparsity=0.5, **options):
-    return search(
+    return search_plan(
         model,
         sparsity,
         tokenizer=tiny_tokenizer(),
@@ -276,7 +276,7 @@ def test_nothing_and_everything_are_legal(sparsity):
 
 def searched(model, sparsity=0.5, **options):
     defaults = {"offspring": 6, "stages": ("128:3",), "held_out_tokens": 512, "step": 0.05}
-    return search(
+    return search_plan(
         model,
         sparsity,
         tokenizer=tiny_tokenizer(),

@@ -23,7 +23,7 @@ HELD = 2  # times the bytes of the projections' weights, beside the model
 
 
 @takes(SearchOptions)
-def search(
+def search_plan(
     model: Any,
     total: float,
     *,

@@ -16,6 +16,7 @@ from layerif.artifacts import (
     Results,
     hash_texts,
 )
+from layerif.core.checkpoint import Steps
 from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
 from layerif.data import Task
@@ -34,7 +35,7 @@ from layerif.plans.named import INFLUENCE, NamedPlan, Scorer, check_influence, f
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ExpertsStudy
-from layerif.workflows.stages import content_of, finished
+from layerif.workflows.stage import content_of, json_stage
 
 STUDY = "compare experts"
 COMPARISON_FILE, CELLS = "comparison.json", "cells"
@@ -235,13 +236,11 @@ def _measured(
         }
     )
 
-    if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
-        return done
-    with as_found(model):
-        found = evaluate(with_adapter(model, cell), tokenizer, [task], options=options)
-    found = found.model_copy(update={"fingerprint": wanted})
-    found.save(path)
-    return found
+    def work(_steps: Steps) -> Results:
+        with as_found(model):
+            return evaluate(with_adapter(model, cell), tokenizer, [task], options=options)
+
+    return json_stage(path, wanted, Results, work, overwrite=True)
 
 
 def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:

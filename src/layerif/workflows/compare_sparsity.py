@@ -26,6 +26,7 @@ from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.targets import check_pattern
 from layerif.core.caching import remembered
+from layerif.core.checkpoint import Steps
 from layerif.core.files import write_json
 from layerif.core.progress import note, progress
 from layerif.data import Corpus, Task
@@ -45,7 +46,7 @@ from layerif.search.options import SearchOptions
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import SparsityStudy
 from layerif.workflows.searching import check_unedited, search_into
-from layerif.workflows.stages import finished, read_with
+from layerif.workflows.stage import json_stage, read_with
 
 STUDY = "compare sparsity"
 TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
@@ -201,14 +202,12 @@ class _Bench:
         ]
         wanted = self._fingerprint(plan, hash_texts(texts), **options.values())
 
-        if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=True):
-            return done
-        note(f"{name}: measuring")
-        with self._pruned(plan):
-            found = evaluate(self._model, self._tokenizer, on, options=options)
-        found = found.model_copy(update={"fingerprint": wanted})
-        found.save(path)
-        return found
+        def work(_steps: Steps) -> Results:
+            note(f"{name}: measuring")
+            with self._pruned(plan):
+                return evaluate(self._model, self._tokenizer, on, options=options)
+
+        return json_stage(path, wanted, Results, work, overwrite=True)
 
     def _marginal(self) -> Allocation:
         study = self._study

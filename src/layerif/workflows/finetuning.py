@@ -15,7 +15,7 @@ from layerif.artifacts import (
     Finetuning,
     hash_texts,
 )
-from layerif.core.checkpoint import resumable
+from layerif.core.checkpoint import Steps
 from layerif.core.files import new_folder, write_text
 from layerif.core.processes import is_first
 from layerif.data import Example, Task
@@ -26,7 +26,7 @@ from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer
 from layerif.model.quiet import quiet_transformers
 from layerif.report import adapter_card, plot_routing
-from layerif.workflows.stages import fingerprint_of, finished
+from layerif.workflows.stage import Stage, fingerprint_of
 
 ROUTING = "routing"
 
@@ -57,30 +57,33 @@ def finetune_into(
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     wanted = fingerprint_of(model, data, finetuning_options(plan, options), tokenizer)
-    if done := finished(ADAPTER, Finetuning.load, folder, wanted, overwrite=overwrite):
-        return done
-    with resumable(folder, wanted, restart=overwrite, together=True) as steps, as_found(model):
-        adapted, record = finetune(
-            model,
-            tokenizer,
-            train,
-            validation,
-            plan=plan,
-            options=options,
-            task={"name": task.name, **task.origin},
-            steps=steps,
-        )
-        record = record.model_copy(update={"fingerprint": wanted})
-        if is_first():
-            with quiet_transformers(), new_folder(folder, ADAPTER) as part:
-                adapted.save_pretrained(part, save_embedding_layers=False)
-                record.save(part / FINETUNING_FILE)
-                write_text(part / CARD_FILE, adapter_card(record))
-                if validation and plan is not None and has_routers(plan):
-                    use = routing_on(adapted, tokenizer, validation, options)
-                    use.save(part / f"{ROUTING}.json")
-                    plot_routing(use, part / ROUTING)
-    return record
+
+    def work(steps: Steps) -> Finetuning:
+        with as_found(model):
+            adapted, record = finetune(
+                model,
+                tokenizer,
+                train,
+                validation,
+                plan=plan,
+                options=options,
+                task={"name": task.name, **task.origin},
+                steps=steps,
+            )
+            record = record.model_copy(update={"fingerprint": wanted})
+            if is_first():
+                with quiet_transformers(), new_folder(folder, ADAPTER) as part:
+                    adapted.save_pretrained(part, save_embedding_layers=False)
+                    record.save(part / FINETUNING_FILE)
+                    write_text(part / CARD_FILE, adapter_card(record))
+                    if validation and plan is not None and has_routers(plan):
+                        use = routing_on(adapted, tokenizer, validation, options)
+                        use.save(part / f"{ROUTING}.json")
+                        plot_routing(use, part / ROUTING)
+        return record
+
+    stage = Stage(ADAPTER, Finetuning.load, together=True)
+    return stage.run(folder, wanted, work, overwrite=overwrite)
 
 
 def has_routers(plan: Allocation) -> bool:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Allocation, Fingerprint, hash_texts
-from layerif.core.checkpoint import NO_STEPS, Steps, resumable
+from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.data import Corpus, Task
 from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
 from layerif.plans.allocate import note_cautions
 from layerif.search.options import SearchOptions
-from layerif.search.searching import search
-from layerif.workflows.stages import fingerprint_of, finished
+from layerif.search.searching import search_plan
+from layerif.workflows.stage import Stage, fingerprint_of
 
 # In a plan's `how`, where the fingerprint of what it was made from is kept.
 FINGERPRINT = "fingerprint"
@@ -44,7 +44,7 @@ def search_into(
     """
 
     def searched(steps: Steps) -> Allocation:
-        return search(
+        return search_plan(
             model,
             total,
             options=options,
@@ -67,10 +67,7 @@ def search_into(
             raise InputError("it was edited since it was made")
         return None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
 
-    kind, load = Allocation.file_kind(), Allocation.load
-    if done := finished(kind, load, path, wanted, overwrite=overwrite, fingerprint=made_from):
-        return done
-    with resumable(path, wanted, restart=overwrite) as steps:
+    def work(steps: Steps) -> Allocation:
         plan = searched(steps)
         how = {
             **plan.how,
@@ -80,7 +77,10 @@ def search_into(
         plan = plan.model_copy(update={"how": how})
         note_cautions(plan)
         plan.save(path)
-    return plan
+        return plan
+
+    stage = Stage(Allocation.file_kind(), Allocation.load, made_from)
+    return stage.run(path, wanted, work, overwrite=overwrite)
 
 
 def check_unedited(path: Path) -> None:

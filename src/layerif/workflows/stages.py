@@ -1,16 +1,11 @@
-"""Stages that write a result: never done twice, and where cut short gone on with.
-
-Each result carries the fingerprint of what it was made from. A stage asked for again finds it and
-does nothing; a stage from different settings is refused, or with `overwrite` takes its place.
-"""
+"""The stages of scoring, metrics, pruning and evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from layerif.artifacts import (
     PRUNED,
@@ -21,20 +16,16 @@ from layerif.artifacts import (
     Manifest,
     MetricScores,
     Results,
-    hash_model,
     hash_texts,
 )
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
-from layerif.core.checkpoint import resumable, tidy
-from layerif.core.files import Kind, check_target
+from layerif.core.checkpoint import Steps
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import versions
 from layerif.data import Corpus, Example, SelfText, Task
-from layerif.data.batching import rope_borders
-from layerif.data.tokenizing import around
 from layerif.errors import InputError
 from layerif.evaluation.evaluate import evaluate
 from layerif.evaluation.harness import HarnessTasks, harness_results
@@ -52,11 +43,13 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, setting
 from layerif.model.precision import stored_precision, word_of
 from layerif.plans.allocate import note_cautions
+from layerif.workflows.stage import Stage, content_of, fingerprint_of, json_stage
 
 # Of a run folder, where its gradients are kept.
 GRADIENTS_FOLDER = "gradients"
 
-R = TypeVar("R")
+SCORING = Stage(SCORES, LayerScores.load, together=True)
+PRUNING = Stage(PRUNED, Manifest.load)
 
 
 @dataclass(frozen=True)
@@ -96,8 +89,6 @@ def score_into(
     """
     data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     wanted = fingerprint_of(model, data, options.recorded(), tokenizer)
-    if done := finished(SCORES, LayerScores.load, folder, wanted, overwrite=overwrite):
-        return done
     if keep_gradients and options.keep not in ("auto", "disk"):
         raise InputError(
             f"keep_gradients keeps gradients on disk, and keep={options.keep!r} does not; leave "
@@ -107,13 +98,14 @@ def score_into(
     of_gradients = fingerprint_of(model, data, collecting.recorded(), tokenizer)
     place = folder / GRADIENTS_FOLDER
     factors = ESTIMATORS.find(options.estimator).by_position
-    gradients = _kept_gradients(place, of_gradients, factors=factors)
     samples: dict[str, Any] = {
         "train": train,
         "validation": validation,
         "task": {"name": task.name, **task.origin},
     }
-    with resumable(folder, of_gradients, restart=overwrite, together=True) as steps:
+
+    def work(steps: Steps) -> LayerScores:
+        gradients = _kept_gradients(place, of_gradients, factors=factors)
         reused = gradients is not None
         if keep_gradients and not reused:
             on_disk = collecting.but(keep="disk")
@@ -127,7 +119,9 @@ def score_into(
         scores = _saved(scores, wanted, folder)
         if gradients is not None and not reused and is_first():
             gradients.keep(place, of_gradients)
-    return scores
+        return scores
+
+    return SCORING.run(folder, wanted, work, overwrite=overwrite, resumed_by=of_gradients)
 
 
 def solve_into(
@@ -143,10 +137,11 @@ def solve_into(
     assert made_from is not None
     asked = {**made_from.options, **options.recorded()}
     wanted = made_from.model_copy(update={"options": asked})
-    if done := finished(SCORES, LayerScores.load, folder, wanted, overwrite=overwrite):
-        return done
-    with resumable(folder, wanted, restart=overwrite) as steps:
+
+    def work(steps: Steps) -> LayerScores:
         return _saved(solve(gradients, options=options, steps=steps), wanted, folder)
+
+    return SCORING.run(folder, wanted, work, overwrite=overwrite)
 
 
 def _saved(scores: LayerScores, wanted: Fingerprint, folder: Path) -> LayerScores:
@@ -216,17 +211,13 @@ def measure_into(
         wanted = Fingerprint(
             model=hash_texts(shape), data=hash_texts(texts), options={**asked, **versions()}
         )
-    if done := finished(
-        MetricScores.file_kind(), MetricScores.load, path, wanted, overwrite=overwrite
-    ):
-        return done
-    with resumable(path, wanted, restart=overwrite):
-        scores = metric_scores(
+
+    def work(_steps: Steps) -> MetricScores:
+        return metric_scores(
             model, metric, options=options, tokenizer=tokenizer, **given, **of_metric
         )
-        scores = scores.model_copy(update={"fingerprint": wanted})
-        scores.save(path)
-    return scores
+
+    return json_stage(path, wanted, MetricScores, work, overwrite=overwrite)
 
 
 def prune_into(
@@ -250,15 +241,14 @@ def prune_into(
     refuse_adapters(model)
     refuse_packed(find_decoder_layers(model).projections)
     wanted = _pruning_fingerprint(model, tokenizer, plan, calibration, options)
-    if done := finished(PRUNED, Manifest.load, folder, wanted, overwrite=overwrite):
-        return done
-    if isinstance(plan, Allocation):
-        note_cautions(plan)
-    with resumable(folder, wanted, restart=overwrite) as steps:
+
+    def work(steps: Steps) -> Manifest:
         # The layers as they are finished, and then all of the model.
         sizes = [p.weight.nbytes for p in find_decoder_layers(model).projections]
         what = "the pruned model and its layers as they are finished"
         steps.reserve(sum(sizes) + saved_size(model), what, "*.safetensors")
+        if isinstance(plan, Allocation):
+            note_cautions(plan)
         manifest = prune(
             model,
             plan,
@@ -269,6 +259,8 @@ def prune_into(
         )
         manifest = manifest.model_copy(update={"fingerprint": wanted})
         return save_pruned(model, tokenizer, manifest, folder)
+
+    return PRUNING.run(folder, wanted, work, overwrite=overwrite)
 
 
 def _pruning_fingerprint(
@@ -338,90 +330,4 @@ def evaluate_into(
         asked = {"harness": harness.origin, "rows": harness.rows}
     data = hash_texts(texts)
     wanted = fingerprint_of(model, data, {**options.values(), **asked}, tokenizer)
-    if done := finished(Results.file_kind(), Results.load, path, wanted, overwrite=overwrite):
-        return done
-    with resumable(path, wanted, restart=overwrite):
-        results = measured().model_copy(update={"fingerprint": wanted})
-        results.save(path)
-    return results
-
-
-def finished(
-    kind: Kind,
-    load: Callable[[Path], R],
-    out: Path,
-    wanted: Fingerprint,
-    *,
-    overwrite: bool,
-    fingerprint: Callable[[R], Fingerprint | None] = attrgetter("fingerprint"),
-) -> R | None:
-    """The finished result at `out`, where it is of the very work that is wanted; else None.
-
-    Args:
-        kind: of the result.
-        load: reads it from `out`, or from the file in it that marks it as whole.
-        wanted: what it is to be made from.
-        overwrite: whether a result from different settings may be replaced.
-        fingerprint: what it was made from.
-
-    Raises:
-        InputError: it is from different settings, and may not be replaced, saying which part
-            differs; or what is there is no such result.
-    """
-    if not kind.is_finished(out):
-        check_target(out, kind)
-        return None
-    try:
-        found = load(out / kind.mark if kind.whole else out)
-        made_from = fingerprint(found)
-        if made_from == wanted:
-            note(f"{out} holds the result of this very work: nothing is done again")
-            if is_first():
-                tidy(out)
-            return found
-        why = "it does not say what it was made from"
-        if made_from is not None:
-            why = wanted.differences(made_from)
-    except InputError as error:
-        why = str(error)
-    if not overwrite:
-        raise InputError(
-            f"{out} already holds another result: {why}; choose another --out, or pass --overwrite "
-            "to replace it"
-        )
-    check_target(out, kind)
-    note(f"{out} is made again: {why}")
-    return None
-
-
-def content_of(source: Task | Corpus, options: EvaluateOptions) -> list[Any]:
-    """What is measured of a source, as plain values."""
-    if isinstance(source, Corpus):
-        return [source.name, source.text("evaluation")]
-    rows = source.sample("test", options.samples, options.seed)
-    return [source.name, *map(astuple, rows)]
-
-
-def fingerprint_of(
-    model: Any, data: str, options: dict[str, Any], tokenizer: Tokenizer | None = None
-) -> Fingerprint:
-    """What a stage's result depends on: the model, the hash of its texts, and its options.
-
-    Args:
-        tokenizer: what the texts are read by; None where none are read.
-    """
-    made_with = setting(model).model_dump() | read_with(model, tokenizer)
-    return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})
-
-
-def read_with(model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """How texts become a model's batches, where that is not plainly: for a fingerprint.
-
-    The tokens that the tokenizer puts in front of every text and those behind it, which we leave
-    out; and the lengths at which batches are divided for the sake of the model's positions.
-    """
-    found = {
-        "tokens_around": tokenizer is not None and around(tokenizer),
-        "rope_borders": rope_borders(model),
-    }
-    return {name: value for name, value in found.items() if value and any(value)}
+    return json_stage(path, wanted, Results, lambda _steps: measured(), overwrite=overwrite)

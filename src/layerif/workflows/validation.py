@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, get_args
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from layerif.artifacts import (
     Agreement,
-    Fingerprint,
     GroundTruth,
     LayerScores,
     MetricScores,
     ModelInfo,
     hash_texts,
 )
-from layerif.core.checkpoint import Steps, resumable
+from layerif.core.checkpoint import Steps
 from layerif.core.choices import Aggregation, PruningTruth, TruthKind
 from layerif.core.files import write_json
 from layerif.data import Corpus, Example, Task
@@ -33,7 +32,7 @@ from layerif.validation.capacity import capacity
 from layerif.validation.correlation import advice
 from layerif.validation.ground_truth import isolated, operating_point
 from layerif.validation.options import CapacityOptions, PointOptions
-from layerif.workflows.stages import fingerprint_of, finished
+from layerif.workflows.stage import fingerprint_of, json_stage
 
 FloatArray = NDArray[np.float64]
 
@@ -74,7 +73,7 @@ def truth_into(
             model, chunks, options.sparsity, delta=options.delta, steps=steps, **shared
         )
 
-    return _measured_once(path, wanted, measure, overwrite=overwrite)
+    return json_stage(path, wanted, GroundTruth, measure, overwrite=overwrite)
 
 
 def capacity_into(
@@ -113,23 +112,7 @@ def capacity_into(
         origin = {"name": task.name, **task.origin, "max_length": length}
         return capacity(model, *samples, options=options, text=origin, steps=steps)
 
-    return _measured_once(path, wanted, measure, overwrite=overwrite)
-
-
-def _measured_once(
-    path: Path,
-    wanted: Fingerprint,
-    measure: Callable[[Steps], GroundTruth],
-    *,
-    overwrite: bool,
-) -> GroundTruth:
-    kind = GroundTruth.file_kind()
-    if done := finished(kind, GroundTruth.load, path, wanted, overwrite=overwrite):
-        return done
-    with resumable(path, wanted, restart=overwrite) as steps:
-        truth = measure(steps).model_copy(update={"fingerprint": wanted})
-        truth.save(path)
-    return truth
+    return json_stage(path, wanted, GroundTruth, measure, overwrite=overwrite)
 
 
 def scores_of(paths: Sequence[Path]) -> dict[str, FloatArray]:
