@@ -8,14 +8,13 @@ import typer
 from layerif.artifacts import Allocation
 from layerif.cli import app
 from layerif.cli.command import Command, parameters
-from layerif.workflows.idle import COMMANDS
 from layerif.workflows.recipe import Recipe
 
 SCORE = "score --model no/such/model --task agreement --out run"
 METRIC = "metric {} --model no/such/model --out scores.json"
 SPARSITY = "allocate sparsity {} --sparsity 0.5"
 EXPERTS = "allocate experts vector.json --total 9"
-MARGINAL = SPARSITY.format("--map marginal --model no/such/model")
+SEARCH = "search sparsity --model no/such/model --sparsity 0.5"
 PRUNE = "prune --model no/such/model --sparsity 0.5 --method magnitude --out pruned"
 EVALUATE = "evaluate --model no/such/model"
 VALIDATE = "validate --model no/such/model --scores vector.json --out truth"
@@ -38,13 +37,19 @@ IDLE = [
     (METRIC.format("uniform"), f"{TEXT} --batch-tokens 2048 --data-dir data --seed 0"),
     (METRIC.format("random"), "--dtype float32 --device cpu --device-map auto"),
     (METRIC.format("pl_alpha"), f"{TEXT} --seed 0"),
+    (
+        METRIC.format("shuffled --of uniform"),
+        "--compat corrected --multiple 5 --statistic median --sparsity 0.5 --delta 0.05 --rank 8 "
+        "--alpha 16",
+    ),
     (METRIC.format("dlp"), "--train-samples 200 --validation-samples 100 --max-length 512"),
     (METRIC.format("adapter_gain --task agreement"), f"{TEXT} --style alpaca"),
+    (SEARCH, "--seconds 9 --evaluations 9 --offspring 16 --stages 1024:4 --step 0.02"),
+    (SEARCH, "--style alpaca --overwrite"),
+    (f"{SEARCH} --target agreement", "--style alpaca"),
     (
-        SPARSITY.format("vector.json"),
-        f"--rounds 5 --method wanda --target agreement --tokens 4096 --held-out-tokens 8192 "
-        f"--delta 0.05 --eta 0.06 --below 0.25 --above 0.2 {TEXT} --batch-tokens 2048 "
-        "--style alpaca --dtype float32 --device auto --data-dir data --seed 0",
+        f"{SEARCH} --strategy evolution --evaluations 9",
+        "--rounds 5 --delta 0.05 --eta 0.06 --tokens 4096",
     ),
     (SPARSITY.format("vector.json"), "--aggregate positive --trust-remote-code --overwrite"),
     (SPARSITY.format("vector.json --map owl"), "--epsilon 0.1 --smooth"),
@@ -55,20 +60,16 @@ IDLE = [
         SPARSITY.format("vector.json --map uniform"),
         "--epsilon 0.1 --smooth --lam 0.1 --orientation direct --on-constant error",
     ),
-    (
-        MARGINAL,
-        "--epsilon 0.1 --smooth --lam 0.1 --orientation direct --on-constant error --s-max 1 "
-        "--aggregate positive --style alpaca",
-    ),
     (f"{EXPERTS} --map mola", "--beta 3 --orientation direct --normalise minmax --compat none"),
     (f"{EXPERTS} --map mola", "--on-constant error --aggregate positive"),
-    (EXPERTS, "--shape 2-4-6-8 --aggregate positive --rank 8 --trust-remote-code --overwrite"),
+    (EXPERTS, "--shape 2,4,6,8 --aggregate positive --rank 8 --trust-remote-code --overwrite"),
     (PRUNE, f"{TEXT} --batch-tokens 2048 --hidden-states auto --data-dir data --seed 0"),
     (f"{EVALUATE} --tasks agreement", "--shots 0 --max-tokens 64 --context-length 512"),
     (f"{EVALUATE} --tasks agreement", "--style alpaca --overwrite --adapter-name default"),
     (f"{EVALUATE} --tasks python-docs", "--samples 4 --max-length 512 --scoring likelihood"),
     (f"{EVALUATE} --harness piqa", "--scoring likelihood --no-cache --style plain"),
-    (VALIDATE, "--train-samples 200 --validation-samples 100 --steps 20 --rate 0.001 --rank 8"),
+    (VALIDATE, "--train-samples 200 --validation-samples 100 --train-steps 20 --rank 8"),
+    (VALIDATE, "--learning-rate 0.001"),
     (VALIDATE, "--alpha 16 --max-length 512 --style alpaca --task agreement"),
     (f"{VALIDATE} --truth isolated", "--delta 0.05"),
     (f"{VALIDATE} --truth capacity --task agreement", f"{TEXT} --sparsity 0.5 --delta 0.05"),
@@ -143,7 +144,7 @@ def test_rules_are_of_options_that_exist_and_each_has_an_example():
         if name == "solve":
             continue
         options = parameters(command)
-        for rule in (*getattr(command.callback, "rules", ()), *COMMANDS.get(name, ())):
+        for rule in getattr(command.callback, "rules", ()):
             for option in set(rule.options.split()) & options.keys():
                 flags = {*options[option].opts, *options[option].secondary_opts}
                 assert flags & tried[name.partition(" ")[0]], (name, option)

@@ -11,7 +11,7 @@ def commands(model, text, run):
     """Every command that writes something, in the order of a user's day."""
     few = ["--train-samples", 6, "--validation-samples", 3, "--rank", 2]
     plan = run / "plan.json"
-    mola = ["--map", "mola", "--shape", "1-2-3"]
+    mola = ["--map", "mola", "--shape", "1,2,3"]
     short = ["--context-length", 32]
     yield (
         ["score", "--model", model, "--task", "agreement", *few, "--out", run],

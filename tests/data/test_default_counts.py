@@ -34,9 +34,12 @@ def test_score_takes_what_there_is_and_says_so(layerif, model, own, tmp_path):
     assert "all 32 train rows" in err
     record = LayerScores.load(tmp_path / "run").record
     assert (record.train_samples, record.validation_samples) == (32, 4)
-    # The recipe says what was used, so that its replay asks for just that.
+    # What was not given gives way again in a replay.
     written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-    assert (written["train_samples"], written["validation_samples"]) == (32, 4)
+    assert not {"train_samples", "validation_samples"} & set(written)
+    status, _, err = layerif("run", tmp_path / "run" / "recipe.yaml")
+    assert status == 0, err
+    assert "nothing is done again" in err
 
 
 def test_tasks_show(layerif, own):

@@ -222,7 +222,7 @@ def test_commands_that_cannot_be_carried_out(layerif, model, text, tmp_path):
     out = tmp_path / "scores.json"
     for name, more, says in [
         ("alpha", [], "'alpha'"),
-        ("dlp", ["--compat", "reference"], "'compat'"),
+        ("dlp", ["--compat", "reference"], "compat"),
         ("shuffled", [], "shuffled"),
         ("outlier_ratio", ["--multiple", -1], "-1.0"),
         ("dlp", ["--calibration-samples", 10_000], "10000"),

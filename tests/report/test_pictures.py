@@ -52,16 +52,16 @@ def test_of_a_metric(layerif, model, tmp_path):
 
 
 def test_of_plans(layerif, model, text, plain, tmp_path):
-    measured = ["--map", "marginal", "--model", model, "--calibration", text, *CHUNKS, *ROUNDS]
+    measured = ["--model", model, "--calibration", text, *CHUNKS, *ROUNDS]
     for name, command in {
         "experts": [plain, "--total", 9],
         "ranks": [plain, "--total", 12, "--model", model],
         "sparsity": [plain, "--sparsity", 0.5],
         "marginal": [*measured, "--sparsity", 0.5],
     }.items():
-        kind = "sparsity" if name == "marginal" else name
+        words = ("search", "sparsity") if name == "marginal" else ("allocate", name)
         out = tmp_path / name / "plan.json"
-        status, printed, err = layerif("allocate", kind, *command, "--out", out, "--json")
+        status, printed, err = layerif(*words, *command, "--out", out, "--json")
         assert status == 0, err
         json.loads(printed)
         plot_allocation(Allocation.load(out), tmp_path / "expected")

@@ -247,7 +247,7 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
         "tokens=0": {"tokens": 0},
         "no strategy 'x'": {"strategy": "x"},
         "no searched kind 'x'": {"kind": "x"},
-        "no pruning method 'x'": {"method": "x"},
+        "no pruner 'x'": {"method": "x"},
         "granularity": {"granularity": "head"},
         r"below=-0\.1": {"below": -0.1},
         "longer than the 128 positions": {"context_length": 129},
@@ -407,31 +407,16 @@ def test_a_limit_in_seconds_ends_the_search():
     assert plan.how["trace"][0]["generation"] == 0
 
 
-def test_the_command_makes_the_plan_from_plain_values(model, text, tmp_path):
-    from layerif.cli.search import marginal_plan
-
-    values = OPTIONS | {"rounds": 1, "calibration_samples": 4, "held_out_tokens": 256}
-    path = tmp_path / "plan.json"
-    plan = marginal_plan(str(model), 0.5, calibration=str(text), out=path, **values)
-    assert Allocation.load(path) == plan
-    assert plan.model.name == str(model)
-    assert plan.how["map"] == "marginal"
-    unsaved = marginal_plan(str(model), 0.5, calibration=str(text), **values)
-    assert unsaved.modules == plan.modules
-    with pytest.raises(InputError, match="'nothing'"):
-        marginal_plan(str(model), 0.5, calibration=str(text), target="nothing", **values)
-
-
 def test_the_command_makes_the_plan_once_and_prune_follows_it(layerif, model, text, tmp_path):
     plan = tmp_path / "plan.json"
     short = ["--calibration", text, "--calibration-samples", 3, "--context-length", 32]
-    asked = ["allocate", "sparsity", "--sparsity", 0.5, "--map", "marginal", "--model", model]
+    asked = ["search", "sparsity", "--sparsity", 0.5, "--model", model]
     asked += [*short, "--rounds", 2, "--tokens", 96, "--held-out-tokens", 64]
     status, printed, err = layerif(*asked, "--out", plan)
     assert status == 0, err
     assert "50.00% overall" in printed
-    for unused in ("--s-max", "--epsilon"):
-        status, _, err = layerif(*asked, unused, 0.55, "--out", plan)
+    for unused in ("--offspring", "--evaluations"):
+        status, _, err = layerif(*asked, unused, 5, "--out", plan)
         assert status == 2
         assert f"{unused} has no effect" in err
     made = Allocation.load(plan)
@@ -443,10 +428,3 @@ def test_the_command_makes_the_plan_once_and_prune_follows_it(layerif, model, te
     pruned = tmp_path / "pruned"
     status, _, err = layerif("prune", "--model", model, "--plan", plan, *short, "--out", pruned)
     assert status == 0, err
-    for refused, message in (
-        ([plan], "measures a model and takes no scores"),
-        (["--map", "owl"], "has no effect here"),
-    ):
-        status, _, err = layerif(*asked, *refused)
-        assert status == 2
-        assert message in err

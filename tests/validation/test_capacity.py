@@ -193,7 +193,7 @@ def test_the_command_measures_it_when_asked(layerif, model, tmp_path):
     (tmp_path / "depth.json").write_text(json.dumps(list(range(LAYERS))))
     out = tmp_path / "checked"
     asked = ["validate", "--model", model, "--scores", tmp_path / "depth.json", "--out", out]
-    few = ["--train-samples", 8, "--validation-samples", 4, "--steps", 3, "--rank", 2]
+    few = ["--train-samples", 8, "--validation-samples", 4, "--train-steps", 3, "--rank", 2]
     for wrong in (["--truth", "capacity"], ["--task", "agreement"]):
         status, _, err = layerif(*asked, *few, *wrong)
         assert status == 2
@@ -211,6 +211,6 @@ def test_the_command_measures_it_when_asked(layerif, model, tmp_path):
     status, _, err = layerif("run", out / "recipe.yaml")
     assert status == 0, err
     assert "nothing is done again" in err
-    status, _, err = layerif(*right, "--rate", 0.1)
+    status, _, err = layerif(*right, "--learning-rate", 0.1)
     assert status == 2
-    assert "rate was" in err
+    assert "--learning-rate was" in err

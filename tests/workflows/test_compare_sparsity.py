@@ -15,6 +15,7 @@ from layerif.compress.pruning.runner import prune
 from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError
+from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.statistics import holm
 from layerif.model.opening import open_model
@@ -23,6 +24,8 @@ from layerif.plans.named import PLANS, find_plan
 from layerif.workflows.compare_sparsity import SparsityStudy, compare_sparsity
 
 TRIES = 2
+
+SHORT = {"context_length": 32, "held_out_tokens": 64}
 
 
 def asked(model, text, out, plans="alphapruning,owl,dlp,random,marginal"):
@@ -125,7 +128,7 @@ def test_what_a_plan_misses_is_said_before_any_work(layerif, model, text, tmp_pa
     assert status == 2
     assert "chunks of 32 tokens" in err
     for option, value, message in [
-        ("--held-out-tokens", 0, "held-out tokens"),
+        ("--held-out-tokens", 0, "held-out-tokens"),
         ("--tries", 7, "6 values"),
     ]:
         status, _, err = layerif(*asked(model, text, out, "marginal,dlp"), option, value)
@@ -142,7 +145,9 @@ def test_every_value_that_is_tried_is_legal():
 
 
 def test_scores_of_another_model_are_refused_before_any_work(tmp_path):
-    study = SparsityStudy(sparsity=0.5, context_length=32, samples=4, held_out_tokens=64)
+    study = SparsityStudy(
+        sparsity=0.5, context_length=32, calibration_samples=4, held_out_tokens=64
+    )
     scores = measure(tiny_model("gpt2"))
     with pytest.raises(InputError, match="scores"):
         compare_sparsity(
@@ -166,10 +171,12 @@ def test_another_context_of_the_evaluation_is_measured_anew(tmp_path):
             tiny_model(),
             tiny_tokenizer(),
             ["uniform"],
-            SparsityStudy(sparsity=0.5, context_length=32, samples=4, held_out_tokens=64),
+            SparsityStudy(
+                sparsity=0.5, context_length=32, calibration_samples=4, held_out_tokens=64
+            ),
             calibration=corpus(),
             on=[corpus()],
-            options={"context_length": length, "samples": None, "max_tokens": None, "seed": 0},
+            options=EvaluateOptions(context_length=length),
         )
         return {name: each.measurements[0].value for name, each in found.items()}
 

@@ -134,7 +134,7 @@ def as_typed(message: str, options: Sequence[Any]) -> str:
         return str(flags[found[0]].opts[0]) if found[0] in flags else found[0]
 
     message = re.sub(
-        r"(?<![\w./\\-])(\w+)=('[^']*'|\"[^\"]*\"|True|False|\d+(?:\.\d+)?)(?![\w/]|\.\w)",
+        r"(?<![\w./\\-])(\w+)=('[^']*'|\"[^\"]*\"|True|False|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)(?![\w/]|\.\w)",
         assigned,
         message,
     )

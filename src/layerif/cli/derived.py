@@ -155,11 +155,18 @@ def _value(info: FieldInfo, value: Any, name: str) -> Any:
     if get_origin(annotation) is dict:
         return dict(_named_value(text, flag_of(name, info)) for text in value or [])
     if get_origin(annotation) is tuple and isinstance(value, str | None):
-        return _listed(value or "", _typed(get_args(annotation)[0]), flag_of(name, info))
+        (each, *_) = get_args(annotation)
+        read = _number if each == int | float else _typed(each)
+        return _listed(value or "", read, flag_of(name, info))
     return value
 
 
-def _listed(text: str, kind: type, flag: str) -> list[Any]:
+def _number(word: str) -> int | float:
+    """A number; whole where it is written so."""
+    return int(word) if word.lstrip("+-").isdigit() else float(word)
+
+
+def _listed(text: str, kind: Callable[[str], Any], flag: str) -> list[Any]:
     """The values of an option that takes several, with commas between them.
 
     Raises:

@@ -44,7 +44,7 @@ class SparsityMapOptions(MapOptions):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "aggregate",
-            lambda v: v["map"] not in ("marginal", "uniform") and of_influence(v),
+            lambda v: v["map"] != "uniform" and of_influence(v),
             "for scores of influence under the maps layerif, owl and dlp",
         ),
         Rule("epsilon", lambda v: v["map"] == "layerif", "with {map} layerif"),
@@ -59,7 +59,6 @@ class SparsityMapOptions(MapOptions):
             lambda v: v["map"] in ("layerif", "owl", "dlp"),
             "with {map} layerif, owl or dlp",
         ),
-        Rule("s_max", lambda v: v["map"] != "marginal", "with another {map} than marginal"),
     )
 
     map: SparsityMap = "layerif"
