@@ -296,7 +296,7 @@ def refusals(model, text, folder):
         ("--subspace", "full", "--estimator", "exact"): "the estimator exact has them kept",
         ("--preset", "papers"): "'papers'",
         ("--damping-sweep", "0.1;1"): "takes numbers with commas between them",
-        ("--damping-sweep", "0.1,0"): "damping must be positive and at most 1e+100, not 0",
+        ("--damping-sweep", "0.1,0"): "--damping-sweep 0",
         ("--damping-sweep", "1", "--estimator", "cosine"): "--damping-sweep has no effect",
     }.items():
         yield ["score", "--task", "agreement", *base, *options], message

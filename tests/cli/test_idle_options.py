@@ -88,6 +88,10 @@ IDLE = [
         "--max-tokens 64 --style alpaca",
     ),
     (
+        f"{COMPARE.format('sparsity')} --sparsity 0.5 --tasks python-docs",
+        "--scoring likelihood",
+    ),
+    (
         f"{COMPARE.format('experts')} --total 9 --task agreement --max-steps 3",
         "--scores run --epochs 3 --strict-dropout --style alpaca",
     ),

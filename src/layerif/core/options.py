@@ -137,7 +137,7 @@ class Options(Record):
 
 def _first_fault(error: ValidationError, kind: type[Options]) -> str:
     fault = error.errors(include_url=False)[0]
-    name = ".".join(map(str, fault["loc"]))
+    name = str(fault["loc"][0]) if fault["loc"] else ""
     if fault["type"] == "extra_forbidden":
         if name in kind.renamed:
             return f"there is no option {name}; it is called {kind.renamed[name]} now"
