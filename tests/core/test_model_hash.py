@@ -8,10 +8,11 @@ import hashlib
 import pytest
 import torch
 
-from helpers.tiny import tiny_model
+from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
 from layerif.core import fingerprint
 from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
 
 
 @pytest.fixture
@@ -54,3 +55,27 @@ def test_any_change_is_seen():
         change()
         seen.add(hash_model(model))
         assert len(seen) == number
+
+
+def test_of_the_same_files_the_hash_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAYERIF_CACHE", str(tmp_path / "cache"))
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+
+    def opened():
+        return open_model(tmp_path / "model")[0]
+
+    expected = hash_model(opened())
+    (kept,) = (tmp_path / "cache" / "hashes").iterdir()
+    assert kept.read_text() == expected
+    kept.write_text("0" * 64)
+    assert hash_model(opened()) == "0" * 64, "not read again"
+    kept.write_text("half of one")
+    assert hash_model(opened()) == expected
+    # Weights that are changed in memory, or on disk, are another model's.
+    model = opened()
+    find_decoder_layers(model).projections[0].weight.data.mul_(2)
+    assert hash_model(model) not in (expected, "0" * 64)
+    kept.write_text("0" * 64)
+    model.save_pretrained(tmp_path / "model")
+    assert hash_model(opened()) == hash_model(model)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from pydantic import field_validator
 
+from layerif.core.files import cache_folder, write_text
 from layerif.core.files.tensors import as_bytes
 from layerif.core.record import JsonArtifact
+from layerif.errors import InputError
 
 
 class Fingerprint(JsonArtifact):
@@ -81,6 +86,8 @@ def hash_texts(texts: Sequence[Any]) -> str:
 
 # The last hash of each model in this process, and the sums of its tensors that it is of.
 _HASHED: WeakKeyDictionary[Any, tuple[list[Any], str]] = WeakKeyDictionary()
+# Path, size and time of the files that a model was opened from.
+_FILES: WeakKeyDictionary[Any, list[list[Any]]] = WeakKeyDictionary()
 
 
 def hash_model(model: Any) -> str:
@@ -90,7 +97,8 @@ def hash_model(model: Any) -> str:
     experts a token is sent to where they are mixtures.
 
     A model that was hashed before is not hashed again while all of that and the sums of its weights
-    are the same: they are read at a twentieth of the time.
+    are the same, which take a twentieth of the time: neither in this process, nor where a model of
+    the same files (`opened_from`) was hashed in another, which the user's cache remembers.
     """
     settings = model.config.to_dict()
     settings.pop("_name_or_path", None)
@@ -109,6 +117,13 @@ def hash_model(model: Any) -> str:
     known, digest = _HASHED.get(model, (None, ""))
     if parts == known:
         return digest
+    files = _FILES.get(model)
+    place = None
+    if files is not None:
+        place = cache_folder() / "hashes" / hash_texts([files, *parts])
+        if (kept := _read_hash(place)) is not None:
+            _HASHED[model] = parts, kept
+            return kept
     sha = hashlib.sha256(head.encode())
     for title, raw in tensors:
         sha.update(title.encode())
@@ -116,7 +131,26 @@ def hash_model(model: Any) -> str:
     for text in adapters:
         sha.update(text.encode())
     _HASHED[model] = parts, sha.hexdigest()
+    if place is not None:
+        with suppress(InputError, OSError):  # a cache that cannot be written stops nothing
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_text(place, sha.hexdigest())
     return sha.hexdigest()
+
+
+def opened_from(model: Any, files: Sequence[Path]) -> None:
+    """Remember which files a model's weights were read from: path, size and time of each."""
+    stats = [(path.resolve(), path.stat()) for path in files]
+    _FILES[model] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def _read_hash(path: Path) -> str | None:
+    """A hash that was kept; None where there is none, or it is damaged."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
 
 def _adapter_texts(name: str, module: Any) -> list[str]:

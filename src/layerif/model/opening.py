@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from layerif.artifacts import ModelInfo, Setting, versions
 from layerif.core import processes
+from layerif.core.fingerprint import opened_from
 from layerif.core.progress import note
 from layerif.errors import InputError, LayerifError
 from layerif.model import gguf
@@ -157,6 +158,8 @@ def _with_weights(
     model.config.name_or_path = name
     model.name_or_path = name
     _return_dictionaries(model)
+    if weights is not None:
+        opened_from(model, weights.files)
     if weights is not None and weights.precision is not None:
         note_precision(model, weights.precision)
     return model.eval()
