@@ -289,7 +289,7 @@ def refusals(model, text, folder):
         ("--preset", "paper", "--adapter", full, "--warmup-steps", 3): "needs one adapter",
         ("--subspace", "adapter", "--warmup-steps", -1): "--warmup-steps -1",
         ("--subspace", "adapter", "--adapter", full): "no adapter 'default' in",
-        ("--memory", 0): "positive number of GB",
+        ("--memory", 0): "--memory 0",
         ("--keep", "ram"): "'passes'",
         ("--keep", "passes", "--estimator", "cg"): "more often than passes",
         ("--subspace", "full", "--keep", "disk"): "never formed",
