@@ -110,7 +110,8 @@ def test_no_thread_of_the_group_outlives_it():
     default = 2  # threads of the default group, which torch itself keeps
     for member, said in zip(members, ended(members), strict=True):
         assert member.returncode == 0, said
-        assert said.split() == [str(2 * default), str(default)]
+        # Beside it, torch itself may tell of connections that the other has closed.
+        assert f"{2 * default} {default}" in said.splitlines()
 
 
 @pytest.mark.slow

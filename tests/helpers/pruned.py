@@ -15,13 +15,13 @@ OPTIONS = {
 }
 
 
-def prune_tiny(model, plan, **options):
+def prune_tiny(model, plan=None, **options):
     """The manifest; the model is pruned in place."""
     return prune(model, plan, tokenizer=tiny_tokenizer(), **(OPTIONS | options))
 
 
 def pruned_folder(path, architecture="llama", **options):
     model = tiny_model(architecture)
-    manifest = prune_tiny(model, None, **(options or {"nm": "2:4"}))
+    manifest = prune_tiny(model, **(options or {"nm": "2:4"}))
     save_pruned(model, tiny_tokenizer(), manifest, path)
     return path

@@ -158,7 +158,7 @@ def test_scores_of_another_model_are_refused_before_any_work(tmp_path):
             study,
             calibration=corpus(),
             on=[corpus()],
-            options={"context_length": 32},
+            options=EvaluateOptions(context_length=32),
             influence=scores,
         )
     assert not (tmp_path / "out").exists()
