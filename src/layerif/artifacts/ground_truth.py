@@ -1,4 +1,4 @@
-"""What a change of each layer alone really does to the loss, and how far a score foretells it."""
+"""What a change of each layer alone really does to the loss, and how far a score predicts it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ class Kinds(ListedGroup):
 
     def help_of(self, name: str) -> str:
         module = KINDS.module_of(name)
-        return name if module is None else docstring_of(module, name).partition(":")[2].strip()
+        words = "" if module is None else docstring_of(module, name).partition(":")[2].strip()
+        return words[:1].upper() + words[1:]
 
     def load(self, name: str) -> Any:
         kind = KINDS.find(name)

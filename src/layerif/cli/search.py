@@ -101,6 +101,7 @@ def search(
         total.value,
         calibration=corpus,
         target=target,
+        kind=context.info_name or "sparsity",
         options=how,
         overwrite=overwrite,
     )

@@ -223,7 +223,11 @@ def takes(kind: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]
         @functools.wraps(function)
         def called(*args: Any, **arguments: Any) -> R:
             others = own.parameters
-            names = [n for n in arguments if n not in others and (n in known or closed)]
+            names = [
+                n
+                for n in arguments
+                if n not in others and (n in known or n in kind.renamed or closed)
+            ]
             changes = {name: arguments.pop(name) for name in names}
             options = arguments.pop("options", None)
             options = kind() if options is None and not _needed(kind) else options

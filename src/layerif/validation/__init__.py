@@ -1,3 +1,3 @@
-"""Whether a layer score is any good: what a change of each layer really does, and who foretells it.
+"""Whether a layer score is any good: what a change of each layer really does, and who predicts it.
 
 The changes: weights are pruned, or adapters trained."""

@@ -1,4 +1,4 @@
-"""How well scores foretell a ground truth: rank correlation, an interval over the text, and chance.
+"""How well scores predict a ground truth: rank correlation, an interval over the text, and chance.
 
 The interval says how far the text decides, for these layers and this score. A score that has
 nothing to do with the model correlates with so few layers too, and as surely: p says how often.

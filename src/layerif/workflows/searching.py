@@ -31,9 +31,10 @@ def search_into(
     calibration: Corpus,
     options: SearchOptions,
     target: Corpus | Task | None = None,
+    kind: str = "sparsity",
     overwrite: bool = False,
 ) -> Allocation:
-    """`search` for sparsities, saved as JSON; finished rounds survive an interruption.
+    """`search_plan` for a kind of budget, saved as JSON; finished rounds survive an interruption.
 
     Without a path the plan is only returned.
 
@@ -51,13 +52,14 @@ def search_into(
             tokenizer=tokenizer,
             calibration=calibration,
             target=target,
+            kind=kind,
             steps=steps,
         )
 
     if path is None:
         return searched(NO_STEPS)
     data = hash_texts([calibration.text("calibration"), _content(target)])
-    asked = {"sparsity": total, "map": options.strategy, **options.effective()}
+    asked = {kind: total, "map": options.strategy, **options.effective()}
     del asked["strategy"]
     wanted = fingerprint_of(model, data, asked, tokenizer)
 
