@@ -84,7 +84,7 @@ def main() -> None:
     common = {
         "tokenizer": tokenizer,
         "calibration": corpus,
-        "samples": options.samples,
+        "calibration_samples": options.samples,
         "context_length": options.context_length,
         "seed": options.seed,
         "batch_tokens": options.batch_tokens,

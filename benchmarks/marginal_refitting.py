@@ -56,7 +56,7 @@ def main() -> None:
     model, tokenizer = open_model(options.model, dtype=options.dtype)
     layers = find_decoder_layers(model)
     asked = SearchOptions(
-        samples=options.samples,
+        calibration_samples=options.samples,
         context_length=options.context_length,
         held_out_tokens=options.held_out_tokens,
         seed=options.seed,

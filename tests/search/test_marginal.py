@@ -291,20 +291,44 @@ def test_the_command_makes_the_plan_once_and_prune_follows_it(layerif, model, te
     plan = tmp_path / "plan.json"
     short = ["--calibration", text, "--calibration-samples", 3, "--context-length", 32]
     asked = ["search", "sparsity", "--sparsity", 0.5, "--model", model]
-    asked += [*short, "--rounds", 2, "--tokens", 96, "--held-out-tokens", 64]
+    asked += [*short, "--tokens", 96, "--held-out-tokens", 64, "--rounds", 2]
     status, printed, err = layerif(*asked, "--out", plan)
     assert status == 0, err
     assert "50.00% overall" in printed
-    for unused in ("--offspring", "--evaluations"):
-        status, _, err = layerif(*asked, unused, 5, "--out", plan)
-        assert status == 2
-        assert f"{unused} has no effect" in err
     made = Allocation.load(plan)
+    assert made.model.name == str(model)
     assert made.how["map"] == "marginal"
     assert len({module.sparsity for module in made.modules}) > 1
+    status, printed, err = layerif(*asked, "--json")
+    assert status == 0, err
+    unsaved = Allocation.model_validate_json(printed)
+    assert unsaved.modules == made.modules
     status, _, err = layerif("run", tmp_path / "plan.recipe.yaml")
     assert status == 0, err
     assert "nothing is done again" in err
     pruned = tmp_path / "pruned"
     status, _, err = layerif("prune", "--model", model, "--plan", plan, *short, "--out", pruned)
     assert status == 0, err
+    for refused, message in (
+        (["--target", "nothing"], "'nothing'"),
+        (["--offspring", 3], "--offspring has no effect"),
+        (["--strategy", "evolution"], "--rounds has no effect"),
+    ):
+        status, _, err = layerif(*asked, *refused)
+        assert status == 2
+        assert message in err
+
+
+def test_the_command_searches_by_evolution(layerif, model, text, tmp_path):
+    asked = ["search", "sparsity", "--sparsity", 0.5, "--model", model, "--calibration", text]
+    asked += ["--calibration-samples", 3, "--context-length", 32, "--held-out-tokens", 64]
+    asked += ["--strategy", "evolution", "--stages", "32:2", "--offspring", 3]
+    status, _, err = layerif(*asked)
+    assert status == 2
+    assert "until a limit" in err
+    plan = tmp_path / "plan.json"
+    for _ in range(2):
+        status, _, err = layerif(*asked, "--evaluations", 9, "--out", plan)
+        assert status == 0, err
+    assert "nothing is done again" in err
+    assert Allocation.load(plan).how["stages"] == [[32, 2], [64, 1]]

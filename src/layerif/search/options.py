@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from layerif.compress.pruning.registry import PRUNERS
 from layerif.core.choices import Granularity
@@ -15,6 +16,12 @@ from layerif.search.registry import STRATEGIES
 
 Count = Annotated[int, Field(ge=1)]
 Distance = Annotated[float, Field(ge=0)]
+
+
+def _stage(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
+        raise ValueError(f"{text!r} is no TOKENS:SURVIVORS, each at least 1, as in 1024:4")
+    return text
 
 
 class SearchOptions(ChunkOptions):
@@ -71,7 +78,7 @@ class SearchOptions(ChunkOptions):
     """Measured losses after which the search ends."""
     offspring: Count = 16
     """Plans tried in each generation."""
-    stages: tuple[Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")], ...] = ("1024:4",)
+    stages: tuple[Annotated[str, AfterValidator(_stage)], ...] = ("1024:4",)
     """Tokens and survivors of each selection before the one on held-out text, as in 1024:8,4096:2;
     each draws its text anew."""
     step: Annotated[float, Field(gt=0, lt=1)] = 0.02
