@@ -119,7 +119,7 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
         "until a limit": {},
         "evaluations=0": {"evaluations": 0},
         "offspring=0": {"evaluations": 5, "offspring": 0},
-        r"stages\.0='64'": {"evaluations": 5, "stages": ("64",)},
+        "'64'": {"evaluations": 5, "stages": ("64",)},
         r"step=0\.0": {"evaluations": 5, "step": 0.0},
     }.items():
         with pytest.raises(InputError, match=message):
