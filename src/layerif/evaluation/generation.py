@@ -154,7 +154,7 @@ def generated_accuracy(
 
 
 @torch.inference_mode()
-def greedy_replies(
+def greedy_replies(  # noqa: PLR0913  # texts, limits and when to stop
     model: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[str],

@@ -52,7 +52,7 @@ STUDY = "compare sparsity"
 TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
 
 
-def compare_sparsity(
+def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the options
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,

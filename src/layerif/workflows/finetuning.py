@@ -31,7 +31,7 @@ from layerif.workflows.stage import Stage, fingerprint_of
 ROUTING = "routing"
 
 
-def finetune_into(
+def finetune_into(  # noqa: PLR0913  # where to, the model, what on, the options
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,

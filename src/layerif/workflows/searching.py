@@ -22,7 +22,7 @@ FINGERPRINT = "fingerprint"
 CONTENT = "content"
 
 
-def search_into(
+def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
     path: Path | None,
     model: Any,
     tokenizer: Tokenizer,

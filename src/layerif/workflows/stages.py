@@ -61,7 +61,7 @@ class MetricSamples:
     validation: Sequence[Example]
 
 
-def score_into(
+def score_into(  # noqa: PLR0913  # where to, the model, what on, the options
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,

@@ -76,7 +76,7 @@ def truth_into(
     return json_stage(path, wanted, GroundTruth, measure, overwrite=overwrite)
 
 
-def capacity_into(
+def capacity_into(  # noqa: PLR0913  # where to, the model, what on, the options
     path: Path,
     model: Any,
     tokenizer: Tokenizer,
