@@ -207,7 +207,7 @@ def test_a_recipe_error_points_at_the_line(layerif, tmp_path):
     written = path.read_text()
     for old, new, message in (
         ("  rank: 8 ", "  rank: eight ", "line {}: score.rank: "),
-        ("datainf ", "datainv ", "line {}: score.estimator: "),
+        ("estimator: datainf", "estimator: datainv", "line {}: score.estimator: "),
         (
             "  rank: 8 ",
             "  renk: 8 ",

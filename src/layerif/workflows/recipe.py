@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from layerif.artifacts import Record
 from layerif.compress.pruning.options import PruneOptions
@@ -156,12 +156,20 @@ class EvaluateStage(PromptOptions, EvaluateOptions):
 class Recipe(Record):
     """The whole of a run, from a model to a table that compares its pruned versions."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     model: str
+    """Hub id, model folder, .gguf file, or the alias smollm2."""
     out: str
+    """Run folder: scores, plans, pictures, results and the pruned models."""
     dtype: Dtype = "float32"
+    """Precision the model runs in."""
     device: str = "auto"
+    """cpu, cuda, cuda:1 ..., or auto."""
     seed: int = Field(0, ge=0)
+    """Seed of all draws; splits do not depend on it."""
     data_dir: str | None = None
+    """Folder of parquet data sets, instead of the hub."""
     score: ScoreStage
     sparsity: SparsityStage
     experts: CountsStage | None = None
@@ -224,7 +232,7 @@ class Recipe(Record):
             written = document.value.get(stage) or {}
             given = {name for name, value in written.items() if value is not None}
             try:
-                refuse_idle(kind.rules, given, recipe._beside(stage))
+                refuse_idle(kind.rules, given, recipe.beside(stage))
             except IdleOptionError as error:
                 line = document.line(stage, error.option)
                 raise FieldError(f"{document.path}, line {line}: {stage}.{error}") from None
@@ -233,7 +241,7 @@ class Recipe(Record):
     @property
     def calibrates(self) -> bool:
         """Whether pruning or a plan beside reads calibration text."""
-        return "calibration" not in idle(PruneStage.rules, self._beside("prune"))
+        return "calibration" not in idle(PruneStage.rules, self.beside("prune"))
 
     def text(self) -> str:
         """The recipe with the defaults written out, but those that have no effect, and numbers of
@@ -242,7 +250,7 @@ class Recipe(Record):
         value = self.model_dump(mode="json")
         for stage, kind in self.stages().items():
             if value[stage] is not None:
-                for name in idle(kind.rules, self._beside(stage)) & value[stage].keys():
+                for name in idle(kind.rules, self.beside(stage)) & value[stage].keys():
                     del value[stage][name]
         for own in value.values():
             if isinstance(own, dict):
@@ -254,7 +262,7 @@ class Recipe(Record):
                 value[stage].pop(name, None)
         return yaml.safe_dump(value, sort_keys=False)
 
-    def _beside(self, stage: str) -> dict[str, Any]:
+    def beside(self, stage: str) -> dict[str, Any]:
         """The values of a stage, and those of others that decide which of them have an effect."""
         own: Record | None = getattr(self, stage)
         values = {} if own is None else own.model_dump()
