@@ -213,7 +213,7 @@ def test_a_recipe_error_points_at_the_line(layerif, tmp_path):
             "  renk: 8 ",
             "line {}: score.renk: ",
         ),
-        ("sparsity:  ", "sparsity: {}\nsparsety:", "line {}: sparsity.target: "),
+        ("sparsity:  ", "sparsity: {}\nsparsety:  ", "line {}: sparsity.target: "),
         ("[agreement, python-docs]", "[agreement, 7]", "evaluate.tasks.1: "),
         ("  alpha: 16", "  rank: 16", "line {}: the key 'rank'"),
         ("  alpha: 16", "\talpha: 16", "line {}: "),
