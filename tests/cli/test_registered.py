@@ -1,5 +1,7 @@
 """What a user registers appears on the command line and in recipes like what layerif brings."""
 
+import sys
+
 import numpy as np
 import pytest
 import yaml
@@ -26,6 +28,8 @@ class ToyOptions(Options):
 def registered(monkeypatch):
     for registry in (METRICS, ESTIMATORS, PRUNERS):
         monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    # A command is made once, with what is registered by then; other tests may have called it.
+    monkeypatch.delitem(sys.modules, "layerif.cli.score", raising=False)
 
     def toy(subject, *, power):
         """Layers by their depth."""
