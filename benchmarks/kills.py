@@ -207,14 +207,15 @@ def prepared(work: Path) -> Path:
         "sparsity: {target: 0.5, epsilon: 0.3, beside: [owl, marginal], rounds: 1, "
         "round_tokens: 128}\n"
         "experts: {total: 9}\n"
-        f"prune: {{method: wanda, calibration: {given}/text.txt, samples: 4, context_length: 32}}\n"
+        f"prune: {{method: wanda, calibration: {given}/text.txt, calibration_samples: 4, "
+        "context_length: 32}\n"
         f"evaluate: {{tasks: [agreement, {given}/text.txt], samples: 8, context_length: 32}}\n"
     )
     transformers.logging.set_verbosity_error()
     base = ["--model", f"{given}/model"]
     scores = f"{given}/scores"
     for command in (
-        ["score", *base, "--task", "agreement", *sizes(8, 4), "--out", scores],
+        ["score", *base, "--task", "agreement", *sizes(8, 4), "--keep-gradients", "--out", scores],
         [
             "allocate",
             "experts",
@@ -255,7 +256,7 @@ def command_lines(given: Path) -> dict[str, list[list[str]]]:
     score = ["score", *base, *task, *sizes(24, 8), "--batch-tokens", "64", *to]
     prune = ["prune", *base, "--sparsity", "0.5", *calibrated, *to]
     marginal = [
-        *["allocate", "sparsity", "--map", "marginal", *base, "--sparsity", "0.5", *calibrated],
+        *["search", "sparsity", *base, "--sparsity", "0.5", *calibrated],
         *["--rounds", "2", "--tokens", "128", "--held-out-tokens", "128", *to_file],
     ]
     evaluate = [
@@ -280,6 +281,8 @@ def command_lines(given: Path) -> dict[str, list[list[str]]]:
         "score": [score],
         "score on disk": [[*score, "--keep", "disk"]],
         "score in passes": [[*score, "--keep", "passes"]],
+        "score keeping gradients": [[*score, "--keep-gradients"]],
+        "solve": [["solve", f"{given}/scores", "--estimator", "exact", *to]],
         "score over another": [[*score, "--seed", "1"], [*score, "--overwrite"]],
         "metric": [["metric", "dlp", *base, *calibrated, *to_file]],
         "allocate": [["allocate", "experts", f"{given}/scores", "--total", "9", *to_file]],
