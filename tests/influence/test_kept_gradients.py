@@ -72,6 +72,9 @@ def test_kept_gradients_are_solved_without_a_model(layerif, kept, model, tmp_pat
     first, second = LayerScores.load(once), LayerScores.load(solved)
     assert np.array_equal(first.influence, second.influence)
     assert first.fingerprint == second.fingerprint
+    status, _, err = layerif("solve", out, "--out", solved, *again)
+    assert status == 0, err
+    assert "nothing is done again" in err
 
 
 def test_scoring_again_with_other_options_reuses_them(layerif, kept, monkeypatch):

@@ -136,7 +136,7 @@ def solve_into(
     made_from = gradients.record.fingerprint
     assert made_from is not None
     asked = {**made_from.options, **options.recorded()}
-    wanted = made_from.model_copy(update={"options": asked})
+    wanted = Fingerprint(model=made_from.model, data=made_from.data, options=asked)
 
     def work(steps: Steps) -> LayerScores:
         return _saved(solve(gradients, options=options, steps=steps), wanted, folder)
