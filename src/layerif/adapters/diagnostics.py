@@ -56,7 +56,7 @@ class RouterUse:
             self.add(chances, chosen, state)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Begin again."""
         self.counts = self.entropy_sum = self.tokens = None
 
     @property
@@ -93,7 +93,7 @@ class RoutingReport:
     routers: list[RouterUse] = field(default_factory=list)
 
     def forget(self) -> None:
-        """Begin anew: what was observed up to now does not count."""
+        """Begin again: what was observed up to now does not count."""
         for router in self.routers:
             router.forget()
 

@@ -23,7 +23,7 @@ from layerif.errors import InputError
 
 
 class LoraMoeLinear(nn.Module, BaseTunerLayer):
-    """y = W0 x + (alpha / r) sum_e w_e B_e A_e dropout(x), for each adapter at work.
+    """y = W0 x + (alpha / r) sum_e w_e B_e A_e dropout(x), for each active adapter.
 
     Attributes:
         lora_moe_A: (n r, in) of each adapter, expert after expert.
@@ -164,7 +164,7 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters at work to the projection's weight; possible with one expert alone.
+        """Add the active adapters to the projection's weight; possible with one expert alone.
 
         Raises:
             InputError: an adapter has more: which expert is taken depends on the token.

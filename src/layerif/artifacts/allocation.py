@@ -95,7 +95,7 @@ class Allocation(JsonArtifact):
             size = sum(module.numel for module in own)
             if not own or (self.sizes is not None and size != self.sizes[layer]):
                 raise ValueError(
-                    f"the modules of layer {layer} have {size} parameters in all; right would be "
+                    f"the modules of layer {layer} have {size} parameters in all; expected "
                     f"{self.sizes[layer] if self.sizes else 'at least one module'}"
                 )
             if abs((mean := _mean(own)) - value) > TOTAL_TOLERANCE:

@@ -179,5 +179,5 @@ def factorise(hessian: torch.Tensor, name: str, damping: float = DAMPING) -> Fac
         damping *= 10
     raise NumericalError(
         f"the Hessian of {name} is not positive definite, not even at damping {damping / 10:g} of "
-        "its mean diagonal; use more calibration text, --dtype float32, or the pruning method wanda"
+        "its mean diagonal; use more calibration text, dtype='float32', or the pruning method wanda"
     )

@@ -91,7 +91,7 @@ def _continued(
         if not logits.isfinite().all():
             raise NumericalError(
                 "what follows a text that the model writes has likelihoods that are not finite; "
-                "try --dtype float32"
+                "try dtype='float32'"
             )
         noise = np.stack([draw.gumbel(size=logits.shape[1]) for draw in draws])
         following = (logits + torch.from_numpy(noise).to(logits.device)).argmax(1)

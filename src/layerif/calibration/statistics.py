@@ -95,5 +95,5 @@ def never_run(key: str) -> NumericalError:
 def not_finite(key: str) -> NumericalError:
     """The error for a projection whose inputs overflow."""
     return NumericalError(
-        f"the inputs of {key} on the calibration text are not finite; try --dtype float32"
+        f"the inputs of {key} on the calibration text are not finite; try dtype='float32'"
     )

@@ -61,7 +61,7 @@ def expanded(
                     field: value
                     for field, info in kind.model_fields.items()
                     for value in (_value(info, values[field], field),)
-                    if recipe_name(field, info) in said or value != info.get_default()
+                    if recipe_name(field, info) in said or not _is_default(value, info)
                 }
             )
         command(**own)
@@ -88,6 +88,11 @@ def _title(kind: type[Options], field: str) -> str | None:
         if issubclass(each, Options) and field in vars(each).get("__annotations__", ()):
             return each.title
     return kind.title
+
+
+def _is_default(value: Any, info: FieldInfo) -> bool:
+    default = info.get_default(call_default_factory=True)
+    return bool(value == (list(default) if isinstance(default, tuple) else default))
 
 
 def recipe_name(name: str, info: FieldInfo) -> str:

@@ -343,7 +343,7 @@ def _remove(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all but the lock, the fingerprint first: what a kill leaves is not gone on with."""
+    """Remove all but the lock, the fingerprint first: what a kill leaves is not resumed."""
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():

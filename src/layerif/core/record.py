@@ -149,7 +149,7 @@ class ModelInfo(Record):
         architecture: class name in transformers.
         layers: number of decoder layers.
         layer_sizes: parameters in the projections of each layer.
-        adapter: kinds and names of the PEFT adapters at work in it, e.g. `LORA default`.
+        adapter: kinds and names of the PEFT adapters active in it, e.g. `LORA default`.
         caveat: something a reader must know beside every figure, e.g. dequantised weights.
     """
 

@@ -50,7 +50,7 @@ def from_hub(
     except ConnectionError as error:
         raise InputError(
             f"the Hugging Face hub cannot be reached for data set {what}, and no copy of it is "
-            f"cached here ({_message(error)}); connect once to fetch it, or pass --data-dir "
+            f"cached here ({_message(error)}); connect once to fetch it, or pass data_dir "
             f"with a folder that holds the data set as parquet files"
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -75,7 +75,7 @@ def from_folder(data_dir: Path, name: str, split: str, columns: Sequence[str]) -
 
     folder = data_dir / name
     if not data_dir.is_dir():
-        raise InputError(f"--data-dir {data_dir} is not a folder")
+        raise InputError(f"data_dir={str(data_dir)!r} is not a folder")
     if not folder.is_dir():
         there = sorted(path.name for path in data_dir.iterdir() if path.is_dir())
         raise InputError(f"no data set {name!r} in {data_dir}, which holds {listing(there)}")

@@ -114,7 +114,7 @@ def encode_samples(
     if not items:
         raise InputError(
             f"none of the {len(texts)} {what} samples has a completion that fits into "
-            f"{max_length} tokens beside one token of prompt; raise --max-length, or shorten the "
+            f"{max_length} tokens beside one token of prompt; raise max_length, or shorten the "
             "completions"
             if texts
             else f"there are no {what} samples; at least one is needed"

@@ -80,7 +80,7 @@ def task_measurement(
     if not used:
         raise InputError(
             f"no example of {name} fits into {max_length} tokens with its completion; raise "
-            "--max-length"
+            "max_length"
         )
     right = [groups[row][examples[row].answer or 0] for row in used]
     nats, counts = -sums[right], tokens[right]

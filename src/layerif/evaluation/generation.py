@@ -71,7 +71,7 @@ def check_generation(
     if room < max_new_tokens + 2:
         raise InputError(
             f"{room} tokens leave no room for a prompt of {name} beside the {max_new_tokens} that "
-            "its answer may take; raise --max-length, or measure by likelihood where the model has "
+            "its answer may take; raise max_length, or measure by likelihood where the model has "
             "no more positions"
         )
     return max_new_tokens
@@ -267,7 +267,7 @@ class _Finite(LogitsProcessor):
             prompt = self._prompts[int((~finite).nonzero()[0])]
             raise NumericalError(
                 f"what follows the prompt ending in {prompt[-40:]!r} has likelihoods that are not "
-                "finite (try --dtype float32)"
+                "finite (try dtype='float32')"
             )
         return scores
 

@@ -117,5 +117,5 @@ def _require_finite(
     if not finite.all():
         row = group[int((~finite).nonzero()[0, 0])].index
         raise NumericalError(
-            f"the likelihood of {name_of(row)} is not finite (try --dtype float32)"
+            f"the likelihood of {name_of(row)} is not finite (try dtype='float32')"
         )

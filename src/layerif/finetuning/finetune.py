@@ -61,7 +61,7 @@ def finetune(
     Args:
         model: a causal LM of transformers, without adapters; it is changed in place, and left as it
             was found where that fails.
-        train: rows; their order is drawn anew in every epoch.
+        train: rows; their order is drawn again in every epoch.
         validation: rows whose loss is measured as training goes; may be empty.
         options: of the adapter and its training; each by keyword too.
         plan: experts or ranks of each layer; None for LoRA of one rank.

@@ -30,7 +30,7 @@ from layerif.model.modes import evaluation_mode
 from layerif.model.opening import input_device
 
 CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
-REMEDY = "try a smaller --learning-rate, or --dtype float32"
+REMEDY = "try a smaller learning_rate, or dtype='float32'"
 
 
 class CompletionTrainer(Trainer):
@@ -146,7 +146,7 @@ class KeepCheckpoints(TrainerCallback):
         self._advance, self._measured = advance, measured
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # The Trainer goes by what it wrote in the checkpoint that is gone on with: by the best
+        # The Trainer goes by what it wrote in the checkpoint that it resumes from: by the best
         # one's full path, which holds until the folder is moved, and by how often it was saved.
         if state.best_global_step:
             state.best_model_checkpoint = str(checkpoint_in(self._folder, state.best_global_step))

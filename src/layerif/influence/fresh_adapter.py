@@ -108,7 +108,7 @@ def fine_tune(
         if not found.isfinite():
             raise NumericalError(
                 f"the loss of step {step} of fine-tuning ({schedule.name}) is {found.item()}; "
-                "stopped (try --dtype float32)"
+                "stopped (try dtype='float32')"
             )
         optimizer.zero_grad()
         found.backward()
@@ -133,7 +133,7 @@ def _inject(
         target_modules=[f"{path}.{p.layer}.{p.name}" for p in projections],
         fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in projections),
     )
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn anew by name
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn again by name
         LoraModel(model, {name: config}, name)
 
 

@@ -174,7 +174,7 @@ def _require_finite(values: torch.Tensor, what: str, batch: Batch) -> None:
         row = int((~finite).nonzero()[0, 0])
         raise NumericalError(
             f"the {what} {batch.items[row].index} is {values[row].item()}; stopped, as "
-            "no score made from it would mean anything (try --dtype float32, or look at the sample)"
+            "no score made from it would mean anything (try dtype='float32', or look at the sample)"
         )
 
 

@@ -35,7 +35,7 @@ def block_influence(subject: Subject) -> MetricValues:
         if not np.isfinite(value):
             raise NumericalError(
                 f"the hidden states of layer {visit.index} on the calibration text are not finite; "
-                "try --dtype float32"
+                "try dtype='float32'"
             )
         values.append(value)
     return MetricValues(np.array(values))

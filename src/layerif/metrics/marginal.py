@@ -47,7 +47,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
     """
     if not 0 < sparsity < 1 or not 0 < delta <= 0.5:
         raise InputError(
-            f"the sparsity is {sparsity:g} and delta {delta:g}; right would be a sparsity between "
+            f"the sparsity is {sparsity:g} and delta {delta:g}; expected a sparsity between "
             "0 and 1, and a delta above 0 and at most 0.5"
         )
     model, layers = subject.model, subject.layers

@@ -50,7 +50,7 @@ def metric_scores(
 
     Args:
         model: a causal LM of transformers. Where PEFT has put adapters in it, the weights under
-            them are read, with the adapters at work.
+            them are read, with the adapters active.
         metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `marginal`, `adapter_gain`,
             `uniform`, `random`, `shuffled`, or one's own by `register_metric`.
         tokenizer: the model's tokenizer, for a metric that reads text.
@@ -138,7 +138,7 @@ def _check(values: MetricValues, layers: DecoderLayers, metric: str) -> None:
         if np.shape(found) != (count,):
             raise InputError(
                 f"the metric {metric} gives values of shape {np.shape(found)} for {count} {what}; "
-                f"right would be ({count},)"
+                f"expected ({count},)"
             )
         if not np.isfinite(found).all():
             bad = int(np.flatnonzero(~np.isfinite(found))[0])

@@ -130,7 +130,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model of transformers inside a PEFT model, with its adapters at work in it.
+    """The model of transformers inside a PEFT model, with its adapters active.
 
     Raises:
         InputError: the PEFT model is more than that: it puts learnt tokens before each text.

@@ -227,7 +227,7 @@ def refuse_adapted(model: Any, right: str) -> None:
 
 
 def adapters_at_work(model: Any) -> list[str]:
-    """Kind and name of each adapter that is at work at some module, merged or beside it."""
+    """Kind and name of each adapter that is active at some module, merged or beside it."""
     kinds = getattr(model, "peft_config", {})
     names: dict[str, None] = {}
     for module in adapted_modules(model):

@@ -80,7 +80,7 @@ class SearchOptions(ChunkOptions):
     """Plans tried in each generation."""
     stages: tuple[Annotated[str, AfterValidator(_stage)], ...] = ("1024:4",)
     """Tokens and survivors of each selection before the one on held-out text, as in 1024:8,4096:2;
-    each draws its text anew."""
+    each draws its own text."""
     step: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Size of a move, as a fraction of the smaller projection."""
 

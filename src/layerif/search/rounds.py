@@ -17,7 +17,7 @@ from layerif.search.texts import tokens_of
 # The step shrinks by this from round to round, and by half where a round made things worse.
 DECAY = 0.8
 SETBACK = 0.5
-# No unit moves further than so many steps at once.
+# The furthest that a unit moves at once, in steps.
 CLIP = 2.5
 # Rounds in a row that make things worse, after which no more are tried.
 PATIENCE = 2

@@ -60,7 +60,7 @@ def slopes(
     for projection, value in zip(projections, found, strict=True):
         if not np.isfinite(value):
             raise NumericalError(
-                f"the sensitivity of {projection.key} is {value}; try --dtype float32"
+                f"the sensitivity of {projection.key} is {value}; try dtype='float32'"
             )
     return found
 
@@ -79,5 +79,5 @@ def mean_loss(model: Any, items: Sequence[Encoded], *, batch_tokens: int) -> flo
         sums = row_sums(token_losses(model, batch).double(), batch)
         total += (sums / batch.counts.to(sums.device)).sum().item()
     if not np.isfinite(total):
-        raise NumericalError("the loss of the compressed model is not finite; try --dtype float32")
+        raise NumericalError("the loss of the compressed model is not finite; try dtype='float32'")
     return total / len(items)

@@ -191,6 +191,6 @@ def check_point(sparsity: float, delta: float | None = None) -> None:
         raise InputError(f"the sparsity is {sparsity:g}; it must lie between 0 and 1")
     if delta is not None and not 0 < delta <= min(sparsity, 1 - sparsity):
         raise InputError(
-            f"a delta of {delta:g} does not fit around a sparsity of {sparsity:g}; right would be "
+            f"a delta of {delta:g} does not fit around a sparsity of {sparsity:g}; expected "
             f"above 0 and at most {min(sparsity, 1 - sparsity):g}"
         )

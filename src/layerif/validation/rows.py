@@ -58,7 +58,7 @@ def finite(nats: torch.Tensor, what: str, when: str, advice: str = "") -> torch.
     if not nats.isfinite().all():
         row = int((~nats.isfinite()).nonzero()[0, 0])
         raise NumericalError(
-            f"the loss of {what} {row} {when} is {nats[row].item()}; stopped (try --dtype float32"
+            f"the loss of {what} {row} {when} is {nats[row].item()}; stopped (try dtype='float32'"
             f"{advice})"
         )
     return nats

@@ -225,7 +225,7 @@ def _measured(
     task: Task,
     options: EvaluateOptions,
 ) -> Results:
-    """Results of the adapter in a cell, beside it; found again where they stand."""
+    """Results of the adapter in a cell, beside it; reused where they exist."""
     path = cell.with_name(f"{cell.name}-results.json")
     trained = record.fingerprint
     assert trained is not None

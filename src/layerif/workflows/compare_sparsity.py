@@ -89,7 +89,7 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
     if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
         raise InputError(
             f"the scores are of {influence.model.name}, whose layers are not those of this model; "
-            "right would be scores of the model that is pruned"
+            "expected scores of the model that is pruned"
         )
     check_sources(
         model,
@@ -192,7 +192,7 @@ class _Bench:
         on: Sequence[Task | Corpus],
         options: EvaluateOptions,
     ) -> Results:
-        """Results of the model pruned by a plan, found again where they stand."""
+        """Results of the model pruned by a plan; reused where they exist."""
         path = self._folder / f"{name}-results.json"
         texts = [
             source.text("evaluation")

@@ -1,4 +1,4 @@
-"""Fine-tuning as a stage: never done twice, and where cut short gone on with."""
+"""Fine-tuning as a stage: never done twice, and resumed where it was interrupted."""
 
 from __future__ import annotations
 

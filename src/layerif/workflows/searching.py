@@ -1,4 +1,4 @@
-"""A plan at the operating point as a stage: never done twice, and where cut short gone on with."""
+"""A search as a stage: never done twice, and resumed where it was interrupted."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check_unedited(path: Path) -> None:
     if path.is_file() and _edited(Allocation.load(path)):
         raise InputError(
             f"{path} was edited since it was made, and is not replaced; move it away, and the plan "
-            "is made anew"
+            "is made again"
         )
 
 

@@ -95,7 +95,9 @@ def score_into(  # noqa: PLR0913  # where to, the model, what on, the options
             "out one of the two"
         )
     collecting = options.part(CollectOptions)
-    of_gradients = fingerprint_of(model, data, collecting.recorded(), tokenizer)
+    solving = set(SolveOptions.model_fields) - set(CollectOptions.model_fields)
+    kept = {name: value for name, value in wanted.options.items() if name not in solving}
+    of_gradients = Fingerprint(model=wanted.model, data=data, options=kept)
     place = folder / GRADIENTS_FOLDER
     factors = ESTIMATORS.find(options.estimator).by_position
     samples: dict[str, Any] = {

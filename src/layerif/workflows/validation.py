@@ -153,7 +153,7 @@ def check_layers(vectors: Mapping[str, FloatArray], model: ModelInfo) -> None:
         if len(vector) != model.layers:
             raise InputError(
                 f"{name} has {len(vector)} scores, and {model.name} {model.layers} decoder layers; "
-                "right would be one score a layer"
+                "expected one score a layer"
             )
 
 

@@ -170,7 +170,8 @@ def merge_into(
             return there
         if not overwrite:
             raise InputError(
-                f"{folder} already holds another model; choose another --out, or pass --overwrite"
+                f"{folder} already holds another model; choose another --out, or pass "
+                "overwrite=True"
             )
     skeleton = open_skeleton(pruned, trust_remote_code=trust_remote_code)
     with_adapter(skeleton, adapter, adapter_name)

@@ -55,7 +55,7 @@ def prune(
 
     Args:
         model: a causal LM of transformers, changed in place. Where PEFT has put adapters in it, the
-            weights under them are pruned, with the adapters at work, and these stay as they are.
+            weights under them are pruned, with the adapters active, and these stay as they are.
         plan: sparsity of each decoder layer or projection, or one number for all; may be left out
             with `nm`.
         options: how weights are chosen, and on how much text; each by keyword too. (Wanda's and

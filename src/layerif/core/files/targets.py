@@ -117,7 +117,7 @@ def check_target(path: Path, kind: Kind, *, overwrite: bool = True, mixed: bool 
     if not overwrite and _holds(place):
         raise InputError(
             f"{path} already holds another result; choose another --out, "
-            f"or pass --overwrite to replace it"
+            f"or pass overwrite=True to replace it"
         )
 
 

@@ -120,7 +120,7 @@ def _from_folder(name: str, data_dir: Path, shots: int | None) -> Any:
         if not (data_dir / name / "train.parquet").is_file():
             raise InputError(
                 f"task {name} cannot be given {shots} shots: they are rows of the train split, and "
-                f"{data_dir / name} has no train.parquet; leave out --shots, or --data-dir"
+                f"{data_dir / name} has no train.parquet; leave out shots, or data_dir"
             )
         splits["training_split"] = "train"
     rows = {}
@@ -180,7 +180,7 @@ def _from_lm_eval(name: str) -> Any:
     except ConnectionError as error:
         raise InputError(
             f"the Hugging Face hub cannot be reached for the data of {what}, and no copy of it is "
-            f"cached here ({_line(error)}); connect once to fetch it. With --data-dir these need "
+            f"cached here ({_line(error)}); connect once to fetch it. With data_dir these need "
             f"no hub: {', '.join(IN_HARNESS)}"
         ) from error
     except ImportError as error:

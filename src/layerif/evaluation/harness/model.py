@@ -159,6 +159,6 @@ class _Watch:
             *before, text = (str(part)[-40:] for part in request)
             after = f" after the prompt ending in {before[0]!r}" if before else ""
             raise NumericalError(
-                f"the likelihood of {text!r}{after} is not finite (try --dtype float32)"
+                f"the likelihood of {text!r}{after} is not finite (try dtype='float32')"
             )
         self._advance()

@@ -37,7 +37,7 @@ def harness_results(
     from layerif.evaluation.harness.model import HarnessModel
 
     for task in tasks.tasks.values():
-        # lm-eval's seed, for lm-eval's shots; anew for each model, which shall get the same ones.
+        # lm-eval's seed, for lm-eval's shots; again for each model, which shall get the same ones.
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     with as_found(model), evaluation_mode(model):
         # Wrapping warns of what is the case in every run: the model is open already.

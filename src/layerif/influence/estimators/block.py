@@ -71,7 +71,7 @@ class Part:
         if self.validation.ndim != 1 or out * columns != self.size:
             raise InputError(
                 f"{self.name} has a validation gradient of shape {tuple(self.validation.shape)} "
-                f"and a matrix of shape {self.shape}; right would be (d,), and (out, in) with "
+                f"and a matrix of shape {self.shape}; expected (d,), and (out, in) with "
                 "d = out * in"
             )
 
@@ -102,7 +102,7 @@ class Block:
         if not wanted or [tuple(g.shape) for g in self.gradients] != wanted or not self.samples:
             raise InputError(
                 f"the gradients of block {self.name} have shapes "
-                f"{[tuple(g.shape) for g in self.gradients]}; right would be (samples, d) for each "
+                f"{[tuple(g.shape) for g in self.gradients]}; expected (samples, d) for each "
                 f"of its parts, of sizes {[p.size for p in self.parts]}, and at least one sample"
             )
         device = self.gradients[0].device

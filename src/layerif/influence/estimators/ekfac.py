@@ -151,7 +151,7 @@ class EkfacPasses(Passes):
         if inputs.shape != (columns, columns) or outputs.shape != (out, out):
             raise InputError(
                 f"the factors of {part.name} have shapes {tuple(inputs.shape)} (inputs) and "
-                f"{tuple(outputs.shape)} (outputs); right would be {(columns, columns)} and "
+                f"{tuple(outputs.shape)} (outputs); expected {(columns, columns)} and "
                 f"{(out, out)}"
             )
         return Factors(inputs.to(self.validation), outputs.to(self.validation))
@@ -175,7 +175,7 @@ class FactorPasses(EkfacPasses):
 def _shape(part: Part) -> tuple[int, int]:
     if part.shape is None:
         raise InputError(
-            f"EK-FAC works on matrices, and the shape of {part.name} is not given; right would be "
+            f"EK-FAC works on matrices, and the shape of {part.name} is not given; expected "
             f"shape=(out, in) with out * in = {part.size}"
         )
     return part.shape

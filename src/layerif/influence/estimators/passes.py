@@ -95,7 +95,7 @@ class Passes(ABC):
                 f"block {self.name} has had all of its {self.needed} passes"
                 if self.done
                 else f"gradients of shape {tuple(gradients.shape)} for {len(index)} rows do not "
-                f"belong to block {self.name}; right would be ({len(index)}, {self.size})"
+                f"belong to block {self.name}; expected ({len(index)}, {self.size})"
             )
         self._seen.index_add_(0, index, torch.ones_like(index))
         device = self.validation.device

@@ -52,7 +52,7 @@ def rank_stability(factors: Sequence[float], scores: ArrayLike) -> dict[str, Any
     rows = [check_scores(row) for row in np.atleast_2d(np.asarray(scores))]
     if len(rows) != len(factors):
         raise InputError(
-            f"there are {len(rows)} score vectors for {len(factors)} dampings; right would be one "
+            f"there are {len(rows)} score vectors for {len(factors)} dampings; expected one "
             "for each"
         )
     constant = [np.ptp(row) == 0 for row in rows]

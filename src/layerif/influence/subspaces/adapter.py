@@ -128,7 +128,7 @@ class AdapterSubspace:
         state = "merged" if layer.merged else "disabled" if layer.disable_adapters else ""
         if active != [self.adapter] or state:
             raise InputError(
-                f"at {projection.key} the adapter {self.adapter!r} is not at work by itself "
+                f"at {projection.key} the adapter {self.adapter!r} is not active by itself "
                 f"(active: {', '.join(active) or 'none'}{state and ', and ' + state}); "
                 f"call set_adapter({self.adapter!r}) first, and unmerge or enable it"
             )

@@ -36,7 +36,7 @@ def aggregate(influence: ArrayLike, how: Aggregation = "positive") -> FloatArray
     matrix = _float_array(influence, "influence values")
     if matrix.ndim != 2 or not matrix.size:
         raise InputError(
-            f"the influence values have shape {matrix.shape}; right would be "
+            f"the influence values have shape {matrix.shape}; expected "
             f"(layers, samples), with at least one of each"
         )
     _check_finite(matrix, "influence values")
@@ -61,7 +61,7 @@ def check_scores(scores: ArrayLike, *, name: str = "scores") -> FloatArray:
     vector = _float_array(scores, name)
     if vector.ndim != 1 or not vector.size:
         raise InputError(
-            f"the {name} have shape {vector.shape}; right would be (layers,), "
+            f"the {name} have shape {vector.shape}; expected (layers,), "
             f"one number per layer and at least one layer"
         )
     _check_finite(vector, name)
