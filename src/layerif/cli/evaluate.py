@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -11,7 +11,7 @@ from layerif.cli import options
 from layerif.cli.derived import with_rules
 from layerif.cli.output import emit, say
 from layerif.cli.replay import write_recipe
-from layerif.core.options import Rule
+from layerif.core.options import Options, Rule, Shown
 from layerif.data.options import PromptOptions
 from layerif.errors import InputError
 from layerif.evaluation.options import EvaluateOptions
@@ -21,12 +21,27 @@ if TYPE_CHECKING:
     from layerif.artifacts import Results
 
 
+class SourceOptions(Options):
+    """What the model is measured on, by whom."""
+
+    title = "Evaluation"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "shots",
+            lambda v: v.get("harness") is not None,
+            "for tasks of lm-evaluation-harness, with {harness}",
+        ),
+    )
+
+    tasks: str | None = None
+    """Tasks and corpora, separated by commas."""
+    harness: str | None = None
+    """Tasks of lm-evaluation-harness, separated by commas."""
+    shots: Annotated[int | None, Shown("the task's, mostly 0")] = None
+    """Solved rows before a question."""
+
+
 @with_rules(
-    Rule(
-        "shots",
-        lambda v: v.get("harness") is not None,
-        "for tasks of lm-evaluation-harness, with {harness}",
-    ),
     Rule("no_cache", lambda v: v.get("tasks") is not None, "with {tasks}"),
     Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),
 )
@@ -36,24 +51,7 @@ def evaluate(
     adapter: AdapterOptions,
     prompts: PromptOptions,
     how: EvaluateOptions,
-    tasks: Annotated[
-        str | None,
-        typer.Option("--tasks", help="Tasks and corpora, separated by commas.", show_default=False),
-    ] = None,
-    harness: Annotated[
-        str | None,
-        typer.Option(
-            "--harness",
-            help="Tasks of lm-evaluation-harness, separated by commas.",
-            show_default=False,
-        ),
-    ] = None,
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            "--shots", help="Solved rows before a question.", show_default="the task's, mostly 0"
-        ),
-    ] = None,
+    on: SourceOptions,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="JSON file to write the results to.", show_default=False),
@@ -80,7 +78,7 @@ def evaluate(
     from layerif.core.checkpoint import check_out
     from layerif.data import Task, load_sources
 
-    if tasks is None and harness is None:
+    if on.tasks is None and on.harness is None:
         raise InputError(
             "say what to measure: --tasks TASKS, --harness TASKS of lm-evaluation-harness, or both"
         )
@@ -88,17 +86,17 @@ def evaluate(
         check_out(out, Results.file_kind(), overwrite=overwrite)
     trusted = {"trust_remote_code": model.trust_remote_code}
     words = prompts.loading(model.model, **trusted)
-    sources = load_sources(_names(tasks), **words)
+    sources = load_sources(_names(on.tasks), **words)
     wanted: set[tuple[str, str]] = {
         (s.name, how.scoring if isinstance(s, Task) else "likelihood") for s in sources
     }
     loaded = None
-    if harness is not None:
+    if on.harness is not None:
         from layerif.evaluation.harness import load_harness
 
         loaded = load_harness(
-            _names(harness),
-            shots=shots,
+            _names(on.harness),
+            shots=on.shots,
             samples=how.samples,
             seed=how.seed,
             data_dir=prompts.data_dir,

@@ -87,6 +87,7 @@ def examine(
     tokenizer: Tokenizer,
     train: Sequence[Example],
     validation: Sequence[Example],
+    *,
     options: ProbeOptions,
 ) -> Diagnosis:
     """Check the gradients that scoring would take, on three of the training samples.

@@ -29,8 +29,8 @@ def score(
     tokenizer: Tokenizer,
     train: Sequence[Example],
     validation: Sequence[Example],
-    options: ScoreOptions,
     *,
+    options: ScoreOptions,
     task: dict[str, Any] | None = None,
     steps: Steps | None = None,
 ) -> LayerScores:

@@ -24,7 +24,7 @@ from layerif.influence.sweeping import swept
 
 @takes(SolveOptions)
 def solve(
-    gradients: Gradients, options: SolveOptions, *, steps: Steps | None = None
+    gradients: Gradients, *, options: SolveOptions, steps: Steps | None = None
 ) -> LayerScores:
     """Influence of every training sample through each layer, from gradients that were collected.
 

@@ -108,8 +108,8 @@ def allocate(
 def allocate_sparsity(
     scores: Scores,
     sparsity: float,
-    options: SparsityMapOptions,
     *,
+    options: SparsityMapOptions,
     model: ModelInfo | None = None,
 ) -> Allocation:
     """A sparsity for each decoder layer or projection; by weight their mean is `sparsity` exactly.
@@ -128,7 +128,7 @@ def allocate_sparsity(
 
 @takes(CountsMapOptions)
 def allocate_experts(
-    scores: Scores, total: int, options: CountsMapOptions, *, model: ModelInfo | None = None
+    scores: Scores, total: int, *, options: CountsMapOptions, model: ModelInfo | None = None
 ) -> Allocation:
     """A number of LoRA experts for each decoder layer, at least one each, `total` in all.
 
@@ -149,7 +149,7 @@ def allocate_experts(
 
 @takes(CountsMapOptions)
 def allocate_ranks(
-    scores: Scores, total: int, options: CountsMapOptions, *, model: ModelInfo | None = None
+    scores: Scores, total: int, *, options: CountsMapOptions, model: ModelInfo | None = None
 ) -> Allocation:
     """A rank of plain LoRA for each decoder layer, at least 1 each, their sum `total` exactly.
 

@@ -90,7 +90,7 @@ class Run:
         return self._task
 
     @takes(ScoringRun)
-    def score(self, options: ScoringRun) -> LayerScores:
+    def score(self, *, options: ScoringRun) -> LayerScores:
         """`score` of the task's rows, in the folder itself."""
         data = self.task
         return score_into(
@@ -104,7 +104,7 @@ class Run:
         )
 
     @takes(MeasureOptions)
-    def metric(self, metric: str, options: MeasureOptions, **of_metric: Any) -> MetricScores:
+    def metric(self, metric: str, *, options: MeasureOptions, **of_metric: Any) -> MetricScores:
         """`metric_scores` on the calibration text, in `<metric>.json`."""
         text = None
         if reads_text(metric, complete_options(metric, of_metric)):
@@ -120,7 +120,7 @@ class Run:
         )
 
     @takes(SearchOptions)
-    def search(self, total: float, options: SearchOptions, *, name: str = "searched") -> Allocation:
+    def search(self, total: float, *, options: SearchOptions, name: str = "searched") -> Allocation:
         """`search` for a sparsity plan, in `<name>.json`."""
         return search_into(
             self.folder / f"{name}.json",
@@ -133,7 +133,7 @@ class Run:
 
     @takes(PruneOptions)
     def prune(
-        self, plan: Allocation | float | None, options: PruneOptions, *, name: str = "pruned"
+        self, plan: Allocation | float | None, *, options: PruneOptions, name: str = "pruned"
     ) -> Manifest:
         """A pruned model, in the folder `<name>`."""
         text = None
@@ -150,7 +150,7 @@ class Run:
 
     @takes(FinetuningRun)
     def finetune(
-        self, plan: Allocation | None, options: FinetuningRun, *, name: str = "adapter"
+        self, plan: Allocation | None, *, options: FinetuningRun, name: str = "adapter"
     ) -> Finetuning:
         """An adapter trained on the task, in the folder `<name>`."""
         train, validation = options.rows(self.task, options.seed)
@@ -167,7 +167,7 @@ class Run:
 
     @takes(EvaluateOptions)
     def evaluate(
-        self, on: Sequence[str | Path], options: EvaluateOptions, *, of: str | None = None
+        self, on: Sequence[str | Path], *, options: EvaluateOptions, of: str | None = None
     ) -> Results:
         """`evaluate` on tasks and corpora, in `<of>-results.json`.
 
