@@ -86,6 +86,17 @@ def test_scoring_again_with_other_options_reuses_them(layerif, kept, monkeypatch
     assert LayerScores.load(out).record.estimator == "grad_dot"
 
 
+def test_gradients_of_another_subspace_are_not_taken_for_these(layerif, kept, model, tmp_path):
+    out, words = kept
+    for place, more in ((out, ["--overwrite"]), (tmp_path / "fresh", [])):
+        command = [*words[:2], "--out", place, *SAMPLES, "--alpha", 4, *more]
+        status, _, err = layerif("score", *command)
+        assert status == 0, err
+        assert "reused" not in err
+    found, expected = LayerScores.load(out), LayerScores.load(tmp_path / "fresh")
+    assert np.array_equal(found.influence, expected.influence)
+
+
 def test_damaged_gradients_are_refused_and_collected_again(layerif, kept, tmp_path):
     out, words = kept
     file = out / "gradients" / "gradients.bin"
