@@ -122,6 +122,9 @@ def test_clean_removes_gradients_and_nothing_else(layerif, kept):
     assert not (out / "gradients").exists()
     assert LayerScores.load(out) == scores
     assert layerif("clean", out)[0] == 2
+    status, _, err = layerif("solve", out, "--out", out.parent / "solved")
+    assert status == 2
+    assert "holds no kept gradients" in err
 
 
 def test_a_solve_that_fails_leaves_the_gradients(layerif, model, tmp_path, monkeypatch):

@@ -64,6 +64,11 @@ class Gradients:
         Raises:
             InputError: the folder holds none, or not all of them.
         """
+        if not (folder / GRADIENTS_FILE).is_file():
+            raise InputError(
+                f"{folder} holds no kept gradients; a folder that `layerif score --keep-gradients` "
+                "wrote is expected"
+            )
         record = GradientsRecord.load(folder / GRADIENTS_FILE)
         vectors = load_tensors(folder / VECTORS_FILE)
         dtype = getattr(torch, record.dtype)

@@ -135,7 +135,7 @@ def _say(chosen: Keep, need: Need, numbers: int, samples: int) -> None:
     note(
         {
             "memory": f"{what}: {size} in memory, of {need.free / 1e9:.1f} GB that may be used",
-            "disk": f"{what}: {size} on disk, in the run folder until the scores stand",
+            "disk": f"{what}: {size} on disk, in the run folder",
             "passes": f"{what}: not kept, computed again in each pass",
         }[chosen]
     )
