@@ -69,7 +69,7 @@ def test_unreachable_hub_points_to_data_dir(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match=r"reached .*owner/name.*data-dir"):
+    with pytest.raises(InputError, match=r"reached .*owner/name.*data_dir"):
         from_hub("owner/name", None, "train", ["text"])
 
 
