@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from layerif.artifacts import Allocation, Results
+from layerif.artifacts import Plan, Results
 from layerif.compress.compressor import put_back
 from layerif.compress.pruning.runner import prune
 from layerif.core.checkpoint import Steps
@@ -117,7 +117,7 @@ def main() -> None:
 
 def plans(
     model: Any, sparsity: float, common: dict[str, Any], options: argparse.Namespace
-) -> Iterator[tuple[str, Allocation, dict[str, Any]]]:
+) -> Iterator[tuple[str, Plan, dict[str, Any]]]:
     """The name of each plan, the plan, and what it took."""
     layers = find_decoder_layers(model)
     for granularity in options.granularity:
@@ -196,10 +196,10 @@ def measurer(
     corpus: Corpus,
     common: dict[str, Any],
     options: argparse.Namespace,
-) -> Callable[[Allocation | float], Results]:
+) -> Callable[[Plan | float], Results]:
     """A function that prunes the model by a plan, measures it, and gives it back as it was."""
 
-    def measure(plan: Allocation | float) -> Results:
+    def measure(plan: Plan | float) -> Results:
         with put_back(find_decoder_layers(model).projections):
             prune(model, plan, **common)
             return evaluate(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.scoring import autograd_gradients, published_datainf
 from layerif import load_corpus, load_task, open_model, prune, score
-from layerif.artifacts import Allocation, LayerScores, Manifest, Results
+from layerif.artifacts import LayerScores, Manifest, Plan, Results
 from layerif.evaluation.accuracy import task_measurement
 from layerif.evaluation.generation import generated_accuracy
 from layerif.evaluation.perplexity import perplexity
@@ -76,7 +76,7 @@ def test_the_model_writes_answers_that_can_be_read(smollm2, data_dir):
 def test_half_the_weights_go_and_the_model_still_speaks(smollm2):
     corpus = load_corpus("python-docs")
     model, tokenizer = open_model("smollm2")
-    plan = Allocation(kind="sparsity", allocation=[0.45] * 10 + [0.5] * 10 + [0.55] * 10)
+    plan = Plan(kind="sparsity", allocation=[0.45] * 10 + [0.5] * 10 + [0.55] * 10)
     manifest = prune(model, plan, tokenizer=tokenizer, calibration=corpus, calibration_samples=8)
     assert manifest.sparsity == pytest.approx(0.5, abs=1e-5)
     for projection, entry in zip(
@@ -117,7 +117,7 @@ def test_the_demo_recipe_runs_from_the_command_line(tmp_path):
     ):
         assert word in done.stdout
     assert LayerScores.load(run).influence.shape == (30, 12)
-    assert Allocation.load(run / "experts.json").realised_total == 150
+    assert Plan.load(run / "experts.json").realised_total == 150
     results = {name: Results.load(run / f"{name}-results.json") for name in ("dense", "layerif")}
     assert results["dense"].sparsity < 0.01
     assert results["layerif"].sparsity == pytest.approx(0.5, abs=1e-3)

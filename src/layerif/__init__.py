@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerif.artifacts import Allocation as Allocation
     from layerif.artifacts import LayerScores as LayerScores
     from layerif.artifacts import MetricScores as MetricScores
+    from layerif.artifacts import Plan as Plan
     from layerif.artifacts import Results as Results
     from layerif.compress.pruning.registry import register_pruner as register_pruner
     from layerif.compress.pruning.runner import prune as prune
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
-    "Allocation": "artifacts",
+    "Plan": "artifacts",
     "Example": "data",
     "Gradients": "influence.collecting",
     "FinetuneOptions": "finetuning.options",

@@ -16,14 +16,14 @@ from layerif.adapters import (
     trainable_parameters,
     trained_beside_lora,
 )
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
 from layerif.plans.maps import equal_rank
 
 RANKS = [1, 3, 4]
-PLAN = Allocation(kind="ranks", allocation=RANKS, total=8)
-EXPERTS = Allocation(kind="experts", allocation=[1, 3, 4], total=8)
+PLAN = Plan(kind="ranks", allocation=RANKS, total=8)
+EXPERTS = Plan(kind="experts", allocation=[1, 3, 4], total=8)
 
 
 def ranked(model, plan=PLAN, **options):
@@ -104,7 +104,7 @@ def test_layer_1_is_not_layer_11():
     config = LlamaConfig(**(SHAPE | {"num_hidden_layers": 12}))
     model = AutoModelForCausalLM.from_config(config)
     ranks = list(range(12, 0, -1))
-    plan = Allocation(kind="ranks", allocation=ranks)
+    plan = Plan(kind="ranks", allocation=ranks)
     model = ranked(model, plan, alpha_per_rank=0.5)
     for path, wrapper in wrappers(model).items():
         layer = int(path.split(".")[2])
@@ -137,7 +137,7 @@ def test_a_vision_tower_is_left_alone():
     # Would see: targets by the ends of names, which the tower's projections have as well.
     seeing = vision_model()
     layers = find_decoder_layers(seeing)
-    plan = Allocation(kind="ranks", allocation=[2] * len(layers))
+    plan = Plan(kind="ranks", allocation=[2] * len(layers))
     expected = trainable_parameters(plan, seeing)
     model = ranked(seeing, plan)
     assert all(path.startswith(f"{layers.path}.") for path in wrappers(model))
@@ -165,14 +165,14 @@ def test_a_plan_beside_plain_lora_of_equal_total_rank():
 
 
 # The key projection is 16 x 32.
-RANKS_ABOVE = Allocation(kind="ranks", allocation=[16, 17, 16])
+RANKS_ABOVE = Plan(kind="ranks", allocation=[16, 17, 16])
 
 
 @pytest.mark.parametrize(
     ("plan", "options", "says"),
     [
         (EXPERTS, {}, "plan of ranks"),
-        (Allocation(kind="ranks", allocation=[1, 2]), {}, "2 layers"),
+        (Plan(kind="ranks", allocation=[1, 2]), {}, "2 layers"),
         (PLAN, {"alpha_per_rank": 0}, "alpha_per_rank"),
         (PLAN, {"lora_alpha": float("inf")}, "lora_alpha"),
         (PLAN, {"target_modules": ["q_proj", "proj"]}, "'proj'; .*mlp.down_proj, "),
@@ -190,6 +190,6 @@ def test_what_cannot_be_is_refused(plan, options, says, monkeypatch):
 
 
 def test_a_plan_of_sparsity_trains_nothing():
-    plan = Allocation(kind="sparsity", allocation=[0.5] * 3)
+    plan = Plan(kind="sparsity", allocation=[0.5] * 3)
     with pytest.raises(InputError, match="experts"):
         trainable_parameters(plan, tiny_model())

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model
 from layerif.adapters import LoraMoeConfig, LoraMoeLinear, batch_state
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
 
@@ -282,15 +282,13 @@ def test_an_adapter_that_is_replaced_leaves_no_router():
 
 
 def test_a_plan_of_experts_becomes_a_configuration():
-    plan = Allocation(
+    plan = Plan(
         kind="experts", allocation=EXPERTS, total=8, layer_sizes=[1] * LAYERS, how={"map": "mola"}
     )
     config = LoraMoeConfig.for_plan(plan, r=4)
     assert config.num_experts == EXPERTS
     assert [config.of_layer(layer)[:3] for layer in range(3)] == [(1, 1, 4), (3, 2, 4), (4, 2, 4)]
-    sparse = Allocation(
-        kind="sparsity", allocation=[0.5] * 3, total=0.5, layer_sizes=[1] * 3, how={}
-    )
+    sparse = Plan(kind="sparsity", allocation=[0.5] * 3, total=0.5, layer_sizes=[1] * 3, how={})
     with pytest.raises(InputError, match="experts"):
         LoraMoeConfig.for_plan(sparse)
 

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from helpers.artifact_samples import MODEL, make_manifest, make_results, make_scores, write
 from layerif.artifacts import (
-    Allocation,
     LayerScores,
     Manifest,
     Measurement,
+    Plan,
     PrunedModule,
     Results,
     versions,
@@ -273,8 +273,8 @@ class TestResultsAndManifest:
 
     def test_one_artifact_is_not_taken_for_another(self, tmp_path: Path) -> None:
         make_results().save(tmp_path / "results.json")
-        with pytest.raises(InputError, match=r"results.json: format: .*Allocation"):
-            Allocation.load(tmp_path / "results.json")
+        with pytest.raises(InputError, match=r"results.json: format: .*Plan"):
+            Plan.load(tmp_path / "results.json")
 
     def test_records_cannot_be_changed_in_place(self) -> None:
         with pytest.raises(ValidationError, match="frozen"):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from helpers.adapters import adapted
 from helpers.artifact_samples import make_results
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
-from layerif.artifacts import Allocation, LayerScores, Manifest, MetricScores, Results
+from layerif.artifacts import LayerScores, Manifest, MetricScores, Plan, Results
 from layerif.metrics.measuring import metric_scores
 from layerif.model.opening import open_model
 
@@ -126,7 +126,7 @@ def test_the_whole_way(layerif, model, text, tmp_path):
         *["--aggregate", "top", "--orientation", "inverse", "--out", run / "sparsity.json"],
     )
     assert status == 0
-    plan = Allocation.load(run / "sparsity.json")
+    plan = Plan.load(run / "sparsity.json")
     assert plan.realised_total == pytest.approx(0.5, abs=1e-12)
     assert plan.how["aggregate"] == "top"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layerif.adapters import trainable_parameters
-from layerif.artifacts import Allocation, MetricScores
+from layerif.artifacts import MetricScores, Plan
 from layerif.model.opening import open_skeleton
 from layerif.plans.maps import apportion, apportion_as_authors
 
@@ -32,11 +32,11 @@ def test_alphalora_in_one_command(layerif, alphas, tmp_path, kind):
     status, printed, err = layerif("allocate", kind, alphas, *options, "--out", out)
     assert status == 0, err
     assert "17 in all" in printed
-    assert Allocation.load(out).kind == kind
-    assert Allocation.load(out).allocation == apportion(weights, 17).tolist()
+    assert Plan.load(out).kind == kind
+    assert Plan.load(out).allocation == apportion(weights, 17).tolist()
     status, printed, err = layerif("allocate", kind, alphas, *options, "--compat=authors", "--json")
     assert status == 0, err
-    plan = Allocation.model_validate_json(printed)
+    plan = Plan.model_validate_json(printed)
     assert plan.allocation == apportion_as_authors(weights, 17).tolist()
     assert (plan.how["normalise"], plan.how["compat"]) == ("none", "authors")
 
@@ -52,7 +52,7 @@ def test_a_model_named_says_what_is_trained(layerif, model, alphas, tmp_path, ki
         assert status == 0, err
         value = json.loads(printed)
         found = value.pop("trainable")
-        plan = Allocation.model_validate(value)
+        plan = Plan.model_validate(value)
         assert plan.model.layers == 3
         expected = trainable_parameters(plan, open_skeleton(model), rank=4)
         assert found["by_layer"] == expected.tolist()

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from layerif.artifacts import Allocation, Manifest
+from layerif.artifacts import Manifest, Plan
 from layerif.compress.pruning.verifying import verify
 from layerif.errors import InputError
 from layerif.workflows.document import Document
@@ -55,7 +55,7 @@ def test_hidden_states_on_disk_and_text_of_its_own(layerif, model, tmp_path):
 
 def test_a_mixed_plan_reports_the_total_it_comes_to(layerif, model, text, tmp_path):
     plan = tmp_path / "plan.json"
-    Allocation(kind="sparsity", allocation=[0.31, 0.47, 0.63]).save(plan)
+    Plan(kind="sparsity", allocation=[0.31, 0.47, 0.63]).save(plan)
     status, out, _ = layerif(
         *["prune", "--model", model, "--plan", plan, "--nm", "2:4", "--calibration", text],
         *[*SHORT, "--out", tmp_path / "out"],
@@ -84,7 +84,7 @@ def test_plans_by_projection_are_told_apart(layerif, model, text, tmp_path):
             )
             for p in find_decoder_layers(opened).projections
         ]
-        plan = Allocation.of_modules(modules, model=describe(opened))
+        plan = Plan.of_modules(modules, model=describe(opened))
         plan.save(tmp_path / f"plan-{number}.json")
     base = ["prune", "--model", model, "--calibration", text, *SHORT, "--out", tmp_path / "out"]
     assert layerif(*base, "--plan", tmp_path / "plan-0.json")[0] == 0

@@ -12,7 +12,7 @@ import yaml
 
 from helpers.artifact_samples import make_scores
 from helpers.folders import fill
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 
 # No such model: a command that comes to open it says so, and not what is wrong with --out.
 NONE = ["--model", "no/such/model"]
@@ -79,7 +79,7 @@ def test_another_plan_is_refused_with_what_differs(layerif, here: Path) -> None:
     assert "epsilon was" in err
     assert snapshot(here) == before
     assert layerif(*allocate, "--sparsity", 0.6, "--overwrite")[0] == 0
-    assert Allocation.load("plan.json").total == 0.6
+    assert Plan.load("plan.json").total == 0.6
 
 
 def test_a_recipe_that_a_person_wrote_beside_is_kept(layerif, here: Path) -> None:

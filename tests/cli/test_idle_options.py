@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.cli import app
 from layerif.cli.command import Command, parameters
 from layerif.workflows.recipe import Recipe
@@ -111,7 +111,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vector.json").write_text("[0.1, 0.9, 0.4]")
     for kind in ("experts", "ranks"):
-        Allocation(kind=kind, allocation=[2, 3, 4], total=9).save(tmp_path / f"{kind}.json")
+        Plan(kind=kind, allocation=[2, 3, 4], total=9).save(tmp_path / f"{kind}.json")
     return tmp_path
 
 

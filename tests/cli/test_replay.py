@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safetensors.torch import load_file, save_file
 
-from layerif.artifacts import Allocation, LayerScores, MetricScores, Results
+from layerif.artifacts import LayerScores, MetricScores, Plan, Results
 
 
 def commands(model, text, run):
@@ -62,7 +62,7 @@ def contents(path):
         return (path / "model.safetensors").read_bytes()
     if path.name == "metric.json":
         return MetricScores.load(path).model_copy(update={"seconds": 0.0})
-    kind = Results if path.name == "results.json" else Allocation
+    kind = Results if path.name == "results.json" else Plan
     return kind.load(path)
 
 
@@ -138,7 +138,7 @@ def test_what_destroys_or_runs_code_is_said_on_the_command_line(layerif, model, 
             f"command: allocate sparsity\nscores: {vector}\nsparsity: {share}\nout: {plan}\n"
         )
         assert layerif("run", path, *flags)[0] == expected
-    assert Allocation.load(plan).total == 0.4
+    assert Plan.load(plan).total == 0.4
 
 
 def test_a_task_file_of_the_harness_runs_code_only_where_it_is_trusted(layerif, tmp_path):

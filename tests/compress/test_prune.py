@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers.pruned import prune_tiny
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
-from layerif.artifacts import MANIFEST_FILE, Allocation, Manifest
+from layerif.artifacts import MANIFEST_FILE, Manifest, Plan
 from layerif.compress.pruning.base import relative
 from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.wanda import wanda_mask
@@ -46,7 +46,7 @@ def test_the_plan_is_met_exactly_in_every_architecture(architecture):
 
 def test_each_layer_is_pruned_on_what_the_pruned_layers_below_hand_on():
     """The same by hand: whole forward passes, hooks, one layer after the other."""
-    plan = Allocation(kind="sparsity", allocation=[0.6, 0.3, 0.5])
+    plan = Plan(kind="sparsity", allocation=[0.6, 0.3, 0.5])
     model, by_hand, tokenizer = tiny_model(), tiny_model(), tiny_tokenizer()
     prune_tiny(model, plan, seed=5)
     chunks = draw(cut(tokenizer, SENTENCES, 32), 6, seed=5)
@@ -123,8 +123,8 @@ def test_what_cannot_be_done_is_refused_before_any_weight_changes():
     model = tiny_model()
     before = [p.clone() for p in model.parameters()]
     wrong = {
-        "2 layers, but": Allocation(kind="sparsity", allocation=[0.5, 0.5]),
-        "sparsity": Allocation(kind="experts", allocation=[1, 2, 3]),
+        "2 layers, but": Plan(kind="sparsity", allocation=[0.5, 0.5]),
+        "sparsity": Plan(kind="experts", allocation=[1, 2, 3]),
         "sparsity must be within 0 to 1": 1.5,
         "projection parameters": allocate_sparsity(
             [1.0, 2.0, 3.0], 0.5, model=describe(tiny_model("gpt2"))

@@ -8,7 +8,7 @@ import torch
 from helpers.pruned import prune_tiny
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, use_mlps_twice
-from layerif.artifacts import Allocation, ModuleSparsity
+from layerif.artifacts import ModuleSparsity, Plan
 from layerif.calibration.hessians import Hessians, factorise
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
@@ -211,7 +211,7 @@ def test_weights_that_have_no_rank_stop_the_run_by_name(method):
 
 def mixed_plan(model):
     projections = find_decoder_layers(model).projections
-    return Allocation.of_modules(
+    return Plan.of_modules(
         [
             ModuleSparsity(module=p.key, sparsity=(row % 7) / 8, numel=p.numel)
             for row, p in enumerate(projections)

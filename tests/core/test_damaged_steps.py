@@ -92,9 +92,9 @@ def truth_small(kind):
 
 
 def plan_of(out):
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import Plan
 
-    plan = Allocation.load(out)
+    plan = Plan.load(out)
     return [plan.allocation, [module.sparsity for module in plan.modules]]
 
 

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.core.files import patterns, read_json, read_npy, read_rows, read_text, read_yaml
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
@@ -273,7 +273,7 @@ class TestPatterns:
 def test_counts_beyond_64_bits_are_refused(tmp_path: Path) -> None:
     text = '{"kind": "experts", "allocation": [1, 9223372036854775808]}'
     with pytest.raises(InputError, match="9223372036854775808"):
-        Allocation.load(write(tmp_path, "plan.json", text))
+        Plan.load(write(tmp_path, "plan.json", text))
 
 
 @pytest.mark.parametrize(

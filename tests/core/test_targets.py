@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from helpers.artifact_samples import make_manifest, make_plan, make_results, make_scores
 from helpers.folders import FOLDER, fill, names
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import PRUNED, SCORES, Allocation
+from layerif.artifacts import PRUNED, SCORES, Plan
 from layerif.compress.pruning.saving import save_pruned
 from layerif.core.checkpoint import check_out, steps_folder
 from layerif.core.files import check_target, new_file, new_folder, target, write_text
 from layerif.errors import InputError
-from layerif.report import plot_allocation, plot_scores
+from layerif.report import plot_plan, plot_scores
 from layerif.workflows.folder import RunFolder
 
 Save = Callable[[Path], object]
@@ -33,7 +33,7 @@ Save = Callable[[Path], object]
 FILES: dict[str, Save] = {
     "plan": lambda path: make_plan().save(path),
     "results": lambda path: make_results().save(path),
-    "picture": lambda path: plot_allocation(make_plan(), path.with_suffix("")),
+    "picture": lambda path: plot_plan(make_plan(), path.with_suffix("")),
     "scores": lambda path: make_scores().save(path.parent),
 }
 NAMES = {"plan": "plan.json", "results": "r.json", "picture": "p.png", "scores": "scores.json"}
@@ -75,7 +75,7 @@ class TestSpecialFiles:
             make_scores().save,
             lambda path: write_text(path, "text"),
             lambda path: make_plan().save(path),
-            lambda path: check_out(path, Allocation.file_kind(), overwrite=True),
+            lambda path: check_out(path, Plan.file_kind(), overwrite=True),
             lambda path: check_out(path, SCORES, overwrite=True),
             lambda path: RunFolder(path).check(),
         ):
@@ -104,7 +104,7 @@ def test_one_kind_does_not_replace_another(tmp_path: Path) -> None:
     make_plan().save(path)
     with pytest.raises(InputError, match=r"layerif\.results"):
         make_results().save(path)
-    assert Allocation.load(path) == make_plan()
+    assert Plan.load(path) == make_plan()
 
 
 def test_a_picture_and_a_matrix_of_others_are_told_from_ours(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ class TestLinks:
         for _ in range(2):
             make_plan().save(tmp_path / "plan.json")
         assert (tmp_path / "plan.json").is_symlink()
-        assert Allocation.load(tmp_path / "real.json") == make_plan()
+        assert Plan.load(tmp_path / "real.json") == make_plan()
         (tmp_path / "note.json").write_text("mine")
         (tmp_path / "other.json").symlink_to(tmp_path / "note.json")
         with pytest.raises(InputError, match="not replaced"):
@@ -285,7 +285,7 @@ def test_names_that_will_not_do(name: str, tmp_path: Path, monkeypatch: pytest.M
     (here / "sub").mkdir()
     monkeypatch.chdir(here)
     path = HOSTILE[name]
-    for kind in (Allocation.file_kind(), SCORES, PRUNED):
+    for kind in (Plan.file_kind(), SCORES, PRUNED):
         with pytest.raises(InputError):
             check_out(path, kind, overwrite=True)
     with pytest.raises(InputError):
@@ -339,7 +339,7 @@ def test_a_disk_that_is_only_read(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("nothing can be mounted here")
     try:
-        for kind in (PRUNED, SCORES, Allocation.file_kind()):
+        for kind in (PRUNED, SCORES, Plan.file_kind()):
             with pytest.raises(InputError, match="Read-only"):
                 check_out(tmp_path / "a", kind, overwrite=False)
         with pytest.raises(InputError, match="mounted"):

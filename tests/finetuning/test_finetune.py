@@ -10,7 +10,7 @@ import torch
 from helpers.finetuning import EXPERTS, TRAIN, VALIDATION, settings, weights
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.adapters import LoraMoeLinear
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.data import Example
 from layerif.data.batching import collate
 from layerif.data.tokenizing import encode_samples
@@ -184,7 +184,7 @@ def test_experts_layer_by_layer_and_what_is_recorded():
 
 
 def test_ranks_have_one_scale():
-    plan = Allocation(kind="ranks", allocation=[2, 4, 12])
+    plan = Plan(kind="ranks", allocation=[2, 4, 12])
     model, method = with_new_adapter(tiny_model("llama"), plan, settings(rank=8, alpha=24.0))
     layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
     assert method == "lora"
@@ -253,10 +253,10 @@ def test_what_cannot_be_trained_is_refused():
         finetune(tiny_model("llama"), tokenizer, TRAIN, options=settings(patience=1))
     with pytest.raises(InputError, match="training samples"):
         finetune(tiny_model("llama"), tokenizer, [], options=settings())
-    plan = Allocation(kind="sparsity", allocation=[0.5] * LAYERS)
+    plan = Plan(kind="sparsity", allocation=[0.5] * LAYERS)
     with pytest.raises(InputError, match="ranks"):
         finetune(tiny_model("llama"), tokenizer, TRAIN, plan=plan)
-    plan = Allocation(kind="experts", allocation=[2, 2])
+    plan = Plan(kind="experts", allocation=[2, 2])
     with pytest.raises(InputError, match="2 layers"):
         finetune(tiny_model("llama"), tokenizer, TRAIN, plan=plan)
     adapted, _ = finetune(tiny_model("llama"), tokenizer, TRAIN, options=settings(max_steps=1))

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from layerif.artifacts import (
-    Allocation,
     LayerScores,
     Manifest,
     Measurement,
     ModelInfo,
+    Plan,
     ProjectionInfo,
     PrunedModule,
     Results,
@@ -69,7 +69,7 @@ def make_scores(influence: np.ndarray | None = None) -> LayerScores:
     )
 
 
-def make_plan(**changes: Any) -> Allocation:
+def make_plan(**changes: Any) -> Plan:
     values: dict[str, Any] = {
         "kind": "sparsity",
         "allocation": [0.4, 0.45, 0.5, 0.55, 0.6],
@@ -77,7 +77,7 @@ def make_plan(**changes: Any) -> Allocation:
         "model": MODEL,
         "how": {"map": "layerif", "epsilon": 0.2},
     }
-    return Allocation(**values | changes)
+    return Plan(**values | changes)
 
 
 def make_results() -> Results:

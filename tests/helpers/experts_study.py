@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from helpers.tiny import tiny_tokenizer
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.data import Example, Task
 from layerif.workflows.compare_experts import compare_experts
 from layerif.workflows.options import ExpertsStudy
@@ -30,9 +30,9 @@ STUDY = ExpertsStudy(
     batch_tokens=200,
 )
 PLANS = {
-    "uniform": Allocation(kind="experts", allocation=[2, 2, 2]),
-    "top": Allocation(kind="experts", allocation=[1, 1, 4]),
-    "lora": Allocation(kind="ranks", allocation=[4, 4, 4]),
+    "uniform": Plan(kind="experts", allocation=[2, 2, 2]),
+    "top": Plan(kind="experts", allocation=[1, 1, 4]),
+    "lora": Plan(kind="ranks", allocation=[4, 4, 4]),
 }
 
 

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.data import Example, Task
 from layerif.finetuning.options import FinetuneOptions
 from layerif.workflows.finetuning import finetune_into
 
-EXPERTS = Allocation(kind="experts", allocation=[1, 3, 4])
+EXPERTS = Plan(kind="experts", allocation=[1, 3, 4])
 # Completions of different lengths, so that a mean over tokens is not one over rows.
 ROWS = [Example(f"say {i}: ", "yes" if i % 2 else "no, never, no") for i in range(22)]
 TRAIN, VALIDATION = ROWS[:14], ROWS[14:]

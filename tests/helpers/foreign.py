@@ -25,13 +25,13 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tiny_gguf import write_tiny_gguf
 from layerif.artifacts import (
     MANIFEST_FILE,
-    Allocation,
     Comparison,
     Comparisons,
     Fingerprint,
     LayerScores,
     Manifest,
     MetricScores,
+    Plan,
     Results,
     RouterLoad,
     RoutingUse,
@@ -188,7 +188,7 @@ def _read_scores(folder: Path) -> None:
 
 
 def _read_plan(folder: Path) -> None:
-    plan = Allocation.load(folder / "plan.json")
+    plan = Plan.load(folder / "plan.json")
     assert np.isfinite(plan.realised_total)
     plan.save(folder.parent / "again.json")
     (folder.parent / "again.json").unlink()

@@ -13,7 +13,7 @@ import layerif
 from helpers.scoring import RANK, TRAIN, VALIDATION, autograd_gradients, measure
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, float64_tolerance, tiny_model, tiny_tokenizer
-from layerif.artifacts import Allocation, MetricScores
+from layerif.artifacts import MetricScores, Plan
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
 from layerif.influence.subspaces.lora import FreshLora
@@ -179,7 +179,7 @@ def test_the_command_asks_it_of_a_task_and_plans_take_it(layerif, model, tmp_pat
     assert "rank was" in err
     plan = tmp_path / "experts.json"
     assert layerif("allocate", "experts", out, "--total", 12, "--out", plan)[0] == 0
-    experts = Allocation.load(plan)
+    experts = Plan.load(plan)
     assert sum(experts.allocation) == 12
     assert int(np.argmax(experts.allocation)) == int(np.argmax(scores.scores))
     status, _, err = layerif(

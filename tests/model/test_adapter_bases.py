@@ -15,7 +15,7 @@ from helpers.finetuning import EXPERTS, TASK, TRAIN, VALIDATION, settings
 from helpers.scoring import measure
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.adapters import LoraMoeConfig
-from layerif.artifacts import FINETUNING_FILE, Allocation, Finetuning
+from layerif.artifacts import FINETUNING_FILE, Finetuning, Plan
 from layerif.compress.pruning.merging import merge_into, zeros_of
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import save_pruned
@@ -163,7 +163,7 @@ def test_the_code_of_a_pruned_models_card_opens_it(folders, monkeypatch, capsys)
 
 
 def ranks(*values):
-    return Allocation(kind="ranks", allocation=list(values))
+    return Plan(kind="ranks", allocation=list(values))
 
 
 @pytest.mark.parametrize(

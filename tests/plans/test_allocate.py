@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.artifact_samples import MODEL, make_scores
-from layerif.artifacts import Allocation, LayerScores, ModelInfo
+from layerif.artifacts import LayerScores, ModelInfo, Plan
 from layerif.core.choices import Aggregation
 from layerif.errors import InputError
 from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
@@ -33,7 +33,7 @@ def mistral(paper: dict[str, Any]) -> ModelInfo:
     )
 
 
-def weighted_mean(plan: Allocation, sizes: list[int]) -> float:
+def weighted_mean(plan: Plan, sizes: list[int]) -> float:
     return fsum(s * n for s, n in zip(plan.allocation, sizes, strict=True)) / sum(sizes)
 
 
@@ -140,7 +140,7 @@ class TestSparsity:
         # Would see: a total that no longer holds once the numbers went through text.
         plan = allocate_sparsity(make_scores(), 0.7, epsilon=0.37)
         plan.save(tmp_path / "plan.json")
-        assert Allocation.load(tmp_path / "plan.json") == plan
+        assert Plan.load(tmp_path / "plan.json") == plan
         plan.check_fits(MODEL, "sparsity")
 
 
@@ -203,7 +203,7 @@ class TestExperts:
     def test_plans_survive_a_file(self, tmp_path: Path) -> None:
         plan = allocate_experts(make_scores(), 33)
         plan.save(tmp_path / "plan.json")
-        assert Allocation.load(tmp_path / "plan.json") == plan
+        assert Plan.load(tmp_path / "plan.json") == plan
         plan.check_fits(MODEL, "experts")
 
     @pytest.mark.parametrize("map", ["power", "mola", "uniform"])
@@ -239,13 +239,13 @@ class TestRanks:
     def test_plans_survive_a_file(self, tmp_path: Path) -> None:
         plan = allocate_ranks(make_scores(), 33)
         plan.save(tmp_path / "plan.json")
-        assert Allocation.load(tmp_path / "plan.json") == plan
+        assert Plan.load(tmp_path / "plan.json") == plan
         plan.check_fits(MODEL, "ranks")
         with pytest.raises(InputError, match=r"ranks; .*sparsity"):
             plan.check_fits(MODEL, "sparsity")
 
 
-ALLOCATE: dict[str, Callable[..., Allocation]] = {
+ALLOCATE: dict[str, Callable[..., Plan]] = {
     "sparsity": lambda scores, **options: allocate_sparsity(scores, 0.5, **options),
     "experts": lambda scores, **options: allocate_experts(scores, 10, **options),
     "ranks": lambda scores, **options: allocate_ranks(scores, 10, **options),

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.artifact_samples import make_scores
 from helpers.tiny import tiny_model
-from layerif.artifacts import Allocation, Manifest, MetricScores
+from layerif.artifacts import Manifest, MetricScores, Plan
 from layerif.errors import InputError
 from layerif.metrics.measuring import metric_scores
 from layerif.plans import maps as budgets
@@ -188,7 +188,7 @@ def test_the_whole_way(layerif, model, text, tmp_path):
         *["--granularity", "projection", "--out", plan],
     )
     assert status == 0, err
-    made = Allocation.load(plan)
+    made = Plan.load(plan)
     assert made == allocate_sparsity(
         MetricScores.load(out), 0.5, map="owl", lam=0.1, granularity="projection"
     )

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Allocation, ModuleSparsity
+from layerif.artifacts import ModuleSparsity, Plan
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.errors import InputError
@@ -21,14 +21,14 @@ def plan_for(model, **fields):
         ModuleSparsity(module=p.key, sparsity=(row % 7) / 8, numel=p.numel)
         for row, p in enumerate(projections)
     ]
-    return Allocation.of_modules(modules, model=describe(model), **fields)
+    return Plan.of_modules(modules, model=describe(model), **fields)
 
 
 def test_each_projection_is_pruned_by_its_own_number(tmp_path):
     model = tiny_model()
     plan = plan_for(model, how={"map": "by hand"})
     plan.save(tmp_path / "plan.json")
-    plan = Allocation.load(tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json")
     text = "every word of it counts, and some count twice. " * 60
     manifest = prune(
         model,
@@ -50,16 +50,16 @@ def test_what_does_not_add_up_is_refused():
     value = plan.model_dump(mode="json")
     changed = value | {"allocation": [0.9, *value["allocation"][1:]]}
     with pytest.raises(InputError, match=r"layer 0 .*0\.9"):
-        Allocation.parse(changed, "plan")
+        Plan.parse(changed, "plan")
     missing = value | {"modules": value["modules"][1:]}
     with pytest.raises(InputError, match="modules of layer 0"):
-        Allocation.parse(missing, "plan")
+        Plan.parse(missing, "plan")
     twice = value | {"modules": [*value["modules"], value["modules"][0]]}
     with pytest.raises(InputError, match="named twice"):
-        Allocation.parse(twice, "plan")
+        Plan.parse(twice, "plan")
     named = [{"module": "up", "sparsity": 0.5, "numel": 3}]
     with pytest.raises(InputError, match="named like"):
-        Allocation.parse({"kind": "sparsity", "allocation": [0.5], "modules": named}, "plan")
+        Plan.parse({"kind": "sparsity", "allocation": [0.5], "modules": named}, "plan")
     with pytest.raises(InputError, match=r"layers\.0\.mlp\.other"):
         plan.sparsity_of("layers.0.mlp.other")
 
@@ -76,7 +76,7 @@ def test_plans_of_the_same_layer_means_are_not_taken_for_each_other(tmp_path):
         module.model_copy(update={"sparsity": named[_other(module.module, named)].sparsity})
         for module in plan.modules
     ]
-    swapped = Allocation.of_modules(other, model=plan.model)
+    swapped = Plan.of_modules(other, model=plan.model)
     assert swapped.allocation == pytest.approx(plan.allocation)
 
     tiny_model().save_pretrained(tmp_path / "model")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from layerif.artifacts import Allocation, LayerScores, MetricScores
-from layerif.report import plot_allocation, plot_metric, plot_scores
+from layerif.artifacts import LayerScores, MetricScores, Plan
+from layerif.report import plot_metric, plot_plan, plot_scores
 
 SCORED = ["--task", "agreement", "--train-samples", 6, "--validation-samples", 3, "--rank", 2]
 CHUNKS = ["--calibration-samples", 4, "--context-length", 32]
@@ -64,7 +64,7 @@ def test_of_plans(layerif, model, text, plain, tmp_path):
         status, printed, err = layerif(*words, *command, "--out", out, "--json")
         assert status == 0, err
         json.loads(printed)
-        plot_allocation(Allocation.load(out), tmp_path / "expected")
+        plot_plan(Plan.load(out), tmp_path / "expected")
         assert drawn(out.with_suffix("")) == drawn(tmp_path / "expected")
         written = {"plan.json", "plan.recipe.yaml", "plan.png", "plan.svg"}
         assert {path.name for path in out.parent.iterdir()} == written
@@ -79,4 +79,4 @@ def test_one_of_a_person_stays_and_is_named(layerif, plain, tmp_path):
         assert status == 0, err
         assert str(theirs) in err
         assert theirs.read_bytes() == b"a photograph"
-        assert sum(Allocation.load(out).allocation) == 9
+        assert sum(Plan.load(out).allocation) == 9

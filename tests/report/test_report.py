@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from helpers.artifact_samples import MODEL, make_manifest, make_plan, make_results, make_scores
-from layerif.artifacts import Allocation, MetricScores, Results
+from layerif.artifacts import MetricScores, Plan, Results
 from layerif.core.choices import Aggregation
 from layerif.plans.allocate import allocate_experts, allocate_sparsity
 from layerif.report import (
-    allocation_table,
     caveat_lines,
     manifest_lines,
     manifest_table,
-    plot_allocation,
+    plan_table,
     plot_metric,
+    plot_plan,
     plot_scores,
     pruned_card,
     results_table,
@@ -35,7 +35,7 @@ from layerif.report import (
 )
 from layerif.report.plots import ACCENT
 
-EXPERTS = Allocation(kind="experts", allocation=[1, 2, 3, 4, 10], model=MODEL)
+EXPERTS = Plan(kind="experts", allocation=[1, 2, 3, 4, 10], model=MODEL)
 
 
 def bars_of_svg(path: Path) -> np.ndarray:
@@ -75,14 +75,14 @@ class TestPlots:
 
     @pytest.mark.parametrize("kind", ["experts", "ranks"])
     def test_whole_numbers_are_bars_of_their_heights(self, tmp_path: Path, kind: Any) -> None:
-        plot_allocation(EXPERTS.model_copy(update={"kind": kind}), tmp_path / "plan")
+        plot_plan(EXPERTS.model_copy(update={"kind": kind}), tmp_path / "plan")
         bars = bars_of_svg(tmp_path / "plan.svg")
         np.testing.assert_allclose(bars[:, 1] / bars[0, 1], EXPERTS.allocation, rtol=1e-3)
         assert bars_of_png(tmp_path / "plan.png") == 5
 
     def test_sparsities_are_bars_of_their_heights_above_the_axis(self, tmp_path: Path) -> None:
         plan = make_plan()
-        plot_allocation(plan, tmp_path / "plan")
+        plot_plan(plan, tmp_path / "plan")
         bars = bars_of_svg(tmp_path / "plan.svg")
         assert len(bars) == bars_of_png(tmp_path / "plan.png") == 5
         # The axis need not begin at 0: differences are what is to scale.
@@ -91,8 +91,8 @@ class TestPlots:
 
     @pytest.mark.parametrize("layers", [1, 32, 80])
     def test_one_bar_a_layer(self, tmp_path: Path, layers: int) -> None:
-        plan = Allocation(kind="experts", allocation=[2] * layers)
-        plot_allocation(plan, tmp_path / "plan")
+        plan = Plan(kind="experts", allocation=[2] * layers)
+        plot_plan(plan, tmp_path / "plan")
         assert len(bars_of_svg(tmp_path / "plan.svg")) == layers
         assert bars_of_png(tmp_path / "plan.png") == layers
 
@@ -107,20 +107,20 @@ class TestPlots:
 
     def test_the_same_artifact_gives_the_same_files(self, tmp_path: Path) -> None:
         # Would see: a date or random identifiers inside, by which a rerun never compares equal.
-        for draw, artifact in ((plot_scores, make_scores()), (plot_allocation, EXPERTS)):
+        for draw, artifact in ((plot_scores, make_scores()), (plot_plan, EXPERTS)):
             first, second = (draw(artifact, tmp_path / str(n) / "a") for n in (1, 2))  # type: ignore[operator]
             for one, two in zip(first, second, strict=True):
                 assert one.read_bytes() == two.read_bytes()
 
     def test_another_artifact_gives_other_files(self, tmp_path: Path) -> None:
-        first = plot_allocation(make_plan(), tmp_path / "a")
-        second = plot_allocation(make_plan(allocation=[0.5] * 5), tmp_path / "b")
+        first = plot_plan(make_plan(), tmp_path / "a")
+        second = plot_plan(make_plan(allocation=[0.5] * 5), tmp_path / "b")
         for one, two in zip(first, second, strict=True):
             assert one.read_bytes() != two.read_bytes()
 
     @pytest.mark.parametrize("values", [[0.0] * 3, [1.0] * 3, [0.0, 1.0], [0.5]])
     def test_plans_at_the_ends_can_be_drawn(self, tmp_path: Path, values: list[float]) -> None:
-        plot_allocation(Allocation(kind="sparsity", allocation=values), tmp_path / "plan")
+        plot_plan(Plan(kind="sparsity", allocation=values), tmp_path / "plan")
         assert len(bars_of_svg(tmp_path / "plan.svg")) == len(values)
 
     def test_scores_that_are_all_zero_can_be_drawn(self, tmp_path: Path) -> None:
@@ -147,13 +147,13 @@ class TestPlots:
             plan = EXPERTS.model_copy(update={"model": MODEL.model_copy(update={"name": name})})
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                plot_allocation(plan, tmp_path / str(number))
+                plot_plan(plan, tmp_path / str(number))
             widths.append(np.diff(bars_of_svg(tmp_path / f"{number}.svg")[:, 0]))
         np.testing.assert_allclose(widths, [widths[0]] * len(names))
 
     def test_the_stem_may_hold_dots_and_a_new_folder(self, tmp_path: Path) -> None:
         # Would see: with_suffix, which would take ".5" off.
-        written = plot_allocation(EXPERTS, tmp_path / "new" / "at-0.5")
+        written = plot_plan(EXPERTS, tmp_path / "new" / "at-0.5")
         assert [path.name for path in written] == ["at-0.5.png", "at-0.5.svg"]
         assert all(path.is_file() for path in written)
         assert len(list((tmp_path / "new").iterdir())) == 2
@@ -162,10 +162,10 @@ class TestPlots:
         EXPERTS.save(tmp_path / "plan.json")
         code = (
             "import sys, matplotlib\n"
-            "from layerif.artifacts import Allocation\n"
-            "from layerif.report import plot_allocation\n"
+            "from layerif.artifacts import Plan\n"
+            "from layerif.report import plot_plan\n"
             f"folder = {str(tmp_path)!r}\n"
-            "plot_allocation(Allocation.load(folder + '/plan.json'), folder + '/plan')\n"
+            "plot_plan(Plan.load(folder + '/plan.json'), folder + '/plan')\n"
             "print('matplotlib.pyplot' in sys.modules, matplotlib.rcParams['svg.hashsalt'])\n"
         )
         run = subprocess.run(
@@ -213,19 +213,19 @@ class TestTables:
 
     def test_bars_keep_their_proportions_where_there_is_no_room(self) -> None:
         # Cut off at the edge, those of 10 and 4 experts would look alike.
-        shown = rows(allocation_table(EXPERTS), width=28)
+        shown = rows(plan_table(EXPERTS), width=28)
         assert [len(row[2]) for row in shown] == [round(6 * n / 10) for n in EXPERTS.allocation]
         assert "…" not in str(shown)
 
     def test_sparsity_plan(self) -> None:
         plan = make_plan()
-        table = allocation_table(plan)
+        table = plan_table(plan)
         # (0.4 x 3 + 0.45 x 3 + 0.5 x 5 + 0.55 x 3 + 0.6 x 7) / 21
         assert "51.90% overall" in render(table)[0]
         assert [row[1] for row in rows(table)] == ["40.00%", "45.00%", "50.00%", "55.00%", "60.00%"]
 
     def test_experts_plan(self) -> None:
-        table = allocation_table(EXPERTS)
+        table = plan_table(EXPERTS)
         assert "20 in all" in render(table)[0]
         shown = rows(table)
         assert [row[1] for row in shown] == ["1", "2", "3", "4", "10"]
@@ -235,8 +235,8 @@ class TestTables:
     @pytest.mark.parametrize(
         "plan", [allocate_sparsity(make_scores(), 0.5), allocate_experts(make_scores(), 20)]
     )
-    def test_what_is_allocated_can_be_shown(self, plan: Allocation) -> None:
-        assert len(rows(allocation_table(plan))) == 5
+    def test_what_is_allocated_can_be_shown(self, plan: Plan) -> None:
+        assert len(rows(plan_table(plan))) == 5
 
     def test_manifest_shows_asked_beside_counted(self) -> None:
         # Would see: layer 1 taking the modules of layers 10 to 12 for its own.

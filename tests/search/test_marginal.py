@@ -12,7 +12,7 @@ import torch
 from helpers.marginal_models import corpus, trained_model
 from helpers.searching import OPTIONS, SEARCH, same, states
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.compress.pruning.base import Masked
 from layerif.compress.pruning.registry import PRUNERS, register_pruner
 from layerif.compress.pruning.runner import prune
@@ -183,7 +183,7 @@ def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
         return search_into(path, model, tiny_tokenizer(), sparsity, calibration=corpus(), **more)
 
     first = made(options=options)
-    assert Allocation.load(path) == first
+    assert Plan.load(path) == first
     stamp = path.stat().st_mtime_ns
     assert made(options=options) == first
     assert path.stat().st_mtime_ns == stamp
@@ -210,7 +210,7 @@ def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
     check_unedited(path)
     assert made(0.6, options=options, overwrite=True).total == 0.6
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
-    Allocation(kind="sparsity", allocation=[0.5]).save(path)
+    Plan(kind="sparsity", allocation=[0.5]).save(path)
     with pytest.raises(InputError, match="made from"):
         made(options=options)
 
@@ -295,13 +295,13 @@ def test_the_command_makes_the_plan_once_and_prune_follows_it(layerif, model, te
     status, printed, err = layerif(*asked, "--out", plan)
     assert status == 0, err
     assert "50.00% overall" in printed
-    made = Allocation.load(plan)
+    made = Plan.load(plan)
     assert made.model.name == str(model)
     assert made.how["map"] == "marginal"
     assert len({module.sparsity for module in made.modules}) > 1
     status, printed, err = layerif(*asked, "--json")
     assert status == 0, err
-    unsaved = Allocation.model_validate_json(printed)
+    unsaved = Plan.model_validate_json(printed)
     assert unsaved.modules == made.modules
     status, _, err = layerif("run", tmp_path / "plan.recipe.yaml")
     assert status == 0, err
@@ -331,4 +331,4 @@ def test_the_command_searches_by_evolution(layerif, model, text, tmp_path):
         status, _, err = layerif(*asked, "--evaluations", 9, "--out", plan)
         assert status == 0, err
     assert "nothing is done again" in err
-    assert Allocation.load(plan).how["stages"] == [[32, 2], [64, 1]]
+    assert Plan.load(plan).how["stages"] == [[32, 2], [64, 1]]

@@ -9,7 +9,7 @@ import torch
 
 from helpers.experts_study import CHOICES, PLANS, STUDY, TASK, compared, rows
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Allocation, Comparisons, LayerScores, Results, hash_model
+from layerif.artifacts import Comparisons, LayerScores, Plan, Results, hash_model
 from layerif.data import Task
 from layerif.errors import InputError
 from layerif.evaluation.seeds import compare_seeds, figures_of
@@ -151,7 +151,7 @@ def test_plans_by_name_have_one_total(tmp_path):
     assert plan("mola-531").allocation == [5, 3, 1]
     assert plan("alphalora").how["normalise"] == "none"
     assert (plan("lora").kind, plan("lora").allocation) == ("ranks", [12, 12, 12])
-    Allocation(kind="ranks", allocation=[2, 4, 30]).save(tmp_path / "ranks.json")
+    Plan(kind="ranks", allocation=[2, 4, 30]).save(tmp_path / "ranks.json")
     assert plan(str(tmp_path / "ranks.json")).allocation == [2, 4, 30]
     with pytest.raises(InputError, match="expected 10 experts, or ranks of 40"):
         plan(str(tmp_path / "ranks.json"), 10)
@@ -181,7 +181,7 @@ def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):
     words = " ".join(out.split())
     assert "6 experts trained by several plans, 2 seeds, 6 test rows" in words
     assert "answer loss: layerif" in words
-    saved = Allocation.load(tmp_path / "run" / "layerif.json")
+    saved = Plan.load(tmp_path / "run" / "layerif.json")
     assert saved.realised_total == 6
     assert LayerScores.load(tmp_path / "scores").model.layers == len(saved.allocation)
     status, out, err = layerif("run", tmp_path / "run" / "recipe.yaml")

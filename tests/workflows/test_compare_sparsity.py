@@ -10,7 +10,7 @@ import pytest
 from helpers.marginal_models import corpus
 from helpers.scoring import measure
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.artifacts import Allocation, Comparisons, Results
+from layerif.artifacts import Comparisons, Plan, Results
 from layerif.compress.pruning.runner import prune
 from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
@@ -66,7 +66,7 @@ def test_every_plan_is_measured_and_the_best_try_is_taken(compared):
     assert [each.p_holm for each in kept] == pytest.approx(holm([each.p for each in kept]))
     assert f"adjusted for {len(kept)} comparisons" in " ".join(printed.split())
     assert Results.load(out / "owl-results.json").sparsity == pytest.approx(0.5, abs=1e-3)
-    assert Allocation.load(out / "owl.json").realised_total == pytest.approx(0.5, abs=1e-9)
+    assert Plan.load(out / "owl.json").realised_total == pytest.approx(0.5, abs=1e-9)
 
 
 def test_held_out_chunks_are_none_that_pruning_takes(model, text):
@@ -80,7 +80,7 @@ def test_held_out_chunks_are_none_that_pruning_takes(model, text):
 
 def test_the_loss_of_a_try_is_that_of_the_pruned_model(compared, model, text):
     out, _ = compared
-    plan = Allocation.load(out / "uniform.json")
+    plan = Plan.load(out / "uniform.json")
     opened, tokenizer = open_model(str(model))
     corpus = load_corpus(str(text))
     prune(
@@ -207,11 +207,11 @@ def test_a_pattern_and_another_pruner_hold_for_every_plan(layerif, model, text, 
     how = ["--method", "sparsegpt", "--nm", "8:16"]
     status, _, err = layerif(*asked(model, text, out, "owl,marginal"), *how)
     assert status == 0, err
-    assert Allocation.load(out / "marginal.json").how["method"] == "sparsegpt"
+    assert Plan.load(out / "marginal.json").how["method"] == "sparsegpt"
     opened, tokenizer = open_model(str(model))
     manifest = prune(
         opened,
-        Allocation.load(out / "owl.json"),
+        Plan.load(out / "owl.json"),
         tokenizer=tokenizer,
         calibration=load_corpus(str(text)),
         method="sparsegpt",

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from helpers.recipes import recipe
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 
 
 def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, model, text, tmp_path):
@@ -27,9 +27,7 @@ def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, mode
     assert "Experts trained by plan, 6 test rows" in out
     assert "agreement answer loss: LayerIF" in out
     folder = tmp_path / "run" / "finetuned"
-    assert Allocation.load(folder / "LayerIF.json") == Allocation.load(
-        tmp_path / "run" / "experts.json"
-    )
+    assert Plan.load(folder / "LayerIF.json") == Plan.load(tmp_path / "run" / "experts.json")
     value = json.loads(layerif("run", path, "--json")[1])
     assert set(value["finetuned"]) == {"uniform", "lora", "LayerIF"}
     assert len(value["finetuned"]["lora"]["figures"][0][2]) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.recipes import recipe
 from helpers.tiny import LAYERS
-from layerif.artifacts import Allocation, Comparisons, Manifest, MetricScores, Results
+from layerif.artifacts import Comparisons, Manifest, MetricScores, Plan, Results
 from layerif.core.checkpoint import alone
 from layerif.core.files import cache_folder
 from layerif.errors import InputError
@@ -34,7 +34,7 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
     pictures = {f"{n}.{s}" for n in drawn for s in ("png", "svg")}
     assert pictures <= names
     assert not [name for name in names if name.endswith(".part")]
-    ranks = Allocation.load(run / "ranks.json")
+    ranks = Plan.load(run / "ranks.json")
     assert (ranks.kind, ranks.total, ranks.how["orientation"]) == ("ranks", 24, "inverse")
     uniform = Manifest.load(run / "pruned-uniform" / "layerif_manifest.json")
     planned = Manifest.load(run / "pruned" / "layerif_manifest.json")
@@ -65,11 +65,11 @@ def test_other_plans_are_measured_beside(layerif, model, text, tmp_path):
     found = Comparisons.load(run / "comparison.json").comparisons
     assert {c.model for c in found} == {"OWL", "marginal", "LayerIF"}
     assert MetricScores.load(run / "outlier_ratio.json").metric == "outlier_ratio"
-    how = Allocation.load(run / "owl.json").how
+    how = Plan.load(run / "owl.json").how
     assert (how["map"], how["lam"], how["orientation"]) == ("owl", 0.08, "inverse")
-    assert Allocation.load(run / "marginal.json").modules
+    assert Plan.load(run / "marginal.json").modules
     owl = Manifest.load(run / "pruned-owl" / "layerif_manifest.json")
-    assert owl.plan == Allocation.load(run / "owl.json")
+    assert owl.plan == Plan.load(run / "owl.json")
     status, _, err = layerif("run", path)
     assert status == 0
     assert "is made anew" not in err
@@ -139,14 +139,13 @@ def test_a_plan_that_somebody_edited_is_not_lost(layerif, model, text, tmp_path)
     status, _, err = layerif("run", recipe(model, text, tmp_path))
     assert status == 2
     assert "it was edited" in err
-    assert Allocation.load(path).allocation == [0.5] * LAYERS
+    assert Plan.load(path).allocation == [0.5] * LAYERS
 
 
 def test_killed_between_a_plan_and_the_note_of_it_the_run_goes_on(tmp_path):
     folder = run_folder.RunFolder(tmp_path / "run")
     first, second = (
-        Allocation(kind="sparsity", allocation=[share] * 3, layer_sizes=[1, 1, 1])
-        for share in (0.4, 0.6)
+        Plan(kind="sparsity", allocation=[share] * 3, layer_sizes=[1, 1, 1]) for share in (0.4, 0.6)
     )
     with folder.claimed("recipe"):
         folder.keep_plan("plan", first)
@@ -156,7 +155,7 @@ def test_killed_between_a_plan_and_the_note_of_it_the_run_goes_on(tmp_path):
                 folder.keep_plan("plan", second)
         folder.keep_plan("plan", second)
         folder.keep_plan("plan", first)
-    assert Allocation.load(tmp_path / "run" / "plan.json") == first
+    assert Plan.load(tmp_path / "run" / "plan.json") == first
 
 
 def test_one_process_at_a_time_follows_a_recipe(layerif, model, text, tmp_path):

@@ -13,7 +13,7 @@ import yaml
 import layerif as package
 from helpers.experts_study import rows
 from helpers.recipes import recipe
-from layerif.artifacts import Allocation, Comparisons
+from layerif.artifacts import Comparisons, Plan
 from layerif.errors import InputError
 from layerif.plans.kinds.registry import KINDS
 from layerif.plans.named import PLANS
@@ -43,7 +43,7 @@ def test_a_plan_is_compared_and_tuned(layerif, model, text, tmp_path):
     assert "toy" in printed
     tried = json.loads((out / "tuning.json").read_text())["toy"]["tried"]
     assert [each["lift"] for each in tried] == [1.0, 2.0]
-    plan = Allocation.load(out / "toy.json")
+    plan = Plan.load(out / "toy.json")
     assert plan.realised_total == pytest.approx(0.5, abs=1e-12)
     assert (plan.how["metric"], plan.how["map"]) == ("random", "toy")
 
@@ -62,8 +62,8 @@ def test_a_plan_is_measured_in_a_run_and_trained(layerif, model, text, tmp_path)
     run = tmp_path / "run"
     found = Comparisons.load(run / "comparison.json").comparisons
     assert {c.model for c in found} == {"toy", "LayerIF"}
-    assert Allocation.load(run / "finetuned" / "toy.json").realised_total == 9
-    assert Allocation.load(run / "toy.json").realised_total == pytest.approx(0.5)
+    assert Plan.load(run / "finetuned" / "toy.json").realised_total == 9
+    assert Plan.load(run / "toy.json").realised_total == pytest.approx(0.5)
     value = yaml.safe_load(path.read_text())
     for name, says in {"toyy": "did you mean toy", "layerif": "leave it out"}.items():
         path.write_text(yaml.safe_dump(value | {"sparsity": {"target": 0.5, "beside": [name]}}))
@@ -87,7 +87,7 @@ def test_a_plan_of_experts_is_trained(layerif, model, tmp_path):
     )
     assert status == 0, err
     assert "toy" in printed
-    assert Allocation.load(tmp_path / "run" / "toy.json").realised_total == 7
+    assert Plan.load(tmp_path / "run" / "toy.json").realised_total == 7
 
 
 @pytest.mark.usefixtures("registered")
@@ -116,15 +116,15 @@ def test_help_lists_what_is_registered():
 
 @pytest.mark.usefixtures("registered")
 def test_a_kind_is_known_to_allocate_files_and_tables(tmp_path):
-    from layerif.report import allocation_table, plot_allocation
+    from layerif.report import plan_table, plot_plan
 
     heads = replace(KINDS.find("experts"), name="heads", label="heads kept", level="{} heads")
     package.register_kind(heads)
     plan = package.allocate([1.0, 3.0, 2.0], "heads", 9, map="power", beta=1.0)
     assert (plan.kind, sum(plan.allocation)) == ("heads", 9)
     plan.save(tmp_path / "plan.json")
-    assert Allocation.load(tmp_path / "plan.json") == plan
-    assert "Heads kept per decoder layer: 9 in all" in str(allocation_table(plan).title)
-    assert plot_allocation(plan, tmp_path / "plan")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert "Heads kept per decoder layer: 9 in all" in str(plan_table(plan).title)
+    assert plot_plan(plan, tmp_path / "plan")
     with pytest.raises(InputError, match=r"layer 1 has 1\.5 heads; each layer needs a whole"):
-        Allocation.parse({"kind": "heads", "allocation": [1, 1.5]}, "plan")
+        Plan.parse({"kind": "heads", "allocation": [1, 1.5]}, "plan")

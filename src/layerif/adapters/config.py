@@ -10,7 +10,7 @@ from typing import Any, Self
 from peft import PeftConfig
 
 from layerif.adapters.card import complete_card
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.core.files import quoted
 from layerif.errors import InputError
 
@@ -89,7 +89,7 @@ class LoraMoeConfig(PeftConfig):
         complete_card(Path(save_directory), self.base_model_name_or_path)
 
     @classmethod
-    def for_plan(cls, plan: Allocation, **options: Any) -> Self:
+    def for_plan(cls, plan: Plan, **options: Any) -> Self:
         """With the experts of a plan, layer by layer.
 
         Raises:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from layerif.adapters.trainable import full_name, targeted
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
@@ -19,7 +19,7 @@ from layerif.model.peft_adapters import check_rank
 
 
 def lora_config_for(
-    plan: Allocation,
+    plan: Plan,
     model: PreTrainedModel,
     *,
     alpha_per_rank: float = 2.0,

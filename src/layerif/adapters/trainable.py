@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.core.files import check_patterns
 from layerif.errors import InputError
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
@@ -21,7 +21,7 @@ from layerif.plans.maps.counts import IntArray
 
 
 def trainable_parameters(
-    plan: Allocation,
+    plan: Plan,
     model: PreTrainedModel,
     *,
     rank: int | Sequence[int] = 8,
@@ -55,7 +55,7 @@ def trainable_parameters(
 
 
 def trained_beside_lora(
-    plan: Allocation, model: PreTrainedModel, *, rank: int | None = None
+    plan: Plan, model: PreTrainedModel, *, rank: int | None = None
 ) -> dict[str, Any]:
     """What a plan trains, beside the plain LoRA of one rank in all layers of equal total rank.
 
@@ -75,7 +75,7 @@ def trained_beside_lora(
     check_rank(find_decoder_layers(model).projections, ranks)
     own = trainable_parameters(plan, model, rank=rank or 1)
     uniform = equal_rank(plan.allocation, rank or 1)
-    lora = Allocation(kind="ranks", allocation=[uniform] * len(plan.allocation))
+    lora = Plan(kind="ranks", allocation=[uniform] * len(plan.allocation))
     return {
         "rank": rank,
         "parameters": int(own.sum()),

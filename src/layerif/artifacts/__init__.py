@@ -1,6 +1,5 @@
 """What flows between the stages: small, typed, saved as JSON and safetensors, never as pickle."""
 
-from layerif.artifacts.allocation import Allocation, ModuleSparsity
 from layerif.artifacts.comparison import Comparison, Comparisons
 from layerif.artifacts.finetuning import (
     FINETUNING_FILE,
@@ -12,6 +11,7 @@ from layerif.artifacts.ground_truth import Agreement, GroundTruth
 from layerif.artifacts.kinds import ADAPTER, CARD_FILE, CONVERTED, PRUNED, SCORES
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.metric import METRIC_FORMAT, MetricScores, ProjectionScore
+from layerif.artifacts.plan import ModuleSparsity, Plan
 from layerif.artifacts.results import Measurement, Outcomes, Results
 from layerif.artifacts.routing import RouterLoad, RoutingUse
 from layerif.artifacts.scores import (
@@ -34,7 +34,6 @@ __all__ = [
     "PRUNED",
     "SCORES",
     "Agreement",
-    "Allocation",
     "BlockRecord",
     "Comparison",
     "Comparisons",
@@ -49,6 +48,7 @@ __all__ = [
     "ModelInfo",
     "ModuleSparsity",
     "Outcomes",
+    "Plan",
     "ProjectionInfo",
     "ProjectionScore",
     "PrunedModule",

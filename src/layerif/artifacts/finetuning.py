@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from layerif.artifacts.allocation import Allocation
+from layerif.artifacts.plan import Plan
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
@@ -57,7 +57,7 @@ class Finetuning(JsonArtifact):
     format: Literal["layerif.finetuning/1"] = "layerif.finetuning/1"
     model: ModelInfo
     method: Literal["lora", "lora_moe"]
-    plan: Allocation | None = None
+    plan: Plan | None = None
     trainable_parameters: int
     task: dict[str, Any]
     options: dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.allocation import Allocation
 from layerif.artifacts.naming import check_module_names, layer_of
+from layerif.artifacts.plan import Plan
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 from layerif.errors import InputError
@@ -61,7 +61,7 @@ class Manifest(JsonArtifact):
 
     format: Literal["layerif.manifest/1"] = "layerif.manifest/1"
     model: ModelInfo
-    plan: Allocation
+    plan: Plan
     method: str
     nm: str | None = None
     sparsity: float

@@ -43,11 +43,11 @@ def finetune(
     goes on after the last whole checkpoint. `torchrun -m layerif finetune ...` shares every batch
     out over processes, which all have to see the folder.
     """
-    from layerif.artifacts import ADAPTER, Allocation
+    from layerif.artifacts import ADAPTER, Plan
     from layerif.core.checkpoint import check_out
     from layerif.core.processes import is_first
 
-    chosen = None if plan is None else Allocation.load(plan)
+    chosen = None if plan is None else Plan.load(plan)
     check_out(out, ADAPTER, overwrite=overwrite)
     data = task.load(model.model, trust_remote_code=model.trust_remote_code)
     train, measured = rows.rows(data, how.seed)

@@ -13,7 +13,7 @@ from layerif.core.options import Options
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import Plan
     from layerif.plans.kinds.base import PlanKind
 
 PlanOut = Annotated[
@@ -54,7 +54,7 @@ def total_options(kind: PlanKind) -> type[KindTotal]:
 
 def deliver(
     context: typer.Context,
-    plan: Allocation,
+    plan: Plan,
     out: Path | None,
     *,
     overwrite: bool,
@@ -67,29 +67,29 @@ def deliver(
     Args:
         beside: what goes beside the plan in JSON output.
     """
-    from layerif.report import allocation_table, leave_picture, plot_allocation
+    from layerif.report import leave_picture, plan_table, plot_plan
 
     if out is not None:
         if not kept:
             _keep(plan, out, overwrite=overwrite)
         write_recipe(context, out)
-        leave_picture(plot_allocation, plan, beside=out)
-    emit(allocation_table(plan), plan.model_dump(mode="json") | (beside or {}), as_json=as_json)
+        leave_picture(plot_plan, plan, beside=out)
+    emit(plan_table(plan), plan.model_dump(mode="json") | (beside or {}), as_json=as_json)
     if plan.sizes is None and plan.rules.weighted:
         say("No model is named, so all layers count as equally large.", as_json=as_json)
     if out is not None:
         say(f"wrote {out}", as_json=as_json)
 
 
-def _keep(plan: Allocation, out: Path, *, overwrite: bool) -> None:
+def _keep(plan: Plan, out: Path, *, overwrite: bool) -> None:
     """Save a plan, unless the file holds this very plan already; another one is not lost."""
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import Plan
     from layerif.core.checkpoint import check_out
 
-    check_out(out, Allocation.file_kind(), overwrite=overwrite)
-    if Allocation.file_kind().is_finished(out):
+    check_out(out, Plan.file_kind(), overwrite=overwrite)
+    if Plan.file_kind().is_finished(out):
         try:
-            found = Allocation.load(out)
+            found = Plan.load(out)
             if found == plan:
                 return
             why = plan.differences(found)

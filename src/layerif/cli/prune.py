@@ -58,7 +58,7 @@ def prune(
     The zeros are unstructured unless --nm says otherwise: they make no dense kernel faster.
     Interrupted, the same command goes on after its last finished layer.
     """
-    from layerif.artifacts import PRUNED, Allocation
+    from layerif.artifacts import PRUNED, Plan
     from layerif.compress.pruning.registry import reads_text
     from layerif.core.checkpoint import check_out
     from layerif.data import load_calibration
@@ -68,7 +68,7 @@ def prune(
         raise InputError("give either --plan FILE or --sparsity NUMBER, and not both")
     if plan is None and sparsity is None and how.nm is None:
         raise InputError("give either --plan FILE or --sparsity NUMBER, or --nm N:M")
-    wanted = Allocation.load(plan) if plan is not None else sparsity
+    wanted = Plan.load(plan) if plan is not None else sparsity
     source = None
     if reads_text(how.method):
         source = load_calibration(text.calibration, data_dir=text.data_dir)

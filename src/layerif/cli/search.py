@@ -81,12 +81,12 @@ def search(
     the loss of held-out text is taken back. Or plans are tried at random (--strategy evolution).
     Interrupted, the same command goes on after the last finished round.
     """
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import Plan
     from layerif.core.checkpoint import check_out
     from layerif.data import load_corpus, load_sources
 
     if out is not None:
-        check_out(out, Allocation.file_kind(), overwrite=overwrite)
+        check_out(out, Plan.file_kind(), overwrite=overwrite)
     corpus = load_corpus(text.calibration, data_dir=aim.data_dir)
     words = aim.loading(model.model, trust_remote_code=model.trust_remote_code)
     target = None if aim.target is None else load_sources([aim.target], **words)[0]

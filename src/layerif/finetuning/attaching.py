@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from layerif.adapters import LoraMoeConfig, lora_config_for
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model.bases import base_record
@@ -19,9 +19,7 @@ from layerif.model.peft_adapters import check_rank, refuse_adapted
 Method = Literal["lora", "lora_moe"]
 
 
-def with_new_adapter(
-    model: Any, plan: Allocation | None, options: FinetuneOptions
-) -> tuple[Any, Method]:
+def with_new_adapter(model: Any, plan: Plan | None, options: FinetuneOptions) -> tuple[Any, Method]:
     """The model as a PEFT model with a fresh adapter on every projection of its decoder layers.
 
     Its weights are in float32 whatever the model's dtype (float64 in a float64 model).
@@ -72,7 +70,7 @@ def with_new_adapter(
     return wrapped, "lora_moe" if isinstance(config, LoraMoeConfig) else "lora"
 
 
-def complete_plan(model: Any, plan: Allocation | None, options: FinetuneOptions) -> Allocation:
+def complete_plan(model: Any, plan: Plan | None, options: FinetuneOptions) -> Plan:
     """The plan of an adapter, that of LoRA of one rank where there is none.
 
     Args:
@@ -89,7 +87,7 @@ def complete_plan(model: Any, plan: Allocation | None, options: FinetuneOptions)
         )
     layers = find_decoder_layers(model)
     if plan is None:
-        plan = Allocation(kind="ranks", allocation=[options.rank] * len(layers))
+        plan = Plan(kind="ranks", allocation=[options.rank] * len(layers))
     plan.check_fits(describe(model), plan.kind)
     own = [int(rank) for rank in plan.allocation] if plan.kind == "ranks" else options.rank
     check_rank(layers.projections, own)

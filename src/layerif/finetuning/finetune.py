@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from layerif.adapters import LogRouting
-from layerif.artifacts import Allocation, Finetuning, StepLoss, ValidationLoss
+from layerif.artifacts import Finetuning, Plan, StepLoss, ValidationLoss
 from layerif.core import processes
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.files import require_disk
@@ -50,7 +50,7 @@ def finetune(
     validation: Sequence[Example] = (),
     *,
     options: FinetuneOptions,
-    plan: Allocation | None = None,
+    plan: Plan | None = None,
     task: dict[str, Any] | None = None,
     steps: Steps = NO_STEPS,
 ) -> tuple[Any, Finetuning]:

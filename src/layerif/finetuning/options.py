@@ -24,9 +24,9 @@ NotNegative = Annotated[float, Field(ge=0, le=MOST)]
 
 def _kind(values: Values) -> str | None:
     """What the plan of fine-tuning gives out; None for plain LoRA of one rank."""
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import Plan
 
-    return None if values.get("plan") is None else Allocation.load(values["plan"]).kind
+    return None if values.get("plan") is None else Plan.load(values["plan"]).kind
 
 
 class AdapterShape(Options):

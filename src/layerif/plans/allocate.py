@@ -1,4 +1,4 @@
-"""From scores to plans: a map of a kind applied, and recorded in an Allocation."""
+"""From scores to plans: a map of a kind applied, and recorded in an Plan."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from layerif.artifacts import (
-    Allocation,
     LayerScores,
     MetricScores,
     ModelInfo,
     ModuleSparsity,
+    Plan,
     ProjectionScore,
 )
 from layerif.core.choices import Aggregation
@@ -44,7 +44,7 @@ def allocate(
     map: str | Callable[..., ArrayLike] | None = None,
     model: ModelInfo | None = None,
     **given: Any,
-) -> Allocation:
+) -> Plan:
     """A level for each decoder layer, or projection, whose total is `total` exactly.
 
     Args:
@@ -97,9 +97,9 @@ def allocate(
             ModuleSparsity(module=module.module, sparsity=value, numel=module.numel)
             for module, value in zip(modules, levels.tolist(), strict=True)
         ]
-        made = Allocation.of_modules(planned, total=total, model=model, how=how)
+        made = Plan.of_modules(planned, total=total, model=model, how=how)
     else:
-        made = Allocation(kind=kind, allocation=levels.tolist(), total=total, model=model, how=how)
+        made = Plan(kind=kind, allocation=levels.tolist(), total=total, model=model, how=how)
     note_cautions(made)
     return made
 
@@ -111,7 +111,7 @@ def allocate_sparsity(
     *,
     options: SparsityMapOptions,
     model: ModelInfo | None = None,
-) -> Allocation:
+) -> Plan:
     """A sparsity for each decoder layer or projection; by weight their mean is `sparsity` exactly.
 
     Args:
@@ -129,7 +129,7 @@ def allocate_sparsity(
 @takes(CountsMapOptions)
 def allocate_experts(
     scores: Scores, total: int, *, options: CountsMapOptions, model: ModelInfo | None = None
-) -> Allocation:
+) -> Plan:
     """A number of LoRA experts for each decoder layer, at least one each, `total` in all.
 
     LayerIF's plan is the default; AlphaLoRA's comes from the metric `pl_alpha` with `beta=2.5`,
@@ -150,7 +150,7 @@ def allocate_experts(
 @takes(CountsMapOptions)
 def allocate_ranks(
     scores: Scores, total: int, *, options: CountsMapOptions, model: ModelInfo | None = None
-) -> Allocation:
+) -> Plan:
     """A rank of plain LoRA for each decoder layer, at least 1 each, their sum `total` exactly.
 
     All projections of a layer have its rank; `layerif.adapters.lora_config_for` makes a LoraConfig.
@@ -167,7 +167,7 @@ def allocate_ranks(
     return allocate(scores, "ranks", total, options, model=model)
 
 
-def note_cautions(plan: Allocation) -> None:
+def note_cautions(plan: Plan) -> None:
     """Say what a reader should know of a plan: which layers it leaves without any weight."""
     names = [f"layer {layer}" for layer in range(len(plan.allocation))]
     levels: Sequence[float] = plan.allocation

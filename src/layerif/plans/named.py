@@ -17,7 +17,7 @@ from layerif.core.registry import Registry
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import Plan
     from layerif.plans.allocate import Scores
 
 # Makes the scores of a metric, from its name (None: scores have no effect) and its options.
@@ -55,7 +55,7 @@ class NamedPlan:
     orientations: Sequence[Orientation | None] = (None,)
     of_metric: Sequence[Mapping[str, Any]] = ()
     searched: bool = False
-    made_into: Callable[[Allocation, int], Allocation] | None = None
+    made_into: Callable[[Plan, int], Plan] | None = None
 
     def tries(self, kind: str, most: int) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
         """For each try the options of the metric, and those of `allocate`."""
@@ -74,7 +74,7 @@ class NamedPlan:
 
     def plans(
         self, kind: str, total: float, scores: Scorer, *, tries: int = 1, rank: int = 1
-    ) -> list[Allocation]:
+    ) -> list[Plan]:
         """The plan as its authors make it, and the other tries.
 
         Args:
@@ -108,14 +108,14 @@ def _mola(digits: str) -> NamedPlan:
     return NamedPlan("mola", options={"shape": [int(digit) for digit in digits]})
 
 
-def _plain_lora(uniform: Allocation, rank: int) -> Allocation:
+def _plain_lora(uniform: Plan, rank: int) -> Plan:
     """Plain LoRA of one rank, whose total rank is that of the experts."""
-    from layerif.artifacts import Allocation
+    from layerif.artifacts import Plan
     from layerif.plans.maps import equal_rank
 
     ranks = [equal_rank(uniform.allocation, rank)] * len(uniform.allocation)
     how = {"map": "uniform", "experts": uniform.total}
-    return Allocation(kind="ranks", allocation=ranks, how=how)
+    return Plan(kind="ranks", allocation=ranks, how=how)
 
 
 PLANS: dict[str, Registry[NamedPlan]] = {

@@ -4,15 +4,15 @@ from layerif.report.cards import adapter_card, pruned_card
 from layerif.report.comparisons import comparison_lines
 from layerif.report.correlation import agreement_table, plot_agreement
 from layerif.report.finetuning import finetuning_table
-from layerif.report.plots import leave_picture, plot_allocation, plot_metric, plot_scores
+from layerif.report.plots import leave_picture, plot_metric, plot_plan, plot_scores
 from layerif.report.routing import plot_routing
 from layerif.report.seeds import seeds_table
 from layerif.report.tables import (
-    allocation_table,
     caveat_lines,
     manifest_lines,
     manifest_table,
     metric_table,
+    plan_table,
     reported_lines,
     results_table,
     scores_table,
@@ -23,7 +23,6 @@ from layerif.report.tables import (
 __all__ = [
     "adapter_card",
     "agreement_table",
-    "allocation_table",
     "caveat_lines",
     "comparison_lines",
     "finetuning_table",
@@ -31,9 +30,10 @@ __all__ = [
     "manifest_lines",
     "manifest_table",
     "metric_table",
+    "plan_table",
     "plot_agreement",
-    "plot_allocation",
     "plot_metric",
+    "plot_plan",
     "plot_routing",
     "plot_scores",
     "pruned_card",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Allocation, Finetuning, Manifest, ModelInfo
+from layerif.artifacts import Finetuning, Manifest, ModelInfo, Plan
 from layerif.report.plots import task_name
 
 METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
@@ -27,7 +27,7 @@ def adapter_card(record: Finetuning) -> str:
     """The card of a folder with an adapter that layerif has trained."""
     base, options = record.model, record.options
     rows = record.rows
-    plan = record.plan or Allocation(
+    plan = record.plan or Plan(
         kind="ranks", allocation=[int(options["rank"])] * base.layers, how={"map": "uniform"}
     )
     facts = {
@@ -137,7 +137,7 @@ def _named(base: ModelInfo) -> str:
     return f"{base.name} ({base.architecture}{f', {base.caveat}' if base.caveat else ''})"
 
 
-def _plan(plan: Allocation) -> dict[str, str]:
+def _plan(plan: Plan) -> dict[str, str]:
     return {
         f"{plan.kind} of each layer": ", ".join(f"{value:g}" for value in plan.allocation),
         "plan from": _said(plan.how),

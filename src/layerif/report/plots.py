@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerif.artifacts import Allocation, LayerScores, MetricScores
+from layerif.artifacts import LayerScores, MetricScores, Plan
 from layerif.core.choices import Aggregation
 from layerif.core.files import Kind, new_file
 from layerif.core.progress import note
@@ -57,7 +57,7 @@ def plot_metric(scores: MetricScores, stem: str | Path) -> list[Path]:
     return save_figure(figure, Path(stem))
 
 
-def plot_allocation(plan: Allocation, stem: str | Path) -> list[Path]:
+def plot_plan(plan: Plan, stem: str | Path) -> list[Path]:
     """Draw a plan beside the uniform one of the same total, written to `stem`.png and .svg.
 
     Sparsities lie close together, so their bars start at the uniform plan's line; experts

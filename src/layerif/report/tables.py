@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from layerif.artifacts import (
-    Allocation,
     LayerScores,
     Manifest,
     Measurement,
     MetricScores,
+    Plan,
     Results,
 )
 from layerif.core.choices import Aggregation
@@ -80,7 +80,7 @@ def metric_table(scores: MetricScores) -> Table:
     return table
 
 
-def allocation_table(plan: Allocation) -> Table:
+def plan_table(plan: Plan) -> Table:
     """One row a layer: its share of the budget."""
     rules, label = plan.rules, plan.rules.label
     total = rules.form.format(plan.realised_total) + (" overall" if rules.weighted else " in all")

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from layerif.artifacts.allocation import Allocation
+from layerif.artifacts.plan import Plan
 from layerif.compress.compressor import Change, Compressor
 from layerif.core.checkpoint import Steps
 from layerif.data.batching import Encoded
@@ -54,7 +54,7 @@ class Kind(Protocol):
     def mutated(self, state: State, step: float, generator: np.random.Generator) -> State | None:
         """A few random moves of size `step` away, of the same total; None where none is legal."""
 
-    def plan(self, model: Any, state: State, how: dict[str, Any]) -> Allocation:
+    def plan(self, model: Any, state: State, how: dict[str, Any]) -> Plan:
         """The state as a plan, with the record of how it came about."""
 
 

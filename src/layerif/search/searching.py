@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerif.artifacts.allocation import Allocation
+from layerif.artifacts.plan import Plan
 from layerif.compress.registry import COMPRESSORS
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
@@ -33,7 +33,7 @@ def search_plan(
     target: Corpus | Task | None = None,
     kind: str = "sparsity",
     steps: Steps = NO_STEPS,
-) -> Allocation:
+) -> Plan:
     """Search for the plan whose compressed model has the lowest loss on held-out text.
 
     From the uniform plan on, by the strategy of `options`. The model is left as before. With

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from layerif.artifacts.allocation import Allocation, ModuleSparsity
+from layerif.artifacts.plan import ModuleSparsity, Plan
 from layerif.errors import InputError
 from layerif.model.layers import DecoderLayers, find_decoder_layers
 from layerif.model.opening import describe
@@ -135,7 +135,7 @@ class SparsityKind:
                     break
         return None if np.array_equal(changed, counts) else changed / self.sizes
 
-    def plan(self, model: Any, state: State, how: dict[str, Any]) -> Allocation:
+    def plan(self, model: Any, state: State, how: dict[str, Any]) -> Plan:
         """A plan by projections, with the record of how it came about."""
         modules = [
             ModuleSparsity(module=projection.key, sparsity=s, numel=n)
@@ -144,7 +144,7 @@ class SparsityKind:
             )
         ]
         how = {**how, "bounds": [self.low, self.high]}
-        return Allocation.of_modules(modules, total=self.total, model=describe(model), how=how)
+        return Plan.of_modules(modules, total=self.total, model=describe(model), how=how)
 
     def _spread(self, state: State) -> list[tuple[float, int]]:
         """For each projection its sparsity, and its parameters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from layerif.artifacts import Allocation, LayerScores, MetricScores
+from layerif.artifacts import LayerScores, MetricScores, Plan
 from layerif.core.progress import note
 from layerif.data import Corpus, SelfText
 from layerif.errors import InputError
@@ -36,7 +36,7 @@ def check_beside(recipe: Recipe, calibration: Corpus | SelfText) -> None:
 
 def plans_beside(
     recipe: Recipe, folder: RunFolder, influence: LayerScores, calibration: Corpus, open_: Open
-) -> dict[str, Allocation]:
+) -> dict[str, Plan]:
     """The plans by their titles, each with its authors' own parameter."""
     found = {}
     for name in recipe.sparsity.beside:
@@ -53,7 +53,7 @@ def _plan(
     influence: LayerScores,
     calibration: Corpus,
     open_: Open,
-) -> Allocation:
+) -> Plan:
     stage, named = recipe.prune, find_plan(name, "sparsity")
     opened = open_(recipe.model)
     if named.searched:

@@ -9,10 +9,10 @@ from typing import Any
 
 from layerif.adapters import trainable_parameters
 from layerif.artifacts import (
-    Allocation,
     Comparisons,
     Finetuning,
     LayerScores,
+    Plan,
     Results,
     hash_texts,
 )
@@ -87,7 +87,7 @@ def check_plans(
         check_influence((name for name in names if not name.endswith(".json")), "experts")
 
 
-def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dict[str, Allocation]:
+def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dict[str, Plan]:
     """The plans of experts by name, all of one total.
 
     Args:
@@ -126,8 +126,8 @@ def _named(name: str) -> NamedPlan:
         raise InputError(f"{error}, or a .json file of a plan") from None
 
 
-def _read(path: Path, total: int, rank: int) -> Allocation:
-    plan = Allocation.load(path)
+def _read(path: Path, total: int, rank: int) -> Plan:
+    plan = Plan.load(path)
     ranks = plan.rules.ranks
     if ranks is None or sum(ranks(plan.allocation, rank)) != total * rank:
         raise InputError(
@@ -147,7 +147,7 @@ class Cells:
         results: of the test rows.
     """
 
-    plan: Allocation
+    plan: Plan
     records: list[Finetuning]
     results: list[Results]
 
@@ -156,7 +156,7 @@ def compare_experts(
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
-    plans: Mapping[str, Allocation],
+    plans: Mapping[str, Plan],
     study: ExpertsStudy,
     *,
     task: Task,

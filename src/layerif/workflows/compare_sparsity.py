@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from layerif.artifacts import (
-    Allocation,
     Comparisons,
     Fingerprint,
     LayerScores,
     MetricScores,
+    Plan,
     Results,
     hash_model,
     hash_texts,
@@ -161,7 +161,7 @@ class _Bench:
         self._hash = hash_model(model)
         self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 
-    def best(self, name: str, influence: LayerScores | None) -> tuple[Allocation, dict[str, Any]]:
+    def best(self, name: str, influence: LayerScores | None) -> tuple[Plan, dict[str, Any]]:
         """The plan of a way with the least loss on the held-out text, and what was tried."""
         study, named = self._study, find_plan(name, "sparsity")
         if named.searched:
@@ -188,7 +188,7 @@ class _Bench:
     def measured(
         self,
         name: str,
-        plan: Allocation | None,
+        plan: Plan | None,
         on: Sequence[Task | Corpus],
         options: EvaluateOptions,
     ) -> Results:
@@ -209,7 +209,7 @@ class _Bench:
 
         return json_stage(path, wanted, Results, work, overwrite=True)
 
-    def _marginal(self) -> Allocation:
+    def _marginal(self) -> Plan:
         study = self._study
         path = self._folder / "marginal.json"
         check_unedited(path)
@@ -237,7 +237,7 @@ class _Bench:
             )
         return self._metrics[key]
 
-    def _loss(self, plan: Allocation) -> float:
+    def _loss(self, plan: Plan) -> float:
         """Mean nats a token of the held-out text."""
         data = hash_texts([chunk.input_ids for chunk in self._held_out])
 
@@ -256,7 +256,7 @@ class _Bench:
         nats = remembered(self._folder / "tries", wanted, compute)["nats"]
         return float(nats.sum()) / sum(chunk.scored for chunk in self._held_out)
 
-    def _fingerprint(self, plan: Allocation | None, data: str, **more: Any) -> Fingerprint:
+    def _fingerprint(self, plan: Plan | None, data: str, **more: Any) -> Fingerprint:
         asked: dict[str, Any] = {**more, "plan": None}
         if plan is not None:
             shares = plan.modules or plan.allocation
@@ -270,7 +270,7 @@ class _Bench:
         return Fingerprint(model=self._hash, data=data, options=asked)
 
     @contextmanager
-    def _pruned(self, plan: Allocation | None) -> Iterator[None]:
+    def _pruned(self, plan: Plan | None) -> Iterator[None]:
         """The model pruned by a plan inside, dense again afterwards."""
         if plan is None:
             yield

@@ -11,8 +11,8 @@ from layerif.artifacts import (
     ADAPTER,
     CARD_FILE,
     FINETUNING_FILE,
-    Allocation,
     Finetuning,
+    Plan,
     hash_texts,
 )
 from layerif.core.checkpoint import Steps
@@ -39,7 +39,7 @@ def finetune_into(  # noqa: PLR0913  # where to, the model, what on, the options
     *,
     train: Sequence[Example],
     validation: Sequence[Example],
-    plan: Allocation | None,
+    plan: Plan | None,
     options: FinetuneOptions,
     overwrite: bool = False,
 ) -> Finetuning:
@@ -86,12 +86,12 @@ def finetune_into(  # noqa: PLR0913  # where to, the model, what on, the options
     return stage.run(folder, wanted, work, overwrite=overwrite)
 
 
-def has_routers(plan: Allocation) -> bool:
+def has_routers(plan: Plan) -> bool:
     """Whether some layer of a plan has several experts, between which tokens are sent."""
     return plan.kind == "experts" and max(plan.allocation) > 1
 
 
-def finetuning_options(plan: Allocation | None, options: FinetuneOptions) -> dict[str, Any]:
+def finetuning_options(plan: Plan | None, options: FinetuneOptions) -> dict[str, Any]:
     """What a fine-tuned adapter depends on beside model and rows."""
     return {
         **options.recorded(),

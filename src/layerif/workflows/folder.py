@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.core.checkpoint import STUDY_FILE, alone, study_of
 from layerif.core.files import (
     RECIPE_FILE,
@@ -95,7 +95,7 @@ class RunFolder:
         value = {"format": FORMAT, "study": self._study, "plans": plans}
         write_json(self.path / STUDY_FILE, value)
 
-    def keep_plan(self, name: str, plan: Allocation) -> None:
+    def keep_plan(self, name: str, plan: Plan) -> None:
         """Write a plan; one of an earlier version of the recipe gives way to it.
 
         Raises:
@@ -106,7 +106,7 @@ class RunFolder:
         written = self._plans()
         ours = written.get(path.name, [])
         if path.is_file():
-            if Allocation.load(path) == plan:
+            if Plan.load(path) == plan:
                 return
             if hashlib.sha256(path.read_bytes()).hexdigest() not in ours:
                 raise InputError(

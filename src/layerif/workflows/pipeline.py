@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import SCORES, Allocation, Comparisons, LayerScores, Results
+from layerif.artifacts import SCORES, Comparisons, LayerScores, Plan, Results
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.targets import check_pattern
 from layerif.core.progress import note, progress
@@ -37,7 +37,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe, open_model, open_skeleton, open_tokenizer, parse_device
 from layerif.model.peft_adapters import with_adapter
 from layerif.plans.allocate import allocate
-from layerif.report import leave_picture, plot_allocation, plot_scores
+from layerif.report import leave_picture, plot_plan, plot_scores
 from layerif.workflows.beside import Open, check_beside, plans_beside
 from layerif.workflows.compare_experts import Cells
 from layerif.workflows.folder import RunFolder
@@ -200,7 +200,7 @@ def _score(recipe: Recipe, folder: Path, data: _Data, opened: Open) -> LayerScor
     )
 
 
-def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> dict[str, Allocation]:
+def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> dict[str, Plan]:
     """The plans of `sparsity`, of it `uniform`, and of `experts` and `ranks` if asked for."""
     stage = recipe.sparsity
     plan = allocate(
@@ -222,7 +222,7 @@ def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> dict[str, A
     for name, allocation in plans.items():
         folder.keep_plan(name, allocation)
         if name != "uniform":
-            leave_picture(plot_allocation, allocation, beside=folder.path / f"{name}.json")
+            leave_picture(plot_plan, allocation, beside=folder.path / f"{name}.json")
     return plans
 
 
@@ -234,7 +234,7 @@ def _measure(
     opened: Open,
     *,
     name: str,
-    plan: Allocation | None,
+    plan: Plan | None,
 ) -> Results:
     """Results of the model pruned by `plan` (dense for None), as it stands on disk."""
     measured = recipe.model

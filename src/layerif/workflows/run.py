@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Allocation, Finetuning, LayerScores, Manifest, MetricScores, Results
+from layerif.artifacts import Finetuning, LayerScores, Manifest, MetricScores, Plan, Results
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.registry import reads_text as pruner_reads_text
 from layerif.core.files import cache_folder
@@ -120,7 +120,7 @@ class Run:
         )
 
     @takes(SearchOptions)
-    def search(self, total: float, *, options: SearchOptions, name: str = "searched") -> Allocation:
+    def search(self, total: float, *, options: SearchOptions, name: str = "searched") -> Plan:
         """`search` for a sparsity plan, in `<name>.json`."""
         return search_into(
             self.folder / f"{name}.json",
@@ -133,7 +133,7 @@ class Run:
 
     @takes(PruneOptions)
     def prune(
-        self, plan: Allocation | float | None, *, options: PruneOptions, name: str = "pruned"
+        self, plan: Plan | float | None, *, options: PruneOptions, name: str = "pruned"
     ) -> Manifest:
         """A pruned model, in the folder `<name>`."""
         text = None
@@ -150,7 +150,7 @@ class Run:
 
     @takes(FinetuningRun)
     def finetune(
-        self, plan: Allocation | None, *, options: FinetuningRun, name: str = "adapter"
+        self, plan: Plan | None, *, options: FinetuningRun, name: str = "adapter"
     ) -> Finetuning:
         """An adapter trained on the task, in the folder `<name>`."""
         train, validation = options.rows(self.task, options.seed)

@@ -6,7 +6,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Allocation, Fingerprint, hash_texts
+from layerif.artifacts import Fingerprint, Plan, hash_texts
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.data import Corpus, Task
 from layerif.errors import InputError
@@ -33,7 +33,7 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
     target: Corpus | Task | None = None,
     kind: str = "sparsity",
     overwrite: bool = False,
-) -> Allocation:
+) -> Plan:
     """`search_plan` for a kind of budget, saved as JSON; finished rounds survive an interruption.
 
     Without a path the plan is only returned.
@@ -44,7 +44,7 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
         NumericalError: as `search`.
     """
 
-    def searched(steps: Steps) -> Allocation:
+    def searched(steps: Steps) -> Plan:
         return search_plan(
             model,
             total,
@@ -63,13 +63,13 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
     del asked["strategy"]
     wanted = fingerprint_of(model, data, asked, tokenizer)
 
-    def made_from(plan: Allocation) -> Fingerprint | None:
+    def made_from(plan: Plan) -> Fingerprint | None:
         kept = plan.how.get(FINGERPRINT)
         if _edited(plan):
             raise InputError("it was edited since it was made")
         return None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
 
-    def work(steps: Steps) -> Allocation:
+    def work(steps: Steps) -> Plan:
         plan = searched(steps)
         how = {
             **plan.how,
@@ -81,7 +81,7 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
         plan.save(path)
         return plan
 
-    stage = Stage(Allocation.file_kind(), Allocation.load, made_from)
+    stage = Stage(Plan.file_kind(), Plan.load, made_from)
     return stage.run(path, wanted, work, overwrite=overwrite)
 
 
@@ -91,18 +91,18 @@ def check_unedited(path: Path) -> None:
     Raises:
         InputError: it does.
     """
-    if path.is_file() and _edited(Allocation.load(path)):
+    if path.is_file() and _edited(Plan.load(path)):
         raise InputError(
             f"{path} was edited since it was made, and is not replaced; move it away, and the plan "
             "is made again"
         )
 
 
-def _edited(plan: Allocation) -> bool:
+def _edited(plan: Plan) -> bool:
     return CONTENT in plan.how and plan.how[CONTENT] != _hash(plan)
 
 
-def _hash(plan: Allocation) -> str:
+def _hash(plan: Plan) -> str:
     """Of all that the plan says but how it was made."""
     return hash_texts([plan.model_dump_json(exclude={"how"})])
 

@@ -10,11 +10,11 @@ from typing import Any
 from layerif.artifacts import (
     PRUNED,
     SCORES,
-    Allocation,
     Fingerprint,
     LayerScores,
     Manifest,
     MetricScores,
+    Plan,
     Results,
     hash_texts,
 )
@@ -226,7 +226,7 @@ def prune_into(
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
-    plan: Allocation | float | None,
+    plan: Plan | float | None,
     *,
     calibration: Corpus | SelfText | None,
     options: PruneOptions,
@@ -249,7 +249,7 @@ def prune_into(
         sizes = [p.weight.nbytes for p in find_decoder_layers(model).projections]
         what = "the pruned model and its layers as they are finished"
         steps.reserve(sum(sizes) + saved_size(model), what, "*.safetensors")
-        if isinstance(plan, Allocation):
+        if isinstance(plan, Plan):
             note_cautions(plan)
         manifest = prune(
             model,
@@ -268,14 +268,14 @@ def prune_into(
 def _pruning_fingerprint(
     model: Any,
     tokenizer: Tokenizer,
-    plan: Allocation | float | None,
+    plan: Plan | float | None,
     calibration: Corpus | SelfText | None,
     options: PruneOptions,
 ) -> Fingerprint:
     """What a pruned model depends on; text and its draw only where the method reads any."""
     asked = options.recorded()
-    asked["plan"] = plan.allocation if isinstance(plan, Allocation) else plan
-    if isinstance(plan, Allocation) and plan.modules is not None:
+    asked["plan"] = plan.allocation if isinstance(plan, Plan) else plan
+    if isinstance(plan, Plan) and plan.modules is not None:
         asked["modules"] = {module.module: module.sparsity for module in plan.modules}
     texts: list[str] = []
     if isinstance(calibration, Corpus):

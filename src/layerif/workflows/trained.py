@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Allocation, LayerScores
+from layerif.artifacts import LayerScores, Plan
 from layerif.core.progress import note
 from layerif.data import Task
 from layerif.errors import InputError
@@ -53,7 +53,7 @@ def check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: 
 
 
 def trained_plans(
-    recipe: Recipe, folder: Path, task: Task, scores: LayerScores, plan: Allocation, open_: Open
+    recipe: Recipe, folder: Path, task: Task, scores: LayerScores, plan: Plan, open_: Open
 ) -> dict[str, Cells]:
     """What each plan came to, LayerIF's last; nothing without the stage `finetune`.
 

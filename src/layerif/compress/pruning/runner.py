@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from layerif.artifacts import Allocation, Manifest, PrunedModule
+from layerif.artifacts import Manifest, Plan, PrunedModule
 from layerif.calibration.hidden import hidden_states
 from layerif.calibration.sampling import sampled_chunks
 from layerif.calibration.text import drawn_chunks
@@ -41,7 +41,7 @@ FIGURES = "figures"
 @takes(PruneOptions)
 def prune(
     model: Any,
-    plan: Allocation | float | None = None,
+    plan: Plan | float | None = None,
     *,
     options: PruneOptions,
     tokenizer: Tokenizer | None = None,
@@ -219,15 +219,15 @@ def _named(row: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _as_plan(plan: Allocation | float | None, nm: str | None, layers: DecoderLayers) -> Allocation:
-    if isinstance(plan, Allocation):
+def _as_plan(plan: Plan | float | None, nm: str | None, layers: DecoderLayers) -> Plan:
+    if isinstance(plan, Plan):
         return plan
     if plan is None:
         if nm is None:
             raise InputError("give a plan, a sparsity, or a pattern N:M such as 2:4")
         plan = Pattern.parse(nm).sparsity
     check_sparsity(plan, nm)
-    return Allocation(
+    return Plan(
         kind="sparsity",
         allocation=[float(plan)] * len(layers),
         total=float(plan),

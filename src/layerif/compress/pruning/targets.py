@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerif.artifacts import Allocation
+from layerif.artifacts import Plan
 from layerif.compress.pruning.base import Target
 from layerif.compress.pruning.pattern import Pattern
 from layerif.errors import InputError
@@ -19,9 +19,7 @@ RESOLUTION = 100_000
 SAME = 1e-6
 
 
-def targets(
-    projections: Sequence[Projection], plan: Allocation, nm: str | None
-) -> dict[str, Target]:
+def targets(projections: Sequence[Projection], plan: Plan, nm: str | None) -> dict[str, Target]:
     """What is asked of every projection, by its canonical name.
 
     Unstructured: round(sparsity * numel) zeros. With N:M each projection's N is taken from its own

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.artifact_samples import MODEL, make_plan, write
-from layerif.artifacts import Allocation, ModelInfo
+from layerif.artifacts import ModelInfo, Plan
 from layerif.core.files import json_text
 from layerif.errors import InputError
 
@@ -24,31 +24,29 @@ class TestAllocation:
         plan = make_plan()
         plan = plan.model_copy(update={"total": plan.realised_total})
         plan.save(tmp_path / "plan.json")
-        assert Allocation.load(tmp_path / "plan.json") == plan
+        assert Plan.load(tmp_path / "plan.json") == plan
 
     def test_experts_come_back_as_whole_numbers(self, tmp_path: Path) -> None:
         # Would see: 1.0 in the file, where a person expects to edit 1.
         path = tmp_path / "plan.json"
-        plan = Allocation.parse(EXPERTS | {"how": {"top_k": [1, 2, 2, 2, 2]}}, "here")
+        plan = Plan.parse(EXPERTS | {"how": {"top_k": [1, 2, 2, 2, 2]}}, "here")
         plan.save(path)
         in_file = json.loads(path.read_text())["allocation"]
         assert in_file == [1, 2, 3, 4, 5]
         assert {type(value) for value in in_file} == {int}
-        back = Allocation.load(path)
+        back = Plan.load(path)
         assert back == plan
         assert {type(value) for value in back.allocation} == {int}
         assert back.realised_total == 15
 
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
     def test_every_sparsity_survives_the_text(self, values: list[float]) -> None:
-        plan = Allocation(kind="sparsity", allocation=values)
-        back = Allocation.parse(json.loads(json_text(plan.model_dump(mode="json"))), "here")
+        plan = Plan(kind="sparsity", allocation=values)
+        back = Plan.parse(json.loads(json_text(plan.model_dump(mode="json"))), "here")
         assert np.array(back.allocation).tobytes() == np.array(values).tobytes()
 
     def test_a_hand_written_plan_needs_two_fields(self, tmp_path: Path) -> None:
-        plan = Allocation.load(
-            write(tmp_path, '{"kind": "sparsity", "allocation": [0.25, 0.5, 0]}')
-        )
+        plan = Plan.load(write(tmp_path, '{"kind": "sparsity", "allocation": [0.25, 0.5, 0]}'))
         assert plan.allocation == [0.25, 0.5, 0]
         assert plan.realised_total == 0.25
         assert plan.total is None
@@ -70,14 +68,14 @@ class TestAllocation:
         path = write(tmp_path, text.replace("[0.5, 0.5, ", "[0.5, 0.7, "))
         # 0.2 of one layer of 3000 among 21000.
         with pytest.raises(InputError, match=r"0\.52857143"):
-            Allocation.load(path)
+            Plan.load(path)
         path = write(tmp_path, json.dumps(EXPERTS | {"allocation": [1, 2, 3, 4, 7]}))
         with pytest.raises(InputError, match="17"):
-            Allocation.load(path)
+            Plan.load(path)
 
     def test_rounding_by_hand_is_no_break(self, tmp_path: Path) -> None:
         thirds = '{"kind": "sparsity", "allocation": [0.3333333, 0.3333333], "total": 0.3333337}'
-        assert Allocation.load(write(tmp_path, thirds)).total == 0.3333337
+        assert Plan.load(write(tmp_path, thirds)).total == 0.3333337
 
     @pytest.mark.parametrize(
         ("text", "says"),
@@ -131,20 +129,20 @@ class TestAllocation:
     )
     def test_refuses(self, tmp_path: Path, text: str, says: str) -> None:
         with pytest.raises(InputError, match=says) as error:
-            Allocation.load(write(tmp_path, text))
+            Plan.load(write(tmp_path, text))
         assert str(tmp_path / "plan.json") in str(error.value)
 
     def test_a_plan_of_a_model_has_as_many_layers_as_the_model(self, tmp_path: Path) -> None:
         text = json_text(make_plan().model_dump(mode="json") | {"layer_sizes": None})
         edited = text.replace("0.55, 0.6", "0.55")
         with pytest.raises(InputError, match="layer_sizes"):
-            Allocation.load(write(tmp_path, edited))
+            Plan.load(write(tmp_path, edited))
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"plan\.json.*Allocation$"):
-            Allocation.load(tmp_path / "plan.json")
+        with pytest.raises(InputError, match=r"plan\.json.*Plan$"):
+            Plan.load(tmp_path / "plan.json")
         with pytest.raises(InputError, match="folder"):
-            Allocation.load(tmp_path)
+            Plan.load(tmp_path)
 
     def test_a_saved_plan_can_be_compared_line_by_line(self, tmp_path: Path) -> None:
         # Would see: one line a number, or all in one line, where a diff shows too much.
@@ -158,7 +156,7 @@ class TestAllocation:
                 '  "allocation": [0.4, 0.45, 0.3, 0.55, 0.6],',
             )
         ]
-        Allocation.load(tmp_path / "a.json").save(tmp_path / "again.json")
+        Plan.load(tmp_path / "a.json").save(tmp_path / "again.json")
         assert (tmp_path / "again.json").read_bytes() == (tmp_path / "a.json").read_bytes()
 
     def test_a_value_that_json_has_not_stops_the_save_and_spares_the_old_plan(
@@ -169,7 +167,7 @@ class TestAllocation:
         make_plan().save(path)
         with pytest.raises(ValueError, match="JSON"):
             make_plan(how={"epsilon": float("nan")}).save(path)
-        assert Allocation.load(path) == make_plan()
+        assert Plan.load(path) == make_plan()
         assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
 
 

@@ -1,4 +1,4 @@
-"""Allocation: how much of a budget each decoder layer gets; a JSON file that people may edit."""
+"""Plan: how much of a budget each decoder layer gets; a JSON file that people may edit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModuleSparsity(Record):
         return layer_of(self.module)
 
 
-class Allocation(JsonArtifact):
+class Plan(JsonArtifact):
     """A plan: one number per decoder layer, or for sparsity one per projection.
 
     A hand-written plan needs `kind` and `allocation` alone. Where `total` is given, the numbers
@@ -150,7 +150,7 @@ class Allocation(JsonArtifact):
         """Mean sparsity weighted by layer size, or the sum of experts or ranks."""
         return self.rules.total(self.allocation, self.sizes)
 
-    def differences(self, found: Allocation) -> str:
+    def differences(self, found: Plan) -> str:
         """Where `found` is another plan than this one, in words."""
         said = [
             {"kind": p.kind, "total": p.total, "model": p.model and p.model.name, **p.how}
