@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from layerif.errors import NumericalError
+from layerif.model.experts import expert_calls
 from layerif.model.layers import Projection
 
 
@@ -81,6 +82,7 @@ def observed(
         return lambda _module, args: observe(key, args[0])
 
     with ExitStack() as hooks:
+        hooks.enter_context(expert_calls(projections))
         for projection in projections:
             seen = projection.module.register_forward_pre_hook(hook(projection.key))
             hooks.enter_context(seen)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from layerif.core.options import takes
 from layerif.data.base import Example
@@ -200,19 +199,25 @@ def literal_gradients(
     with as_found(model), evaluation_mode(model), torch.enable_grad():
         model.requires_grad_(False)
         for group in _groups(projections):
-            weights: list[Any] = [projections[row].module.weight for row in group]
+            weights = list(
+                {id(w): w for w in (projections[row].parameter for row in group)}.values()
+            )
             for weight in weights:
                 weight.requires_grad_(True)
             logits = model(**inputs, use_cache=False).logits[0, -last:-1]
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = functional.cross_entropy(logits, ids[0, item.start :])
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            for row, weight, gradient in zip(group, weights, gradients, strict=True):
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            gradients = dict(zip(map(id, weights), found, strict=True))
+            for weight in weights:
                 weight.requires_grad_(False)
-                stored = torch.zeros_like(weight) if gradient is None else gradient
-                stored = stored.to(torch.promote_types(stored.dtype, torch.float32))
-                transposed = isinstance(projections[row].module, Conv1D)
-                yield row, stored.T if transposed else stored
+            for row in group:
+                projection = projections[row]
+                gradient = gradients[id(projection.parameter)]
+                own = projection.part(
+                    torch.zeros_like(projection.parameter) if gradient is None else gradient
+                )
+                yield row, own.to(torch.promote_types(own.dtype, torch.float32))
 
 
 def _groups(projections: Sequence[Projection]) -> Iterator[list[int]]:

@@ -15,11 +15,13 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from layerif.core.progress import note
 from layerif.data.batching import Batch
 from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.influence.subspaces.base import Matrix
 from layerif.likelihood import row_sums, token_losses
+from layerif.model.experts import expert_calls
 from layerif.model.layers import Projection
 from layerif.model.modes import as_found, evaluation_mode
 
@@ -47,9 +49,11 @@ class PerSampleGradients:
         for row, matrix in enumerate(matrices):
             self._at.setdefault(matrix.projection, []).append(row)
         self._projections = projections
+        self._idle: set[str] = set()
 
     def __enter__(self) -> Self:
         with self._hooks as hooks:
+            self._calls = hooks.enter_context(expert_calls(self._projections))
             for index, rows in self._at.items():
                 projection = self._projections[index]
                 handle = projection.module.register_forward_hook(self._observer(projection, rows))
@@ -111,12 +115,27 @@ class PerSampleGradients:
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
         # gradient of every sample, row by row.
         losses.sum().backward()
-        for matrix, times in zip(self._matrices, self._reached, strict=True):
-            if times == 0:
-                raise NumericalError(
-                    f"no gradient reached {matrix.key}: its output does not take part in the loss"
-                )
+        if not any(self._reached):
+            raise NumericalError("no gradient reached any projection: the loss depends on none")
+        self._take_nothing(take, losses)
         return losses.detach()
+
+    def _take_nothing(self, take: Take, like: torch.Tensor) -> None:
+        """Hand on zero where no gradient came, as in experts without a token."""
+        for row, matrix in enumerate(self._matrices):
+            if self._reached[row]:
+                continue
+            out, width = matrix.shape
+            nothing = like.new_zeros(self._rows, 1, max(out, width))
+            take(
+                row,
+                FactoredGradients.of(
+                    nothing[..., :out], nothing[..., :width], self._rows, matrix.scale
+                ),
+            )
+            if self._projections[matrix.projection].fused is None and matrix.key not in self._idle:
+                self._idle.add(matrix.key)
+                note(f"no gradient reaches {matrix.key}: it counts as 0")
 
     @property
     def uses(self) -> list[int]:
@@ -135,29 +154,53 @@ class PerSampleGradients:
                 maps[:] = [
                     (_brought(left, inputs), _brought(right, inputs)) for left, right in maps
                 ]
+            samples = self._calls.samples(projection.key, inputs, self._rows)
             seen = [
                 inputs if right is None else nn.functional.linear(inputs, right)
                 for _, right in maps
             ]  # each (B, T, in)
 
             def collect(error: torch.Tensor) -> None:  # (B, T, out)
-                if error[..., 0].numel() != self._rows * self._positions:
+                whole = error[..., 0].numel() == self._rows * self._positions
+                if samples is None and not whole:
                     raise InputError(
                         f"{projection.key} sees {error[..., 0].numel()} positions of a batch of "
                         f"{self._rows} x {self._positions}; projections that see a choice of "
-                        "positions (routed experts) are not supported"
+                        "positions in an order that is not known are not supported"
                     )
                 for row, (left, _), reduced in zip(rows, maps, seen, strict=True):
                     mapped = error if left is None else nn.functional.linear(error, left)
                     self._reached[row] += 1
                     factors = FactoredGradients.of(
-                        mapped, reduced, self._rows, self._matrices[row].scale
+                        spread(mapped, samples, self._rows),
+                        spread(reduced, samples, self._rows),
+                        self._rows,
+                        self._matrices[row].scale,
                     )
                     self._take(row, factors)
 
             output.register_hook(collect)
 
         return observe
+
+
+def spread(values: torch.Tensor, samples: torch.Tensor | None, batch: int) -> torch.Tensor:
+    """(B, T, width) rows of some tokens at their samples, the rest zero, T the most of a sample.
+
+    Args:
+        values: (n, width) what an expert sees, or everything as it is where `samples` is None.
+        samples: (n,) the sample of each row.
+    """
+    if samples is None:
+        return values
+    order = samples.argsort(stable=True)
+    owners = samples[order]
+    counts = torch.bincount(samples, minlength=batch)
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(owners), device=values.device) - first[owners]
+    spread = values.new_zeros(batch, int(counts.max()), values.shape[-1])
+    spread[owners, place] = values.flatten(0, -2)[order]
+    return spread
 
 
 def _brought(side: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor | None:

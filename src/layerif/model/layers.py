@@ -12,6 +12,7 @@ has without the adapter; the adapter's own matrices are no projections.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -24,8 +25,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from layerif.errors import InputError
+from layerif.model.experts import ExpertMap, expert_maps
 from layerif.model.precision import word_of
 from layerif.model.sharing import refuse_shared_weights
+
+# In the names of maps that choose experts or mix streams; the second where there are experts.
+_ROUTERS = ("router", "altup")
+_GATES = ("gate", "shared_expert_gate", "wg")
+# Maps whose weight their owner reads as a bare matrix, so that they are never called.
+_BARE = {("MambaMixer", "dt_proj"), ("FalconMambaMixer", "dt_proj")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +56,32 @@ class Projection:
         return f"layers.{self.layer}.{self.name}"
 
     @property
+    def parameter(self) -> torch.Tensor:
+        """What holds the weight: it alone, or with those of other experts."""
+        if isinstance(self.module, ExpertMap):
+            return self.module.parameter
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """(out_features, in_features) what is this projection's of a tensor like `parameter`."""
+        if isinstance(self.module, ExpertMap):
+            return self.module.slice(whole)
+        return whole.T if isinstance(self.module, Conv1D) else whole
+
+    @property
+    def fused(self) -> str | None:
+        """What the parameter of an expert is called, the same for all of them; None for others."""
+        return self.key.rpartition(".")[0] if isinstance(self.module, ExpertMap) else None
+
+    @property
     def weight(self) -> torch.Tensor:
         """The weight as (out_features, in_features); a view, so that writing to it prunes it.
 
         Where it is `packed`, what is stored, in whatever form that is.
         """
-        weight = self.module.weight
-        assert isinstance(weight, torch.Tensor)
-        return weight.data.T if isinstance(self.module, Conv1D) else weight.data
+        return self.part(self.parameter.data)
 
     @property
     def packed(self) -> bool:
@@ -84,11 +110,20 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class DecoderLayers:
-    """The decoder layers of a model, in order, and all their projections, layer by layer."""
+    """The decoder layers of a model, in order, and all their projections, layer by layer.
+
+    Attributes:
+        path: where the list of layers lies in the model.
+        modules: the layers.
+        projections: the linear maps, those of each expert among them.
+        rest: name and size of what else holds weights of two dimensions and more, and is left as it
+            is: convolutions, state-space parameters, routers.
+    """
 
     path: str
     modules: Sequence[nn.Module]
     projections: Sequence[Projection]
+    rest: Sequence[tuple[str, int]] = ()
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -166,7 +201,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         path: module
         for path, module in lists.items()
         if (expected is None or len(module) == expected)
-        and all(any(is_linear(inner) for inner in layer.modules()) for layer in module)
+        and any(is_linear(inner) for inner in module.modules())
     }
     outermost = [
         path
@@ -187,15 +222,40 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
 
     path = max(outermost, key=rank)
     layers = list(candidates[path])
+    hidden = getattr(_text_config(model), "hidden_size", None)
     projections = [
         Projection(index, name, module)
         for index, layer in enumerate(layers)
-        for name, module in _without_adapters(layer)
-        if is_linear(module)
+        for name, module in _maps(layer, hidden)
     ]
-    _refuse_fused_weights(layers, path, projections)
-    refuse_shared_weights(model, layers, path, [p.module for p in projections])
-    return DecoderLayers(path, layers, projections)
+    refuse_shared_weights(model, layers, path, [p.parameter for p in projections])
+    return DecoderLayers(path, layers, projections, _rest(layers, projections))
+
+
+def _maps(layer: nn.Module, hidden: int | None) -> Iterator[tuple[str, nn.Module]]:
+    """The linear maps of a layer by name, in the order of its modules; routers are left out."""
+    modules = dict(_without_adapters(layer))
+    experts = defaultdict(list)
+    for path, maps in expert_maps(layer, hidden):
+        experts[id(maps[0].owner)] += [(f"{path}.{one.expert}", one) for one in maps]
+    routed = bool(experts) or any(name.endswith("experts") for name in modules)
+    for name, module in modules.items():
+        if is_linear(module) and not _is_router(name, module, routed):
+            owner = type(modules[name.rpartition(".")[0]]).__name__
+            if (owner, name.rpartition(".")[2]) not in _BARE:
+                yield name, module
+        yield from experts[id(module)]
+
+
+def _rest(layers: Sequence[nn.Module], projections: Sequence[Projection]) -> list[tuple[str, int]]:
+    known = {id(projection.parameter) for projection in projections}
+    return [
+        (f"layers.{index}.{name}.{own}".replace("..", "."), parameter.numel())
+        for index, layer in enumerate(layers)
+        for name, module in _without_adapters(layer)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1 and id(parameter) not in known
+    ]
 
 
 def _without_adapters(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -215,11 +275,27 @@ def _without_adapters(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from walk(layer, "")
 
 
-def _configured_layers(model: nn.Module) -> int | None:
+def _is_router(name: str, module: nn.Module, routed: bool) -> bool:
+    """Whether a map chooses what is computed, or mixes a few streams: part of the model's wiring.
+
+    Args:
+        routed: whether the layer has experts.
+    """
+    parts = name.split(".")
+    if any(word in part for word in _ROUTERS for part in (*parts, type(module).__name__.lower())):
+        return True
+    return routed and any(part in _GATES for part in parts)
+
+
+def _text_config(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    return getattr(config, "num_hidden_layers", None)
+        return config.get_text_config(decoder=True)
+    return config
+
+
+def _configured_layers(model: nn.Module) -> int | None:
+    return getattr(_text_config(model), "num_hidden_layers", None)
 
 
 def _path_of_embeddings(model: nn.Module) -> str:
@@ -233,29 +309,3 @@ def _shared_steps(one: str, other: str) -> int:
     """How many steps from the model down two paths have in common."""
     steps = zip(one.split("."), other.split("."), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], steps))
-
-
-def _refuse_fused_weights(
-    layers: Sequence[nn.Module], path: str, projections: Sequence[Projection]
-) -> None:
-    """Expert weights fused into one parameter are no projection: say so.
-
-    Mostly they are three-dimensional. DBRX stacks its experts' rows in two dimensions, where only
-    size tells them from a router held as a plain parameter, or a norm for each head.
-    """
-    known = {id(projection.module.weight) for projection in projections}
-    for index, layer in enumerate(layers):
-        largest = max(p.numel for p in projections if p.layer == index)
-        parameters = (
-            (f"{path_in_layer}.{own}".strip("."), parameter)
-            for path_in_layer, module in _without_adapters(layer)
-            for own, parameter in module.named_parameters(recurse=False)
-        )
-        for name, parameter in parameters:
-            stacked = parameter.ndim == 2 and parameter.numel() >= largest
-            if id(parameter) not in known and (parameter.ndim > 2 or stacked):
-                raise InputError(
-                    f"{path}.{index}.{name} is one parameter of shape {tuple(parameter.shape)}: "
-                    "weights that are no linear map of their own (fused experts, state-space "
-                    "filters) are not supported, only nn.Linear and Conv1D projections"
-                )

@@ -43,7 +43,7 @@ class _Place:
 
 
 def refuse_shared_weights(
-    model: nn.Module, layers: Sequence[nn.Module], path: str, projections: Sequence[nn.Module]
+    model: nn.Module, layers: Sequence[nn.Module], path: str, weights: Sequence[torch.Tensor]
 ) -> None:
     """See to it that no projection's weight is also a weight of anything else in the model.
 
@@ -52,12 +52,12 @@ def refuse_shared_weights(
 
     Args:
         layers: the decoder layers, found under `path`.
-        projections: the modules of their projections.
+        weights: the parameters of their projections.
 
     Raises:
         InputError: one is; names both places.
     """
-    places = list(_places(model, layers, path, {id(module) for module in projections}))
+    places = list(_places(model, layers, path, {id(weight) for weight in weights}))
     by_storage = defaultdict(list)
     for place in places:
         by_storage[place.storage].append(place)
@@ -78,7 +78,7 @@ def refuse_shared_weights(
 
 
 def _places(
-    model: nn.Module, layers: Sequence[nn.Module], path: str, projections: set[int]
+    model: nn.Module, layers: Sequence[nn.Module], path: str, weights: set[int]
 ) -> Iterator[_Place]:
     """Every parameter in every place, the decoder layers first."""
     inside = [
@@ -92,7 +92,7 @@ def _places(
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.numel() > 0:
                 named = ".".join(part for part in (name.strip("."), own) if part)
-                yield _Place(named, parameter, id(module) in projections and own == "weight")
+                yield _Place(named, parameter, id(parameter) in weights)
 
 
 def _meet(one: _Place, other: _Place) -> bool:

@@ -1,0 +1,312 @@
+"""Experts whose weights are one parameter, each seen as the linear maps it is made of.
+
+Mixtures of transformers keep the weights of all experts of a layer in one parameter, mostly
+(experts, out, in), and apply a slice of it to the tokens that are routed there. Each slice is an
+`ExpertMap`: a module with a weight and a forward function, so hooks on it see an expert's inputs
+and outputs as they see those of any `nn.Linear`. `expert_calls` makes the model's own forward pass
+go through these modules; outside it the model is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from layerif.errors import InputError
+
+# Where a configuration of transformers says how experts are called.
+_CHOICE = "_experts_implementation"
+_PRODUCTS = {
+    torch.matmul,
+    torch.bmm,
+    torch.mm,
+    torch.Tensor.matmul,
+    torch.Tensor.bmm,
+    torch.Tensor.mm,
+    torch.Tensor.__matmul__,
+}
+_CHOICES = {torch.Tensor.__getitem__, torch.index_select, torch.Tensor.index_select}
+_CONVERSIONS = {
+    torch.Tensor.float,
+    torch.Tensor.double,
+    torch.Tensor.half,
+    torch.Tensor.bfloat16,
+    torch.Tensor.to,
+    torch.Tensor.type,
+}
+# Names of maps that read the residual stream, and of those that write to it.
+_READS = ("gate", "up", "w1", "w3", "v1", "input")
+_WRITES = ("down", "w2", "output")
+
+
+class ExpertMap(nn.Module):
+    """The linear map of one expert: a slice of a parameter that holds those of all.
+
+    Attributes:
+        owner: the module that holds the parameter.
+        parameter: the parameter; (experts, out, in), (experts, in, out), or either with the rows of
+            all experts in one dimension.
+        expert: which slice.
+        transposed: whether a slice is (in, out).
+    """
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        parameter: nn.Parameter,
+        experts: int,
+        expert: int,
+        *,
+        transposed: bool,
+    ) -> None:
+        super().__init__()
+        # Past `nn.Module`, which would take them for its own.
+        self.__dict__.update(owner=owner, parameter=parameter)
+        self.experts, self.expert, self.transposed = experts, expert, transposed
+
+    def slice(self, whole: torch.Tensor) -> torch.Tensor:
+        """(out, in) this expert's part of a tensor in the parameter's shape; a view."""
+        part = whole.view(self.experts, -1, whole.shape[-1])[self.expert]
+        return part.T if self.transposed else part
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.slice(self.parameter)
+
+    @property
+    def in_features(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.weight.to(inputs.dtype))
+
+    def check(self, right: torch.Tensor) -> None:
+        """See to it that an (in, out) factor of the model's product is stored as `transposed` says.
+
+        Raises:
+            InputError: it is not.
+        """
+        if min(right.shape) > 1 and (right.stride(-1) == 1) != self.transposed:
+            raise InputError(
+                f"the experts of {type(self.owner).__name__} use a weight of shape "
+                f"{tuple(self.parameter.shape)} the other way round than its shape and name say; "
+                "such experts are not supported"
+            )
+
+
+def expert_maps(layer: nn.Module, hidden: int | None) -> Iterator[tuple[str, list[ExpertMap]]]:
+    """The maps of every parameter of a decoder layer that holds those of many experts.
+
+    Yields:
+        The parameter's path inside the layer, without `weight`, and its maps, expert by expert.
+    """
+    for path, module in layer.named_modules():
+        if "expert" not in type(module).__name__.lower():
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            experts = _experts(module, parameter)
+            if experts is None:
+                continue
+            whole = parameter.view(experts, -1, parameter.shape[-1])
+            transposed = _transposed(module, f"{path}.{name}", whole.shape[1:], hidden)
+            maps = [
+                ExpertMap(module, parameter, experts, expert, transposed=transposed)
+                for expert in range(experts)
+            ]
+            yield f"{path}.{name}".strip(".").removesuffix(".weight"), maps
+
+
+def _experts(module: nn.Module, parameter: nn.Parameter) -> int | None:
+    """How many experts' matrices a parameter holds; None where it holds none."""
+    if parameter.ndim == 3:
+        return parameter.shape[0]
+    if parameter.ndim != 2:
+        return None
+    stated = [
+        value for name, value in vars(module).items() if name.endswith("num_experts") and value
+    ]
+    # DBRX: the rows of all experts in one dimension. A single row each would be a bias.
+    stacked = stated and parameter.shape[0] % stated[0] == 0 and parameter.shape[0] > stated[0]
+    return int(stated[0]) if stacked else None
+
+
+def _transposed(module: nn.Module, path: str, shape: torch.Size, hidden: int | None) -> bool:
+    """Whether a slice is (in, out): as the module states, or else by where `hidden` stands."""
+    stated = getattr(module, "is_transposed", None)
+    if stated is not None:
+        return bool(stated)
+    lower = ".".join(path.split(".")[-2:]).lower()
+    if hidden not in shape or shape[0] == shape[1]:
+        return False
+    reads = any(word in lower for word in _READS) and not any(word in lower for word in _WRITES)
+    return (shape[1] != hidden) if reads else (shape[0] != hidden)
+
+
+@contextmanager
+def expert_calls(projections: Sequence[Any]) -> Iterator[ExpertCalls]:
+    """Forward passes inside go through the maps of experts; where there are none, as always.
+
+    Experts are called one by one inside, whatever implementation the model is set to.
+
+    Args:
+        projections: those that are observed.
+    """
+    maps = [p.module for p in projections if isinstance(p.module, ExpertMap)]
+    calls = ExpertCalls(maps)
+    if not maps and not any(_in_a_list(p.name) for p in projections):
+        yield calls
+        return
+    stated = {id(c): c for m in maps if (c := getattr(m.owner, "config", None)) is not None}
+    chosen = {key: c._experts_implementation for key, c in stated.items() if hasattr(c, _CHOICE)}
+    try:
+        for key in chosen:
+            setattr(stated[key], _CHOICE, "eager")
+        with calls:
+            yield calls
+    finally:
+        for key, choice in chosen.items():
+            setattr(stated[key], _CHOICE, choice)
+
+
+@dataclass
+class _Rows:
+    """Rows that were chosen of a matrix of tokens.
+
+    Attributes:
+        index: (n,) which rows.
+        of: how many rows the matrix has.
+        storage: where the chosen rows lie.
+    """
+
+    index: torch.Tensor
+    of: int
+    storage: int
+
+
+class ExpertCalls(TorchFunctionMode):
+    """Sends products with an expert's weight through its map, and knows which tokens it is given.
+
+    A weight is known by the place in memory that it is a view of, a choice of tokens by the place
+    that it was written to. What an expert computes from its tokens has their order.
+    """
+
+    def __init__(self, maps: Sequence[ExpertMap]) -> None:
+        super().__init__()
+        self._maps: dict[int, dict[int, ExpertMap]] = {}
+        for one in maps:
+            self._maps.setdefault(_storage(one.parameter), {})[one.expert] = one
+        self._converted: tuple[torch.Tensor, ExpertMap] | None = None
+        self._chosen: _Rows | None = None
+        self._given: dict[str, _Rows] = {}
+
+    def samples(self, key: str, inputs: torch.Tensor, batch: int) -> torch.Tensor | None:
+        """(n,) the sample of each row of what a projection is given; None for all, in order.
+
+        Args:
+            key: the projection's, `layers.0.mlp.experts.up_proj.3` or `...experts.3.up_proj`.
+            batch: samples of the batch.
+        """
+        chosen, rows = self._chosen, inputs[..., 0].numel()
+        expert = _expert_of(key)
+        if chosen is not None and chosen.storage == _storage(inputs):
+            start = inputs.storage_offset() // max(inputs.shape[-1], 1)
+            chosen = _Rows(chosen.index[start : start + rows], chosen.of, chosen.storage)
+            self._given[expert] = chosen
+        else:
+            chosen = self._given.get(expert)
+        if chosen is None or len(chosen.index) != rows:
+            return None
+        return chosen.index * batch // chosen.of
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.linear:
+            return self._linear(*args, **kwargs)
+        if func in _PRODUCTS and isinstance(args[1], torch.Tensor):
+            return self._product(func, *args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in _CHOICES:
+            self._note(args[0], args[1:], result)
+        elif func in _CONVERSIONS:
+            self._follow(args[0], result)
+        return result
+
+    def _linear(self, inputs: Any, weight: Any, bias: Any = None) -> Any:
+        found = self._map_of(weight)
+        if found is None:
+            return nn.functional.linear(inputs, weight, bias)
+        found.check(weight.T)
+        output = found(inputs)
+        return output if bias is None else output + bias
+
+    def _product(self, func: Any, inputs: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> Any:
+        if weight.ndim == 3 and _storage(weight) in self._maps:
+            maps = self._maps[_storage(weight)]
+            maps[0].check(weight[0])
+            return torch.stack([maps[e](own) for e, own in enumerate(inputs)])
+        found = self._map_of(weight)
+        if found is None:
+            return func(inputs, weight, **kwargs)
+        found.check(weight)
+        return found(inputs)
+
+    def _map_of(self, weight: Any) -> ExpertMap | None:
+        """The map whose weight this is: a view of the parameter, or converted from one."""
+        if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+            return None
+        if self._converted is not None and _storage(weight) == _storage(self._converted[0]):
+            return self._converted[1]
+        maps = self._maps.get(_storage(weight))
+        if maps is None:
+            return None
+        first = maps[min(maps)].parameter.storage_offset()
+        return maps.get((weight.storage_offset() - first) // weight.numel())
+
+    def _note(self, source: torch.Tensor, index: tuple[Any, ...], result: torch.Tensor) -> None:
+        """Keep which rows were chosen, where that is what was asked for."""
+        asked = index[0] if len(index) == 1 else index[1]
+        parts = [part for part in _tuple(asked) if part is not None]
+        if source.ndim != 2 or len(parts) != 1 or not source.is_floating_point():
+            return
+        (rows,) = parts
+        if isinstance(rows, torch.Tensor) and rows.ndim == 1 and rows.dtype == torch.int64:
+            self._chosen = _Rows(rows, len(source), _storage(result))
+
+    def _follow(self, source: torch.Tensor, result: torch.Tensor) -> None:
+        """What is converted to another precision stays what it was."""
+        if self._chosen is not None and self._chosen.storage == _storage(source):
+            self._chosen.storage = _storage(result)
+        found = self._map_of(source)
+        if found is not None and result is not source:
+            self._converted = (result, found)
+
+
+def _in_a_list(name: str) -> bool:
+    """Whether a projection lies in a list of modules, as experts of their own modules do."""
+    return any(part.isdigit() for part in name.split("."))
+
+
+def _expert_of(key: str) -> str:
+    """The expert that a projection belongs to, of whichever way it is named."""
+    parts = key.split(".")
+    return ".".join([*parts[:-2], parts[-1]] if parts[-1].isdigit() else parts[:-1])
+
+
+def _tuple(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
