@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif.calibration.statistics import never_run, not_finite, observed
+from layerif.calibration.statistics import Seen, never_run, not_finite, observed
 from layerif.core.progress import note
 from layerif.errors import NumericalError
 from layerif.model.layers import Projection
@@ -71,6 +71,7 @@ class Hessians:
         self._projections = projections
         self._means: dict[tuple[str, ...], _Mean] = {}
         self._seen: list[_Seen] = []
+        self._tokens = Seen(projections)
         self._last: tuple[tuple[str, ...], Factor] | None = None
 
     @contextmanager
@@ -80,11 +81,15 @@ class Hessians:
             with observed(self._projections, self._observe):
                 yield
             self._count()
+            self._tokens.say()
         finally:
             self._seen = []
 
     def sharing(self, projection: Projection) -> tuple[str, ...]:
         """The projections whose inputs are the same; just itself where it has others besides."""
+        sources = self._tokens.sources(projection)
+        if len(sources) > 1:
+            return tuple(sources)
         found = self._sets(projection)
         return found[0] if len(found) == 1 else (projection.key,)
 
@@ -102,7 +107,7 @@ class Hessians:
             value = means[0].value
         else:
             value = sum(
-                (mean.value * (mean.count / count) for mean in means[1:]),
+                (mean.value * (mean.count / count) for mean in means[1:] if mean.count),
                 start=means[0].value * (means[0].count / count),
             )
         if not value.diagonal().sum().isfinite():
@@ -122,9 +127,11 @@ class Hessians:
         return self._last[1]
 
     def _sets(self, projection: Projection) -> list[tuple[str, ...]]:
-        return [keys for keys in self._means if projection.key in keys]
+        sources = set(self._tokens.sources(projection))
+        return [keys for keys in self._means if not sources.isdisjoint(keys)]
 
     def _observe(self, key: str, inputs: torch.Tensor) -> None:
+        self._tokens.add(key, inputs)
         if any(key in seen.keys for seen in self._seen):
             self._count()
         for seen in self._seen:

@@ -33,7 +33,12 @@ from layerif.model.sharing import refuse_shared_weights
 _ROUTERS = ("router", "altup")
 _GATES = ("gate", "shared_expert_gate", "wg")
 # Maps whose weight their owner reads as a bare matrix, so that they are never called.
-_BARE = {("MambaMixer", "dt_proj"), ("FalconMambaMixer", "dt_proj")}
+_BARE = {
+    ("MambaMixer", "dt_proj"),
+    ("FalconMambaMixer", "dt_proj"),
+    ("JambaMambaMixer", "dt_proj"),
+    ("DeepseekV4Attention", "o_a_proj"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,11 +202,12 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) > 0
     }
-    candidates = {
-        path: module
-        for path, module in lists.items()
-        if (expected is None or len(module) == expected)
-        and any(is_linear(inner) for inner in module.modules())
+    linear = {p: m for p, m in lists.items() if any(is_linear(inner) for inner in m.modules())}
+    candidates = {p: m for p, m in linear.items() if expected is None or len(m) == expected} or {
+        # LongCat counts the attentions, two a layer.
+        p: m
+        for p, m in linear.items()
+        if expected is not None and expected % len(m) == 0 and len(m) > 1
     }
     outermost = [
         path
