@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 import layerif
 from helpers.architectures import tiny_architecture
 from helpers.tiny import tiny_tokenizer
+from layerif.adapters import lora_config_for
+from layerif.artifacts import Plan
 from layerif.calibration.text import drawn_chunks
 from layerif.compress.pruning.options import PruneOptions
+from layerif.data import Corpus
 from layerif.data.batching import Encoded, collate
 from layerif.influence.doctor import literal_gradients
 from layerif.influence.gradients import PerSampleGradients, frozen
@@ -116,11 +120,63 @@ def pruned(name: str, _folder: Path) -> str:
     return _near(worst, 0.01)
 
 
+def searched(name: str, _folder: Path) -> str:
+    """A plan searched for at the operating point: its total exact, the model as before."""
+    model = tiny_architecture(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plan = layerif.search_plan(
+        model,
+        0.5,
+        tokenizer=tiny_tokenizer(),
+        calibration=Corpus("text", [TEXT], [TEXT], "\n\n"),
+        calibration_samples=4,
+        context_length=32,
+        held_out_tokens=256,
+        tokens=128,
+        rounds=1,
+    )
+    assert plan.modules is not None
+    layers = find_decoder_layers(model)
+    if [module.module for module in plan.modules] != [p.key for p in layers.projections]:
+        raise Mismatch("the plan names other projections")
+    zeros = sum(round(module.sparsity * module.numel) for module in plan.modules)
+    size = sum(module.numel for module in plan.modules)
+    if abs(zeros - 0.5 * size) > 1:
+        raise Mismatch(f"{zeros} zeros of {size} weights")
+    if not all(torch.equal(before[key], value) for key, value in model.state_dict().items()):
+        raise Mismatch("the model was changed")
+    return "exact"
+
+
+def adapted(name: str, folder: Path) -> str:
+    """A LoRA of every kind of projection that PEFT can take, saved, and opened again."""
+    model = tiny_architecture(name)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    model, _ = open_model(folder, device="cpu")
+    plan = Plan(kind="ranks", allocation=[2] * len(find_decoder_layers(model)))
+    wrapped = get_peft_model(model, lora_config_for(plan, model)).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in wrapped.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.normal_(std=0.1)
+    ids = torch.arange(3, 27)[None]
+    with torch.no_grad():
+        found = wrapped(input_ids=ids, use_cache=False).logits
+    wrapped.save_pretrained(folder / "adapter")
+    again, _ = open_model(folder, device="cpu", adapter=folder / "adapter")
+    with torch.no_grad():
+        other = again(input_ids=ids, use_cache=False).logits
+    return _near(_distance(found, other), 1e-6)
+
+
 CHECKS: dict[str, Callable[[str, Path], str]] = {
     "opened": opened,
     "likelihood": likelihood,
     "gradients": gradients,
     "Wanda": pruned,
+    "search": searched,
+    "adapter": adapted,
 }
 
 

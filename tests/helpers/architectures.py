@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,6 +58,10 @@ FIELDS: dict[str, Any] = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "linear_conv_kernel_dim": 4,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "index_head_dim": 8,
+    "index_n_heads": 2,
 }
 
 
@@ -297,30 +302,26 @@ FORMS = {
 }
 # Encoders, decoders of an encoder, and models of several kinds of input, whose language model has
 # an id of its own.
-LEFT_OUT = set(
-    """
+OTHER_KINDS = """
     aria_text bart beam bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small blt
     camembert cpmant data2vec-text dots3_note electra emu3 ernie fuyu gemma3 gemma3n gemma4
     gemma4_assistant gemma4_unified gemma4_unified_assistant git got_ocr2 gpt-sw3 hrm_text llama4
     marian mbart megatron-bert mllama moshi moss_transcribe_diarize musicgen musicgen_melody mvp
     pegasus phi4_multimodal plbart prophetnet qwen3_5 qwen3_5_moe qwen4_exp reformer rembert roberta
     roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod
-    """.split()
-)
+"""
 
 
 def architectures() -> list[str]:
     """Every causal language model of the installed transformers, by its model type."""
-    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FORMS} - LEFT_OUT)
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FORMS} - {*OTHER_KINDS.split()})
 
 
 def tiny_config(name: str) -> Any:
     kind = CONFIG_MAPPING[FORMS.get(name, name)]
     known = set(inspect.signature(kind.__init__).parameters)
-    try:
+    with suppress(Exception):  # some have no configuration by default
         known |= {*kind().to_dict(), *getattr(kind, "attribute_map", {})}
-    except Exception:  # some have no configuration by default
-        pass
     values = {field: value for field, value in FIELDS.items() if field in known}
     return kind(**copy.deepcopy({**values, **OWN.get(name, {}), **ALWAYS}))
 

@@ -99,8 +99,8 @@ def targeted(layers: DecoderLayers, target_modules: Sequence[str] | str | None) 
         InputError: one of the names, or the expression, is that of no projection.
     """
     if target_modules is None:
-        return list(layers.projections)
-    names = {full_name(layers, p): p for p in layers.projections}
+        return layers.linear
+    names = {full_name(layers, p): p for p in layers.linear}
     wanted: dict[str, Callable[[str], bool]]
     if isinstance(target_modules, str):
         check_patterns([target_modules], list(names), "target_modules")
@@ -112,7 +112,7 @@ def targeted(layers: DecoderLayers, target_modules: Sequence[str] | str | None) 
         if not any(map(matches, names)):
             raise InputError(
                 f"no projection of a decoder layer is called {target!r}; they are "
-                f"{', '.join(sorted({p.name for p in layers.projections}))}"
+                f"{', '.join(sorted({p.name for p in layers.linear}))}"
             )
     return [p for name, p in names.items() if any(matches(name) for matches in wanted.values())]
 

@@ -133,6 +133,11 @@ class DecoderLayers:
     def __len__(self) -> int:
         return len(self.modules)
 
+    @property
+    def linear(self) -> list[Projection]:
+        """The projections that are modules of their own, where adapters can be put."""
+        return [p for p in self.projections if p.fused is None]
+
     def of(self, layer: int) -> list[Projection]:
         """The projections of one decoder layer."""
         return [p for p in self.projections if p.layer == layer]
