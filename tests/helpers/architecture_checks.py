@@ -139,9 +139,9 @@ def searched(name: str, _folder: Path) -> str:
     layers = find_decoder_layers(model)
     if [module.module for module in plan.modules] != [p.key for p in layers.projections]:
         raise Mismatch("the plan names other projections")
-    zeros = sum(round(module.sparsity * module.numel) for module in plan.modules)
+    zeros = sum(module.sparsity * module.numel for module in plan.modules)
     size = sum(module.numel for module in plan.modules)
-    if abs(zeros - 0.5 * size) > 1:
+    if abs(zeros - 0.5 * size) > 1e-6 * size:
         raise Mismatch(f"{zeros} zeros of {size} weights")
     if not all(torch.equal(before[key], value) for key, value in model.state_dict().items()):
         raise Mismatch("the model was changed")

@@ -303,8 +303,8 @@ FORMS = {
 # Encoders, decoders of an encoder, and models of several kinds of input, whose language model has
 # an id of its own.
 OTHER_KINDS = """
-    aria_text bart beam bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small blt
-    camembert cpmant data2vec-text dots3_note electra emu3 ernie fuyu gemma3 gemma3n gemma4
+    aria_text bart beam bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small
+    blt camembert cpmant data2vec-text dots3_note electra emu3 ernie fuyu gemma3 gemma3n gemma4
     gemma4_assistant gemma4_unified gemma4_unified_assistant git got_ocr2 gpt-sw3 hrm_text llama4
     marian mbart megatron-bert mllama moshi moss_transcribe_diarize musicgen musicgen_melody mvp
     pegasus phi4_multimodal plbart prophetnet qwen3_5 qwen3_5_moe qwen4_exp reformer rembert roberta

@@ -154,7 +154,7 @@ class PerSampleGradients:
                 maps[:] = [
                     (_brought(left, inputs), _brought(right, inputs)) for left, right in maps
                 ]
-            samples = self._calls.samples(projection.key, inputs, self._rows)
+            samples = self._calls.samples(projection, inputs, self._rows)
             seen = [
                 inputs if right is None else nn.functional.linear(inputs, right)
                 for _, right in maps

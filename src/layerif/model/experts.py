@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from layerif.errors import InputError
+from layerif.model.forwards import replaced_forwards
 
 # Where a configuration of transformers says how experts are called.
 _CHOICE = "_experts_implementation"
@@ -178,6 +180,55 @@ def expert_calls(projections: Sequence[Any]) -> Iterator[ExpertCalls]:
             setattr(stated[key], _CHOICE, choice)
 
 
+@contextmanager
+def every_expert(layer: nn.Module, projections: Sequence[Any]) -> Iterator[None]:
+    """Inside, each expert of a layer is also run on the tokens that are not routed to it.
+
+    What the layer computes stays the same; hooks on its experts see every token once.
+
+    Args:
+        projections: of the layer.
+
+    Raises:
+        InputError: experts are called in a way that leaves no choice of them.
+    """
+    owners = {id(p.module.owner): p.module for p in projections if isinstance(p.module, ExpertMap)}
+    routed = [module for module in layer.modules() if _takes_routes(module)]
+    inside = {id(inner) for module in routed for inner in module.modules()}
+    for owner, one in owners.items():
+        if owner not in inside:
+            raise InputError(
+                f"all_experts: the experts of {type(one.owner).__name__} cannot be sent every "
+                "token; leave it out"
+            )
+    experts = {id(m): next(o.experts for o in owners.values() if _holds(m, o)) for m in routed}
+
+    def replacement(place: int, forward: Any) -> Any:
+        count = experts[id(routed[place])]
+
+        def run(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> Any:
+            others = torch.ones(len(index), count, dtype=torch.bool, device=index.device)
+            others.scatter_(1, index, value=False)
+            rest = others.nonzero()[:, 1].view(len(index), -1)
+            forward(hidden, rest, weights.new_zeros(rest.shape))
+            return forward(hidden, index, weights)
+
+        return run
+
+    with replaced_forwards(routed, replacement):
+        yield
+
+
+def _takes_routes(module: nn.Module) -> bool:
+    """Whether a module's forward takes tokens, the experts of each, and their weights."""
+    names = list(signature(module.forward).parameters)
+    return len(names) == 3 and "ind" in names[1] and "weights" in names[2]
+
+
+def _holds(module: nn.Module, one: ExpertMap) -> bool:
+    return any(inner is one.owner for inner in module.modules())
+
+
 @dataclass
 class _Rows:
     """Rows that were chosen of a matrix of tokens.
@@ -209,15 +260,16 @@ class ExpertCalls(TorchFunctionMode):
         self._chosen: _Rows | None = None
         self._given: dict[str, _Rows] = {}
 
-    def samples(self, key: str, inputs: torch.Tensor, batch: int) -> torch.Tensor | None:
+    def samples(self, projection: Any, inputs: torch.Tensor, batch: int) -> torch.Tensor | None:
         """(n,) the sample of each row of what a projection is given; None for all, in order.
 
         Args:
-            key: the projection's, `layers.0.mlp.experts.up_proj.3` or `...experts.3.up_proj`.
+            projection: that is given it.
+            inputs: (n, in) or (batch, positions, in).
             batch: samples of the batch.
         """
         chosen, rows = self._chosen, inputs[..., 0].numel()
-        expert = _expert_of(key)
+        expert = _expert_of(projection)
         if chosen is not None and chosen.storage == _storage(inputs):
             start = inputs.storage_offset() // max(inputs.shape[-1], 1)
             chosen = _Rows(chosen.index[start : start + rows], chosen.of, chosen.storage)
@@ -298,10 +350,10 @@ def _in_a_list(name: str) -> bool:
     return any(part.isdigit() for part in name.split("."))
 
 
-def _expert_of(key: str) -> str:
-    """The expert that a projection belongs to, of whichever way it is named."""
-    parts = key.split(".")
-    return ".".join([*parts[:-2], parts[-1]] if parts[-1].isdigit() else parts[:-1])
+def _expert_of(projection: Any) -> str:
+    """The expert that a projection belongs to: `experts.3` of `experts.up_proj.3`, too."""
+    path, _, last = projection.key.rpartition(".")
+    return path if projection.fused is None else f"{path.rpartition('.')[0]}.{last}"
 
 
 def _tuple(index: Any) -> tuple[Any, ...]:

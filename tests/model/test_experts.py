@@ -1,0 +1,170 @@
+"""Experts of a mixture, each as linear maps of their own, against autograd and plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.architecture_checks import CHECKS, samples
+from helpers.architectures import tiny_architecture
+from helpers.tiny import tiny_model
+from layerif.calibration.statistics import observed
+from layerif.data.batching import collate
+from layerif.errors import InputError
+from layerif.influence.doctor import literal_gradients
+from layerif.influence.gradients import PerSampleGradients, frozen
+from layerif.influence.subspaces.full import FullWeights
+from layerif.model.experts import every_expert, expert_calls
+from layerif.model.layers import find_decoder_layers
+
+POPULAR = [
+    "deepseek_v3",
+    "glm4_moe",
+    "gpt_oss",
+    "granitemoehybrid",
+    "lfm2",
+    "mixtral",
+    "nemotron_h",
+    "olmoe",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+]
+FUSED = ["mixtral", "gpt_oss", "dbrx", "jetmoe", "llama4_text"]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", POPULAR)
+def test_popular_architectures_pass_every_check(name, check, tmp_path):
+    CHECKS[check](name, tmp_path)
+
+
+def per_sample(model):
+    projections = find_decoder_layers(model).projections
+    matrices = FullWeights().matrices(projections)
+    with frozen(model), PerSampleGradients(model, projections, matrices) as gradients:
+        return gradients(collate(samples(), device="cpu"))
+
+
+def largest_difference(model):
+    _, found = per_sample(model)
+    worst = 0.0
+    for row, item in enumerate(samples()):
+        for index, expected in literal_gradients(
+            model, find_decoder_layers(model).projections, item
+        ):
+            scale = max(expected.norm().item(), 1e-30)
+            worst = max(worst, (found[index][row] - expected).norm().item() / scale)
+    return worst
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_every_expert_is_a_projection_that_is_a_view(name):
+    model = tiny_architecture(name)
+    experts = [p for p in find_decoder_layers(model).projections if p.fused is not None]
+    sizes = {id(p.parameter): p.parameter.numel() for p in experts}
+    assert sum(p.numel for p in experts) == sum(sizes.values())
+    for projection in experts:
+        assert projection.weight.shape == (projection.out_features, projection.in_features)
+        projection.weight.zero_()
+    assert not any(p.parameter.any() for p in experts)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_how_experts_are_called_changes_nothing(name):
+    results = []
+    for implementation in ("eager", "batched_mm", "grouped_mm"):
+        model = tiny_architecture(name)
+        model.set_experts_implementation(implementation)
+        results.append(per_sample(model)[1])
+        assert model.config._experts_implementation == implementation
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+class Routed(nn.Module):
+    """Experts that are modules of their own, as in code that models bring."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, 3, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 5), nn.SiLU(), nn.Linear(5, width)) for _ in range(3)
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        weights, chosen = self.gate(flat).softmax(-1).topk(2, dim=-1)
+        output = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            rows, place = torch.where(chosen == index)
+            output.index_add_(0, rows, expert(flat[rows]) * weights[rows, place, None])
+        return output.view_as(hidden)
+
+
+def test_experts_of_their_own_modules():
+    model = tiny_model("llama", torch.float64)
+    for layer in model.model.layers:
+        layer.mlp = Routed(32).double()
+    names = {p.name for p in find_decoder_layers(model).projections}
+    assert "mlp.experts.2.0" in names
+    assert "mlp.gate" not in names
+    assert largest_difference(model) < 1e-6
+
+
+def test_an_expert_without_a_token_has_no_gradient():
+    model = tiny_architecture("mixtral")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate.weight.zero_()  # a tie, the same for every token
+    _, found = per_sample(model)
+    reached: dict[str, int] = {}
+    for projection, gradient in zip(find_decoder_layers(model).projections, found, strict=True):
+        if projection.fused is not None:
+            reached[projection.fused] = reached.get(projection.fused, 0) + bool(gradient.any())
+    assert set(reached.values()) == {2}
+
+
+def test_a_weight_that_is_used_the_other_way_round_is_refused():
+    model = tiny_architecture("mixtral")
+    for layer in model.model.layers:
+        layer.mlp.experts.is_transposed = True
+    projections = find_decoder_layers(model).projections
+    with expert_calls(projections), pytest.raises(InputError, match="other way round"):
+        model(input_ids=torch.arange(3, 20)[None])
+
+
+def test_routers_convolutions_and_states_are_left_as_they_are():
+    layers = find_decoder_layers(tiny_architecture("granitemoehybrid"))
+    rest = {name.split(".", 2)[2] for name, _ in layers.rest}
+    assert rest == {"block_sparse_moe.router.weight", "mamba.conv1d.weight"}
+    assert not any("router" in p.name for p in layers.projections)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "dbrx"])
+def test_every_expert_sees_every_token_once(name):
+    model = tiny_architecture(name)
+    layer = find_decoder_layers(model).modules[1]
+    projections = find_decoder_layers(model).of(1)
+    ids = torch.arange(3, 27)[None]
+    expected = model(input_ids=ids).logits
+    seen: dict[str, int] = {}
+
+    def count(key, inputs):
+        seen[key] = seen.get(key, 0) + inputs[..., 0].numel()
+
+    with observed(projections, count), every_expert(layer, projections):
+        found = model(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert {seen[p.key] for p in projections} == {24}
+
+
+def test_experts_that_cannot_be_chosen_are_named():
+    model = tiny_architecture("jetmoe")
+    layers = find_decoder_layers(model)
+    with (
+        pytest.raises(InputError, match="JetMoeParallelExperts"),
+        every_expert(layers.modules[0], layers.of(0)),
+    ):
+        pass
