@@ -13,7 +13,8 @@ from scipy.optimize import bisect
 
 from helpers.strategies import fractions, layers, weighted_mean
 from layerif.errors import InputError
-from layerif.plans.maps import ConstantScoresError, dlp_map, layerif_map, owl_map
+from layerif.plans.maps.scores import ConstantScoresError
+from layerif.plans.maps.sparsity import dlp_map, layerif_map, owl_map
 
 MAPS = [owl_map, dlp_map]
 bands = st.floats(0, 0.5)

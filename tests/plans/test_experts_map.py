@@ -12,15 +12,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from layerif.errors import InputError
-from layerif.plans.maps import (
+from layerif.plans.maps.counts import (
     MOLA_SHAPE,
-    ConstantScoresError,
     apportion,
     apportion_as_authors,
     mola_map,
     power_map,
-    uniform_experts,
+    uniform_counts,
 )
+from layerif.plans.maps.scores import ConstantScoresError
 
 distinct_scores = st.lists(st.integers(-99, 99), min_size=2, max_size=40, unique=True).map(
     lambda values: np.array(values, dtype=float)
@@ -130,12 +130,12 @@ def test_power_map_by_hand() -> None:
 
 def test_as_many_experts_as_layers_leave_no_choice() -> None:
     scores = np.arange(9.0)
-    for experts in (power_map(scores, 9), mola_map(9, 9), uniform_experts(9, 9)):
+    for experts in (power_map(scores, 9), mola_map(9, 9), uniform_counts(9, 9)):
         assert experts.tolist() == [1] * 9
 
 
 def test_one_layer_gets_the_total() -> None:
-    for experts in (power_map([3.0], 5), mola_map(1, 5), uniform_experts(1, 5)):
+    for experts in (power_map([3.0], 5), mola_map(1, 5), uniform_counts(1, 5)):
         assert experts.tolist() == [5]
 
 
@@ -148,7 +148,7 @@ def test_constant_scores() -> None:
 
 @given(st.integers(1, 50), spare)
 def test_uniform_gives_what_is_left_to_the_lowest_layers(layers: int, more: int) -> None:
-    experts = uniform_experts(layers, layers + more)
+    experts = uniform_counts(layers, layers + more)
     each, left = divmod(layers + more, layers)
     assert experts.tolist() == [each + 1] * left + [each] * (layers - left)
 

@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.strategies import fractions, layers, weighted_mean
 from layerif.errors import InputError
-from layerif.plans.maps import (
-    ConstantScoresError,
-    layerif_map,
-    minmax,
-    project_to_total,
-    smoothed,
-    uniform_sparsity,
-)
+from layerif.plans.maps.scores import ConstantScoresError, minmax, smoothed
+from layerif.plans.maps.sparsity import layerif_map, project_to_total, uniform_sparsity
 
 
 def test_map_agrees_with_the_published_sparsities(paper: dict[str, Any]) -> None:
@@ -36,7 +30,7 @@ def test_map_smooths_before_it_normalises(paper: dict[str, Any]) -> None:
     # Would see: no second min-max, which would shrink the spread below (1 + eps) / (1 - eps).
     raw = paper["influence_raw_minmax"]
     ours = layerif_map(raw, 0.5, np.ones(32), epsilon=0.2)
-    by_hand = layerif_map(smoothed(raw)[0], 0.5, np.ones(32), epsilon=0.2, smooth=False)
+    by_hand = layerif_map(smoothed(raw), 0.5, np.ones(32), epsilon=0.2, smooth=False)
     np.testing.assert_allclose(ours, by_hand, atol=1e-12)
     assert ours.max() / ours.min() == pytest.approx(1.2 / 0.8)
 

@@ -111,7 +111,7 @@ def _mola(digits: str) -> NamedPlan:
 def _plain_lora(uniform: Plan, rank: int) -> Plan:
     """Plain LoRA of one rank, whose total rank is that of the experts."""
     from layerif.artifacts import Plan
-    from layerif.plans.maps import equal_rank
+    from layerif.plans.maps.counts import equal_rank
 
     ranks = [equal_rank(uniform.allocation, rank)] * len(uniform.allocation)
     how = {"map": "uniform", "experts": uniform.total}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from layerif.artifacts import METRIC_FORMAT, LayerScores, MetricScores
 from layerif.core.files import check_columns, quoted, read_cells, read_json, read_npy
 from layerif.errors import InputError
-from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.maps.scores import check_scores
 
 ONE_A_LAYER = "one number a layer"
 

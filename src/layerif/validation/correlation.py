@@ -18,7 +18,7 @@ from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.core.choices import TruthKind
 from layerif.errors import InputError
 from layerif.evaluation.statistics import holm
-from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.maps.scores import check_scores
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 2000
