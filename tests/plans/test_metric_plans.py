@@ -125,7 +125,7 @@ def test_what_is_refused(alphas):
     with pytest.raises(InputError, match="the map layerif takes epsilon"):
         allocate_sparsity(alphas, 0.5, lam=0.1)
     for option in ({"lam": 0.1}, {"orientation": "direct"}):
-        with pytest.raises(InputError, match="the map uniform takes none of it"):
+        with pytest.raises(InputError, match="the map uniform takes"):
             allocate_sparsity(alphas, 0.5, map="uniform", **option)
     with pytest.raises(InputError, match="no option lamb; did you mean lam"):
         allocate_sparsity(alphas, 0.5, map="owl", lamb=0.1)
