@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerif.errors import InputError
 from layerif.plans.maps.scores import (
     ConstantScoresError,
     minmax,
@@ -88,8 +87,3 @@ def test_equal_scores_have_no_positions() -> None:
         positions([2.0, 2.0], "direct")
     assert positions([2.0, 2.0], "direct", "uniform") is None
     assert positions([2.0], "direct") is None
-
-
-def test_an_unknown_orientation_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'up'; .*direct, inverse"):
-        positions([0.0, 1.0], "up")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from layerif.errors import InputError
+from layerif.plans.allocate import allocate_experts
 from layerif.plans.maps.counts import (
     MOLA_SHAPE,
     apportion,
@@ -296,15 +297,7 @@ def test_alphas_are_taken_as_they_are(paper: dict[str, Any]) -> None:
     [
         ({"total": 2}, "total of 2"),
         ({"total": 7.5}, "total is 7.5"),
-        ({"beta": 0}, "beta is 0"),
-        ({"beta": -1.0}, "beta is -1"),
-        ({"beta": np.nan}, "beta is nan"),
-        ({"beta": np.inf}, "beta is inf"),
         ({"scores": [1.0, np.nan, 2.0]}, "layer 1 .*finite"),
-        ({"orientation": "down"}, "'down'"),
-        ({"on_constant": "skip"}, "'skip'"),
-        ({"normalise": "mean"}, "'mean'; .*minmax, none"),
-        ({"compat": "reference"}, "'reference'; .*none, authors"),
         ({"normalise": "none", "orientation": "inverse"}, "one of the two"),
         ({"normalise": "none", "scores": [1.0, -2.0, 4.0]}, "layer 1 .*negative"),
         ({"normalise": "none", "beta": 1e6}, "weights of layers 1, 2"),
@@ -317,10 +310,28 @@ def test_power_map_refuses(arguments: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("beta", 0),
+        ("beta", -1.0),
+        ("beta", np.nan),
+        ("beta", np.inf),
+        ("orientation", "down"),
+        ("on_constant", "skip"),
+        ("normalise", "mean"),
+        ("compat", "reference"),
+    ],
+)
+def test_options_out_of_range_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{option}={value!r}"):
+        allocate_experts([1.0, 2.0, 4.0], 9, **{option: value})
+
+
+@pytest.mark.parametrize(
     ("layers", "total", "shape", "says"),
     [
         (5, 4, (2, 4), "total of 4"),
-        (0, 4, (2, 4), "number of layers"),
+        (0, 4, (2, 4), "one number per layer"),
         (4, 8, (2, 0, 4), "2-0-4"),
         (4, 8, (), "experts of the shape"),
     ],

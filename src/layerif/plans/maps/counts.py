@@ -12,7 +12,7 @@ from operator import index
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from layerif.core.choices import CountsCompat, OnConstant, Orientation, ScoreScale, check_choice
+from layerif.core.choices import CountsCompat, OnConstant, Orientation, ScoreScale
 from layerif.errors import InputError
 from layerif.plans.maps.scores import FloatArray, check_scores, positions, refuse_layers
 
@@ -60,18 +60,10 @@ def power_map(
 
     Raises:
         ConstantScoresError: the scores do not tell the layers apart.
-        InputError: the total is below the number of layers, beta is not positive and finite, or
-            scores that are not normalised are negative or to be turned round.
+        InputError: the total is below the number of layers, or scores that are not normalised are
+            negative or to be turned round.
     """
     vector = check_scores(scores)
-    _check_total(total, vector.size)
-    check_choice(normalise, ScoreScale, "normalise")
-    check_choice(compat, CountsCompat, "compat")
-    if not 0 < beta < np.inf:
-        raise InputError(
-            f"beta is {beta}; it must be a positive finite number: at 0 the scores would have no "
-            f"effect, below it the lowest layer would take all (for that, orientation='inverse')"
-        )
     q = positions(vector, orientation, on_constant)
     if q is None:
         return uniform_counts(vector.size, total)
@@ -103,7 +95,6 @@ def mola_map(layers: int, total: int, shape: Sequence[float] = MOLA_SHAPE) -> In
     Raises:
         InputError: the total is below the number of layers, or some number is not positive.
     """
-    layers, total = _check_count(layers, "number of layers"), _check_total(total, layers)
     groups = check_scores(shape, name="experts of the shape")
     if groups.min() <= 0:
         raise InputError(
@@ -122,7 +113,7 @@ def uniform_counts(layers: int, total: int) -> IntArray:
     Raises:
         InputError: the total is below the number of layers.
     """
-    return apportion(np.ones(_check_count(layers, "number of layers")), total)
+    return apportion(np.ones(layers), total)
 
 
 def apportion(weights: ArrayLike, total: int) -> IntArray:
@@ -142,8 +133,7 @@ def apportion(weights: ArrayLike, total: int) -> IntArray:
     Raises:
         InputError: the weights are not as above, or the total is below the number of layers.
     """
-    vector = _check_weights(weights)
-    total = _check_total(total, vector.size)
+    vector, total = _checked(weights, total)
     shares = _floored_shares(vector / vector.max(), total)
     counts = np.floor(shares + _TIE).astype(np.int64)
     ties = np.rint((shares - counts) / _TIE)
@@ -170,8 +160,7 @@ def apportion_as_authors(weights: ArrayLike, total: int) -> IntArray:
     Raises:
         InputError: as `apportion`.
     """
-    vector = _check_weights(weights)
-    total = _check_total(total, vector.size)
+    vector, total = _checked(weights, total)
     counts = np.maximum(1, np.rint(vector / vector.sum() * total)).astype(np.int64)
     while counts.sum() < total:
         counts[np.argmin(vector - counts)] += 1
@@ -229,12 +218,18 @@ def equal_rank(experts: ArrayLike, rank: int | ArrayLike) -> int:
     return round(int(ranks.sum()) / ranks.size)
 
 
-def _check_weights(weights: ArrayLike) -> FloatArray:
+def _checked(weights: ArrayLike, total: int) -> tuple[FloatArray, int]:
     vector = check_scores(weights, name="weights")
     if vector.min() < 0 or vector.max() == 0:
         advice = "none may be negative and one at least must be positive"
         refuse_layers(vector <= 0, vector, "weights", "not positive", advice)
-    return vector
+    total, layers = _check_count(total, "total"), vector.size
+    if total < layers:
+        raise InputError(
+            f"a total of {total} is too few for {layers} layers: each needs at least one, "
+            f"so give {layers} or more"
+        )
+    return vector, total
 
 
 def _check_counts(values: ArrayLike, name: str) -> IntArray:
@@ -251,14 +246,4 @@ def _check_count(value: object, name: str) -> int:
         raise InputError(f"the {name} is {value!r}; it must be a whole number") from error
     if not 1 <= count <= MOST:
         raise InputError(f"the {name} is {count}; it must be at least 1 and at most {MOST:,}")
-    return count
-
-
-def _check_total(total: int, layers: int) -> int:
-    count = _check_count(total, "total")
-    if count < layers:
-        raise InputError(
-            f"a total of {count} is too few for {layers} layers: each needs at least one, "
-            f"so give {layers} or more"
-        )
     return count

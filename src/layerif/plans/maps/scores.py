@@ -171,10 +171,8 @@ def positions(
 
     Raises:
         ConstantScoresError: the scores, or the smoothed scores, do not tell the layers apart.
-        InputError: see `check_scores`; or there is no such orientation or `on_constant`.
+        InputError: see `check_scores`.
     """
-    check_choice(on_constant, OnConstant, "on_constant")
-    check_choice(orientation, Orientation, "orientation")
     try:
         q = minmax(scores)
         if smooth:

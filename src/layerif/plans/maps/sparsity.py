@@ -63,7 +63,6 @@ def layerif_map(
     vector = check_scores(scores)
     uniform = uniform_sparsity(sparsity, layer_sizes, s_max=s_max)
     sizes = _check_sizes(layer_sizes, vector)
-    _check_range(epsilon, "epsilon")
     place = positions(vector, orientation, on_constant, smooth=smooth)
     if place is None:
         return uniform
@@ -99,7 +98,6 @@ def owl_map(
     vector = check_scores(scores)
     uniform = uniform_sparsity(sparsity, layer_sizes, s_max=s_max)
     sizes = _check_sizes(layer_sizes, vector)
-    _check_range(lam, "lam", 0.5)
     place = positions(vector, orientation, on_constant)
     if place is None:
         return uniform
@@ -117,8 +115,8 @@ def uniform_sparsity(sparsity: float, layer_sizes: ArrayLike, *, s_max: float = 
     Raises:
         InputError: the sparsity is outside [0, s_max], or a size is not positive.
     """
-    _check_range(sparsity, "sparsity")
-    _check_range(s_max, "s_max")
+    if not 0 <= sparsity <= 1:
+        raise InputError(f"sparsity is {sparsity}; it must lie between 0 and 1")
     if sparsity > s_max:
         raise InputError(
             f"a sparsity of {sparsity:g} in all is not possible with layers that stay at or below "
@@ -182,11 +180,6 @@ def project_to_total(
         # What is missing at the left knot, not c itself: far-off values would swallow its digits.
         result[free] += (total - fsum(shares * result)) / fsum(shares[free])
     return result.clip(low, high)
-
-
-def _check_range(value: float, name: str, highest: float = 1) -> None:
-    if not 0 <= value <= highest:
-        raise InputError(f"{name} is {value}; it must lie between 0 and {highest:g}")
 
 
 def _check_sizes(
