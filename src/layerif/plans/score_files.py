@@ -15,7 +15,7 @@ from layerif.errors import InputError
 from layerif.plans.maps.scores import check_scores
 
 ONE_A_LAYER = "one number a layer"
-# Cells that begin with a letter and are no header, but a value that is missing.
+# Words in the first row that are a missing value and not a header.
 MISSING = ("na", "n/a", "nan", "none", "inf")
 
 

@@ -31,7 +31,7 @@ class Round:
     Attributes:
         state: (units,).
         held_out_loss: mean loss of the held-out texts, in nats a token.
-        gradient: (units,) g; None where nothing was to come after it.
+        gradient: (units,) g; None where no move was to follow.
         seconds: that it took.
     """
 
@@ -70,8 +70,7 @@ def rounds(search: Search) -> Found:
     bar = math.inf
     state, setbacks, shrunk = kind.start(), 0, 1.0
     with progress("influence at the operating point", len(lots) + 1) as advance:
-        for number in range(len(lots) + 1):
-            items = lots[number] if number < len(lots) else None
+        for number, items in enumerate([*lots, None]):
             current = _round(search, f"round-{number:03d}", state, items, bar)
             done.append(current)
             advance()
@@ -117,8 +116,7 @@ def _round(
 def _record(
     search: Search, done: list[Round], etas: list[float], lots: list[list[Encoded]]
 ) -> dict[str, Any]:
-    """How the rounds went, with tokens of calibration (each layer runs them twice), of judging and
-    of gradients."""
+    """How the rounds went, with their tokens; each layer runs those of calibration twice."""
     taken = zip(done, lots, strict=False)
     return {
         "delta": search.options.delta,

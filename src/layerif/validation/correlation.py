@@ -75,7 +75,7 @@ def _beside(scores: Mapping[str, ArrayLike], truth: GroundTruth, seed: int) -> l
         value = low = high = p = None
         if np.ptp(vector) > 0:
             value = float(_correlations(vector, costs.mean(1)[None])[0])
-            # Of one text alone no draw differs from another, which is no certainty.
+            # With one text alone all draws are the same, which does not make it certain.
             low, high = -1.0, 1.0
             if chunks > 1:
                 low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975]).tolist()

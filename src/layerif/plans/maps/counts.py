@@ -45,14 +45,10 @@ def power_map(
     Args:
         scores: shape (layers,), any unit.
         total: experts in all, at least one per layer.
-        beta: positive; the larger, the more the highest layers take.
-        orientation: `direct` gives high scores more experts, `inverse` fewer.
-        normalise: what is taken to the power: the `minmax` of the scores, or with `none` the scores
-            themselves, none of which may be negative then.
-        compat: how weights become whole numbers: by `apportion`, or with `authors` as published
-            code does it, by `apportion_as_authors`.
-        on_constant: what to do when all scores are equal: `error` or `uniform`. One layer alone
-            always gets the total.
+        beta, orientation, normalise, on_constant: as `CountsMapOptions` has checked them. One layer
+            alone always gets the total.
+        compat: how weights become whole numbers: by `apportion`, or with `authors` by
+            `apportion_as_authors`.
 
     Returns:
         int64, shape (layers,): at least 1 each, in the order of the scores up to ties (with
@@ -147,8 +143,8 @@ def apportion_as_authors(weights: ArrayLike, total: int) -> IntArray:
 
     n = round(total w / sum w), a half to the even neighbour. Then one unit at a time: what is
     missing goes where w - n is least, what is too much is taken where it is largest, with the w of
-    whatever scale they are. That puts a residual on one layer, mostly not the one that rounding
-    wronged, so it is for published budgets. Where the code would leave a layer none, it keeps one.
+    whatever scale they are. That puts a residual on one layer, mostly not the one that was rounded
+    most, so it is for published budgets. Where the code would leave a layer none, it keeps one.
 
     Args:
         weights: as for `apportion`, but their scale matters.

@@ -44,21 +44,18 @@ def layerif_map(
         scores: shape (layers,), any unit.
         sparsity: S in [0, 1], the fraction of zeros over all the layers' weights.
         layer_sizes: N, shape (layers,), parameters per layer.
-        epsilon: in [0, 1], half the spread of q around 1. At 0 all layers are alike; above 1 the
-            lowest layer would be asked for less than no zeros.
+        epsilon, orientation, on_constant: as `SparsityMapOptions` has checked them. One layer alone
+            always gets S.
         smooth: smooth the scores over neighbouring layers (`smoothed`); false where neighbours
             in the list are not neighbours in the model.
-        orientation: `direct` prunes high scores more, `inverse` less.
         s_max: in [S, 1], no layer goes above it.
-        on_constant: what to do when the scores, or the smoothed scores, are all equal: `error`
-            or `uniform`. One layer alone always gets S.
 
     Returns:
         Shape (layers,), in [0, s_max].
 
     Raises:
-        ConstantScoresError: the scores do not tell the layers apart.
-        InputError: an argument outside its range, or scores and sizes of different length.
+        ConstantScoresError: the scores, or the smoothed scores, do not tell the layers apart.
+        InputError: S or s_max outside its range, or scores and sizes of different length.
     """
     vector = check_scores(scores)
     uniform = uniform_sparsity(sparsity, layer_sizes, s_max=s_max)
@@ -85,7 +82,7 @@ def owl_map(
 
     OWL (arXiv 2310.05175): d_l = 2 lam * minmax(score)_l and s_l = S - (d_l - mean d), so the layer
     with the most outliers is pruned least. The mean over layers is unweighted, as in the authors'
-    code; what the layers' sizes, or bounds that are left, make of the total is then put right by
+    code; what the layers' sizes, or bounds that are left, change in the total is then corrected by
     one shift of all layers within the bounds (`project_to_total`).
 
     Args:
