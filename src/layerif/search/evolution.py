@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,25 +28,6 @@ from layerif.search.texts import tokens_of, up_to
 STEP = "generation"
 
 
-@dataclass(frozen=True)
-class Generation:
-    """The best plan after a generation.
-
-    Attributes:
-        generation: its number; 0 is the uniform plan.
-        loss: of the last stage's texts, in nats a token.
-        evaluations: losses measured so far, of whatever length.
-        tokens: run forward so far for them.
-        seconds: since the search began, compressing the uniform plan included.
-    """
-
-    generation: int
-    loss: float
-    evaluations: int
-    tokens: int
-    seconds: float
-
-
 def evolution(search: Search) -> Found:
     """Generations until the limit; one that is not finished then is dropped."""
     options, kind = search.options, search.kind
@@ -55,7 +36,7 @@ def evolution(search: Search) -> Found:
     trials = _Trials(search)
     if (kept := search.steps.load(STEP)) is not None:
         record = json.loads(bytes(kept["record"].tolist()))
-        best, trace = np.array(record["best"]), [Generation(**each) for each in record["trace"]]
+        best, trace = np.array(record["best"]), record["trace"]
         generator.bit_generator.state = record["draws"]
         trials.resume(trace[-1])
     else:
@@ -80,15 +61,12 @@ def evolution(search: Search) -> Found:
                 losses = trials.losses(alive, search.texts.held_out)
             except _LimitReached:
                 break
-            winner, loss = int(np.argmin(losses)), trace[-1].loss
+            winner, loss = int(np.argmin(losses)), trace[-1]["loss"]
             if losses[winner] < loss:
                 best, loss = alive[winner], losses[winner]
             trace.append(trials.generation(len(trace), loss))
-            record = {
-                "best": best.tolist(),
-                "trace": [asdict(each) for each in trace],
-                "draws": generator.bit_generator.state,
-            }
+            draws = generator.bit_generator.state
+            record = {"best": best.tolist(), "trace": trace, "draws": draws}
             written = list(json.dumps(record).encode())
             search.steps.save(STEP, {"record": torch.tensor(written, dtype=torch.uint8)})
             spent = trials.done if options.evaluations else trials.elapsed
@@ -99,7 +77,7 @@ def evolution(search: Search) -> Found:
         "stages": [*map(list, stages), [options.held_out_tokens, 1]],
         "step": options.step,
         "seconds": round(trials.elapsed, 3),
-        "trace": [asdict(each) for each in trace],
+        "trace": trace,
     }
     return Found(best, how)
 
@@ -135,13 +113,25 @@ class _Trials:
             evaluations is not None and self.done >= evaluations
         )
 
-    def generation(self, number: int, loss: float) -> Generation:
-        return Generation(number, loss, self.done, self.tokens, round(self.elapsed, 3))
+    def generation(self, number: int, loss: float) -> dict[str, Any]:
+        """A finished generation, 0 being the uniform plan, as the plan records it.
 
-    def resume(self, last: Generation) -> None:
-        """Count on from there."""
-        self.done, self.tokens = last.evaluations, last.tokens
-        self._began = time.perf_counter() - last.seconds
+        The loss of its best plan on the held-out texts, in nats a token; losses measured so far, of
+        whatever length, and tokens run forward for them; seconds so far, compressing the uniform
+        plan included.
+        """
+        return {
+            "generation": number,
+            "loss": loss,
+            "evaluations": self.done,
+            "tokens": self.tokens,
+            "seconds": round(self.elapsed, 3),
+        }
+
+    def resume(self, last: dict[str, Any]) -> None:
+        """Count on from a generation."""
+        self.done, self.tokens = last["evaluations"], last["tokens"]
+        self._began = time.perf_counter() - last["seconds"]
 
     def losses(self, states: Sequence[State], items: Sequence[Encoded]) -> list[float]:
         """(states,) losses.
