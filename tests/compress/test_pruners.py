@@ -12,10 +12,9 @@ from layerif.artifacts import ModuleSparsity, Plan
 from layerif.calibration.hessians import Hessians, factorise
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
-from layerif.compress.pruning.base import Target
-from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.sparsegpt import sparsegpt
+from layerif.compress.pruning.targets import Pattern, Target
 from layerif.compress.pruning.wanda import wanda_mask
 from layerif.core.checkpoint import DiskSteps
 from layerif.data.batching import collate

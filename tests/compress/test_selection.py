@@ -7,17 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerif.compress.pruning.base import Target, group_mask
 from layerif.compress.pruning.magnitude import magnitude_mask
-from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.selection import (
     by_kthvalue,
     by_partition,
+    group_mask,
     smallest,
     smallest_by_row,
     smallest_of_groups,
 )
-from layerif.compress.pruning.targets import nearest_counts
+from layerif.compress.pruning.targets import Pattern, Target, nearest_counts
 from layerif.errors import InputError
 
 # Few distinct values, so that ties abound.

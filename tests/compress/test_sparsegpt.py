@@ -7,9 +7,8 @@ import torch
 
 from layerif.calibration import hessians
 from layerif.calibration.hessians import factorise
-from layerif.compress.pruning.base import Target
-from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.sparsegpt import BLOCK, sparsegpt
+from layerif.compress.pruning.targets import Pattern, Target
 from layerif.errors import NumericalError
 
 

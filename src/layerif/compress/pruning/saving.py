@@ -40,7 +40,8 @@ def save_pruned(
     refuse_adapters(model)
     with _as_stored(model) as rounded:
         if rounded is not None:
-            manifest = _recounted(manifest, model, rounded)
+            manifest = recounted(manifest, model)
+            manifest = manifest.model_copy(update={"precision": word_of(rounded)})
         with quiet_transformers(), new_folder(Path(folder), PRUNED) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
@@ -78,16 +79,22 @@ def _as_stored(model: Any) -> Iterator[torch.dtype | None]:
             weight.data = exact
 
 
-def _recounted(manifest: Manifest, model: Any, precision: torch.dtype) -> Manifest:
-    """The manifest of weights that were rounded, of which some may have become zero."""
-    zeros = {
-        p.key: p.numel - int(p.weight.count_nonzero())
-        for p in find_decoder_layers(model).projections
-    }
-    modules = [m.model_copy(update={"zeros": zeros[m.module]}) for m in manifest.modules]
+def recounted(manifest: Manifest, model: Any, **of_modules: Any) -> Manifest:
+    """The manifest of weights that were changed after pruning, with the zeros that are there now.
+
+    Args:
+        of_modules: what else changes in the entry of every projection.
+    """
+    zeros = {p.key: zeros_in(p.weight) for p in find_decoder_layers(model).projections}
+    modules = [
+        m.model_copy(update={"zeros": zeros[m.module], **of_modules}) for m in manifest.modules
+    ]
     sparsity = sum(m.zeros for m in modules) / sum(m.numel for m in modules)
-    update = {"modules": modules, "sparsity": sparsity, "precision": word_of(precision)}
-    return manifest.model_copy(update=update)
+    return manifest.model_copy(update={"modules": modules, "sparsity": sparsity})
+
+
+def zeros_in(weight: torch.Tensor) -> int:
+    return weight.numel() - int(weight.count_nonzero())
 
 
 def saved_size(model: Any) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from layerif.compress.pruning.targets import Pattern
+
 
 def smallest(values: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` smallest of all values; among equal ones the first in memory order of (out, in).
@@ -86,6 +88,11 @@ def smallest_of_groups(values: torch.Tensor, count: int, size: int) -> torch.Ten
             ranks[later] += before
             ranks[earlier] += ~before
     return torch.stack([rank < count for rank in ranks], dim=1).view(values.shape)
+
+
+def group_mask(saliency: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """(out, in) bool: of every group the weights of least saliency, all but N."""
+    return smallest_of_groups(saliency, pattern.group - pattern.keep, pattern.group)
 
 
 def by_partition(values: torch.Tensor, k: int) -> torch.Tensor:
