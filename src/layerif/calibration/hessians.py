@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -98,13 +99,9 @@ class Hessians:
         count = sum(mean.count for mean in means)
         if not count:
             raise never_run(projection.key)
-        if len(means) == 1:
-            value = means[0].value
-        else:
-            value = sum(
-                (mean.value * (mean.count / count) for mean in means[1:]),
-                start=means[0].value * (means[0].count / count),
-            )
+        value = means[0].value
+        if len(means) > 1:
+            value = reduce(torch.add, (mean.value * (mean.count / count) for mean in means))
         if not value.diagonal().sum().isfinite():
             raise not_finite(projection.key)
         return value
@@ -163,7 +160,7 @@ def factorise(hessian: torch.Tensor, name: str, damping: float = DAMPING) -> Fac
     """
     diagonal = hessian.diagonal()
     dead = diagonal == 0
-    level = torch.where(dead, torch.ones_like(diagonal), diagonal)
+    level = diagonal.masked_fill(dead, 1)
     mean = level.mean()
     for _ in range(ATTEMPTS):
         damped = hessian.flip(0, 1)

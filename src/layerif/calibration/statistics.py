@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -76,14 +76,13 @@ def observed(
     projections: Sequence[Projection], observe: Callable[[str, torch.Tensor], None]
 ) -> Iterator[None]:
     """Hand `observe` each projection's name and input, (..., in), whenever it runs inside."""
-
-    def hook(key: str) -> Any:
-        return lambda _module, args: observe(key, args[0])
-
     with ExitStack() as hooks:
-        for projection in projections:
-            seen = projection.module.register_forward_pre_hook(hook(projection.key))
-            hooks.enter_context(seen)
+        for p in projections:
+            hooks.enter_context(
+                p.module.register_forward_pre_hook(
+                    lambda _module, args, key=p.key: observe(key, args[0])
+                )
+            )
         yield
 
 
