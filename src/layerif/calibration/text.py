@@ -1,17 +1,21 @@
-"""Calibration text as batches of chunks, and the record of which text it was."""
+"""Calibration text in chunks, of a corpus or written by the model, and where it comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from layerif.calibration.sampling import sampled_chunks
 from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.progress import progress
 from layerif.data import Corpus, SelfText
-from layerif.data.batching import Encoded, collate, pack
+from layerif.data.batching import Encoded, collate, pack, rope_borders
 from layerif.data.chunks import check_context_length, cut, draw
+from layerif.data.tokenizing import around
+from layerif.errors import InputError, NumericalError
+from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, input_device
 
 # The step that holds what the model wrote to calibrate on.
@@ -80,3 +84,87 @@ def drawn_chunks(
         text = calibration if isinstance(calibration, str) else "\n\n".join(calibration)
         origin = {"name": "text handed over in memory"}
     return draw(cut(tokenizer, text, context_length), samples, seed), origin
+
+
+@torch.no_grad()
+def sampled_chunks(
+    model: Any,
+    tokenizer: Tokenizer,
+    count: int,
+    context_length: int,
+    *,
+    seed: int,
+    batch_tokens: int = 2048,
+) -> list[Encoded]:
+    """Chunks of tokens drawn from the model's own distribution, at temperature 1.
+
+    Each begins as the tokenizer begins a text, with BOS say, or where it puts nothing in front with
+    a token drawn from the vocabulary, and goes on whatever comes: an end of text is a token like
+    others. Every chunk has draws of its own, by seed and index: the first k chunks of n are those
+    of k. A token is the largest of its logit plus Gumbel noise, which is a draw from the softmax.
+
+    Args:
+        count: how many.
+        context_length: tokens of each, at least 2.
+        batch_tokens: tokens held at once.
+
+    Raises:
+        InputError: numbers out of range.
+        NumericalError: a logit is not finite.
+    """
+    if count < 1 or context_length < 2 or seed < 0:
+        raise InputError(
+            f"{count} chunks of {context_length} tokens by seed {seed} cannot be sampled; ask for "
+            "at least one chunk, of at least 2 tokens, and a seed from 0 up"
+        )
+    begin, _ = around(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    size = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    plain = [token for token in range(size) if token not in special]
+    rows = max(1, batch_tokens // context_length)
+    chunks: list[Encoded] = []
+    with evaluation_mode(model), progress("sampling text", count) as advance:
+        for first in range(0, count, rows):
+            indices = range(first, min(first + rows, count))
+            draws = [np.random.default_rng([seed, index]) for index in indices]
+            starts = [begin or [int(draw.choice(plain))] for draw in draws]
+            tokens = _continued(model, starts, draws, context_length, len(tokenizer))
+            chunks += [
+                Encoded(index, ids, 1) for index, ids in zip(indices, tokens.tolist(), strict=True)
+            ]
+            advance(len(indices))
+    return chunks
+
+
+def _continued(
+    model: Any,
+    starts: list[list[int]],
+    draws: list[np.random.Generator],
+    length: int,
+    vocabulary: int,
+) -> torch.Tensor:
+    """(rows, length) tokens, each row going on from its start by its own draws."""
+    device = input_device(model)
+    tokens = torch.tensor(starts, device=device)
+    cache, borders = None, rope_borders(model)
+    while tokens.shape[1] < length:
+        if tokens.shape[1] - 1 in borders:
+            cache = None  # its keys were turned by the other frequencies
+        output = model(
+            input_ids=tokens if cache is None else tokens[:, -1:],
+            attention_mask=torch.ones_like(tokens),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = output.past_key_values
+        # Rows of the embedding that belong to no token are never drawn.
+        logits = output.logits[:, -1, :vocabulary].double()
+        if not logits.isfinite().all():
+            raise NumericalError(
+                "what follows a text that the model writes has likelihoods that are not finite; "
+                "try dtype='float32'"
+            )
+        noise = np.stack([draw.gumbel(size=logits.shape[1]) for draw in draws])
+        following = (logits + torch.from_numpy(noise).to(logits.device)).argmax(1)
+        tokens = torch.cat([tokens, following.to(device)[:, None]], dim=1)
+    return tokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif.calibration.hessians import Factor, Hessians
+from layerif.calibration.statistics import Factor, Hessians
 from layerif.compress.compressor import Change
 from layerif.compress.pruning.base import Figures, relative
 from layerif.compress.pruning.selection import group_mask, smallest
