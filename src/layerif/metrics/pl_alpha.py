@@ -134,11 +134,10 @@ def _candidates(found: torch.Tensor, logs: torch.Tensor, compat: AlphaCompat) ->
     decades = logs / np.log(10)
     low, high = float(decades[0]), float(decades[-1])
     width = (high - low) / BINS
+    fullest = 0
     if width > 0:
         bins = ((decades - low) / (high - low) * BINS).long().clamp_(max=BINS - 1)
         fullest = int(torch.bincount(bins, minlength=BINS).argmax())
-    else:
-        fullest = 0
     peak = 10 ** (low + fullest * width)
     lowest = CANDIDATE_RANGE[0] * peak
     if compat == "reference":

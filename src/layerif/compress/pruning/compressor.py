@@ -60,14 +60,9 @@ class PruningCompressor:
         levels: Sequence[int],
         keep: Callable[[int, Compressible], Any] = lambda _row, _projection: None,
     ) -> list[Any]:
-        """Prune every projection to its number of zeros, layer by layer.
+        """Prune every projection to its number of zeros, from the bottom up.
 
-        The inputs of a layer depend on the pruned layers below.
-
-        Args:
-            levels: zeros of each projection.
-            keep: is shown each projection; one that it keeps under SparseGPT keeps its Hessian's
-                factor too.
+        A projection that `keep` keeps under SparseGPT keeps its Hessian's factor too.
 
         Raises:
             NumericalError: the inputs of a projection are not finite.

@@ -35,7 +35,7 @@ def merged(model: Any, zeros: Mapping[str, torch.Tensor] | None = None) -> Any:
     LoRA changes one of them, each gets a weight of its own.
 
     Args:
-        model: a PEFT model with a LoRA active; used up.
+        model: a PEFT model with a LoRA active; not to be used afterwards.
         zeros: where each projection is zero, as `zeros_of` finds it before the adapter is opened;
             None to look in the model as it is.
 
@@ -43,17 +43,11 @@ def merged(model: Any, zeros: Mapping[str, torch.Tensor] | None = None) -> Any:
         The model of transformers inside it, with no adapter left.
 
     Raises:
-        InputError: the model has no adapter in it, one that is merged already, or one that no
-            weights can do the same as.
+        InputError: the model has no adapter in it, one that is already merged, or one that cannot
+            be expressed in weights.
     """
-    wrapped = adapted_modules(model)
-    if not wrapped or not hasattr(model, "merge_and_unload"):
+    if not adapted_modules(model) or not hasattr(model, "merge_and_unload"):
         raise InputError("the model has no adapter to merge; open it with adapter='folder'")
-    if any(module.merged for module in wrapped):
-        raise InputError(
-            "an adapter is already merged into the model, and its zeros are gone; call "
-            "`unmerge_adapter()` first"
-        )
     _refuse_unmergeable(model, zeros_known=zeros is not None)
     # Where zeros lie is kept, and not read off again: the merge fills them in.
     masks = zeros_of(model) if zeros is None else zeros
@@ -81,15 +75,21 @@ def zeros_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _refuse_unmergeable(model: Any, *, zeros_known: bool) -> None:
-    """Refuse what PEFT would find out half-way, and weights whose zeros are not to be seen."""
-    names = {name for module in adapted_modules(model) for name in module.active_adapters}
+    """Refuse what PEFT would refuse half-way, and weights whose zeros are already lost."""
+    wrapped = adapted_modules(model)
+    if any(module.merged for module in wrapped):
+        raise InputError(
+            "an adapter is already merged into the model, and its zeros are gone; call "
+            "`unmerge_adapter()` first"
+        )
+    names = {name for module in wrapped for name in module.active_adapters}
     for name in sorted(names):
         way = str(getattr(model.peft_config[name], "init_lora_weights", ""))
         if way.startswith(RESIDUAL) and not zeros_known:
             raise InputError(
                 f"the adapter {name!r} is initialised by {way}, which changed the model's weights "
-                "when it was opened, so its zeros are not to be seen; call zeros_of(model) before "
-                "the adapter is opened, and pass what it returns as zeros"
+                "when it was opened, so its zeros are lost; call zeros_of(model) before the "
+                "adapter is opened, and pass what it returns as zeros"
             )
     for path, module in model.named_modules():
         biased = {name for name, has in getattr(module, "lora_bias", {}).items() if has}

@@ -142,21 +142,17 @@ def _prune_layer(
     step = f"layer-{index:04d}"
     kept = steps.load(step)
     if kept is None:
-        statistics = None
-        order: Sequence[int] = range(len(projections))
+        statistics, ordered = None, projections
         if visit is not None and pruner.statistics is not None:
             statistics = pruner.statistics(projections)
             visit.observe(statistics)
             # Those that share their inputs one after another, so that work on these is done once.
-            sharing = [statistics.sharing(p) for p in projections]
-            order = sorted(order, key=lambda row: sharing.index(sharing[row]))
+            sharing = {p.key: statistics.sharing(p) for p in projections}
+            places = list(sharing.values())
+            ordered = sorted(projections, key=lambda p: places.index(sharing[p.key]))
+        rows = {p.key: _pruned(p, pruner, statistics, asked[p.key]) for p in ordered}
         # (projections, 3) error, damping and seconds; NaN for None.
-        table = torch.empty(len(projections), 3, dtype=torch.float64)
-        for row in order:
-            own = projections[row]
-            table[row] = torch.tensor(
-                _pruned(own, pruner, statistics, asked[own.key]), dtype=torch.float64
-            )
+        table = torch.tensor([rows[p.key] for p in projections], dtype=torch.float64)
         steps.save(step, {FIGURES: table, **{p.key: p.weight for p in projections}})
     else:
         table = kept[FIGURES]
