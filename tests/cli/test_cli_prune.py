@@ -98,7 +98,7 @@ def test_bad_input_is_refused(layerif, model, text, tmp_path):
     for message, arguments in {
         "give either --plan FILE or --sparsity NUMBER, or --nm N:M": [],
         "no N:M pattern": ["--nm", "two of four"],
-        "which are no whole number of groups of 5": ["--nm", "3:5"],
+        "not a multiple of 5": ["--nm", "3:5"],
         "a sparsity of 0.4 was asked for": ["--nm", "2:4", "--sparsity", 0.4],
     }.items():
         status, _, err = layerif(*base, *arguments)

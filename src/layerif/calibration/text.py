@@ -98,10 +98,10 @@ def sampled_chunks(
 ) -> list[Encoded]:
     """Chunks of tokens drawn from the model's own distribution, at temperature 1.
 
-    Each begins as the tokenizer begins a text, with BOS say, or where it puts nothing in front with
-    a token drawn from the vocabulary, and goes on whatever comes: an end of text is a token like
-    others. Every chunk has draws of its own, by seed and index: the first k chunks of n are those
-    of k. A token is the largest of its logit plus Gumbel noise, which is a draw from the softmax.
+    Each begins as the tokenizer begins a text (with BOS, say), or with a token drawn from the
+    vocabulary. An end of text is a token like any other. Every chunk has its own draws, by seed and
+    index, so the first k chunks of n are those of k. The next token is that of the largest sum of
+    logit and Gumbel noise, which is a draw from the softmax.
 
     Args:
         count: how many.
@@ -161,8 +161,8 @@ def _continued(
         logits = output.logits[:, -1, :vocabulary].double()
         if not logits.isfinite().all():
             raise NumericalError(
-                "what follows a text that the model writes has likelihoods that are not finite; "
-                "try dtype='float32'"
+                "the model gives tokens likelihoods that are not finite as it writes text; try "
+                "dtype='float32'"
             )
         noise = np.stack([draw.gumbel(size=logits.shape[1]) for draw in draws])
         following = (logits + torch.from_numpy(noise).to(logits.device)).argmax(1)

@@ -53,8 +53,8 @@ class Visit:
     def inputs(self) -> Iterator[torch.Tensor]:
         """The hidden states that the layer is given, batch by batch.
 
-        In a walk through unchanged layers `run` puts an output in the place of each once it has
-        gone by: take both together.
+        In a walk through unchanged layers `run` replaces each by its output, so go through both
+        together.
         """
         for batch in range(len(self._calls)):
             yield self._hidden[batch]

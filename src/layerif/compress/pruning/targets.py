@@ -38,7 +38,7 @@ class Pattern:
         """A pattern from its text.
 
         Raises:
-            InputError: it is none.
+            InputError: it is not a pattern.
         """
         found = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
         keep, group = map(int, found.groups()) if found else (0, 0)
@@ -98,9 +98,8 @@ def check_pattern(projections: Sequence[Projection], nm: str) -> Pattern:
     for projection in projections:
         if projection.in_features % pattern.group:
             raise InputError(
-                f"{projection.key} has {projection.in_features} inputs, which are no whole number "
-                f"of groups of {pattern.group}; choose an N:M whose M divides the inputs of every "
-                "projection"
+                f"{projection.key} has {projection.in_features} inputs, not a multiple of "
+                f"{pattern.group}; choose an N:M whose M divides the inputs of every projection"
             )
     return pattern
 

@@ -87,8 +87,7 @@ def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verificati
                 if weight is not None and isinstance(projection.module, Conv1D):
                     weight = weight.T  # it stores (in, out)
             verdicts.append(_verdict(entry, weight))
-    # Projections that the manifest does not know are no part of what it promises, but there
-    # should be none.
+    # Nothing is said of projections that the manifest does not know, but there should be none.
     for key, projection in projections.items():
         verdicts.append(Verdict(key, 0, None, projection.numel, None, "is not in the manifest"))
     counted = sum(v.zeros or 0 for v in verdicts) / max(sum(v.numel for v in verdicts), 1)
@@ -116,7 +115,7 @@ def _verdict(entry: PrunedModule, weight: torch.Tensor | None) -> Verdict:
 def _breach(weight: torch.Tensor, pattern: Pattern) -> str | None:
     """How many groups of a weight (out, in) hold more than a pattern keeps; None for none."""
     if weight.shape[1] % pattern.group:
-        return f"has {weight.shape[1]} inputs, no whole number of groups of {pattern.group}"
+        return f"has {weight.shape[1]} inputs, not a multiple of {pattern.group}"
     kept = weight.reshape(-1, pattern.group).count_nonzero(dim=1)
     over = int((kept > pattern.keep).sum())
     return f"breaks {pattern} in {over:,} of {len(kept):,} groups" if over else None
