@@ -145,5 +145,5 @@ def test_the_recipes_stage_has_the_same_options(layerif, model, text, tmp_path):
     path.write_text(yaml.safe_dump(recipe))
     status, _, err = layerif("run", path, "--out", tmp_path / "other")
     assert status == 2
-    assert "groups of 5" in err
+    assert "multiple of 5" in err
     assert not (tmp_path / "other").exists()

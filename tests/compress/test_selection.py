@@ -14,7 +14,6 @@ from layerif.compress.pruning.selection import (
     group_mask,
     smallest,
     smallest_by_row,
-    smallest_of_groups,
 )
 from layerif.compress.pruning.targets import Pattern, Target, nearest_counts
 from layerif.errors import InputError
@@ -69,7 +68,7 @@ def test_the_smallest_of_every_group(size, data, rows, groups):
         for g in range(groups):
             order = sorted(range(g * size, (g + 1) * size), key=lambda j, i=i: (values[i, j], j))
             expected |= {(i, j) for j in order[:count]}
-    assert cells_of(smallest_of_groups(values, count, size)) == expected
+    assert cells_of(group_mask(values, Pattern(size - count, size))) == expected
 
 
 @pytest.mark.parametrize("k", [0, 5, 39])
