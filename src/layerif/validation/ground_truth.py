@@ -20,8 +20,8 @@ from layerif.artifacts import GroundTruth
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
 from layerif.compress.compressor import Compressible, put_back
-from layerif.compress.pruning.base import Target
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.targets import Target
 from layerif.compress.pruning.wanda import WANDA
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.progress import progress
