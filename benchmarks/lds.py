@@ -47,7 +47,7 @@ from layerif.influence.scoring import score
 from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
-from layerif.plans.maps.aggregation import aggregate
+from layerif.plans.maps.scores import aggregate
 
 FloatArray = NDArray[np.float64]
 Outcome = dict[str, torch.Tensor]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from layerif.core.choices import Aggregation
-from layerif.plans.maps.aggregation import aggregate
+from layerif.plans.maps.scores import aggregate
 
 FloatArray = NDArray[np.float64]
 

@@ -28,7 +28,8 @@ from typing import Any
 import torch
 
 from layerif.compress.pruning.runner import prune
-from layerif.compress.pruning.selection import smallest, smallest_by_row, smallest_of_groups
+from layerif.compress.pruning.selection import group_mask, smallest, smallest_by_row
+from layerif.compress.pruning.targets import Pattern
 from layerif.data import load_calibration
 from layerif.data.batching import accepted, collate, pack
 from layerif.data.chunks import cut, draw
@@ -151,7 +152,7 @@ def kernels() -> None:
         half = values.numel() // 2
         compared("all", values, partial(smallest, values, half), values.view(1, -1))
         compared("by row", values, partial(smallest_by_row, values, half), values)
-        compared("2:4", values, partial(smallest_of_groups, values, 2, 4), values.view(-1, 4))
+        compared("2:4", values, partial(group_mask, values, Pattern(2, 4)), values.view(-1, 4))
 
 
 def compared(

@@ -19,7 +19,7 @@ from layerif.adapters import (
 from layerif.artifacts import Plan
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
-from layerif.plans.maps import equal_rank
+from layerif.plans.maps.counts import equal_rank
 
 RANKS = [1, 3, 4]
 PLAN = Plan(kind="ranks", allocation=RANKS, total=8)

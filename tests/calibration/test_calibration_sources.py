@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
-from layerif.calibration.sampling import sampled_chunks
+from layerif.calibration.text import sampled_chunks
 from layerif.compress.pruning.runner import prune
 from layerif.core.checkpoint import DiskSteps
 from layerif.data import Corpus, SelfText, load_calibration, load_task

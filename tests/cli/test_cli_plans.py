@@ -10,7 +10,7 @@ import pytest
 from layerif.adapters import trainable_parameters
 from layerif.artifacts import MetricScores, Plan
 from layerif.model.opening import open_skeleton
-from layerif.plans.maps import apportion, apportion_as_authors
+from layerif.plans.maps.counts import apportion, apportion_as_authors
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_bad_input_is_refused(layerif, model, text, tmp_path):
     for message, arguments in {
         "give either --plan FILE or --sparsity NUMBER, or --nm N:M": [],
         "no N:M pattern": ["--nm", "two of four"],
-        "which are no whole number of groups of 5": ["--nm", "3:5"],
+        "not a multiple of 5": ["--nm", "3:5"],
         "a sparsity of 0.4 was asked for": ["--nm", "2:4", "--sparsity", 0.4],
     }.items():
         status, _, err = layerif(*base, *arguments)
@@ -145,5 +145,5 @@ def test_the_recipes_stage_has_the_same_options(layerif, model, text, tmp_path):
     path.write_text(yaml.safe_dump(recipe))
     status, _, err = layerif("run", path, "--out", tmp_path / "other")
     assert status == 2
-    assert "groups of 5" in err
+    assert "multiple of 5" in err
     assert not (tmp_path / "other").exists()

@@ -9,13 +9,11 @@ from helpers.pruned import prune_tiny
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, use_mlps_twice
 from layerif.artifacts import ModuleSparsity, Plan
-from layerif.calibration.hessians import Hessians, factorise
-from layerif.calibration.statistics import InputNorms
+from layerif.calibration.statistics import Hessians, InputNorms, factorise
 from layerif.calibration.walk import walk
-from layerif.compress.pruning.base import Target
-from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.sparsegpt import sparsegpt
+from layerif.compress.pruning.targets import Pattern, Target
 from layerif.compress.pruning.wanda import wanda_mask
 from layerif.core.checkpoint import DiskSteps
 from layerif.data.batching import collate
@@ -164,7 +162,7 @@ def test_hessians_are_those_of_all_tokens_together(architecture):
 def test_projections_that_share_an_input_share_one_hessian_and_one_factor(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "layerif.calibration.hessians.factorise",
+        "layerif.calibration.statistics.factorise",
         lambda hessian, name: calls.append(name) or factorise(hessian, name),
     )
     prune_tiny(tiny_model(), 0.5, method="sparsegpt")

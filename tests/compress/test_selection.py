@@ -7,17 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerif.compress.pruning.base import Target, group_mask
 from layerif.compress.pruning.magnitude import magnitude_mask
-from layerif.compress.pruning.pattern import Pattern
 from layerif.compress.pruning.selection import (
     by_kthvalue,
     by_partition,
+    group_mask,
     smallest,
     smallest_by_row,
-    smallest_of_groups,
 )
-from layerif.compress.pruning.targets import nearest_counts
+from layerif.compress.pruning.targets import Pattern, Target, nearest_counts
 from layerif.errors import InputError
 
 # Few distinct values, so that ties abound.
@@ -70,7 +68,7 @@ def test_the_smallest_of_every_group(size, data, rows, groups):
         for g in range(groups):
             order = sorted(range(g * size, (g + 1) * size), key=lambda j, i=i: (values[i, j], j))
             expected |= {(i, j) for j in order[:count]}
-    assert cells_of(smallest_of_groups(values, count, size)) == expected
+    assert cells_of(group_mask(values, Pattern(size - count, size))) == expected
 
 
 @pytest.mark.parametrize("k", [0, 5, 39])

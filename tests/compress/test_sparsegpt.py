@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerif.calibration import hessians
-from layerif.calibration.hessians import factorise
-from layerif.compress.pruning.base import Target
-from layerif.compress.pruning.pattern import Pattern
+from layerif.calibration import statistics
+from layerif.calibration.statistics import factorise
 from layerif.compress.pruning.sparsegpt import BLOCK, sparsegpt
+from layerif.compress.pruning.targets import Pattern, Target
 from layerif.errors import NumericalError
 
 
@@ -173,4 +172,4 @@ def test_a_factorisation_that_fails_is_tried_again_with_more_damping():
     values[4] = -1e6
     with pytest.raises(NumericalError, match=r"Hessian of layers\.0\.mlp\.up_proj"):
         factorise(basis @ torch.diag(values) @ basis.T, "layers.0.mlp.up_proj")
-    assert hessians.ATTEMPTS == 5
+    assert statistics.ATTEMPTS == 5

@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 import layerif
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.tokenizer_zoo import BEHIND, FRONT, ZOO
-from layerif.calibration.sampling import sampled_chunks
+from layerif.calibration.text import sampled_chunks
 from layerif.data import Example
 from layerif.data.chunks import cut
 from layerif.data.tokenizing import around, begun, encode, encode_prompts

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from helpers.tiny import SHAPE, WIDE, tiny_model, tiny_tokenizer
 from layerif import score
-from layerif.calibration.sampling import sampled_chunks
+from layerif.calibration.text import sampled_chunks
 from layerif.data import Example
 from layerif.data.batching import Encoded, pack, rope_borders
 from layerif.data.tokenizing import encode_samples

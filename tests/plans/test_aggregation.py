@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from layerif.errors import InputError
-from layerif.plans.maps.aggregation import aggregate, check_scores
+from layerif.plans.maps.scores import aggregate, check_scores
 
 INFLUENCE = np.array([[3.0, -1.0, 2.0, -4.0], [-1.0, -2.0, -3.0, -4.0], [1.0, 2.0, 3.0, 4.0]])
 

@@ -16,7 +16,7 @@ from layerif.artifacts import LayerScores, ModelInfo, Plan
 from layerif.core.choices import Aggregation
 from layerif.errors import InputError
 from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
-from layerif.plans.maps import ConstantScoresError
+from layerif.plans.maps.scores import ConstantScoresError
 
 AGGREGATIONS = get_args(Aggregation)
 VECTOR = [0.3, 2.0, -1.0, 0.7, 1.1]

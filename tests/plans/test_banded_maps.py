@@ -13,7 +13,8 @@ from scipy.optimize import bisect
 
 from helpers.strategies import fractions, layers, weighted_mean
 from layerif.errors import InputError
-from layerif.plans.maps import ConstantScoresError, dlp_map, layerif_map, owl_map
+from layerif.plans.maps.scores import ConstantScoresError
+from layerif.plans.maps.sparsity import dlp_map, layerif_map, owl_map
 
 MAPS = [owl_map, dlp_map]
 bands = st.floats(0, 0.5)
@@ -126,14 +127,9 @@ def test_scores_that_say_nothing(banded: Any) -> None:
     ("arguments", "says"),
     [
         ({"sparsity": 1.2}, "sparsity"),
-        ({"lam": 0.6}, "lam is 0.6"),
-        ({"lam": -0.1}, "lam is -0.1"),
-        ({"lam": np.nan}, "lam is nan"),
         ({"s_max": 0.4}, "s_max"),
         ({"layer_sizes": [1, 2]}, "2 layer sizes"),
         ({"scores": [1.0, np.inf, 2.0]}, "scores of layer 1"),
-        ({"orientation": "down"}, "'down'"),
-        ({"on_constant": "skip"}, "'skip'"),
     ],
 )
 def test_maps_refuse(banded: Any, arguments: dict[str, Any], says: str) -> None:

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerif.errors import InputError
-from layerif.plans.maps import (
+from layerif.plans.maps.scores import (
     ConstantScoresError,
     minmax,
-    orient,
+    positions,
     smoothed,
     smoothing_window,
 )
@@ -25,8 +24,8 @@ distinct_scores = st.lists(st.integers(-999, 999), min_size=2, max_size=40, uniq
 
 def test_nothing_changes_its_argument() -> None:
     scores = np.arange(9.0)
-    smoothed(scores[:3])[0][0] = 99
-    orient(scores[:2], "direct")[0] = 99
+    smoothed(scores[:3])[0] = 99
+    positions(scores[:2], "direct")[0] = 99
     assert (scores == np.arange(9.0)).all()
 
 
@@ -53,8 +52,7 @@ def test_minmax_refuses_scores_that_are_equal_up_to_round_off(scores: list[float
 
 def test_smooth_agrees_with_the_published_curve(paper: dict[str, Any]) -> None:
     # Would see: another window, order or treatment of the ends (4 digits were published).
-    found, window = smoothed(paper["influence_raw_minmax"])
-    assert window == 7
+    found = smoothed(paper["influence_raw_minmax"])
     np.testing.assert_allclose(found, paper["influence_savgol_7_3"], rtol=0, atol=5e-5)
 
 
@@ -68,29 +66,24 @@ def test_smooth_keeps_cubics(layers: int) -> None:
     # Would see: a lower order, and ends padded by any mode other than interp.
     x = np.linspace(-1, 1, layers)
     cubic = 2 + x - 3 * x**2 + 4 * x**3
-    found, window = smoothed(cubic)
-    np.testing.assert_allclose(found, cubic, atol=1e-12)
-    assert window == smoothing_window(layers)
+    np.testing.assert_allclose(smoothed(cubic), cubic, atol=1e-12)
 
 
 def test_smooth_is_the_least_squares_cubic_in_one_window() -> None:
     # Independent of the filter: with as many layers as the window, one polynomial fits all.
     scores = np.array([0.0, 3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
     x = np.arange(7)
-    np.testing.assert_allclose(smoothed(scores)[0], np.polyval(np.polyfit(x, scores, 3), x))
+    np.testing.assert_allclose(smoothed(scores), np.polyval(np.polyfit(x, scores, 3), x))
 
 
-def test_orient() -> None:
-    q = [0.0, 0.25, 1.0]
-    assert orient(q, "direct").tolist() == q
-    assert orient(q, "inverse").tolist() == [1, 0.75, 0]
+def test_positions_are_minmax_or_turned_round() -> None:
+    scores = [-1.0, -0.5, 1.0]
+    assert positions(scores, "direct").tolist() == [0, 0.25, 1]
+    assert positions(scores, "inverse").tolist() == [1, 0.75, 0]
 
 
-def test_orient_refuses_what_is_not_a_position() -> None:
-    with pytest.raises(InputError, match=r"from -1 to 2.*minmax"):
-        orient([-1.0, 2.0], "inverse")
-
-
-def test_an_unknown_orientation_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'up'; .*direct, inverse"):
-        orient([0.0, 1.0], "up")  # type: ignore[arg-type]
+def test_equal_scores_have_no_positions() -> None:
+    with pytest.raises(ConstantScoresError):
+        positions([2.0, 2.0], "direct")
+    assert positions([2.0, 2.0], "direct", "uniform") is None
+    assert positions([2.0], "direct") is None

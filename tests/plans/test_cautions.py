@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
-from layerif.plans.maps import emptied, flat_scores, reliability, unreliable_scores
+from layerif.plans.maps.cautions import emptied, flat_scores, reliability, unreliable_scores
 
 FLAT = [1.0, 1.02, 0.9, 1.1, 0.95, 1.05]
 UNEVEN = [1.0, 5.0, 2.0, 8.0, 3.0, 9.0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from layerif.errors import InputError
-from layerif.plans.maps import equal_rank, equal_ranks
+from layerif.plans.maps.counts import equal_rank, equal_ranks
 
 
 def test_layer_by_layer_and_in_all() -> None:

@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 
 from helpers.strategies import fractions, layers, weighted_mean
 from layerif.errors import InputError
-from layerif.plans.maps import (
-    ConstantScoresError,
-    layerif_map,
-    minmax,
-    project_to_total,
-    smoothed,
-    uniform_sparsity,
-)
+from layerif.plans.allocate import allocate_sparsity
+from layerif.plans.maps.scores import ConstantScoresError, minmax, smoothed
+from layerif.plans.maps.sparsity import layerif_map, project_to_total, uniform_sparsity
 
 
 def test_map_agrees_with_the_published_sparsities(paper: dict[str, Any]) -> None:
@@ -36,7 +31,7 @@ def test_map_smooths_before_it_normalises(paper: dict[str, Any]) -> None:
     # Would see: no second min-max, which would shrink the spread below (1 + eps) / (1 - eps).
     raw = paper["influence_raw_minmax"]
     ours = layerif_map(raw, 0.5, np.ones(32), epsilon=0.2)
-    by_hand = layerif_map(smoothed(raw)[0], 0.5, np.ones(32), epsilon=0.2, smooth=False)
+    by_hand = layerif_map(smoothed(raw), 0.5, np.ones(32), epsilon=0.2, smooth=False)
     np.testing.assert_allclose(ours, by_hand, atol=1e-12)
     assert ours.max() / ours.min() == pytest.approx(1.2 / 0.8)
 
@@ -152,21 +147,35 @@ def test_scores_that_say_nothing(scores: list[float]) -> None:
     [
         ({"sparsity": 1.2}, "sparsity is 1.2"),
         ({"sparsity": np.nan}, "sparsity is nan"),
-        ({"epsilon": 1.5}, "epsilon is 1.5"),
-        ({"epsilon": -0.1}, "epsilon is -0.1"),
-        ({"s_max": 2.0}, "s_max is 2"),
         ({"s_max": 0.4}, "s_max = 0.4"),
         ({"layer_sizes": [1, 2]}, "2 layer sizes"),
         ({"layer_sizes": [1, 0, -3]}, "sizes of layers 1, 2 .*positive"),
         ({"scores": [1.0, np.inf, 2.0]}, "layer 1 .*finite"),
-        ({"orientation": "down"}, "'down'"),
-        ({"on_constant": "skip"}, "'skip'"),
     ],
 )
 def test_map_refuses(arguments: dict[str, Any], says: str) -> None:
     good: dict[str, Any] = {"scores": [1.0, 2.0, 4.0], "sparsity": 0.5, "layer_sizes": [1, 2, 3]}
     with pytest.raises(InputError, match=says):
         layerif_map(**(good | arguments))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epsilon", 1.5),
+        ("epsilon", -0.1),
+        ("s_max", 2.0),
+        ("lam", 0.6),
+        ("lam", -0.1),
+        ("lam", np.nan),
+        ("orientation", "down"),
+        ("on_constant", "skip"),
+    ],
+)
+def test_options_out_of_range_are_refused(option: str, value: Any) -> None:
+    map = "owl" if option == "lam" else "layerif"
+    with pytest.raises(InputError, match=f"{option}={value!r}"):
+        allocate_sparsity([1.0, 2.0, 4.0], 0.5, map=map, **{option: value})
 
 
 @pytest.mark.parametrize(("sparsity", "sizes"), [(-0.1, [1, 2]), (0.5, [1, 0]), (0.5, [])])

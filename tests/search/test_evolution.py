@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from helpers.marginal_models import corpus, trained_model
+from helpers.scoring import WANTED
 from helpers.searching import SEARCH, same, states
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.core.checkpoint import DiskSteps, resumable
 from layerif.data.batching import collate, pack
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
@@ -104,6 +106,29 @@ def test_evolution_works_for_every_pruner_and_granularity(method, granularity):
     total = sum(m.numel for m in plan.modules)
     zeros = math.fsum(m.sparsity * m.numel for m in plan.modules)
     assert zeros == pytest.approx(round(0.6 * total), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_cut_short_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, method):
+    model = trained_model()
+    whole = searched(model, 0.6, evaluations=100, method=method)
+    saved, save = [], DiskSteps.save
+
+    def cut_short(self, step, tensors):
+        save(self, step, tensors)
+        saved.append(step)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiskSteps, "save", cut_short)
+    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "plan", WANTED) as steps:
+        searched(model, 0.6, evaluations=100, method=method, steps=steps)
+    with resumable(tmp_path / "plan", WANTED) as steps:
+        resumed = searched(model, 0.6, evaluations=100, method=method, steps=steps)
+    assert resumed.modules == whole.modules
+    traces = [[{**each, "seconds": 0} for each in p.how["trace"]] for p in (whole, resumed)]
+    assert traces[0] == traces[1]
+    assert len(saved) == len(traces[0]) - 1 > 4, "each generation but the first, once"
 
 
 def test_a_limit_in_seconds_ends_the_search():

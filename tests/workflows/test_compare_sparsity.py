@@ -19,7 +19,7 @@ from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.statistics import holm
 from layerif.model.opening import open_model
-from layerif.plans.maps import OWL_LAMBDA
+from layerif.plans.maps.sparsity import OWL_LAMBDA
 from layerif.plans.named import PLANS, find_plan
 from layerif.workflows.compare_sparsity import SparsityStudy, compare_sparsity
 

@@ -16,8 +16,7 @@ from layerif.errors import InputError
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
 from layerif.model.opening import describe
 from layerif.model.peft_adapters import check_rank
-from layerif.plans.maps import equal_rank, equal_ranks
-from layerif.plans.maps.counts import IntArray
+from layerif.plans.maps.counts import IntArray, equal_rank, equal_ranks
 
 
 def trainable_parameters(

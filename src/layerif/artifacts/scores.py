@@ -18,7 +18,7 @@ from layerif.core.files import Kind, json_text, new_file, read_json, read_number
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import ModelInfo, Record, Setting
 from layerif.errors import InputError
-from layerif.plans.maps.aggregation import aggregate
+from layerif.plans.maps.scores import aggregate
 
 FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
 SCORES_FILE = "scores.json"

@@ -7,11 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
-from layerif.core.choices import HiddenStatesPlace, check_choice
+from layerif.core.choices import HiddenStatesPlace
 from layerif.core.files import require_disk, writing_to
 from layerif.core.progress import note
 from layerif.errors import InputError
@@ -21,25 +20,11 @@ from layerif.estimates import free_memory
 SHARE = 0.5
 
 
-class HiddenStates(Protocol):
-    """One tensor a batch, (rows, positions, hidden size)."""
-
-    def append(self, tensor: torch.Tensor, /) -> None:
-        """Keep that of the next batch."""
-
-    def __getitem__(self, batch: int, /) -> torch.Tensor:
-        """That of a batch, on the device that it came from."""
-
-    def __setitem__(self, batch: int, tensor: torch.Tensor, /) -> None:
-        """Replace that of a batch by one of the same shape."""
-
-
-class InMemory(list[torch.Tensor]):
-    """Where the tensors are anyway, on their device."""
-
-
 class OnDisk:
-    """A memory-mapped file a batch: the system holds in memory what there is room for."""
+    """A memory-mapped file a batch: the system holds in memory what there is room for.
+
+    As a list, whose tensors come back on the device that they came from.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,8 +33,10 @@ class OnDisk:
 
     def append(self, tensor: torch.Tensor) -> None:
         path = self._folder / f"hidden-{len(self._maps):05d}.bin"
-        with writing_to(path):
-            _take_room(path, tensor.nbytes)
+        with writing_to(path), path.open("wb") as file:
+            # A page that finds no room on the disk when it is written would end the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, tensor.nbytes)
         mapped = torch.from_file(
             str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype
         ).view(tensor.shape)
@@ -64,11 +51,8 @@ class OnDisk:
         self._devices[batch] = tensor.device
 
 
-def _take_room(path: Path, size: int) -> None:
-    """Have the disk give a file its room: a page that finds none when it is written kills."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+# One tensor a batch, (rows, positions, hidden size), replaced by others of the same shape.
+HiddenStates = list[torch.Tensor] | OnDisk
 
 
 @contextmanager
@@ -88,15 +72,14 @@ def hidden_states(
         InputError: no folder for files, or no room on its disk, which is also refused later where
             others have taken it meanwhile.
     """
-    check_choice(place, HiddenStatesPlace, "place for hidden states")
     below = None if folder is None else folder / "hidden"
     if below is not None:
         shutil.rmtree(below, ignore_errors=True)  # of a run that was killed
     if place == "auto":
-        fits = size <= SHARE * free_memory(device)
-        place = "memory" if fits or folder is None else "disk"
+        fits = below is None or size <= SHARE * free_memory(device)
+        place = "memory" if fits else "disk"
     if place == "memory":
-        yield InMemory()
+        yield []
         return
     if below is None:
         raise InputError(

@@ -7,6 +7,7 @@ architectures). Then layer after layer runs on the hidden states of all batches,
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,22 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from layerif.calibration.hidden import HiddenStates, InMemory
+from layerif.calibration.hidden import HiddenStates
 from layerif.calibration.statistics import Statistics
 from layerif.data.batching import accepted
 from layerif.errors import InputError
 from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers
 
-
-@dataclass
-class _Call:
-    """How the model called one decoder layer, the hidden states left out."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
+# How the model called one decoder layer: arguments by place and by keyword, hidden states left out.
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
 # How far a forward pass goes to see how layers are called.
 _Extent = Literal["to the first", "through the first", "through all"]
 
@@ -59,8 +53,8 @@ class Visit:
     def inputs(self) -> Iterator[torch.Tensor]:
         """The hidden states that the layer is given, batch by batch.
 
-        In a walk through unchanged layers `run` puts an output in the place of each once it has
-        gone by: take both together.
+        In a walk through unchanged layers `run` replaces each by its output, so go through both
+        together.
         """
         for batch in range(len(self._calls)):
             yield self._hidden[batch]
@@ -92,8 +86,8 @@ class Visit:
 
     @torch.no_grad()
     def _output(self, batch: int) -> torch.Tensor:
-        call = self._calls[batch]
-        output = self.module(self._hidden[batch], *call.args, **call.kwargs)
+        args, kwargs = self._calls[batch]
+        output = self.module(self._hidden[batch], *args, **kwargs)
         return output[0] if isinstance(output, tuple | list) else output
 
     def _hand_on(self) -> None:
@@ -123,7 +117,7 @@ def walk(
         unchanged: the layers stay as they are, so that what the caller's run of a layer gives is
             handed on, and no layer runs twice.
     """
-    hidden = InMemory() if hidden is None else hidden
+    hidden = [] if hidden is None else hidden
     calls = _capture(model, layers, batches, hidden)
     last = len(layers) - 1
     for index, module in enumerate(layers.modules):
@@ -146,25 +140,23 @@ def _capture(
     calls that come out the same for both depend on neither, and hold for every batch of the shape.
     Otherwise, and where a shape has a single batch, the whole forward pass is made.
     """
-    calls: list[list[_Call] | None] = [None] * len(batches)
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for batch, inputs in enumerate(batches):
-        shapes.setdefault(tuple(inputs["input_ids"].shape), []).append(batch)
-    settled: dict[int, list[_Call]] = {}
-    for alike in shapes.values():
+    of_shape: dict[torch.Size, list[dict[str, torch.Tensor]]] = defaultdict(list)
+    for inputs in batches:
+        of_shape[inputs["input_ids"].shape].append(inputs)
+    settled: dict[torch.Size, list[_Call]] = {}
+    for shape, alike in of_shape.items():
         if len(alike) > 1:
-            one, other = (
-                _observe(model, layers, batches[i], "through the first")[1] for i in alike[:2]
-            )
+            one, other = (_observe(model, layers, i, "through the first")[1] for i in alike[:2])
             if _same(one, other):
-                settled |= dict.fromkeys(alike, one)
-    for batch, inputs in enumerate(batches):
-        known = settled.get(batch)
+                settled[shape] = one
+    calls = []
+    for inputs in batches:
+        known = settled.get(inputs["input_ids"].shape)
         how: _Extent = "to the first" if known else "through all"
         first, captured = _observe(model, layers, inputs, how)
         hidden.append(first)
-        calls[batch] = known or captured
-    return [call for call in calls if call is not None]
+        calls.append(known or captured)
+    return calls
 
 
 def _observe(
@@ -181,7 +173,7 @@ def _observe(
             first.append(hidden)
             if extent == "to the first":
                 raise _Stop
-        calls.append(_Call(rest, kwargs))
+        calls.append((rest, kwargs))
         if len(calls) == len(layers):
             raise _Stop
 
@@ -221,8 +213,6 @@ def _same(a: Any, b: Any) -> bool:
         return True
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.shape == b.shape and bool(torch.equal(a, b))
-    if isinstance(a, _Call) and isinstance(b, _Call):
-        return _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):

@@ -79,7 +79,7 @@ def search(
     Each round compresses the model by the plan of the moment, asks by one backward pass what a
     little more or less would change in each place, and moves the plan; a round that does not lower
     the loss of held-out text is taken back. Or plans are tried at random (--strategy evolution).
-    Interrupted, the same command goes on after the last finished round.
+    Interrupted, the same command goes on after the last finished round or generation.
     """
     from layerif.artifacts import Plan
     from layerif.core.checkpoint import check_out

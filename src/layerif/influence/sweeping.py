@@ -12,7 +12,7 @@ from layerif.artifacts import DampingSweep
 from layerif.core.choices import Aggregation
 from layerif.influence.estimators.base import EstimatorOptions, Solution
 from layerif.influence.estimators.sweep import rank_stability
-from layerif.plans.maps.aggregation import aggregate
+from layerif.plans.maps.scores import aggregate
 
 
 def swept(

@@ -1,1 +1,1 @@
-"""Metrics of layers other than influence: baselines and controls, or one's own."""
+"""Metrics of layers other than influence: baselines, controls, and a user's."""

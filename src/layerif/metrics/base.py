@@ -38,6 +38,8 @@ class MetricValues:
 class Subject:
     """The dense model that a metric looks at.
 
+    Whatever reads text raises InputError where the metric is not registered as one that does.
+
     Attributes:
         layers: its decoder layers and their projections.
         seed: of whatever the metric draws.
@@ -54,11 +56,7 @@ class Subject:
 
     @property
     def batches(self) -> Sequence[dict[str, torch.Tensor]]:
-        """The calibration text, as `walk` takes it.
-
-        Raises:
-            InputError: there is no text; a metric that reads some has to be registered so.
-        """
+        """The calibration text, as `walk` takes it."""
         if self._batches is None:
             raise InputError(
                 "this metric reads calibration text, but is not registered as one that does; "
@@ -68,11 +66,7 @@ class Subject:
 
     @property
     def texts(self) -> list[Encoded]:
-        """The chunks of calibration text.
-
-        Raises:
-            InputError: as `batches`.
-        """
+        """The chunks of calibration text."""
         rows = [row for inputs in self.batches for row in inputs["input_ids"].tolist()]
         return [Encoded(index, ids, 1) for index, ids in enumerate(rows)]
 
@@ -81,7 +75,7 @@ class Subject:
         """Training and validation samples of a task; else every other chunk of calibration text.
 
         Raises:
-            InputError: as `batches`, or the text is a single chunk.
+            InputError: the text is a single chunk.
         """
         if self._samples is not None:
             return self._samples
@@ -97,9 +91,6 @@ class Subject:
         """The decoder layers from the bottom up, each with the calibration text's hidden states.
 
         Each may be run once, and must stay as it is.
-
-        Raises:
-            InputError: as `batches`.
         """
         batches = self.batches
         with progress("running the layers", len(self.layers)) as advance:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from layerif.core.options import Options
-from layerif.metrics.base import FloatArray, Metric, MetricValues, Subject
+from layerif.metrics.base import Metric, MetricValues, Subject
 
 
 def uniform(subject: Subject) -> MetricValues:
@@ -46,21 +46,15 @@ def shuffled(subject: Subject, *, of: str, **options: Any) -> MetricValues:
     """
     from layerif.metrics.registry import METRICS
 
+    layers = subject.layers
     values = METRICS.find(of).function(subject, **options)
-    order = np.random.default_rng(subject.seed).permutation(len(subject.layers))
-    return MetricValues(values.layers[order], _by_layer(subject, values.projections, order))
-
-
-def _by_layer(
-    subject: Subject, projections: FloatArray | None, order: np.ndarray[Any, Any]
-) -> FloatArray | None:
-    kinds = [
-        [(p.name, p.numel) for p in subject.layers.of(layer)]
-        for layer in range(len(subject.layers))
-    ]
-    if projections is None or any(kind != kinds[0] for kind in kinds):
-        return None
-    return projections.reshape(len(order), -1)[order].flatten()
+    order = np.random.default_rng(subject.seed).permutation(len(layers))
+    kinds = [[(p.name, p.numel) for p in layers.of(layer)] for layer in range(len(layers))]
+    projections = values.projections
+    if projections is not None:
+        alike = all(kind == kinds[0] for kind in kinds)
+        projections = projections.reshape(len(order), -1)[order].flatten() if alike else None
+    return MetricValues(values.layers[order], projections)
 
 
 UNIFORM = Metric(uniform, reads_weights=False)

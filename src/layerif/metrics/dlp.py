@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from math import fsum
-from typing import Any
 
 import numpy as np
 import torch
 
-from layerif.core.choices import DlpStatistic, check_choice
+from layerif.core.choices import DlpStatistic
 from layerif.core.options import Options
 from layerif.errors import InputError
-from layerif.metrics.base import FloatArray, Metric, MetricValues, Subject
+from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.metrics.saliency import layer_saliencies
 
 
@@ -24,7 +23,7 @@ class DlpOptions(Options):
     """The middle of a layer's saliencies."""
 
 
-def dlp(subject: Subject, *, statistic: DlpStatistic = "median") -> MetricValues:
+def dlp(subject: Subject, *, statistic: DlpStatistic) -> MetricValues:
     """One minus a layer's share in the sum of the layers' middle saliencies.
 
     DLP (arXiv 2505.23807): with A = |W_ij| |X_j|_2 over all projections of layer l together and m
@@ -41,20 +40,23 @@ def dlp(subject: Subject, *, statistic: DlpStatistic = "median") -> MetricValues
         Values without a unit, 0 to 1. High: important, which pruning should spare.
 
     Raises:
-        InputError: no such statistic, or one that is 0 everywhere.
+        InputError: the statistic is 0 everywhere.
         NumericalError: the inputs of a projection are not finite, or it is never run.
     """
-    check_choice(statistic, DlpStatistic, "statistic")
     middle = median if statistic == "median" else _mean
-    layers, projections = [], []
+    layers: list[float] = []
+    projections: list[float] = []
     for found in layer_saliencies(subject):
         every = [found.of(p).flatten() for p in found.projections]
         projections += [middle(own) for own in every]
         device = every[0].device
         layers.append(middle(torch.cat([own.to(device) for own in every])))
-    return MetricValues(
-        _relative(layers, statistic, "layers"), _relative(projections, statistic, "projections")
-    )
+    if not any(projections) or not any(layers):
+        raise InputError(
+            f"the {statistic} saliency is 0 everywhere, so there is nothing to compare; measure "
+            "the model before it is pruned, or choose the mean"
+        )
+    return MetricValues(*(1 - np.array(each) / fsum(each) for each in (layers, projections)))
 
 
 def median(values: torch.Tensor) -> float:
@@ -66,16 +68,6 @@ def median(values: torch.Tensor) -> float:
 
 def _mean(values: torch.Tensor) -> float:
     return float(values.mean(dtype=torch.float64))
-
-
-def _relative(middles: list[Any], statistic: str, what: str) -> FloatArray:
-    total = fsum(middles)
-    if total == 0:
-        raise InputError(
-            f"the {statistic} saliency of all {what} is 0, so there is nothing to compare; measure "
-            "the model before it is pruned, or choose the mean"
-        )
-    return 1 - np.array(middles) / total
 
 
 DLP = Metric(dlp, DlpOptions, reads_text=True)

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from layerif.compress.pruning.compressor import PruningCompressor
 from layerif.core.options import Options
-from layerif.errors import InputError
 from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.search.options import SearchOptions
 from layerif.search.slopes import BACKWARD_TOKENS, slopes
@@ -42,14 +41,8 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
         the layer can be pruned more.
 
     Raises:
-        InputError: sparsity or delta is out of its range.
         NumericalError: a loss or a value is not finite.
     """
-    if not 0 < sparsity < 1 or not 0 < delta <= 0.5:
-        raise InputError(
-            f"the sparsity is {sparsity:g} and delta {delta:g}; expected a sparsity between "
-            "0 and 1, and a delta above 0 and at most 0.5"
-        )
     model, layers = subject.model, subject.layers
     by_layer, by_projection = (
         SparsityKind.among(layers, sparsity, SearchOptions(granularity=each))
@@ -63,9 +56,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
         )
         tokens = min(subject.batch_tokens, BACKWARD_TOKENS)
         products = slopes(model, changes, subject.texts, batch_tokens=tokens)
-    return MetricValues(
-        layers=by_layer.worth(products, around), projections=by_projection.worth(products, around)
-    )
+    return MetricValues(by_layer.worth(products, around), by_projection.worth(products, around))
 
 
 MARGINAL = Metric(marginal, MarginalOptions, reads_text=True)

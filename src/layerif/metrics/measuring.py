@@ -52,7 +52,7 @@ def metric_scores(
         model: a causal LM of transformers. Where PEFT has put adapters in it, the weights under
             them are read, with the adapters active.
         metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `marginal`, `adapter_gain`,
-            `uniform`, `random`, `shuffled`, or one's own by `register_metric`.
+            `uniform`, `random`, `shuffled`, or a name given by `register_metric`.
         tokenizer: the model's tokenizer, for a metric that reads text.
         calibration: a corpus, whose calibration part is used, or text; for such a metric.
         options: how much of it is read, and the seed; each by keyword too.
@@ -65,7 +65,7 @@ def metric_scores(
     Raises:
         InputError: no such metric or option, no or too little calibration text, samples for a
             metric that takes none or of one kind alone, a quantised weight, or a model that the
-            metric does not serve; says why.
+            metric does not apply to; says why.
         NumericalError: weights or activations are not finite.
     """
     began = time.perf_counter()
@@ -82,8 +82,8 @@ def metric_scores(
     if train or validation:
         if not takes_samples(metric, of_metric) or tokenizer is None:
             raise InputError(
-                f"samples were given to the metric {metric}; expected is a metric that takes them, "
-                "such as adapter_gain, with a tokenizer"
+                f"samples were given to the metric {metric}; expected a metric that takes them, "
+                "such as adapter_gain, and a tokenizer"
             )
         length = usable_length(model, options.max_length)
         own, _ = encode_samples(tokenizer, train, length, "training")
@@ -129,18 +129,16 @@ def metric_scores(
 
 def _check(values: MetricValues, layers: DecoderLayers, metric: str) -> None:
     """Refuse what is not one finite number a layer, and a projection where there are any."""
-    for what, found, count in (
-        ("layers", values.layers, len(layers)),
-        ("projections", values.projections, len(layers.projections)),
+    for what, found, names in (
+        ("layers", values.layers, [f"layer {index}" for index in range(len(layers))]),
+        ("projections", values.projections, [p.key for p in layers.projections]),
     ):
         if found is None:
             continue
-        if np.shape(found) != (count,):
+        if np.shape(found) != (len(names),):
             raise InputError(
-                f"the metric {metric} gives values of shape {np.shape(found)} for {count} {what}; "
-                f"expected ({count},)"
+                f"the metric {metric} gives values of shape {np.shape(found)} for {len(names)} "
+                f"{what}; expected ({len(names)},)"
             )
-        if not np.isfinite(found).all():
-            bad = int(np.flatnonzero(~np.isfinite(found))[0])
-            name = f"layer {bad}" if what == "layers" else layers.projections[bad].key
-            raise NumericalError(f"the metric {metric} is not finite for {name}")
+        if len(bad := np.flatnonzero(~np.isfinite(found))):
+            raise NumericalError(f"the metric {metric} is not finite for {names[bad[0]]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import fsum, isfinite
+from math import fsum
 from typing import Annotated
 
 import numpy as np
@@ -10,12 +10,8 @@ import torch
 from pydantic import Field
 
 from layerif.core.options import Options
-from layerif.errors import InputError
 from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.metrics.saliency import layer_saliencies
-
-# The paper's; its code takes 3 unless told otherwise.
-OUTLIER_MULTIPLE = 5.0
 
 
 class OutlierRatioOptions(Options):
@@ -23,11 +19,12 @@ class OutlierRatioOptions(Options):
 
     title = "Metric"
 
-    multiple: Annotated[float, Field(gt=0)] = OUTLIER_MULTIPLE
+    # The paper's; its code takes 3 unless told otherwise.
+    multiple: Annotated[float, Field(gt=0)] = 5.0
     """M: a weight is an outlier above M times the mean."""
 
 
-def outlier_ratio(subject: Subject, *, multiple: float = OUTLIER_MULTIPLE) -> MetricValues:
+def outlier_ratio(subject: Subject, *, multiple: float) -> MetricValues:
     """Percentage of a layer's weights whose saliency exceeds `multiple` times the layer's mean.
 
     OWL (arXiv 2310.05175): with A = |W_ij| |X_j|_2 over all projections of a layer together,
@@ -42,11 +39,8 @@ def outlier_ratio(subject: Subject, *, multiple: float = OUTLIER_MULTIPLE) -> Me
         Values in percent, 0 to 100. High: many outliers, which pruning should spare.
 
     Raises:
-        InputError: the multiple is not positive.
         NumericalError: the inputs of a projection are not finite, or it is never run.
     """
-    if not (isfinite(multiple) and multiple > 0):
-        raise InputError(f"the multiple of the mean is {multiple}; it must be a positive number")
     layers, projections = [], []
     for found in layer_saliencies(subject):
         sums = [float(found.of(p).sum(dtype=torch.float64)) for p in found.projections]

@@ -31,7 +31,7 @@ class PlAlphaOptions(Options):
     """Where a tail may begin: as published (corrected), or as in the authors' code (reference)."""
 
 
-def pl_alpha(subject: Subject, *, compat: AlphaCompat = "corrected") -> MetricValues:
+def pl_alpha(subject: Subject, *, compat: AlphaCompat) -> MetricValues:
     """Exponent of the power law in the tail of each projection's spectrum; a layer has their mean.
 
     See `hill_alpha` for the estimate and `compat`. The model's weights alone are read.
@@ -40,10 +40,9 @@ def pl_alpha(subject: Subject, *, compat: AlphaCompat = "corrected") -> MetricVa
         Values without a unit, above 1. High: read as less well trained.
 
     Raises:
-        InputError: no such `compat`, or a projection whose spectrum has no tail; names it.
+        InputError: the spectrum of a projection has no tail; names it.
         NumericalError: a weight is not finite.
     """
-    check_choice(compat, AlphaCompat, "compat")
     projections = subject.layers.projections
     alphas = []
     with progress("spectra of the projections", len(projections)) as advance:
@@ -110,8 +109,8 @@ def hill_alpha(spectrum: torch.Tensor, compat: AlphaCompat = "corrected") -> flo
         found = found[(found > EIGENVALUE_FLOOR * found.max()) & (found > 0)]
     if len(found) < 2:
         raise InputError(
-            f"the spectrum has {len(found)} eigenvalues above round-off; a power law needs two at "
-            "least, so this metric does not serve here"
+            f"the spectrum has {len(found)} eigenvalues above round-off; a power law needs at "
+            "least two, so this metric does not apply here"
         )
     logs = found.log()
     above = logs - logs[-1]  # from the largest down: sums of small numbers
@@ -123,7 +122,7 @@ def hill_alpha(spectrum: torch.Tensor, compat: AlphaCompat = "corrected") -> flo
     if not len(candidates):
         raise InputError(
             "the eigenvalues in the tail of the spectrum are all alike; no power law describes "
-            "them, so this metric does not serve here"
+            "them, so this metric does not apply here"
         )
     slopes = -tails[candidates] / spread[candidates]  # 1 - alpha
     distances = _distances(above, candidates, slopes)
@@ -135,11 +134,10 @@ def _candidates(found: torch.Tensor, logs: torch.Tensor, compat: AlphaCompat) ->
     decades = logs / np.log(10)
     low, high = float(decades[0]), float(decades[-1])
     width = (high - low) / BINS
+    fullest = 0
     if width > 0:
         bins = ((decades - low) / (high - low) * BINS).long().clamp_(max=BINS - 1)
         fullest = int(torch.bincount(bins, minlength=BINS).argmax())
-    else:
-        fullest = 0
     peak = 10 ** (low + fullest * width)
     lowest = CANDIDATE_RANGE[0] * peak
     if compat == "reference":

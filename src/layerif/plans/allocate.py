@@ -22,14 +22,8 @@ from layerif.core.progress import note
 from layerif.errors import InputError
 from layerif.plans.kinds.base import Map, PlanKind
 from layerif.plans.kinds.registry import KINDS
-from layerif.plans.maps import (
-    ConstantScoresError,
-    flat_scores,
-    minmax,
-    smoothing_window,
-    unreliable_scores,
-)
-from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.maps.cautions import flat_scores, unreliable_scores
+from layerif.plans.maps.scores import check_scores, positions, smoothing_window
 from layerif.plans.options import CountsMapOptions, MapOptions, SparsityMapOptions
 
 Scores = LayerScores | MetricScores | ArrayLike
@@ -62,16 +56,14 @@ def allocate(
             kind, map or option, or no score for projections where one is needed.
     """
     rules = KINDS.find(kind)
-    name, chosen, own = "", Map(map, exact=False) if callable(map) else None, dict[str, Any]()
-    if chosen is not None:
-        name = getattr(map, "__name__", "given")
+    if callable(map):
+        name, chosen = getattr(map, "__name__", "given"), Map(map, exact=False)
         own = {n: given.pop(n, usual) for n, usual in chosen.options.items()}
     elif map is not None:
         given["map"] = map
     options = rules.options(**given) if options is None else options.but(**given)
-    if chosen is None:
-        name, chosen = options.map, rules.maps[options.map]
-        own = _own(rules, options)
+    if not callable(map):
+        name, chosen, own = options.map, rules.maps[options.map], _own(rules, options)
     vector, model, how = _resolve(scores, options.aggregate, model)
     sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)
     modules: Sequence[ProjectionScore] = ()
@@ -81,10 +73,15 @@ def allocate(
         sizes = np.array([module.numel for module in modules])
         if "smooth" in own:  # projections have no neighbours
             own["smooth"] = False
-    if chosen.scored and options.on_constant == "uniform" and _constant(vector):
+    uniform = chosen.scored and options.on_constant == "uniform"
+    if uniform and positions(vector, "direct", "uniform") is None:
         name, chosen = "uniform", rules.maps["uniform"]  # recorded as what was done
         own = {n: getattr(options, n) for n in chosen.options}
-    levels = _levels(rules, chosen, own, (vector, total, sizes))
+    if chosen.exact:
+        exactly = (total, sizes) if rules.weighted else (total,)
+        levels = np.asarray(chosen.function(vector, *exactly, **own))
+    else:
+        levels = np.asarray(rules.fit(chosen.function(vector, **own), total, sizes))
     how = (how if chosen.scored else {}) | {"map": name}
     if chosen.recorded:
         how |= _recorded(own, len(vector))
@@ -115,10 +112,8 @@ def allocate_sparsity(
     """A sparsity for each decoder layer or projection; by weight their mean is `sparsity` exactly.
 
     Args:
-        scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
+        scores, options, model: as for `allocate`.
         sparsity: fraction of zeros over all projections of the decoder layers, 0 to 1.
-        options: how scores become sparsities; each by keyword too.
-        model: whose layer sizes count, for plain numbers; None counts layers as equally large.
 
     Raises:
         InputError: as `allocate`.
@@ -136,10 +131,8 @@ def allocate_experts(
     `normalise="none"` and, where it is to be theirs to the rounding, `compat="authors"`.
 
     Args:
-        scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
+        scores, options, model: as for `allocate`.
         total: experts of all layers together.
-        options: how scores become experts; each by keyword too.
-        model: which model plain numbers belong to, for the record.
 
     Raises:
         InputError: as `allocate`, or fewer experts than layers.
@@ -156,10 +149,8 @@ def allocate_ranks(
     All projections of a layer have its rank; `layerif.adapters.lora_config_for` makes a LoraConfig.
 
     Args:
-        scores: what `score` or `metric_scores` returned, or one number a layer from elsewhere.
+        scores, options, model: as for `allocate`.
         total: ranks of all layers together; rank 8 in each of 32 layers is 256.
-        options: how scores become ranks; each by keyword too.
-        model: which model plain numbers belong to, for the record.
 
     Raises:
         InputError: as `allocate`, or a total below the number of layers.
@@ -169,12 +160,10 @@ def allocate_ranks(
 
 def note_cautions(plan: Plan) -> None:
     """Say what a reader should know of a plan: which layers it leaves without any weight."""
-    names = [f"layer {layer}" for layer in range(len(plan.allocation))]
-    levels: Sequence[float] = plan.allocation
+    levels = {f"layer {layer}": level for layer, level in enumerate(plan.allocation)}
     if plan.modules is not None:
-        names = [module.module for module in plan.modules]
-        levels = [module.sparsity for module in plan.modules]
-    if caution := plan.rules.caution(names, levels):
+        levels = {module.module: module.sparsity for module in plan.modules}
+    if caution := plan.rules.caution([*levels], [*levels.values()]):
         note(caution)
 
 
@@ -182,31 +171,17 @@ def _own(rules: PlanKind, options: MapOptions) -> dict[str, Any]:
     """The options that the map takes; what is None is the map's own.
 
     Raises:
-        InputError: one that is None unless given, because it depends on the map, is given to a map
-            that takes none.
+        InputError: an option without a default of its own, which belongs to other maps, is given.
     """
     usual = rules.maps[options.map].options
     for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
-        if name not in usual and field.default is None and value is not None:
+        if name not in usual and field.default is None and getattr(options, name) is not None:
             takers = [n for n, each in rules.maps.items() if name in each.options]
             raise InputError(
-                f"{name} counts under the maps {', '.join(takers)}; the map {options.map} takes "
-                f"none of it, but {', '.join(usual)}"
+                f"{name} is for the maps {', '.join(takers)}; the map {options.map} takes "
+                f"{', '.join(usual)}"
             )
     return {n: u if (value := getattr(options, n)) is None else value for n, u in usual.items()}
-
-
-def _levels(
-    rules: PlanKind,
-    chosen: Map,
-    options: dict[str, Any],
-    given: tuple[NDArray[np.float64], float, NDArray[Any]],
-) -> NDArray[Any]:
-    """Levels of scores, total and sizes."""
-    if chosen.exact:
-        return np.asarray(chosen.function(*given[: 3 if rules.weighted else 2], **options))
-    return np.asarray(rules.fit(chosen.function(given[0], **options), *given[1:]))
 
 
 def _recorded(options: dict[str, Any], count: int) -> dict[str, Any]:
@@ -229,14 +204,6 @@ def _caution(
         cautions.append(unreliable_scores(scores.influence, aggregate))
     for caution in filter(None, cautions):
         note(f"{caution}, and min-max spreads them to {spread}; compare with the uniform plan")
-
-
-def _constant(scores: NDArray[np.float64]) -> bool:
-    try:
-        minmax(scores)
-    except ConstantScoresError:
-        return True
-    return False
 
 
 def _projections(scores: Scores, aggregate: Aggregation) -> list[ProjectionScore]:

@@ -59,17 +59,21 @@ class NamedPlan:
 
     def tries(self, kind: str, most: int) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
         """For each try the options of the metric, and those of `allocate`."""
+        from layerif.plans.kinds.base import Map
+        from layerif.plans.kinds.registry import KINDS
+
         own = {"map": self.map, **self.options}
         if self.tuned is None:
             return [({}, own)]
-        usual = self._usual(kind, self.tuned)
-        each = [
-            own | {self.tuned: usual * factor} | ({"orientation": turn} if turn else {})
+        map = Map(self.map) if callable(self.map) else KINDS.find(kind).maps[self.map]
+        authors = {**map.options, **self.options}[self.tuned]
+        of_map = [
+            own | {self.tuned: authors * factor} | ({"orientation": turn} if turn else {})
             for factor in FACTORS
             for turn in self.orientations
         ]
-        found: list[tuple[Mapping[str, Any], dict[str, Any]]] = [({}, one) for one in each]
-        found[FIRST:FIRST] = [(options, each[0]) for options in self.of_metric]
+        found: list[tuple[Mapping[str, Any], dict[str, Any]]] = [({}, each) for each in of_map]
+        found[FIRST:FIRST] = [(options, of_map[0]) for options in self.of_metric]
         return found[:most]
 
     def plans(
@@ -78,14 +82,10 @@ class NamedPlan:
         """The plan as its authors make it, and the other tries.
 
         Args:
-            kind: of plan.
-            total: as `allocate`.
+            kind, total: as for `allocate`, whose errors are raised.
             scores: makes the scores.
             tries: how many at most.
             rank: of each expert.
-
-        Raises:
-            InputError: as `allocate`.
         """
         from layerif.plans.allocate import allocate
 
@@ -95,14 +95,6 @@ class NamedPlan:
         ]
         return [self.made_into(plan, rank) for plan in made] if self.made_into else made
 
-    def _usual(self, kind: str, option: str) -> Any:
-        """The authors' value of an option of the map."""
-        from layerif.plans.kinds.base import Map
-        from layerif.plans.kinds.registry import KINDS
-
-        one = Map(self.map) if callable(self.map) else KINDS.find(kind).maps[self.map]
-        return {**one.options, **self.options}[option]
-
 
 def _mola(digits: str) -> NamedPlan:
     return NamedPlan("mola", options={"shape": [int(digit) for digit in digits]})
@@ -111,7 +103,7 @@ def _mola(digits: str) -> NamedPlan:
 def _plain_lora(uniform: Plan, rank: int) -> Plan:
     """Plain LoRA of one rank, whose total rank is that of the experts."""
     from layerif.artifacts import Plan
-    from layerif.plans.maps import equal_rank
+    from layerif.plans.maps.counts import equal_rank
 
     ranks = [equal_rank(uniform.allocation, rank)] * len(uniform.allocation)
     how = {"map": "uniform", "experts": uniform.total}

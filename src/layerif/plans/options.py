@@ -18,7 +18,7 @@ from layerif.core.choices import (
     SparsityMap,
 )
 from layerif.core.options import Options, Rule, Shown, Values
-from layerif.plans.maps import MOLA_SHAPE
+from layerif.plans.maps.counts import MOLA_SHAPE
 
 
 def of_influence(values: Values) -> bool:

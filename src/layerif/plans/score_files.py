@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from layerif.artifacts import METRIC_FORMAT, LayerScores, MetricScores
 from layerif.core.files import check_columns, quoted, read_cells, read_json, read_npy
 from layerif.errors import InputError
-from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.maps.scores import check_scores
 
 ONE_A_LAYER = "one number a layer"
+# Words in the first row that are a missing value and not a header.
+MISSING = ("na", "n/a", "nan", "none", "inf")
 
 
 def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.float64]:
@@ -28,7 +31,11 @@ def read_scores(path: str | Path) -> LayerScores | MetricScores | NDArray[np.flo
     path = Path(path)
     if path.is_dir() or not path.suffix:
         return LayerScores.load(path)
-    readers = {".json": _read_json, ".csv": _read_csv, ".npy": _read_npy}
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".npy": lambda path: read_npy(path, ONE_A_LAYER),
+    }
     if path.suffix not in readers:
         raise InputError(
             f"{path} is neither a run folder nor a {', '.join(readers)} file of {ONE_A_LAYER}"
@@ -51,23 +58,15 @@ def _read_json(path: Path) -> Any:
 def _read_csv(path: Path) -> list[float]:
     rows = read_cells(path, ONE_A_LAYER)
     last = [row[-1].strip() for row in rows]
-    if (
-        last
-        and last[0][:1].isalpha()
-        and last[0].lower() not in ("na", "n/a", "nan", "none", "inf")
-    ):
-        # A header: a name, and not a value that is missing.
+    if last and last[0][:1].isalpha() and last[0].lower() not in MISSING:
         check_columns([name for name in rows[0] if name], f"{path}, row 0")
-        last = last[1:]
-    return [_number(cell, f"{path}, row {row}") for row, cell in enumerate(last, start=1)]
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{where}: the last column is {quoted(text)}, no number") from None
-
-
-def _read_npy(path: Path) -> NDArray[Any]:
-    return read_npy(path, ONE_A_LAYER)
+        del last[0]
+    scores = []
+    for row, cell in enumerate(last, start=1):
+        try:
+            scores.append(float(cell))
+        except ValueError:
+            raise InputError(
+                f"{path}, row {row}: the last column is {quoted(cell)}, not a number"
+            ) from None
+    return scores

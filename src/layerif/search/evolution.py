@@ -11,54 +11,40 @@ that a move sets two units again. EvoPress itself compares within groups of equa
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 
-from layerif.compress.compressor import Compressible
 from layerif.core.progress import progress
 from layerif.data.batching import Encoded
 from layerif.search.base import Found, Search, State, Strategy
-from layerif.search.options import SearchOptions
-from layerif.search.texts import tokens_of
+from layerif.search.texts import tokens_of, up_to
 
-
-@dataclass(frozen=True)
-class Generation:
-    """The best plan after a generation.
-
-    Attributes:
-        generation: its number; 0 is the uniform plan.
-        loss: of the last stage's texts, in nats a token.
-        evaluations: losses measured so far, of whatever length.
-        tokens: run forward so far for them.
-        seconds: since the search began, compressing the uniform plan included.
-    """
-
-    generation: int
-    loss: float
-    evaluations: int
-    tokens: int
-    seconds: float
+# Where the last finished generation is kept.
+STEP = "generation"
 
 
 def evolution(search: Search) -> Found:
     """Generations until the limit; one that is not finished then is dropped."""
     options, kind = search.options, search.kind
-    limit = _Limit(options)
     stages = [tuple(map(int, stage.split(":"))) for stage in options.stages]
     generator = np.random.default_rng(options.seed)
-    levels = kind.levels(kind.start())
-    # No other stage sees the held-out texts, and no statistics come from them.
-    fitness = _Fitness(search, limit, search.compressor.at(levels, lambda _row, unit: unit), levels)
-    best = kind.whole(kind.start())
-    loss = fitness.loss(best, search.texts.held_out)
-    trace = [limit.entry(0, loss)]
-    with progress("evolutionary search", limit.total) as advance:
+    trials = _Trials(search)
+    if (kept := search.steps.load(STEP)) is not None:
+        record = json.loads(bytes(kept["record"].tolist()))
+        best, trace = np.array(record["best"]), record["trace"]
+        generator.bit_generator.state = record["draws"]
+        trials.resume(trace[-1])
+    else:
+        best = kind.whole(kind.start())
+        trace = [trials.generation(0, trials.loss(best, search.texts.held_out))]
+    with progress("evolutionary search", options.evaluations or options.seconds or 0) as advance:
         told = 0.0
-        while not limit.reached:
+        while not trials.ended:
             children = [
                 kind.mutated(best, options.step, generator) for _ in range(options.offspring)
             ]
@@ -67,113 +53,109 @@ def evolution(search: Search) -> Found:
                 break
             try:
                 for tokens, survivors in stages:
-                    drawn = _drawn(search.texts.pool, tokens, generator)
-                    losses = [fitness.measured(child, drawn) for child in alive]
-                    order = np.argsort(losses, kind="stable")
-                    alive = [alive[i] for i in order[:survivors]]
-                losses = [fitness.measured(child, search.texts.held_out) for child in alive]
+                    order = generator.permutation(len(search.texts.pool)).tolist()
+                    drawn = up_to([search.texts.pool[place] for place in order], tokens)
+                    ranks = np.argsort(trials.losses(alive, drawn), kind="stable")
+                    alive = [alive[i] for i in ranks[:survivors]]
+                # No other stage sees the held-out texts, and no statistics come from them.
+                losses = trials.losses(alive, search.texts.held_out)
             except _LimitReached:
                 break
-            winner = int(np.argmin(losses))
+            winner, loss = int(np.argmin(losses)), trace[-1]["loss"]
             if losses[winner] < loss:
                 best, loss = alive[winner], losses[winner]
-            trace.append(limit.entry(len(trace), loss))
-            spent = limit.spent
+            trace.append(trials.generation(len(trace), loss))
+            draws = generator.bit_generator.state
+            record = {"best": best.tolist(), "trace": trace, "draws": draws}
+            written = list(json.dumps(record).encode())
+            search.steps.save(STEP, {"record": torch.tensor(written, dtype=torch.uint8)})
+            spent = trials.done if options.evaluations else trials.elapsed
             advance(spent - told)
             told = spent
     how = {
         "offspring": options.offspring,
         "stages": [*map(list, stages), [options.held_out_tokens, 1]],
         "step": options.step,
-        "seconds": round(limit.elapsed, 3),
-        "trace": [asdict(entry) for entry in trace],
+        "seconds": round(trials.elapsed, 3),
+        "trace": trace,
     }
     return Found(best, how)
-
-
-@dataclass
-class _Limit:
-    """Where a search ends.
-
-    Attributes:
-        options: seconds and evaluations, at most; None is no limit.
-        done: evaluations so far.
-        tokens: run forward for them.
-    """
-
-    options: SearchOptions
-    done: int = 0
-    tokens: int = 0
-    began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.began
-
-    @property
-    def total(self) -> float:
-        """What `spent` comes to at the end."""
-        return self.options.evaluations or self.options.seconds or 0.0
-
-    @property
-    def spent(self) -> float:
-        return float(self.done) if self.options.evaluations is not None else self.elapsed
-
-    @property
-    def reached(self) -> bool:
-        seconds, evaluations = self.options.seconds, self.options.evaluations
-        return (seconds is not None and self.elapsed >= seconds) or (
-            evaluations is not None and self.done >= evaluations
-        )
-
-    def entry(self, generation: int, loss: float) -> Generation:
-        return Generation(generation, loss, self.done, self.tokens, round(self.elapsed, 3))
 
 
 class _LimitReached(Exception):
     """Ends a generation in the middle of it."""
 
 
-@dataclass
-class _Fitness:
-    """Losses of states.
+class _Trials:
+    """Losses of states, counted.
 
     Attributes:
-        units: the projections, compressible to any level.
-        levels: that they have now.
+        done: losses so far.
+        tokens: run forward for them.
     """
 
-    search: Search
-    limit: _Limit
-    units: Sequence[Compressible]
-    levels: Sequence[int]
+    def __init__(self, search: Search) -> None:
+        self._search, self._began = search, time.perf_counter()
+        self._levels = search.kind.levels(search.kind.start())
+        self._units = search.compressor.at(self._levels, lambda _row, unit: unit)
+        self.done = self.tokens = 0
 
-    def measured(self, state: State, items: Sequence[Encoded]) -> float:
-        """The loss, unless the limit is reached."""
-        if self.limit.reached:
-            raise _LimitReached
-        return self.loss(state, items)
+    @property
+    def elapsed(self) -> float:
+        """Seconds, those of runs that were cut short included."""
+        return time.perf_counter() - self._began
+
+    @property
+    def ended(self) -> bool:
+        """Whether a limit of the options is reached."""
+        seconds, evaluations = self._search.options.seconds, self._search.options.evaluations
+        return (seconds is not None and self.elapsed >= seconds) or (
+            evaluations is not None and self.done >= evaluations
+        )
+
+    def generation(self, number: int, loss: float) -> dict[str, Any]:
+        """A finished generation, 0 being the uniform plan, as the plan records it.
+
+        The loss of its best plan on the held-out texts, in nats a token; losses measured so far, of
+        whatever length, and tokens run forward for them; seconds so far, compressing the uniform
+        plan included.
+        """
+        return {
+            "generation": number,
+            "loss": loss,
+            "evaluations": self.done,
+            "tokens": self.tokens,
+            "seconds": round(self.elapsed, 3),
+        }
+
+    def resume(self, last: dict[str, Any]) -> None:
+        """Count on from a generation."""
+        self.done, self.tokens = last["evaluations"], last["tokens"]
+        self._began = time.perf_counter() - last["seconds"]
+
+    def losses(self, states: Sequence[State], items: Sequence[Encoded]) -> list[float]:
+        """(states,) losses.
+
+        Raises:
+            _LimitReached: before all are measured.
+        """
+        found = []
+        for state in states:
+            if self.ended:
+                raise _LimitReached
+            found.append(self.loss(state, items))
+        return found
 
     def loss(self, state: State, items: Sequence[Encoded]) -> float:
         """Loss of the model compressed so; projections that have their level are left alone."""
-        levels = self.search.kind.levels(state)
-        for row, (now, wanted) in enumerate(zip(self.levels, levels, strict=True)):
+        levels = self._search.kind.levels(state)
+        for row, (now, wanted) in enumerate(zip(self._levels, levels, strict=True)):
             if now != wanted:
-                self.search.compressor.set(row, self.units[row].at(wanted))
-        self.levels = levels
-        self.limit.done += 1
-        self.limit.tokens += tokens_of(items)
-        return self.search.loss(items)
-
-
-def _drawn(pool: Sequence[Encoded], tokens: int, generator: np.random.Generator) -> list[Encoded]:
-    """Texts of the pool in a new order, up to `tokens` tokens."""
-    drawn: list[Encoded] = []
-    for place in generator.permutation(len(pool)).tolist():
-        drawn.append(pool[place])
-        if tokens_of(drawn) >= tokens:
-            break
-    return drawn
+                self._search.compressor.set(row, self._units[row].at(wanted))
+        self._levels = levels
+        self.done += 1
+        self.tokens += tokens_of(items)
+        return self._search.loss(items)
 
 
 EVOLUTION = Strategy(evolution, "loss of the pruned model")

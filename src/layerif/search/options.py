@@ -20,7 +20,7 @@ Distance = Annotated[float, Field(ge=0)]
 
 def _stage(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
-        raise ValueError(f"{text!r} is no TOKENS:SURVIVORS, each at least 1, as in 1024:4")
+        raise ValueError(f"{text!r} is not TOKENS:SURVIVORS, each at least 1, as in 1024:4")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Round:
     Attributes:
         state: (units,).
         held_out_loss: mean loss of the held-out texts, in nats a token.
-        gradient: (units,) g; None where nothing was to come after it.
+        gradient: (units,) g; None where no move was to follow.
         seconds: that it took.
     """
 
@@ -66,19 +67,17 @@ def rounds(search: Search) -> Found:
     lots = search.texts.rounds(options.rounds, options.tokens)
     done: list[Round] = []
     etas = [0.0]
-    best: Round | None = None
+    bar = math.inf
     state, setbacks, shrunk = kind.start(), 0, 1.0
     with progress("influence at the operating point", len(lots) + 1) as advance:
-        for number in range(len(lots) + 1):
-            items = lots[number] if number < len(lots) else None
-            bar = None if best is None else best.held_out_loss
+        for number, items in enumerate([*lots, None]):
             current = _round(search, f"round-{number:03d}", state, items, bar)
             done.append(current)
             advance()
-            change = "" if best is None else f", step {etas[number]:.4f}"
+            change = f", step {etas[number]:.4f}" if number else ""
             note(f"round {number}: held-out loss {current.held_out_loss:.4f}{change}")
-            if best is None or current.held_out_loss < best.held_out_loss:
-                best, setbacks = current, 0
+            if current.held_out_loss < bar:
+                best, bar, setbacks = current, current.held_out_loss, 0
             else:
                 setbacks, shrunk = setbacks + 1, shrunk * SETBACK
             if items is None or setbacks == PATIENCE or best.gradient is None:
@@ -88,12 +87,11 @@ def rounds(search: Search) -> Found:
             if np.array_equal(state, best.state):
                 break
             etas.append(eta)
-    assert best is not None
     return Found(best.state, _record(search, done, etas, lots))
 
 
 def _round(
-    search: Search, name: str, state: State, items: list[Encoded] | None, bar: float | None
+    search: Search, name: str, state: State, items: list[Encoded] | None, bar: float
 ) -> Round:
     """Compress, judge, and where it is better than `bar` and more is to come, take g on `items`."""
     kept = search.steps.load(name)
@@ -108,7 +106,7 @@ def _round(
         changes = compressor.at(levels, lambda row, unit: unit.change(*around[row]))
     loss = search.loss(search.texts.held_out)
     gradient = None
-    if items is not None and (bar is None or loss < bar):
+    if items is not None and loss < bar:
         gradient = kind.worth(search.slopes(changes, items), around)
     found = Round(state, loss, gradient, time.perf_counter() - began)
     search.steps.save(name, found.tensors())
@@ -118,8 +116,7 @@ def _round(
 def _record(
     search: Search, done: list[Round], etas: list[float], lots: list[list[Encoded]]
 ) -> dict[str, Any]:
-    """How the rounds went, with tokens of calibration (each layer runs them twice), of judging and
-    of gradients."""
+    """How the rounds went, with their tokens; each layer runs those of calibration twice."""
     taken = zip(done, lots, strict=False)
     return {
         "delta": search.options.delta,

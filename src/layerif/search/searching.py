@@ -49,7 +49,7 @@ def search_plan(
         target: what the loss is taken on: another corpus or a task's completions; None for the
             calibration text.
         kind: of budget.
-        steps: keeps finished rounds, so that a run cut short can go on; evolution starts again.
+        steps: keeps finished rounds or generations, so that a run cut short can go on.
 
     Returns:
         A plan of exactly the total, with losses and seconds of the search in `how`.

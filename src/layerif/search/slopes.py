@@ -44,19 +44,17 @@ def slopes(
         NumericalError: a loss or a product is not finite; names the text or the projection.
     """
     projections = find_decoder_layers(model).projections
-    products: list[torch.Tensor | None] = [None] * len(projections)
+    products: list[torch.Tensor | float] = [0.0] * len(projections)
 
     def take(row: int, gradients: FactoredGradients) -> None:
-        reached = gradients.times(changes[row]().flatten()).sum()
-        kept = products[row]
-        products[row] = reached if kept is None else kept + reached
+        products[row] = products[row] + gradients.times(changes[row]().flatten()).sum()
 
     device = input_device(model)
     matrices = FullWeights().matrices(projections)
     with frozen(model), PerSampleGradients(model, projections, matrices) as per_sample:
         for group in pack(items, batch_tokens, model):
             per_sample.visit(collate(group, device=device), take, "text")
-    found = np.array([0.0 if p is None else p.item() for p in products]) / len(items)
+    found = np.array([float(product) for product in products]) / len(items)
     for projection, value in zip(projections, found, strict=True):
         if not np.isfinite(value):
             raise NumericalError(

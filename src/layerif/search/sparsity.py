@@ -52,19 +52,16 @@ class SparsityKind:
         """
         if not 0 <= total <= 1:
             raise InputError(f"sparsity must be within 0 to 1, not {total}")
-        projections = layers.projections
         by_layer = options.granularity == "layer"
-        units = [p.layer if by_layer else row for row, p in enumerate(projections)]
-        numels = np.array([p.numel for p in projections], dtype=np.int64)
+        units = [p.layer if by_layer else row for row, p in enumerate(layers.projections)]
+        numels = np.array([p.numel for p in layers.projections], dtype=np.int64)
         low, high = max(total - options.below, 0.0), min(total + options.above, 1.0)
         return cls(np.array(units, dtype=np.int64), numels, float(total), low, high)
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """(units,) parameters of each."""
-        sizes = np.zeros(self.of.max() + 1, dtype=np.int64)
-        np.add.at(sizes, self.of, self.numels)
-        return sizes
+        return np.bincount(self.of, weights=self.numels).astype(np.int64)
 
     def start(self) -> State:
         """All units alike."""
@@ -90,10 +87,6 @@ class SparsityKind:
 
         A unit of density is as many weights as a unit has on average, so that those of any size
         compare by what a weight is worth. Negative: keeping more lowers the loss.
-
-        Args:
-            products: (projections,) <dL/dW, D>, in nats, of the changes between two levels.
-            around: these levels.
         """
         widths = np.bincount(self.of, weights=[more - fewer for more, fewer in around])
         found = np.bincount(self.of, weights=products) * float(self.sizes.mean())
@@ -115,10 +108,8 @@ class SparsityKind:
     def mutated(self, state: State, step: float, generator: np.random.Generator) -> State | None:
         """The state after a few moves of zeros from one unit to another; None where none is legal.
 
-        Args:
-            state: of whole numbers of zeros, which keep their sum.
-            step: zeros of a move, as a fraction of the smaller unit.
-            generator: of the draws.
+        A move is of as many zeros as `step` times the weights of the smaller unit. The state has
+        whole numbers of zeros, whose sum is kept.
         """
         counts = np.rint(state * self.sizes).astype(np.int64)
         changed = counts.copy()
@@ -137,11 +128,10 @@ class SparsityKind:
 
     def plan(self, model: Any, state: State, how: dict[str, Any]) -> Plan:
         """A plan by projections, with the record of how it came about."""
+        projections = find_decoder_layers(model).projections
         modules = [
             ModuleSparsity(module=projection.key, sparsity=s, numel=n)
-            for projection, (s, n) in zip(
-                find_decoder_layers(model).projections, self._spread(state), strict=True
-            )
+            for projection, (s, n) in zip(projections, self._spread(state), strict=True)
         ]
         how = {**how, "bounds": [self.low, self.high]}
         return Plan.of_modules(modules, total=self.total, model=describe(model), how=how)

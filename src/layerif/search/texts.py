@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from layerif.data import Corpus, Task
@@ -41,7 +42,7 @@ class Texts:
         """
         found, place = [], 0
         for _ in range(count):
-            taken = _up_to(self.pool[place:] + self.pool[:place], tokens)
+            taken = up_to(self.pool[place:] + self.pool[:place], tokens)
             place = (place + len(taken)) % len(self.pool)
             found.append(taken)
         return found
@@ -68,28 +69,30 @@ def texts_for(
     Raises:
         InputError: the texts are too short for that, or chunks longer than the model's positions.
     """
-    samples, context_length, seed = (
+    samples, seed, context_length = (
         options.calibration_samples,
-        options.context_length,
         options.seed,
+        options.context_length,
     )
     check_context_length(model, context_length)
     chunks = cut(tokenizer, calibration.text("calibration"), context_length)
     wanted = -(-options.held_out_tokens // context_length)
     if isinstance(target, Corpus) and target.text("calibration") == calibration.text("calibration"):
         target = None  # else the same draw would hold out what pruning is calibrated on
+    source = calibration if target is None else target
+    origin = {"name": source.name, **source.origin}
     if target is None:
         draw(chunks, samples + wanted, seed)  # refuses what there is not
         drawn = draw(chunks, len(chunks), seed)
         cold = drawn[samples : samples + wanted]
         pool = drawn[samples + wanted :] + drawn[:samples]
-        return Texts(drawn[:samples], pool, cold, _origin(calibration))
+        return Texts(drawn[:samples], pool, cold, origin)
     calibrating = draw(chunks, samples, seed)
     if isinstance(target, Corpus):
         chunks = cut(tokenizer, target.text("calibration"), context_length)
         draw(chunks, 1 + wanted, seed)
         drawn = draw(chunks, len(chunks), seed)
-        return Texts(calibrating, drawn[wanted:], drawn[:wanted], _origin(target))
+        return Texts(calibrating, drawn[wanted:], drawn[:wanted], origin)
     length = usable_length(model, context_length)
 
     def encoded(split: Split, what: str) -> list[Encoded]:
@@ -98,25 +101,15 @@ def texts_for(
         return encode_samples(tokenizer, examples, length, what)[0]
 
     train, validation = encoded("train", "training"), encoded("validation", "validation")
-    return Texts(calibrating, train, _up_to(validation, options.held_out_tokens), _origin(target))
+    return Texts(calibrating, train, up_to(validation, options.held_out_tokens), origin)
 
 
-def _up_to(items: Sequence[Encoded], tokens: int) -> list[Encoded]:
+def up_to(items: Sequence[Encoded], tokens: int) -> list[Encoded]:
     """The first texts that come to `tokens` tokens; all, where they do not."""
-    taken: list[Encoded] = []
-    total = 0
-    for item in items:
-        if total >= tokens:
-            break
-        taken.append(item)
-        total += len(item.input_ids)
-    return taken
+    before = accumulate((len(item.input_ids) for item in items), initial=0)
+    return [item for item, count in zip(items, before, strict=False) if count < tokens]
 
 
 def tokens_of(items: Sequence[Encoded]) -> int:
     """Tokens of all texts together."""
     return sum(len(item.input_ids) for item in items)
-
-
-def _origin(source: Corpus | Task) -> dict[str, Any]:
-    return {"name": source.name, **source.origin}

@@ -9,7 +9,6 @@ those of the unchanged model, and are kept for one layer at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,13 +22,12 @@ from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.influence.fresh_adapter import Schedule, fine_tune, fresh_adapter
 from layerif.influence.subspaces.lora import FreshLora
-from layerif.model.layers import DecoderLayers, find_decoder_layers, unwrapped
+from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
 from layerif.model.peft_adapters import refuse_adapted
 from layerif.validation.options import CapacityOptions
-from layerif.validation.partial import PartialForward
-from layerif.validation.rows import Rows, finite
+from layerif.validation.partial import PartialForward, Rows
 
 NAME = "capacity"
 # What else to try where a loss is not finite.
@@ -69,44 +67,63 @@ def capacity(
             f"there are {len(train)} training and {len(validation)} validation rows; at least one "
             "of each is needed"
         )
-    rank, seed, batch_tokens = options.rank, options.seed, options.batch_tokens
-    train_steps, rate = options.train_steps, options.learning_rate
-    lora = FreshLora(rank, options.alpha, seed)
     model = unwrapped(model)
     refuse_adapted(model, "so what fresh ones gain in one layer alone is not seen; open it without")
     layers = find_decoder_layers(model)
-    trained, judged = (Rows(rows, batch_tokens, model) for rows in (train, validation))
-    trial = _Trial(model, layers, lora, Schedule(NAME, train_steps, rate, seed), trained, judged)
+    partial = PartialForward(model, layers)
+    trained = Rows(train, options.batch_tokens, model, "training row")
+    judged = Rows(validation, options.batch_tokens, model, "validation row", RATE)
+    batches = [*trained.batches, *judged.batches]
+    lora = FreshLora(options.rank, options.alpha, options.seed)
+    schedule = Schedule(NAME, options.train_steps, options.learning_rate, options.seed)
     gains, parameters = [], []
-    # A layer costs what those from it upwards cost.
-    total = train_steps * len(layers) * (len(layers) + 1) // 2
+
+    def adapted(layer: int, hidden: Sequence[torch.Tensor], advance: Advance) -> torch.Tensor:
+        """(rows,) nats a token with adapters trained in a layer, which gets `hidden` of batches."""
+
+        def loss(number: int) -> torch.Tensor:
+            nats = partial.upwards(batches[number], layer, hidden[number])
+            return (nats / batches[number].counts.to(nats.device)).mean()
+
+        count = len(trained.batches)
+        with fresh_adapter(model, layers.path, layers.of(layer), lora, NAME) as pairs:
+            fine_tune(pairs, loss, count, schedule, lambda _units=1: advance(len(layers) - layer))
+            with torch.no_grad():
+                nats = [
+                    partial.upwards(batch, layer, inputs)
+                    for batch, inputs in zip(judged.batches, hidden[count:], strict=True)
+                ]
+        return judged.means(nats, f"with adapters in layer {layer}")
+
+    # A step in a layer costs what the layers from it upwards cost.
+    total = options.train_steps * len(layers) * (len(layers) + 1) // 2
     with evaluation_mode(model), progress("adapters in one layer", total) as advance:
-        base = trial.base()
-        inputs = [batch.inputs for batch in (*trained.batches, *judged.batches)]
-        for visit in walk(model, layers, inputs):
+        nats = [partial.whole(batch)[0] for batch in judged.batches]
+        base = judged.means(nats, "without adapters")
+        for visit in walk(model, layers, [batch.inputs for batch in batches]):
             step = f"capacity-{visit.index:04d}"
             kept = steps.load(step)
             if kept is None:
                 # Not held here, so that they go as the walk makes those of the next layer.
-                kept = {"nats": trial.after(visit.index, list(visit.inputs()), advance)}
+                kept = {"nats": adapted(visit.index, list(visit.inputs()), advance)}
                 steps.save(step, kept)
             else:
-                advance((len(layers) - visit.index) * train_steps)
+                advance((len(layers) - visit.index) * options.train_steps)
             gains.append((base - kept["nats"]).tolist())
             own = layers.of(visit.index)
-            parameters.append(rank * sum(p.in_features + p.out_features for p in own))
+            parameters.append(options.rank * sum(p.in_features + p.out_features for p in own))
     return GroundTruth(
         kind="capacity",
         sparsity=None,
         delta=None,
         training={
-            "rank": rank,
+            "rank": options.rank,
             "alpha": options.alpha,
-            "steps": train_steps,
-            "rate": rate,
-            "batch_tokens": batch_tokens,
+            "steps": options.train_steps,
+            "rate": options.learning_rate,
+            "batch_tokens": options.batch_tokens,
             "rows": len(trained),
-            "seed": seed,
+            "seed": options.seed,
             "parameters": parameters,
         },
         costs=gains,
@@ -115,50 +132,3 @@ def capacity(
         text={**(text or {}), "rows": len(judged), "tokens": judged.tokens},
         setting=setting(model),
     )
-
-
-@dataclass
-class _Trial:
-    """Adapters in one layer of the model at a time."""
-
-    model: Any
-    layers: DecoderLayers
-    lora: FreshLora
-    schedule: Schedule
-    trained: Rows
-    judged: Rows
-
-    def __post_init__(self) -> None:
-        self._partial = PartialForward(self.model, self.layers)
-
-    def base(self) -> torch.Tensor:
-        """(rows,) nats a token of the rows that are judged, without adapters."""
-        nats = [self._partial.whole(batch)[0] for batch in self.judged.batches]
-        return finite(self.judged.means(nats), "validation row", "without adapters", RATE)
-
-    def after(self, layer: int, hidden: Sequence[torch.Tensor], advance: Advance) -> torch.Tensor:
-        """The same with adapters trained in one layer, which are gone afterwards.
-
-        Args:
-            layer: which one.
-            hidden: what it gets of each batch, of training rows and then of those that are judged.
-            advance: told of the layers that every step runs.
-        """
-        above = len(self.layers) - layer
-
-        def loss(number: int) -> torch.Tensor:
-            batch = self.trained.batches[number]
-            nats = self._partial.upwards(batch, layer, hidden[number])
-            return (nats / batch.counts.to(nats.device)).mean()
-
-        count = len(self.trained.batches)
-        own = self.layers.of(layer)
-        with fresh_adapter(self.model, self.layers.path, own, self.lora, NAME) as pairs:
-            fine_tune(pairs, loss, count, self.schedule, lambda _units=1: advance(above))
-            with torch.no_grad():
-                nats = [
-                    self._partial.upwards(batch, layer, inputs)
-                    for batch, inputs in zip(self.judged.batches, hidden[count:], strict=True)
-                ]
-        when = f"with adapters in layer {layer}"
-        return finite(self.judged.means(nats), "validation row", when, RATE)

@@ -7,7 +7,6 @@ nothing to do with the model correlates with so few layers too, and as surely: p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,36 +17,12 @@ from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.core.choices import TruthKind
 from layerif.errors import InputError
 from layerif.evaluation.statistics import holm
-from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.maps.scores import check_scores
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 2000
 ORDERS = 20_000
 ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class _Words:
-    """How advice speaks of a ground truth."""
-
-    what: str
-    budget: str
-    judge: str
-    otherwise: str
-
-
-PRUNING = _Words(
-    what="the cost of pruning a layer",
-    budget="",
-    judge="Measure the perplexity of its plan beside the uniform one before you trust it.",
-    otherwise="Use the uniform plan, or one made at the operating point.",
-)
-CAPACITY = _Words(
-    what="what adapters in a layer alone gain",
-    budget=" for experts or ranks",
-    judge="Fine-tune with its plan and with the uniform one before you trust it.",
-    otherwise="Use the uniform plan of experts or ranks.",
-)
 
 
 def agreements(
@@ -66,53 +41,49 @@ def agreements(
         InputError: a score has another number of layers.
     """
     found = {kind: _beside(scores, truth, seed) for kind, truth in truths.items()}
-    tested = [(each, p) for rows in found.values() for each, p in rows if p is not None]
-    adjusted = iter(holm([p for _, p in tested]))
-    judged = {
-        kind: [each if p is None else _judged(each, next(adjusted)) for each, p in rows]
+    alone = [each.p for rows in found.values() for each in rows if each.p is not None]
+    adjusted = iter(holm(alone))
+
+    def judged(agreement: Agreement) -> Agreement:
+        if agreement.p is None:
+            return agreement
+        p = next(adjusted)
+        return agreement.model_copy(update={"p": p, "by_chance": p >= SIGNIFICANCE})
+
+    return {
+        kind: sorted(map(judged, rows), key=lambda a: -abs(a.spearman or 0.0))
         for kind, rows in found.items()
     }
-    return {
-        kind: sorted(rows, key=lambda a: -abs(a.spearman or 0.0)) for kind, rows in judged.items()
-    }
 
 
-def _judged(agreement: Agreement, p: float) -> Agreement:
-    return agreement.model_copy(update={"p": p, "by_chance": p >= SIGNIFICANCE})
-
-
-def _beside(
-    scores: Mapping[str, ArrayLike], truth: GroundTruth, seed: int
-) -> list[tuple[Agreement, float | None]]:
-    """Each score beside one ground truth, with how often a random order correlates as strongly."""
+def _beside(scores: Mapping[str, ArrayLike], truth: GroundTruth, seed: int) -> list[Agreement]:
+    """Each score beside one ground truth; p is how often a random order correlates as strongly."""
     costs = truth.matrix
     layers, chunks = costs.shape
     draws = np.random.default_rng(seed).integers(0, chunks, (RESAMPLES, chunks))
     resampled = np.stack([costs[:, own].mean(1) for own in draws])  # (resamples, layers)
     # The same score in random order of the layers is the same costs in random order.
     shuffled = np.random.default_rng(seed).permuted(np.tile(costs.mean(1), (ORDERS, 1)), axis=1)
-    found: list[tuple[Agreement, float | None]] = []
+    found = []
     for name, values in scores.items():
         vector = check_scores(values, name=f"scores {name}")
         if len(vector) != layers:
             raise InputError(
-                f"{name} has {len(vector)} scores, and the ground truth {layers} layers; right "
-                "would be one score a layer of the same model"
+                f"{name} has {len(vector)} scores, and the ground truth {layers} layers; expected "
+                "one score a layer of the same model"
             )
-        if np.ptp(vector) == 0:
-            constant = Agreement(name=name, truth=truth.kind, spearman=None, low=None, high=None)
-            found.append((constant, None))
-            continue
-        value = float(_correlations(vector, costs.mean(1)[None])[0])
-        # Of one text alone no draw differs from another, which is no certainty.
-        low, high = -1.0, 1.0
-        if chunks > 1:
-            low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975])
-        as_strong = abs(_correlations(vector, shuffled)) >= abs(value) - ROUNDING
-        agreement = Agreement(
-            name=name, truth=truth.kind, spearman=value, low=float(low), high=float(high)
+        value = low = high = p = None
+        if np.ptp(vector) > 0:
+            value = float(_correlations(vector, costs.mean(1)[None])[0])
+            # With one text alone all draws are the same, which does not make it certain.
+            low, high = -1.0, 1.0
+            if chunks > 1:
+                low, high = np.quantile(_correlations(vector, resampled), [0.025, 0.975]).tolist()
+            as_strong = abs(_correlations(vector, shuffled)) >= abs(value) - ROUNDING
+            p = float(1 + as_strong.sum()) / (1 + ORDERS)
+        found.append(
+            Agreement(name=name, truth=truth.kind, spearman=value, low=low, high=high, p=p)
         )
-        found.append((agreement, float(1 + as_strong.sum()) / (1 + ORDERS)))
     return found
 
 
@@ -122,19 +93,23 @@ def advice(found: Sequence[Agreement]) -> str:
     Args:
         found: at least one, all beside one ground truth, the strongest correlation first.
     """
-    words = CAPACITY if found[0].truth == "capacity" else PRUNING
-    sure = [each for each in found if each.orientation is not None]
-    if not sure:
+    what, budget = "the cost of pruning a layer", ""
+    judge = "Measure the perplexity of its plan beside the uniform one before you trust it."
+    otherwise = "Use the uniform plan, or one made at the operating point."
+    if found[0].truth == "capacity":
+        what, budget = "what adapters in a layer alone gain", " for experts or ranks"
+        judge = "Fine-tune with its plan and with the uniform one before you trust it."
+        otherwise = "Use the uniform plan of experts or ranks."
+    best = next((each for each in found if each.orientation is not None), None)
+    if best is None:
         return (
-            f"No better than uniform: the interval of every score's correlation with {words.what} "
+            f"No better than uniform: the interval of every score's correlation with {what} "
             "holds 0, or the score in random order of the layers correlates as strongly. "
-            f"{words.otherwise}"
+            f"{otherwise}"
         )
-    best = sure[0]
     return (
-        f"Use {best.name} with --orientation {best.orientation}{words.budget}: its correlation "
-        f"with {words.what} is {best.spearman:+.2f} ({best.low:+.2f} to {best.high:+.2f}). "
-        f"{words.judge}"
+        f"Use {best.name} with --orientation {best.orientation}{budget}: its correlation with "
+        f"{what} is {best.spearman:+.2f} ({best.low:+.2f} to {best.high:+.2f}). {judge}"
     )
 
 

@@ -20,19 +20,17 @@ from layerif.artifacts import GroundTruth
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
 from layerif.compress.compressor import Compressible, put_back
-from layerif.compress.pruning.base import Target
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.targets import Target
 from layerif.compress.pruning.wanda import WANDA
 from layerif.core.checkpoint import NO_STEPS, Steps
-from layerif.core.choices import PruningTruth
 from layerif.core.progress import progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.model.layers import DecoderLayers, find_decoder_layers, unwrapped
+from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
-from layerif.validation.partial import PartialForward
-from layerif.validation.rows import Rows, finite
+from layerif.validation.partial import PartialForward, Rows
 
 
 def isolated(
@@ -75,7 +73,7 @@ def isolated(
                 steps.save(step, kept)
             costs.append((kept["nats"] - dense).tolist())
             tick()
-    return bench.result("isolated", sparsity, None, costs, dense, text)
+    return bench.result(dense, text, kind="isolated", sparsity=sparsity, delta=None, costs=costs)
 
 
 def operating_point(
@@ -131,7 +129,8 @@ def operating_point(
                 steps.save(step, kept)
             costs.append(((kept["more"] - kept["less"]) / (2 * delta)).tolist())
             tick(len(own))
-    return bench.result("operating_point", sparsity, delta, costs, base, text)
+    point = {"sparsity": sparsity, "delta": delta}
+    return bench.result(base, text, kind="operating_point", costs=costs, **point)
 
 
 class _Bench:
@@ -139,17 +138,16 @@ class _Bench:
 
     def __init__(self, model: Any, chunks: Sequence[Encoded], batch_tokens: int) -> None:
         self.model = unwrapped(model)
-        self.layers: DecoderLayers = find_decoder_layers(self.model)
-        self._rows = Rows(chunks, batch_tokens, self.model)
+        self.layers = find_decoder_layers(self.model)
+        self._rows = Rows(chunks, batch_tokens, self.model, "chunk")
         self.inputs = [batch.inputs for batch in self._rows.batches]
         self._partial = PartialForward(self.model, self.layers)
-        self._hidden: list[list[torch.Tensor]] = []
 
     def base(self) -> torch.Tensor:
         """(chunks,) nats a token of the model as it is; what each layer gets is kept."""
         found = [self._partial.whole(batch) for batch in self._rows.batches]
         self._hidden = [inputs for _, inputs in found]
-        return finite(self._rows.means([nats for nats, _ in found]), "chunk", "as the model is")
+        return self._rows.means([nats for nats, _ in found], "as the model is")
 
     @torch.no_grad()
     def losses(self, layer: int) -> torch.Tensor:
@@ -158,26 +156,15 @@ class _Bench:
             self._partial.upwards(batch, layer, hidden[layer])
             for batch, hidden in zip(self._rows.batches, self._hidden, strict=True)
         ]
-        return finite(self._rows.means(nats), "chunk", f"with layer {layer} pruned")
+        return self._rows.means(nats, f"with layer {layer} pruned")
 
-    def result(
-        self,
-        kind: PruningTruth,
-        sparsity: float,
-        delta: float | None,
-        costs: list[list[float]],
-        base: torch.Tensor,
-        text: dict[str, Any] | None,
-    ) -> GroundTruth:
+    def result(self, base: torch.Tensor, text: dict[str, Any] | None, **fields: Any) -> GroundTruth:
         return GroundTruth(
-            kind=kind,
-            sparsity=sparsity,
-            delta=delta,
-            costs=costs,
             base_loss=base.mean().item(),
             model=describe(self.model),
             text={**(text or {}), "chunks": len(self._rows), "tokens": self._rows.tokens},
             setting=setting(self.model),
+            **fields,
         )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Fingerprint, Plan, hash_texts
-from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.checkpoint import Steps
 from layerif.data import Corpus, Task
 from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
@@ -34,7 +35,7 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
     kind: str = "sparsity",
     overwrite: bool = False,
 ) -> Plan:
-    """`search_plan` for a kind of budget, saved as JSON; finished rounds survive an interruption.
+    """`search_plan` for a kind of budget, saved as JSON; what is finished survives an interruption.
 
     Without a path the plan is only returned.
 
@@ -43,21 +44,18 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
             edited.
         NumericalError: as `search`.
     """
-
-    def searched(steps: Steps) -> Plan:
-        return search_plan(
-            model,
-            total,
-            options=options,
-            tokenizer=tokenizer,
-            calibration=calibration,
-            target=target,
-            kind=kind,
-            steps=steps,
-        )
-
+    search = partial(
+        search_plan,
+        model,
+        total,
+        options=options,
+        tokenizer=tokenizer,
+        calibration=calibration,
+        target=target,
+        kind=kind,
+    )
     if path is None:
-        return searched(NO_STEPS)
+        return search()
     data = hash_texts([calibration.text("calibration"), _content(target)])
     asked = {kind: total, "map": options.strategy, **options.effective()}
     del asked["strategy"]
@@ -70,12 +68,9 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
         return None if kept is None else Fingerprint.parse(kept, f"{path}: {FINGERPRINT}")
 
     def work(steps: Steps) -> Plan:
-        plan = searched(steps)
-        how = {
-            **plan.how,
-            CONTENT: _hash(plan),
-            FINGERPRINT: wanted.model_dump(mode="json"),
-        }
+        plan = search(steps=steps)
+        made = {CONTENT: _hash(plan), FINGERPRINT: wanted.model_dump(mode="json")}
+        how = {**plan.how, **made}
         plan = plan.model_copy(update={"how": how})
         note_cautions(plan)
         plan.save(path)

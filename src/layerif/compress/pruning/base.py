@@ -10,22 +10,8 @@ import torch
 
 from layerif.calibration.statistics import Statistics
 from layerif.compress.compressor import Change, Compressible
-from layerif.compress.pruning.pattern import Pattern
-from layerif.compress.pruning.selection import smallest_of_groups
+from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is asked of one projection.
-
-    Attributes:
-        zeros: how many of its weights shall be zero.
-        pattern: which N:M they form; None where they may lie anywhere.
-    """
-
-    zeros: int
-    pattern: Pattern | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +74,6 @@ class Masked:
         """What comes back, at its original value, with fewer zeros after than before."""
         back = self.mask(before) & ~self.mask(after)
         return lambda: self.original * back
-
-
-def ranked(weight: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-    """The saliency, with weights that are zero already below every other, in place.
-
-    Features that are dead on the text make zeros of the saliency of live weights too.
-    """
-    return saliency.masked_fill_(weight == 0, -1)
-
-
-def group_mask(saliency: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """(out, in) bool: of every group the weights of least saliency, all but N."""
-    return smallest_of_groups(saliency, pattern.group - pattern.keep, pattern.group)
 
 
 def relative(lost: torch.Tensor, whole: torch.Tensor) -> float:

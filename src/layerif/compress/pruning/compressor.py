@@ -4,41 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
 from layerif.calibration.walk import walk
 from layerif.compress.compressor import Compressible, put_back
+from layerif.compress.pruning.base import Pruner
 from layerif.compress.pruning.registry import PRUNERS
 from layerif.compress.pruning.saving import refuse_packed
 from layerif.model.layers import DecoderLayers
 from layerif.model.modes import evaluation_mode
 
 
+@dataclass(frozen=True, eq=False)
 class PruningCompressor:
     """A model pruned from its original weights to any numbers of zeros, as `prune` would.
 
-    One copy of the projections' weights is kept.
-
-    Args:
+    Attributes:
         model: the causal LM.
         layers: its decoder layers.
-        originals: for each projection its weight as before, (out, in).
         batches: calibration text, which the pruner's statistics come from.
-        method: the pruner, by name.
+        pruner: chooses the weights that go.
+        originals: for each projection a copy of its weight as before, (out, in).
     """
 
-    def __init__(
-        self,
-        model: Any,
-        layers: DecoderLayers,
-        originals: Sequence[torch.Tensor],
-        batches: Sequence[dict[str, torch.Tensor]],
-        method: str,
-    ) -> None:
-        self._model, self._layers, self._batches = model, layers, batches
-        self._originals, self._pruner = originals, PRUNERS.find(method)
+    model: Any
+    layers: DecoderLayers
+    batches: Sequence[dict[str, torch.Tensor]]
+    pruner: Pruner
+    originals: Sequence[torch.Tensor]
 
     @classmethod
     @contextmanager
@@ -55,27 +51,23 @@ class PruningCompressor:
             InputError: there is no such method, or a weight is quantised.
         """
         refuse_packed(layers.projections)
+        pruner = PRUNERS.find(method)
         with put_back(layers.projections) as originals, evaluation_mode(model):
-            yield cls(model, layers, originals, batches, method)
+            yield cls(model, layers, batches, pruner, originals)
 
     def at(
         self,
         levels: Sequence[int],
         keep: Callable[[int, Compressible], Any] = lambda _row, _projection: None,
     ) -> list[Any]:
-        """Prune every projection to its number of zeros, layer by layer.
+        """Prune every projection to its number of zeros, from the bottom up.
 
-        The inputs of a layer depend on the pruned layers below.
-
-        Args:
-            levels: zeros of each projection.
-            keep: is shown each projection; one that it keeps under SparseGPT keeps its Hessian's
-                factor too.
+        A projection that `keep` keeps under SparseGPT keeps its Hessian's factor too.
 
         Raises:
             NumericalError: the inputs of a projection are not finite.
         """
-        for row, original in enumerate(self._originals):
+        for row, original in enumerate(self.originals):
             self.set(row, original)
         kept = []
         for row, prunable in enumerate(self._prunable()):
@@ -85,17 +77,17 @@ class PruningCompressor:
 
     def set(self, row: int, weight: torch.Tensor) -> None:
         """Give one projection other weights (out, in)."""
-        self._layers.projections[row].weight.copy_(weight)
+        self.layers.projections[row].weight.copy_(weight)
 
     def _prunable(self) -> Iterator[Compressible]:
         """Each projection with its inputs, in order, those below it being as they are then."""
-        originals, pruner = iter(self._originals), self._pruner
+        pruner, originals = self.pruner, iter(self.originals)
         if pruner.statistics is None:
-            for projection in self._layers.projections:
+            for projection in self.layers.projections:
                 yield pruner.prunable(projection, next(originals), None)
             return
-        for visit in walk(self._model, self._layers, self._batches):
-            projections = self._layers.of(visit.index)
+        for visit in walk(self.model, self.layers, self.batches):
+            projections = self.layers.of(visit.index)
             statistics = pruner.statistics(projections)
             visit.observe(statistics)
             for projection in projections:

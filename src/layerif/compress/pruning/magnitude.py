@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from layerif.compress.pruning.base import Figures, Masked, Target, group_mask
-from layerif.compress.pruning.selection import smallest
+from layerif.compress.pruning.base import Figures, Masked
+from layerif.compress.pruning.selection import group_mask, smallest
+from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection
 
 
@@ -17,8 +18,7 @@ class Magnitude:
     statistics = None
 
     def prune(self, projection: Projection, statistics: Any, target: Target) -> Figures:
-        weight = projection.weight
-        weight.masked_fill_(magnitude_mask(weight, target), 0)
+        projection.weight.masked_fill_(magnitude_mask(projection.weight, target), 0)
         return Figures()
 
     def prunable(self, projection: Projection, original: torch.Tensor, statistics: Any) -> Masked:
@@ -26,15 +26,9 @@ class Magnitude:
 
 
 def magnitude_mask(weight: torch.Tensor, target: Target) -> torch.Tensor:
-    """Which weights go: exactly `target.zeros`, those with the smallest |W_ij|.
+    """(out, in) bool, which weights go: exactly `target.zeros`, those with the smallest |W_ij|.
 
     Among equal weights the lower row, and then the lower column, goes first.
-
-    Args:
-        weight: (out, in).
-
-    Returns:
-        (out, in) bool, true where the weight is to become zero.
     """
     size = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
     return group_mask(size, target.pattern) if target.pattern else smallest(size, target.zeros)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layerif.artifacts import PRUNED, Fingerprint, Manifest, hash_texts
-from layerif.compress.pruning.saving import save_pruned, saved_size
+from layerif.compress.pruning.saving import recounted, save_pruned, saved_size
 from layerif.core.checkpoint import check_out, tidy
 from layerif.core.files import file_hash, require_disk
 from layerif.core.progress import note
@@ -35,7 +35,7 @@ def merged(model: Any, zeros: Mapping[str, torch.Tensor] | None = None) -> Any:
     LoRA changes one of them, each gets a weight of its own.
 
     Args:
-        model: a PEFT model with a LoRA active; used up.
+        model: a PEFT model with a LoRA active; not to be used afterwards.
         zeros: where each projection is zero, as `zeros_of` finds it before the adapter is opened;
             None to look in the model as it is.
 
@@ -43,17 +43,11 @@ def merged(model: Any, zeros: Mapping[str, torch.Tensor] | None = None) -> Any:
         The model of transformers inside it, with no adapter left.
 
     Raises:
-        InputError: the model has no adapter in it, one that is merged already, or one that no
-            weights can do the same as.
+        InputError: the model has no adapter in it, one that is already merged, or one that cannot
+            be expressed in weights.
     """
-    wrapped = adapted_modules(model)
-    if not wrapped or not hasattr(model, "merge_and_unload"):
-        raise InputError("the model has no adapter to merge; open it with one (--adapter DIR)")
-    if any(module.merged for module in wrapped):
-        raise InputError(
-            "an adapter is merged into the model already, and its zeros are gone; call "
-            "`unmerge_adapter()` first"
-        )
+    if not adapted_modules(model) or not hasattr(model, "merge_and_unload"):
+        raise InputError("the model has no adapter to merge; open it with adapter='folder'")
     _refuse_unmergeable(model, zeros_known=zeros is not None)
     # Where zeros lie is kept, and not read off again: the merge fills them in.
     masks = zeros_of(model) if zeros is None else zeros
@@ -81,15 +75,21 @@ def zeros_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _refuse_unmergeable(model: Any, *, zeros_known: bool) -> None:
-    """Refuse what PEFT would find out half-way, and weights whose zeros are not to be seen."""
-    names = {name for module in adapted_modules(model) for name in module.active_adapters}
+    """Refuse what PEFT would refuse half-way, and weights whose zeros are already lost."""
+    wrapped = adapted_modules(model)
+    if any(module.merged for module in wrapped):
+        raise InputError(
+            "an adapter is already merged into the model, and its zeros are gone; call "
+            "`unmerge_adapter()` first"
+        )
+    names = {name for module in wrapped for name in module.active_adapters}
     for name in sorted(names):
         way = str(getattr(model.peft_config[name], "init_lora_weights", ""))
         if way.startswith(RESIDUAL) and not zeros_known:
             raise InputError(
                 f"the adapter {name!r} is initialised by {way}, which changed the model's weights "
-                "when it was opened, so its zeros are not to be seen; call zeros_of(model) before "
-                "the adapter is opened, and pass what it returns as zeros"
+                "when it was opened, so its zeros are lost; call zeros_of(model) before the "
+                "adapter is opened, and pass what it returns as zeros"
             )
     for path, module in model.named_modules():
         biased = {name for name, has in getattr(module, "lora_bias", {}).items() if has}
@@ -107,7 +107,7 @@ def _untie(model: Any) -> None:
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
     if None in ends or not any(hasattr(end, "get_base_layer") for end in ends):
         return
-    embeddings, head = (_innermost(end) for end in ends)
+    embeddings, head = map(_innermost, ends)
     if head.weight is embeddings.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         for config in (base.config, base.config.get_text_config(decoder=True)):
@@ -165,12 +165,12 @@ def merge_into(
     if PRUNED.is_finished(folder):
         there = Manifest.of_folder(folder)
         if there.fingerprint == wanted:
-            note(f"{folder} holds the result of this very work: nothing is done again")
+            note(f"{folder} already holds this result, which is reused")
             tidy(folder)
             return there
         if not overwrite:
             raise InputError(
-                f"{folder} already holds another model; choose another --out, or pass "
+                f"{folder} already holds another model; choose another folder, or pass "
                 "overwrite=True"
             )
     skeleton = open_skeleton(pruned, trust_remote_code=trust_remote_code)
@@ -184,24 +184,15 @@ def merge_into(
             f"{int(zeros[wrong[0]].sum()):,} zeros; `layerif verify` lists all"
         )
     require_disk(folder, saved_size(model), "the merged model")
-    adapted = with_adapter(
-        model, adapter, adapter_name, on_other_base=note if force else _refuse_other_base
+    plain = merged(
+        with_adapter(
+            model, adapter, adapter_name, on_other_base=note if force else _refuse_other_base
+        ),
+        zeros,
     )
-    plain = merged(adapted, zeros)
-    counted = {key: int(mask.sum()) for key, mask in zeros_of(plain).items()}
-    modules = [
-        # What was measured of the pruned weights does not hold of the merged ones.
-        m.model_copy(update={"zeros": counted[m.module], "error": None})
-        for m in manifest.modules
-    ]
-    manifest = manifest.model_copy(
-        update={
-            "modules": modules,
-            "sparsity": sum(m.zeros for m in modules) / sum(m.numel for m in modules),
-            "merged": str(adapter),
-            "fingerprint": wanted,
-        }
-    )
+    # What was measured of the pruned weights does not hold of the merged ones.
+    manifest = recounted(manifest, plain, error=None)
+    manifest = manifest.model_copy(update={"merged": str(adapter), "fingerprint": wanted})
     return save_pruned(plain, tokenizer, manifest, folder)
 
 

@@ -28,7 +28,7 @@ class MethodOptions(Options):
     @field_validator("nm")
     @classmethod
     def _is_pattern(cls, nm: str | None) -> str | None:
-        from layerif.compress.pruning.pattern import Pattern
+        from layerif.compress.pruning.targets import Pattern
 
         try:
             return nm if nm is None else str(Pattern.parse(nm))

@@ -1,4 +1,4 @@
-"""Pruned models as folders, and models that cannot be pruned or saved."""
+"""Pruned models written to folders, and models that cannot be pruned or saved."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save_pruned(
     """Write an ordinary Hugging Face folder with the manifest and a card beside the weights.
 
     Plain `AutoModelForCausalLM.from_pretrained` opens it. It is written aside and renamed, so it
-    is whole or absent, and takes the place of another pruned model alone. A model that was opened
+    is whole or absent, and replaces nothing but another pruned model. A model that was opened
     in a wider precision than its files are in is saved in theirs; its own weights stay as they are.
 
     Returns:
@@ -40,7 +40,8 @@ def save_pruned(
     refuse_adapters(model)
     with _as_stored(model) as rounded:
         if rounded is not None:
-            manifest = _recounted(manifest, model, rounded)
+            manifest = recounted(manifest, model)
+            manifest = manifest.model_copy(update={"precision": word_of(rounded)})
         with quiet_transformers(), new_folder(Path(folder), PRUNED) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
@@ -67,8 +68,8 @@ def _as_stored(model: Any) -> Iterator[torch.dtype | None]:
             narrow = weight.data.to(precision)
             if not bool(narrow.isfinite().all()):
                 raise NumericalError(
-                    f"not finite in {word_of(precision)}, the precision of the model's files, is a "
-                    f"weight of {name} as it was changed; save the model in float32 first"
+                    f"a changed weight of {name} is not finite in {word_of(precision)}, the "
+                    "precision of the model's files; save the model in float32 first"
                 )
             if weight.ndim > 1 or torch.equal(narrow.to(weight.dtype), weight.data):
                 weight.data = narrow
@@ -78,16 +79,22 @@ def _as_stored(model: Any) -> Iterator[torch.dtype | None]:
             weight.data = exact
 
 
-def _recounted(manifest: Manifest, model: Any, precision: torch.dtype) -> Manifest:
-    """The manifest of weights that were rounded, of which some may have become zero."""
-    zeros = {
-        p.key: p.numel - int(p.weight.count_nonzero())
-        for p in find_decoder_layers(model).projections
-    }
-    modules = [m.model_copy(update={"zeros": zeros[m.module]}) for m in manifest.modules]
+def recounted(manifest: Manifest, model: Any, **of_modules: Any) -> Manifest:
+    """The manifest of weights that were changed after pruning, with the zeros that are there now.
+
+    Args:
+        of_modules: what else changes in the entry of every projection.
+    """
+    zeros = {p.key: zeros_in(p.weight) for p in find_decoder_layers(model).projections}
+    modules = [
+        m.model_copy(update={"zeros": zeros[m.module], **of_modules}) for m in manifest.modules
+    ]
     sparsity = sum(m.zeros for m in modules) / sum(m.numel for m in modules)
-    update = {"modules": modules, "sparsity": sparsity, "precision": word_of(precision)}
-    return manifest.model_copy(update=update)
+    return manifest.model_copy(update={"modules": modules, "sparsity": sparsity})
+
+
+def zeros_in(weight: torch.Tensor) -> int:
+    return weight.numel() - int(weight.count_nonzero())
 
 
 def saved_size(model: Any) -> int:
@@ -97,10 +104,10 @@ def saved_size(model: Any) -> int:
 
 
 def refuse_packed(projections: Sequence[Projection]) -> None:
-    """No weight can be set to zero where it is stored in a packed form.
+    """Refuse quantised weights, which cannot be set to zero one by one.
 
     Raises:
-        InputError: one is; names its projection.
+        InputError: there is one; names its projection.
     """
     refuse_quantised(
         projections,
@@ -109,7 +116,7 @@ def refuse_packed(projections: Sequence[Projection]) -> None:
 
 
 def refuse_adapters(model: Any) -> None:
-    """A model with adapters is not saved as a whole by transformers, nor by PEFT.
+    """Refuse a model with adapters, which neither transformers nor PEFT saves as a whole.
 
     Raises:
         InputError: it has some.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from layerif.compress.pruning.targets import Pattern
+
 
 def smallest(values: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` smallest of all values; among equal ones the first in memory order of (out, in).
@@ -61,17 +63,15 @@ def smallest_by_row(values: torch.Tensor, count: int) -> torch.Tensor:
     return chosen
 
 
-def smallest_of_groups(values: torch.Tensor, count: int, size: int) -> torch.Tensor:
-    """The `count` smallest values of every group of `size` neighbours in a row.
+def group_mask(values: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """(rows, columns) bool: of every group in a row the smallest values, all but N.
+
+    Among equal values the lower column goes first.
 
     Args:
-        values: (rows, columns), the columns a multiple of `size`.
-        count: of each group; among equal values the lower column first.
-        size: of a group.
-
-    Returns:
-        (rows, columns) bool.
+        values: (rows, columns), the columns a multiple of M.
     """
+    size, count = pattern.group, pattern.group - pattern.keep
     groups = values.reshape(-1, size)
     if size > 32:
         order = groups.argsort(dim=1, stable=True)[:, :count]

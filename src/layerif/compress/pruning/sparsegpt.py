@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from layerif.calibration.hessians import Factor, Hessians
+from layerif.calibration.statistics import Factor, Hessians
 from layerif.compress.compressor import Change
-from layerif.compress.pruning.base import Figures, Target, relative
-from layerif.compress.pruning.selection import smallest, smallest_of_groups
+from layerif.compress.pruning.base import Figures, relative
+from layerif.compress.pruning.selection import group_mask, smallest
+from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection
 
 # Columns of which the zeros are chosen at once.
@@ -89,35 +90,38 @@ def sparsegpt(weight: torch.Tensor, factor: Factor, target: Target) -> torch.Ten
     Returns:
         (out, in), as many zeros as asked for; more where weights that were zero stay so.
     """
-    upper, dead = factor.upper, factor.dead
+    upper, dead, pattern = factor.upper, factor.dead, target.pattern
     # Columns as rows: each is then one piece of memory.
     work = weight.T.contiguous()
     columns, rows = work.shape
     block, stride = BLOCK, STRIDE
-    if target.pattern:
-        group = target.pattern.group
-        stride = group * max(1, STRIDE // group)
+    if pattern:
+        stride = pattern.group * max(1, STRIDE // pattern.group)
         block = stride * max(1, BLOCK // stride)
-    budget = _Budget(target.zeros, rows, dead)
+    zeros, dead_columns = target.zeros, dead.tolist()
     squares = upper.diagonal().square()
+
+    def saliency(here: slice) -> torch.Tensor:
+        """(rows, columns) below every other that of dead columns, and below these of zeros."""
+        found = work[here].square() / squares[here, None]
+        found.masked_fill_(dead[here, None], -1).masked_fill_(work[here] == 0, -2)
+        return found.T
+
     for begin in range(0, columns, block):
         end = min(begin + block, columns)
-        if target.pattern is None:
-            saliency = _ranked(work[begin:end], squares[begin:end], dead[begin:end])
-            # Ties go by rows of the weight, not by its columns.
-            mask = smallest(saliency.T.contiguous(), budget.of(begin, end)).T.contiguous()
-        else:
+        if pattern:
             mask = torch.zeros_like(work[begin:end], dtype=torch.bool)
+        else:
+            count = _share(zeros, rows, dead_columns[begin:], end - begin)
+            # Ties go by rows of the weight, not by its columns.
+            mask = smallest(saliency(slice(begin, end)).contiguous(), count).T.contiguous()
         errors = torch.zeros_like(work[begin:end])
         for start in range(begin, end, stride):
             stop = min(start + stride, end)
             for column in range(start, stop):
-                if target.pattern and column % target.pattern.group == 0:
-                    here = slice(column, column + target.pattern.group)
-                    saliency = _ranked(work[here], squares[here], dead[here]).T
-                    count = target.pattern.group - target.pattern.keep
-                    chosen = smallest_of_groups(saliency, count, target.pattern.group)
-                    mask[column - begin : column - begin + target.pattern.group] = chosen.T
+                if pattern and column % pattern.group == 0:
+                    chosen = group_mask(saliency(slice(column, column + pattern.group)), pattern)
+                    mask[column - begin : column - begin + pattern.group] = chosen.T
                 gone, value = mask[column - begin], work[column]
                 error = torch.mul(value, gone, out=errors[column - begin])
                 error /= upper[column, column]
@@ -129,48 +133,25 @@ def sparsegpt(weight: torch.Tensor, factor: Factor, target: Target) -> torch.Ten
                 work[stop:end].addmm_(upper[start:stop, stop:end].T, done, alpha=-1)
         if end < columns:
             work[end:].addmm_(upper[begin:end, end:].T, errors, alpha=-1)
-        budget.spend(begin, end, rows * (end - begin) - int(work[begin:end].count_nonzero()))
+        # Zeros that are found behind are counted, so that blocks ahead get fewer.
+        zeros = max(zeros - rows * (end - begin) + int(work[begin:end].count_nonzero()), 0)
     return work.T
 
 
-@dataclass
-class _Budget:
-    """Zeros still to come, shared among the blocks still to come by their size.
+def _share(zeros: int, rows: int, dead: list[bool], size: int) -> int:
+    """How many of the zeros still to come go to the first `size` of the columns still to come.
 
     Weights of dead columns go first: where there are as many, all of them go, and the live columns
-    share what is left. Zeros that are found behind are counted, so that blocks ahead get fewer.
+    share what is left, by their number.
     """
-
-    zeros: int
-    rows: int
-    dead: torch.Tensor
-
-    def __post_init__(self) -> None:
-        self._dead = self.dead.tolist()
-
-    def of(self, begin: int, end: int) -> int:
-        """Zeros for the block of these columns."""
-        own_dead, all_dead = sum(self._dead[begin:end]), sum(self._dead[begin:])
-        own_live = end - begin - own_dead
-        all_live = len(self._dead) - begin - all_dead
-        if all_dead * self.rows >= self.zeros:
-            count = round(self.zeros * own_dead / all_dead) if all_dead else 0
-        else:
-            left = self.zeros - all_dead * self.rows
-            live = round(left * own_live / all_live) if all_live else 0
-            count = own_dead * self.rows + live
-        return min(count, (end - begin) * self.rows)
-
-    def spend(self, begin: int, end: int, zeros: int) -> None:
-        """Take note of the zeros of a block that is done."""
-        self.zeros = max(self.zeros - zeros, 0)
-
-
-def _ranked(work: torch.Tensor, squares: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
-    """(columns, rows) saliency; below every other that of dead columns, and below these zeros."""
-    saliency = work.square() / squares[:, None]
-    saliency.masked_fill_(dead[:, None], -1)
-    return saliency.masked_fill_(work == 0, -2)
+    own, every = sum(dead[:size]), sum(dead)
+    if every * rows >= zeros:
+        count = round(zeros * own / every) if every else 0
+    else:
+        live = len(dead) - every
+        left = zeros - every * rows
+        count = own * rows + (round(left * (size - own) / live) if live else 0)
+    return min(count, size * rows)
 
 
 def _output(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

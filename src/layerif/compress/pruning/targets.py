@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from layerif.artifacts import Plan
-from layerif.compress.pruning.base import Target
-from layerif.compress.pruning.pattern import Pattern
 from layerif.errors import InputError
 from layerif.model.layers import Projection
 
 # Totals that the choice of patterns tells apart; beyond, sizes are rounded to as many units.
 RESOLUTION = 100_000
-# A pattern's sparsity is a ratio of small numbers: what is further off was meant otherwise.
+# What lies this near to a whole number is one: ratios such as 1 - 1/3 are not quite exact.
 SAME = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """N of every M neighbouring inputs kept in each output row; written `2:4`."""
+
+    keep: int
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.group}"
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.keep / self.group
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """A pattern from its text.
+
+        Raises:
+            InputError: it is not a pattern.
+        """
+        found = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+        keep, group = map(int, found.groups()) if found else (0, 0)
+        if group < 1 or keep > group:
+            raise InputError(
+                f"{text!r} is no N:M pattern; write N:M with 0 <= N <= M, as in 2:4, which keeps "
+                "two of every four weights along the inputs"
+            )
+        return cls(keep, group)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked of one projection.
+
+    Attributes:
+        zeros: how many of its weights shall be zero.
+        pattern: which N:M they form; None where they may lie anywhere.
+    """
+
+    zeros: int
+    pattern: Pattern | None = None
 
 
 def targets(projections: Sequence[Projection], plan: Plan, nm: str | None) -> dict[str, Target]:
@@ -32,12 +76,12 @@ def targets(projections: Sequence[Projection], plan: Plan, nm: str | None) -> di
     Raises:
         InputError: `nm` is no pattern, or M does not divide a projection's inputs.
     """
-    asked = {p.key: plan.sparsity_of(p.key) for p in projections}
+    asked = [plan.sparsity_of(p.key) for p in projections]
     if nm is None:
-        return {p.key: Target(round(asked[p.key] * p.numel)) for p in projections}
+        return {p.key: Target(round(s * p.numel)) for p, s in zip(projections, asked, strict=True)}
     group = check_pattern(projections, nm).group
     sizes = [p.numel // group for p in projections]
-    gone = nearest_counts([group * asked[p.key] for p in projections], sizes)
+    gone = nearest_counts([group * s for s in asked], sizes)
     return {
         p.key: Target(count * size, Pattern(group - count, group))
         for p, size, count in zip(projections, sizes, gone, strict=True)
@@ -52,23 +96,12 @@ def check_pattern(projections: Sequence[Projection], nm: str) -> Pattern:
     """
     pattern = Pattern.parse(nm)
     for projection in projections:
-        pattern.check_fits(projection.key, projection.in_features)
+        if projection.in_features % pattern.group:
+            raise InputError(
+                f"{projection.key} has {projection.in_features} inputs, not a multiple of "
+                f"{pattern.group}; choose an N:M whose M divides the inputs of every projection"
+            )
     return pattern
-
-
-def check_sparsity(sparsity: float, nm: str | None) -> None:
-    """Refuse a sparsity for all that is none, or that a pattern given beside it contradicts.
-
-    Raises:
-        InputError: it is, or does.
-    """
-    if not 0 <= sparsity <= 1:
-        raise InputError(f"sparsity must be within 0 to 1, not {sparsity}")
-    if nm is not None and abs(Pattern.parse(nm).sparsity - sparsity) > SAME:
-        raise InputError(
-            f"the pattern {nm} makes {Pattern.parse(nm).sparsity:.4g} of the weights zero, and a "
-            f"sparsity of {sparsity:g} was asked for; leave one of the two out"
-        )
 
 
 def nearest_counts(wanted: Sequence[float], sizes: Sequence[int]) -> list[int]:
@@ -81,33 +114,30 @@ def nearest_counts(wanted: Sequence[float], sizes: Sequence[int]) -> list[int]:
         wanted: not negative.
         sizes: weight of each in the total, at least 1.
     """
-    # What lies this near to a whole number is one: ratios such as 1 - 1/3 are not quite exact.
-    floors = [math.floor(value + SAME) for value in wanted]
-    rests = [max(value - low, 0.0) for value, low in zip(wanted, floors, strict=True)]
-    rests = [rest if rest > SAME else 0.0 for rest in rests]
-    open_ = [i for i, rest in enumerate(rests) if rest > 0]
-    if not open_:
-        return floors
-    unit = max(math.gcd(*(sizes[i] for i in open_)), sum(sizes[i] for i in open_) // RESOLUTION, 1)
-    units = [max(round(sizes[i] / unit), 1) for i in open_]
-    target = math.fsum(rests[i] * sizes[i] for i in open_) / unit
+    counts = [math.floor(value + SAME) for value in wanted]
+    rests = {i: w - low for i, (w, low) in enumerate(zip(wanted, counts, strict=True))}
+    rests = {i: rest for i, rest in rests.items() if rest > SAME}
+    if not rests:
+        return counts
+    unit = max(math.gcd(*(sizes[i] for i in rests)), sum(sizes[i] for i in rests) // RESOLUTION, 1)
+    units = {i: max(round(sizes[i] / unit), 1) for i in rests}
+    target = math.fsum(rest * sizes[i] for i, rest in rests.items()) / unit
     # cost[t]: least distance of roundings so far whose ups add up to t units.
-    cost = np.full(sum(units) + 1, np.inf)
+    cost = np.full(sum(units.values()) + 1, np.inf)
     cost[0] = 0
-    ups = np.zeros((len(open_), len(cost)), dtype=bool)
-    for row, (i, own) in enumerate(zip(open_, units, strict=True)):
+    ups = {}
+    for i, rest in rests.items():
         up = np.full_like(cost, np.inf)
-        up[own:] = cost[:-own] + own * (1 - rests[i])
-        down = cost + own * rests[i]
-        ups[row] = up < down
+        up[units[i] :] = cost[: -units[i]] + units[i] * (1 - rest)
+        down = cost + units[i] * rest
+        ups[i] = up < down
         cost = np.minimum(up, down)
     reached = np.flatnonzero(np.isfinite(cost))
     distance = np.round(np.abs(reached - target), 6)
     nearest = reached[distance == distance.min()]
     total = int(nearest[np.argmin(cost[nearest])])
-    counts = list(floors)
-    for row in reversed(range(len(open_))):
-        if ups[row, total]:
-            counts[open_[row]] += 1
-            total -= units[row]
+    for i in reversed(rests):
+        if ups[i][total]:
+            counts[i] += 1
+            total -= units[i]
     return counts

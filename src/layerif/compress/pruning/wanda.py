@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from layerif.calibration.statistics import InputNorms
-from layerif.compress.pruning.base import Figures, Masked, Target, group_mask, ranked, relative
-from layerif.compress.pruning.selection import smallest_by_row
+from layerif.compress.pruning.base import Figures, Masked, relative
+from layerif.compress.pruning.selection import group_mask, smallest_by_row
+from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection
 
 
@@ -22,11 +23,7 @@ class Wanda:
         weight = projection.weight
         saliency = wanda_saliency(weight, statistics.norms(projection).to(weight.device))
         whole = saliency.square().sum(dtype=torch.float64)
-        ranked(weight, saliency)
-        if target.pattern:
-            mask = group_mask(saliency, target.pattern)
-        else:
-            mask = smallest_by_row(saliency, target.zeros)
+        mask = _mask(weight, saliency, target)
         # A weight that is zero already loses nothing.
         saliency.clamp_(min=0).masked_fill_(~mask, 0)
         lost = saliency.square_().sum(dtype=torch.float64)
@@ -48,7 +45,7 @@ def wanda_saliency(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
 
 
 def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Which weights go: in every output row those with the smallest |W_ij| |X_j|_2.
+    """(out, in) bool, which weights go: in every output row those of the smallest |W_ij| |X_j|_2.
 
     Exactly round(sparsity * numel) weights are chosen, and rows differ by at most one: the rows
     that lose one more are those where the next weight matters least. Among equal weights the lower
@@ -59,12 +56,18 @@ def wanda_mask(weight: torch.Tensor, norms: torch.Tensor, sparsity: float) -> to
         weight: (out, in).
         norms: (in,) |X_j|_2 over the calibration tokens.
         sparsity: fraction of zeros wanted, 0 to 1.
-
-    Returns:
-        (out, in) bool, true where the weight is to become zero.
     """
-    saliency = ranked(weight, wanda_saliency(weight, norms))
-    return smallest_by_row(saliency, round(sparsity * weight.numel()))
+    target = Target(round(sparsity * weight.numel()))
+    return _mask(weight, wanda_saliency(weight, norms), target)
+
+
+def _mask(weight: torch.Tensor, saliency: torch.Tensor, target: Target) -> torch.Tensor:
+    # Features that are dead on the text make zeros of the saliency of live weights too, so those
+    # of weights that are zero already are put below every other, in place.
+    saliency.masked_fill_(weight == 0, -1)
+    if target.pattern:
+        return group_mask(saliency, target.pattern)
+    return smallest_by_row(saliency, target.zeros)
 
 
 WANDA = Wanda()

@@ -13,7 +13,7 @@ from layerif.errors import InputError
 from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
 from layerif.influence.estimators.block import Block
 from layerif.influence.estimators.registry import ESTIMATORS
-from layerif.plans.maps.aggregation import check_scores
+from layerif.plans.maps.scores import check_scores
 
 
 def sweep(block: Block, dampings: Sequence[Damping], options: EstimatorOptions) -> list[Solution]:

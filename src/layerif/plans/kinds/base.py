@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from layerif.plans.options import MapOptions
 
-MapFunction = Callable[..., ArrayLike]
-
 
 @dataclass(frozen=True)
 class Map:
@@ -28,7 +26,7 @@ class Map:
         recorded: whether a plan records the options.
     """
 
-    function: MapFunction
+    function: Callable[..., ArrayLike]
     exact: bool = True
     scored: bool = True
     recorded: bool = True

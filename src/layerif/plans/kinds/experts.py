@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import inf
 
 from layerif.plans.kinds.base import Map, PlanKind
-from layerif.plans.maps import MOLA_SHAPE, apportion, equal_ranks, mola_map, power_map
-from layerif.plans.maps.aggregation import FloatArray
-from layerif.plans.maps.counts import IntArray
-from layerif.plans.maps.experts import uniform_map
+from layerif.plans.maps import counts
 from layerif.plans.options import CountsMapOptions
-
-
-def _mola(scores: FloatArray, total: int, *, shape: Sequence[float] = MOLA_SHAPE) -> IntArray:
-    return mola_map(len(scores), total, shape)
-
-
-def _uniform(scores: FloatArray, total: int) -> IntArray:
-    return uniform_map(len(scores), total)
-
 
 EXPERTS = PlanKind(
     name="experts",
@@ -32,11 +19,18 @@ EXPERTS = PlanKind(
     high=inf,
     options=CountsMapOptions,
     maps={
-        "power": Map(power_map),
-        "mola": Map(_mola, scored=False),
-        "uniform": Map(_uniform, scored=False),
+        "power": Map(counts.power_map),
+        "mola": Map(
+            lambda scores, total, *, shape=counts.MOLA_SHAPE: counts.mola_map(
+                len(scores), total, shape
+            ),
+            scored=False,
+        ),
+        "uniform": Map(
+            lambda scores, total: counts.uniform_counts(len(scores), total), scored=False
+        ),
     },
-    fit=lambda levels, total, _sizes: apportion(levels, total),
+    fit=lambda levels, total, _sizes: counts.apportion(levels, total),
     whole=True,
-    ranks=equal_ranks,
+    ranks=counts.equal_ranks,
 )

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from layerif.plans.kinds.base import Map, PlanKind
-from layerif.plans.maps import dlp_map, emptied, layerif_map, owl_map, project_to_total
-from layerif.plans.maps.aggregation import FloatArray
-from layerif.plans.maps.sparsity import uniform_map
+from layerif.plans.maps import sparsity
+from layerif.plans.maps.cautions import emptied
 from layerif.plans.options import SparsityMapOptions
-
-
-def _uniform(
-    _scores: FloatArray, total: float, sizes: FloatArray, *, s_max: float = 1.0
-) -> FloatArray:
-    return uniform_map(total, sizes, s_max=s_max)
-
 
 SPARSITY = PlanKind(
     name="sparsity",
@@ -26,12 +18,18 @@ SPARSITY = PlanKind(
     high=1,
     options=SparsityMapOptions,
     maps={
-        "layerif": Map(layerif_map),
-        "owl": Map(owl_map),
-        "dlp": Map(dlp_map),
-        "uniform": Map(_uniform, scored=False, recorded=False),
+        "layerif": Map(sparsity.layerif_map),
+        "owl": Map(sparsity.owl_map),
+        "dlp": Map(sparsity.dlp_map),
+        "uniform": Map(
+            lambda _scores, total, sizes, *, s_max=1.0: sparsity.uniform_sparsity(
+                total, sizes, s_max=s_max
+            ),
+            scored=False,
+            recorded=False,
+        ),
     },
-    fit=lambda levels, total, sizes: project_to_total(levels, sizes, total),
+    fit=lambda levels, total, sizes: sparsity.project_to_total(levels, sizes, total),
     weighted=True,
     by_projection=True,
     caution=emptied,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerif.core.choices import Aggregation
-from layerif.plans.maps.aggregation import aggregate, check_scores
+from layerif.plans.maps.scores import aggregate, check_scores
 
 # Scores whose range is less than this share of the largest are called flat.
 FLAT = 0.2

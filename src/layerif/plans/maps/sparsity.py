@@ -14,15 +14,9 @@ from math import fsum
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerif.core.choices import OnConstant, Orientation, check_choice
+from layerif.core.choices import OnConstant, Orientation
 from layerif.errors import InputError
-from layerif.plans.maps.aggregation import FloatArray, check_scores, name_layers
-from layerif.plans.maps.scores import (
-    ConstantScoresError,
-    minmax,
-    orient,
-    smoothed,
-)
+from layerif.plans.maps.scores import FloatArray, check_scores, positions, refuse_layers
 
 # Half the width of the band of sparsities, as the authors of each set it.
 OWL_LAMBDA = 0.08
@@ -50,35 +44,26 @@ def layerif_map(
         scores: shape (layers,), any unit.
         sparsity: S in [0, 1], the fraction of zeros over all the layers' weights.
         layer_sizes: N, shape (layers,), parameters per layer.
-        epsilon: in [0, 1], half the spread of q around 1. At 0 all layers are alike; above 1 the
-            lowest layer would be asked for less than no zeros.
+        epsilon, orientation, on_constant: as `SparsityMapOptions` has checked them. One layer alone
+            always gets S.
         smooth: smooth the scores over neighbouring layers (`smoothed`); false where neighbours
             in the list are not neighbours in the model.
-        orientation: `direct` prunes high scores more, `inverse` less.
         s_max: in [S, 1], no layer goes above it.
-        on_constant: what to do when the scores, or the smoothed scores, are all equal: `error`
-            or `uniform`. One layer alone always gets S.
 
     Returns:
         Shape (layers,), in [0, s_max].
 
     Raises:
-        ConstantScoresError: the scores do not tell the layers apart.
-        InputError: an argument outside its range, or scores and sizes of different length.
+        ConstantScoresError: the scores, or the smoothed scores, do not tell the layers apart.
+        InputError: S or s_max outside its range, or scores and sizes of different length.
     """
-    vector, sizes = _checked(scores, sparsity, layer_sizes, s_max, orientation, on_constant)
-    _check_range(epsilon, "epsilon")
-    try:
-        position = minmax(vector)
-        if smooth:
-            # After the first minmax, so that round-off left by smoothing scores of any offset is
-            # seen for what it is.
-            position = minmax(smoothed(position)[0], name="smoothed scores")
-    except ConstantScoresError:
-        if on_constant == "error" and vector.size > 1:
-            raise
-        return uniform_map(sparsity, sizes)
-    q = (1 - epsilon) + 2 * epsilon * orient(position, orientation)
+    vector = check_scores(scores)
+    uniform = uniform_sparsity(sparsity, layer_sizes, s_max=s_max)
+    sizes = _check_sizes(layer_sizes, vector)
+    place = positions(vector, orientation, on_constant, smooth=smooth)
+    if place is None:
+        return uniform
+    q = (1 - epsilon) + 2 * epsilon * place
     mean_q = fsum(sizes * q) / fsum(sizes)
     return project_to_total(q * sparsity / mean_q, sizes, sparsity, high=s_max)
 
@@ -97,7 +82,7 @@ def owl_map(
 
     OWL (arXiv 2310.05175): d_l = 2 lam * minmax(score)_l and s_l = S - (d_l - mean d), so the layer
     with the most outliers is pruned least. The mean over layers is unweighted, as in the authors'
-    code; what the layers' sizes, or bounds that are left, make of the total is then put right by
+    code; what the layers' sizes, or bounds that are left, change in the total is then corrected by
     one shift of all layers within the bounds (`project_to_total`).
 
     Args:
@@ -107,14 +92,13 @@ def owl_map(
 
     The other arguments, what is returned and the errors are those of `layerif_map`.
     """
-    vector, sizes = _checked(scores, sparsity, layer_sizes, s_max, orientation, on_constant)
-    _check_range(lam, "lam", 0.5)
-    try:
-        d = 2 * lam * orient(minmax(vector), orientation)
-    except ConstantScoresError:
-        if on_constant == "error" and vector.size > 1:
-            raise
-        return uniform_map(sparsity, sizes)
+    vector = check_scores(scores)
+    uniform = uniform_sparsity(sparsity, layer_sizes, s_max=s_max)
+    sizes = _check_sizes(layer_sizes, vector)
+    place = positions(vector, orientation, on_constant)
+    if place is None:
+        return uniform
+    d = 2 * lam * place
     return project_to_total(sparsity + (d - fsum(d) / d.size), sizes, sparsity, high=s_max)
 
 
@@ -122,14 +106,19 @@ def owl_map(
 dlp_map = partial(owl_map, lam=DLP_LAMBDA)
 
 
-def uniform_map(sparsity: float, layer_sizes: ArrayLike, *, s_max: float = 1.0) -> FloatArray:
+def uniform_sparsity(sparsity: float, layer_sizes: ArrayLike, *, s_max: float = 1.0) -> FloatArray:
     """Give every layer the same `sparsity`; shape (layers,).
 
     Raises:
         InputError: the sparsity is outside [0, s_max], or a size is not positive.
     """
-    _check_range(sparsity, "sparsity")
-    _check_ceiling(sparsity, s_max)
+    if not 0 <= sparsity <= 1:
+        raise InputError(f"sparsity is {sparsity}; it must lie between 0 and 1")
+    if sparsity > s_max:
+        raise InputError(
+            f"a sparsity of {sparsity:g} in all is not possible with layers that stay at or below "
+            f"s_max = {s_max:g}; lower the one or raise the other"
+        )
     return np.full(_check_sizes(layer_sizes).size, float(sparsity))
 
 
@@ -161,10 +150,10 @@ def project_to_total(
         InputError: no vector within the bounds has that mean, or an argument is not as above.
     """
     vector = check_scores(values, name="values")
-    sizes = _check_sizes(weights, beside=vector, names=("weights", "values"))
+    sizes = _check_sizes(weights, vector, names=("weights", "values"))
     if not (np.isfinite([low, high]).all() and low <= total <= high):
         raise InputError(
-            f"a weighted mean of {total:g} cannot be had from values between {low:g} and "
+            f"a weighted mean of {total:g} is not possible with values between {low:g} and "
             f"{high:g}; the bounds must be finite and the total lie between them"
         )
     shares = sizes / fsum(sizes)
@@ -190,42 +179,10 @@ def project_to_total(
     return result.clip(low, high)
 
 
-def _checked(
-    scores: ArrayLike,
-    sparsity: float,
-    layer_sizes: ArrayLike,
-    s_max: float,
-    orientation: Orientation,
-    on_constant: OnConstant,
-) -> tuple[FloatArray, FloatArray]:
-    """Scores and sizes as vectors, once all that the maps have in common is seen to be right."""
-    vector = check_scores(scores)
-    sizes = _check_sizes(layer_sizes, beside=vector)
-    _check_range(sparsity, "sparsity")
-    _check_ceiling(sparsity, s_max)
-    check_choice(on_constant, OnConstant, "on_constant")
-    check_choice(orientation, Orientation, "orientation")
-    return vector, sizes
-
-
-def _check_ceiling(sparsity: float, s_max: float) -> None:
-    _check_range(s_max, "s_max")
-    if sparsity > s_max:
-        raise InputError(
-            f"a sparsity of {sparsity:g} in all cannot be had from layers that stay at or below "
-            f"s_max = {s_max:g}; lower the one or raise the other"
-        )
-
-
-def _check_range(value: float, name: str, highest: float = 1) -> None:
-    if not 0 <= value <= highest:
-        raise InputError(f"{name} is {value}; it must lie between 0 and {highest:g}")
-
-
 def _check_sizes(
     sizes: ArrayLike,
-    *,
     beside: FloatArray | None = None,
+    *,
     names: tuple[str, str] = ("layer sizes", "scores"),
 ) -> FloatArray:
     vector = check_scores(sizes, name=names[0])
@@ -234,10 +191,6 @@ def _check_sizes(
             f"there are {vector.size} {names[0]} and {beside.size} {names[1]}; "
             f"give one of each per layer"
         )
-    bad = np.flatnonzero(vector <= 0)
-    if bad.size:
-        raise InputError(
-            f"the {names[0]} of {name_layers(bad)} are not positive (first: {vector[bad[0]]:g}); "
-            f"what has nothing to prune is left out of the list"
-        )
+    advice = "leave out of the list what has nothing to prune"
+    refuse_layers(vector <= 0, vector, names[0], "not positive", advice)
     return vector
