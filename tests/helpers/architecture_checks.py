@@ -186,6 +186,7 @@ def input_sums(model: Any, projections: Any) -> Iterator[Callable[[Any], torch.T
 
     An expert that is given fewer tokens than it has inputs counts what all its siblings are given.
     """
+    weights = {p.parameter.untyped_storage().data_ptr() for p in projections}
     sums: dict[tuple[int, int], torch.Tensor] = {}
     tokens: dict[tuple[int, int], int] = {}
 
@@ -193,6 +194,8 @@ def input_sums(model: Any, projections: Any) -> Iterator[Callable[[Any], torch.T
         return weight.untyped_storage().data_ptr(), weight.storage_offset()
 
     def add(weight: torch.Tensor, inputs: torch.Tensor) -> None:
+        if weight.untyped_storage().data_ptr() not in weights:
+            return
         flat = inputs.detach().reshape(-1, inputs.shape[-1]).double()
         sums[place(weight)] = sums.get(place(weight), 0) + flat.square().sum(0)
         tokens[place(weight)] = tokens.get(place(weight), 0) + len(flat)

@@ -165,6 +165,11 @@ def _observe(
     """The first layer's input, and the calls of the layers that a forward pass came to."""
     first: list[torch.Tensor] = []
     calls: list[_Call] = []
+    beside: list[torch.Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        more = output[1:] if isinstance(output, tuple | list) else ()
+        beside[:] = [value for value in more if isinstance(value, torch.Tensor)]
 
     def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
@@ -173,6 +178,12 @@ def _observe(
             first.append(hidden)
             if extent == "to the first":
                 raise _Stop
+        if any(value is one for value in (*rest, *kwargs.values()) for one in beside):
+            raise InputError(
+                f"the decoder layers of {type(model).__name__} hand on more than their hidden "
+                "states, so one cannot be run on what the pruned ones below it give; use a method "
+                "that needs no text, such as magnitude"
+            )
         calls.append((rest, kwargs))
         if len(calls) == len(layers):
             raise _Stop
@@ -180,6 +191,7 @@ def _observe(
     with ExitStack() as hooks, suppress(_Stop):
         for module in layers.modules:
             hooks.enter_context(module.register_forward_pre_hook(record, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(keep))
         if extent == "through the first":
             hooks.enter_context(_handing_on(layers))
         # The decoder without its head: no logits are needed here.
