@@ -19,8 +19,8 @@ from layerif.calibration.hidden import HiddenStates, InMemory
 from layerif.calibration.statistics import Statistics
 from layerif.data.batching import accepted
 from layerif.errors import InputError
-from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers
+from layerif.model.modes import replaced_forwards
 
 
 @dataclass

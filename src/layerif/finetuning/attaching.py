@@ -11,10 +11,9 @@ from layerif.adapters import LoraMoeConfig, lora_config_for
 from layerif.artifacts import Plan
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
-from layerif.model.bases import base_record
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
-from layerif.model.peft_adapters import check_rank, refuse_adapted
+from layerif.model.peft_adapters import base_record, check_rank, refuse_adapted
 
 Method = Literal["lora", "lora_moe"]
 

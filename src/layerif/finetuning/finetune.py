@@ -28,12 +28,10 @@ from layerif.estimates import largest, note_memory
 from layerif.finetuning.attaching import complete_plan, trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.options import FinetuneOptions
-from layerif.model.gradient_checkpointing import checkpointed
+from layerif.model.checks import check_tokens
 from layerif.model.layers import find_decoder_layers, unwrapped
-from layerif.model.modes import as_found
+from layerif.model.modes import as_found, checkpointed, quiet_transformers
 from layerif.model.opening import Tokenizer, describe, input_device, setting
-from layerif.model.quiet import quiet_transformers
-from layerif.model.vocabulary import check_tokens
 
 # Of each trained number in float32: itself, its gradient, and AdamW's two means.
 BYTES_PER_PARAMETER = 16
