@@ -32,11 +32,8 @@ def with_new_adapter(model: Any, plan: Plan | None, options: FinetuneOptions) ->
     """
     from peft import get_peft_model
 
-    refuse_adapted(
-        model,
-        "and a fresh one is to be trained; open it without, or merge them before "
-        "(`merge_and_unload()`)",
-    )
+    why = "and a fresh one is to be trained; open it without, or merge them (`merge_and_unload()`)"
+    refuse_adapted(model, why)
     plan = complete_plan(model, plan, options)
     config: Any
     if plan.kind == "experts":
@@ -50,12 +47,8 @@ def with_new_adapter(model: Any, plan: Plan | None, options: FinetuneOptions) ->
             aux_loss_coef=options.balance,
         )
     else:
-        config = lora_config_for(
-            plan,
-            model,
-            alpha_per_rank=options.alpha / options.rank,
-            lora_dropout=options.dropout,
-        )
+        scaling = options.alpha / options.rank
+        config = lora_config_for(plan, model, alpha_per_rank=scaling, lora_dropout=options.dropout)
     base = base_record(model)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names in transformers that PEFT still uses
@@ -82,7 +75,7 @@ def complete_plan(model: Any, plan: Plan | None, options: FinetuneOptions) -> Pl
     if plan is not None and plan.rules.ranks is None:
         raise InputError(
             f"the plan is one of {plan.kind}, which trains nothing; fine-tuning takes a plan of "
-            "experts or of ranks (`layerif allocate experts`, `layerif allocate ranks`)"
+            "experts or of ranks (allocate_experts, allocate_ranks)"
         )
     layers = find_decoder_layers(model)
     if plan is None:
@@ -91,8 +84,3 @@ def complete_plan(model: Any, plan: Plan | None, options: FinetuneOptions) -> Pl
     own = [int(rank) for rank in plan.allocation] if plan.kind == "ranks" else options.rank
     check_rank(layers.projections, own)
     return plan
-
-
-def trainable_parameters(model: Any) -> int:
-    """How many numbers training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Refuse projections whose weight serves in another place too, saying where.
+"""Refuse projections whose weight is used in another place too, saying where.
 
 A weight that two layers share has one gradient and one set of zeros: influence through one layer
 could not be told from that through the other, nor a plan for each be carried out.
@@ -6,7 +6,6 @@ could not be told from that through the other, nor a plan for each be carried ou
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,30 +24,24 @@ class _Place:
     in_projection: bool
 
     @property
-    def storage(self) -> int:
-        """What it lies in; the parameter itself on the meta device, where nothing has storage."""
-        return self.parameter.untyped_storage().data_ptr() or id(self.parameter)
-
-    @property
-    def first(self) -> int:
-        """Its first byte in the storage."""
-        return int(self.parameter.storage_offset()) * self.parameter.element_size()
-
-    @property
-    def end(self) -> int:
-        """The byte after its last one."""
-        shape, strides = self.parameter.shape, self.parameter.stride()
-        reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        return self.first + (reach + 1) * self.parameter.element_size()
+    def bytes(self) -> range:
+        """The addresses that it spans; on the meta device, where nothing has one, its identity."""
+        weight = self.parameter
+        begin = weight.data_ptr()
+        if begin == 0:
+            return range(id(weight), id(weight) + 1)
+        steps = zip(weight.shape, weight.stride(), strict=True)
+        reach = sum((size - 1) * stride for size, stride in steps)
+        return range(begin, begin + (reach + 1) * weight.element_size())
 
 
 def refuse_shared_weights(
     model: nn.Module, layers: Sequence[nn.Module], path: str, projections: Sequence[nn.Module]
 ) -> None:
-    """See to it that no projection's weight is also a weight of anything else in the model.
+    """Check that no projection's weight is also a weight of anything else in the model.
 
-    The same module under two names in one layer is one projection. Slices of one storage are
-    weights of their own as long as they have no element in common.
+    The same module under two names in one layer is one projection. Slices of one tensor are weights
+    of their own as long as they have no element in common.
 
     Args:
         layers: the decoder layers, found under `path`.
@@ -58,23 +51,19 @@ def refuse_shared_weights(
         InputError: one is; names both places.
     """
     places = list(_places(model, layers, path, {id(module) for module in projections}))
-    by_storage = defaultdict(list)
-    for place in places:
-        by_storage[place.storage].append(place)
-    for group in by_storage.values():
-        below: list[_Place] = []
-        for place in sorted(group, key=lambda place: place.first):
-            below = [other for other in below if other.end > place.first]
-            for other in below:
-                if (place.in_projection or other.in_projection) and _meet(place, other):
-                    first, second = sorted((place, other), key=places.index)
-                    raise InputError(
-                        f"{first.name} and {second.name} are one weight: influence through one "
-                        "place could not be told from that through the other, nor zeros be given "
-                        "to one alone; every projection of the decoder layers needs a weight of "
-                        "its own (untie them, `module.weight = nn.Parameter(weight.clone())`)"
-                    )
-            below.append(place)
+    below: list[_Place] = []  # of those before, the ones that reach as far as this one
+    for place in sorted(places, key=lambda place: place.bytes.start):
+        below = [other for other in below if other.bytes.stop > place.bytes.start]
+        for other in below:
+            if (place.in_projection or other.in_projection) and _meet(place, other):
+                first, second = sorted((place, other), key=places.index)
+                raise InputError(
+                    f"{first.name} and {second.name} are one weight: influence through one place "
+                    "could not be told from that through the other, nor zeros be given to one "
+                    "alone; every projection of the decoder layers needs a weight of its own "
+                    "(untie them, `module.weight = nn.Parameter(weight.clone())`)"
+                )
+        below.append(place)
 
 
 def _places(
@@ -96,13 +85,13 @@ def _places(
 
 
 def _meet(one: _Place, other: _Place) -> bool:
-    """Whether two parameters of one storage, whose bytes overlap, have an element in common."""
+    """Whether two parameters that span the same bytes have an element in common."""
     a, b = one.parameter, other.parameter
     if a is b or (a.is_contiguous() and b.is_contiguous()) or a.dtype != b.dtype:
         return True
-    # Slices by column lie interleaved: mark the elements of one and look for those of the other.
-    first = min(a.storage_offset(), b.storage_offset())
-    last = max(one.end, other.end) // a.element_size()
-    marked = torch.zeros(last - first, dtype=torch.bool)
-    marked.as_strided(a.shape, a.stride(), a.storage_offset() - first).fill_(True)
-    return bool(marked.as_strided(b.shape, b.stride(), b.storage_offset() - first).any())
+    # Slices by column are interleaved: mark the elements of one and look for those of the other.
+    first = min(one.bytes.start, other.bytes.start)
+    last, size = max(one.bytes.stop, other.bytes.stop), a.element_size()
+    marked = torch.zeros((last - first) // size, dtype=torch.bool)
+    marked.as_strided(a.shape, a.stride(), (one.bytes.start - first) // size).fill_(True)
+    return bool(marked.as_strided(b.shape, b.stride(), (other.bytes.start - first) // size).any())
