@@ -215,7 +215,7 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
 
 
 def batch_state(model: nn.Module) -> BatchState:
-    """What the routers of a model are told of its batches; one for all of them.
+    """What the routers of a model know of its batches; one for all of them.
 
     A training loop of one's own sets its `scale` where it accumulates gradients.
 

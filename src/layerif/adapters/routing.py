@@ -62,7 +62,7 @@ def assigned(chances: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 @dataclass(eq=False)
 class BatchState:
-    """What the routers of a model are told of the batch that it runs.
+    """What the routers of a model know of the batch that it runs.
 
     Attributes:
         mask: (B, T) true at tokens that are no padding; None where all are.
@@ -76,7 +76,7 @@ class BatchState:
     hook: RemovableHandle | None = None
 
     def attach(self, model: nn.Module) -> None:
-        """Be told of every batch before `model` runs it; a second time changes nothing."""
+        """Hear of every batch before `model` runs it; a second time changes nothing."""
         if self.hook is None:
             self.hook = model.register_forward_pre_hook(self._tell, with_kwargs=True)
 

@@ -1,4 +1,4 @@
-"""How PEFT puts mixtures of LoRA experts into a model, and how it is told of them."""
+"""How PEFT puts mixtures of LoRA experts into a model, and the method's entry in PEFT's tables."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class LoraMoeModel(BaseTuner):
                 module.check_mergeable(module.active_adapters)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take an adapter out; with the last one goes what its routers were told by."""
+        """Take an adapter out; with the last one goes the hook of its routers' state."""
         super().delete_adapter(adapter_name)
         if not self.peft_config:
             self._state.detach()

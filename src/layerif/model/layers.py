@@ -2,9 +2,9 @@
 
 Decoder layers are the elements of the outermost `nn.ModuleList` that has as many elements as the
 model's configuration has hidden layers, each holding linear maps; where a vision tower has as many,
-those that lie nearest to the token embeddings. The projections of a layer are its `nn.Linear`
+those nearest to the token embeddings. The projections of a layer are its `nn.Linear`
 modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map. Embeddings, the
-language-model head and norms lie outside or are no linear maps, so they are never touched.
+language-model head and norms are outside or are not linear maps, so they are never touched.
 
 Where PEFT has put an adapter around a linear map, the projection is the map inside, by the name it
 has without the adapter; the adapter's own matrices are no projections.
@@ -216,7 +216,7 @@ def _configured_layers(model: nn.Module) -> int | None:
 
 
 def _path_of_embeddings(model: nn.Module) -> str:
-    """Where the token embeddings lie; empty for a module that does not tell."""
+    """The path of the token embeddings; empty for a module that does not tell."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     return next((path for path, module in model.named_modules() if module is embeddings), "")
 

@@ -169,7 +169,7 @@ def _refuse_too_large(skeleton: PreTrainedModel, weights: Weights) -> None:
     if wanted > weights.size or buffers > weights.size + MOST_BUFFERS:
         raise InputError(
             f"{weights.files[0].parent} holds {weights.size:,} bytes of weights, and its "
-            f"configuration speaks of {wanted:,} weights and {buffers:,} bytes beside them; fetch "
+            f"configuration describes {wanted:,} weights and {buffers:,} bytes beside them; fetch "
             "or save the model again"
         )
 

@@ -31,7 +31,7 @@ KINDS = {"LORA": None, "LORA_MOE": "layerif.adapters"}
 
 
 def adapter_folder(folder: Path, name: str = DEFAULT) -> Path:
-    """Where the adapter of a name lies: PEFT writes `default` into the folder, others beneath it.
+    """Where the adapter of a name is: PEFT writes `default` into the folder, others beneath it.
 
     Raises:
         InputError: there is none; says what there is.
@@ -128,7 +128,8 @@ def with_adapter(
         model: of transformers, changed in place; a skeleton will do to see whether it fits.
         folder: as PEFT's save_pretrained writes it.
         name: of the adapter.
-        on_other_base: told, before the model is changed, where the adapter was trained on another.
+        on_other_base: called with a sentence, before the model is changed, where the adapter was
+            trained on other weights.
 
     Raises:
         InputError: the folder holds no such adapter, it is of another kind, or it is for a model of
@@ -213,12 +214,12 @@ def _same_draws(model: Any) -> Iterator[None]:
 @contextmanager
 def _noted(place: Path, *, silent: bool) -> Iterator[None]:
     """PEFT's warnings as notes, but for those of keys, which are checked here, and of names."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         yield
     messages = (
         " ".join(str(warning.message).split())
-        for warning in told
+        for warning in given
         if not (silent or issubclass(warning.category, DeprecationWarning | FutureWarning))
     )
     for message in dict.fromkeys(messages):

@@ -1,7 +1,7 @@
 """Refuse projections whose weight is used in another place too, saying where.
 
 A weight that two layers share has one gradient and one set of zeros: influence through one layer
-could not be told from that through the other, nor a plan for each be carried out.
+could not be separated from that through the other, nor a plan for each be carried out.
 """
 
 from __future__ import annotations
@@ -51,19 +51,23 @@ def refuse_shared_weights(
         InputError: one is; names both places.
     """
     places = list(_places(model, layers, path, {id(module) for module in projections}))
-    below: list[_Place] = []  # of those before, the ones that reach as far as this one
-    for place in sorted(places, key=lambda place: place.bytes.start):
-        below = [other for other in below if other.bytes.stop > place.bytes.start]
+    shared: list[tuple[int, int]] = []
+    below: list[int] = []  # of those before, the ones that reach as far as this one
+    for row in sorted(range(len(places)), key=lambda row: places[row].bytes.start):
+        place = places[row]
+        below = [other for other in below if places[other].bytes.stop > place.bytes.start]
         for other in below:
-            if (place.in_projection or other.in_projection) and _meet(place, other):
-                first, second = sorted((place, other), key=places.index)
-                raise InputError(
-                    f"{first.name} and {second.name} are one weight: influence through one place "
-                    "could not be told from that through the other, nor zeros be given to one "
-                    "alone; every projection of the decoder layers needs a weight of its own "
-                    "(untie them, `module.weight = nn.Parameter(weight.clone())`)"
-                )
-        below.append(place)
+            if (place.in_projection or places[other].in_projection) and _meet(place, places[other]):
+                shared.append((min(row, other), max(row, other)))
+        below.append(row)
+    if shared:
+        first, second = (places[row].name for row in min(shared))
+        raise InputError(
+            f"{first} and {second} are one weight: influence through one place could not be "
+            "separated from that through the other, nor zeros be given to one alone; every "
+            "projection of the decoder layers needs a weight of its own (untie them, "
+            "`module.weight = nn.Parameter(weight.clone())`)"
+        )
 
 
 def _places(
