@@ -149,7 +149,7 @@ def test_diagnostics_count_what_routers_do():
     with routing(model) as report:
         model(**inputs)
         model(**inputs)
-    assert [router.layer for router in report.routers] == [0] * 7 + [2] * 7
+    assert [router.module.layer for router in report.routers] == [0] * 7 + [2] * 7
     real = int(inputs["attention_mask"].sum())
     for router in report.routers:
         assert sum(router.counts) == 2 * 2 * real, "two runs, two experts a token, no padding"

@@ -23,8 +23,7 @@ from layerif.compress.pruning.compressor import PruningCompressor
 from layerif.data import Example
 from layerif.data.batching import Encoded, collate
 from layerif.estimates import memory
-from layerif.finetuning.attaching import with_new_adapter
-from layerif.finetuning.finetune import BYTES_PER_PARAMETER
+from layerif.finetuning.finetune import BYTES_PER_PARAMETER, with_new_adapter
 from layerif.finetuning.options import FinetuneOptions
 from layerif.influence.doctor import examine
 from layerif.influence.gradients import PerSampleGradients, frozen

@@ -22,8 +22,7 @@ class RouterUse:
     """How the experts of one projection were used.
 
     Attributes:
-        module: path of the projection in the model.
-        layer: its decoder layer.
+        module: the projection with its experts.
         top_k: experts that a token is sent to.
         training_only: leave out what runs without gradients.
         sums: (n + 2,) float64: assignments of each expert, entropy of the probabilities before the
@@ -31,8 +30,7 @@ class RouterUse:
             device; None before anything has run.
     """
 
-    module: str
-    layer: int
+    module: LoraMoeLinear
     top_k: int
     training_only: bool = False
     sums: torch.Tensor | None = None
@@ -119,12 +117,11 @@ class RoutingReport:
                 "no router was observed: run the model inside `with routing(model)`, with an "
                 "adapter that has several experts in some layer"
             )
-        keys = {id(p.module): p.key for p in find_decoder_layers(model).projections}
-        modules = dict(model.named_modules())
+        keys = {p.module: p.key for p in find_decoder_layers(model).projections}
         loads = [
             RouterLoad(
-                module=keys[id(modules[router.module].get_base_layer())],
-                layer=router.layer,
+                module=keys[router.module.get_base_layer()],
+                layer=router.module.layer,
                 top_k=router.top_k,
                 tokens=router.tokens,
                 counts=router.counts,
@@ -147,17 +144,14 @@ def routing(
             counted twice, which changes no share and no mean.
     """
     report = RoutingReport(adapter_name)
-    layers = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, LoraMoeLinear) and module.experts.get(adapter_name, 1) > 1
-    ]
+    for module in model.modules():
+        if isinstance(module, LoraMoeLinear) and module.experts.get(adapter_name, 1) > 1:
+            router = RouterUse(module, module.top_k[adapter_name], training_only)
+            report.routers.append(router)
     try:
-        for path, module in layers:
-            use = RouterUse(path, module.layer, module.top_k[adapter_name], training_only)
-            report.routers.append(use)
-            module.observers[adapter_name] = use.add
+        for router in report.routers:
+            router.module.observers[adapter_name] = router.add
         yield report
     finally:
-        for _, module in layers:
-            module.observers.pop(adapter_name, None)
+        for router in report.routers:
+            router.module.observers.pop(adapter_name, None)

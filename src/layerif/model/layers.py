@@ -209,7 +209,7 @@ def _without_adapters(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _configured_layers(model: nn.Module) -> int | None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config(decoder=True)
     return getattr(config, "num_hidden_layers", None)

@@ -229,7 +229,7 @@ def describe(model: PreTrainedModel) -> ModelInfo:
         name=str(model.config.name_or_path or type(model).__name__),
         architecture=type(model).__name__,
         layers=len(layers),
-        layer_sizes=[int(size) for size in layers.sizes],
+        layer_sizes=layers.sizes.tolist(),
         adapter=", ".join(adapters) or None,
         caveat=None if origin is None else gguf.caveat(origin["weights"]),
     )
