@@ -259,11 +259,12 @@ def train_adapter(
         done = processes.agreed(lambda: _noted_step(steps))
         if processes.is_first():
             _discard_after(folder, done)
-        resumed = None if done is None else checkpoint_in(folder, done)
-        if done is not None and resumed is not None:
+        resumed = None
+        if done is not None:
+            resumed = str(checkpoint_in(folder, done))
             note(f"going on after step {done} of {len(batches)}")
             advance(done)
-            if options.patience is not None and _is_over(resumed, options.patience):
+            if options.patience is not None and _is_over(Path(resumed), options.patience):
                 # Killed after its last step: nothing is left but to take the best.
                 batches, arguments.max_steps = batches.until(done), done
         trainer = CompletionTrainer(
@@ -275,7 +276,7 @@ def train_adapter(
             stack.enter_context(checkpointed(layers.modules, training=True))
         # Else the scale of the last part would hold in a training loop of the caller's own.
         stack.callback(setattr, trainer.routers, "scale", 1.0)
-        trainer.train(resume_from_checkpoint=resumed and str(resumed))
+        trainer.train(resume_from_checkpoint=resumed)
         if steps.folder is None:
             # The best was written by the first process, to a folder that the others do not see.
             processes.spread([p.detach() for p in model.parameters() if p.requires_grad])

@@ -88,17 +88,18 @@ def open_model(
     torch_device = parse_device(device)
     if adapter is not None:
         adapter_kind(adapter_folder(Path(adapter), adapter_name))
-    skeleton = open_skeleton(name, trust_remote_code=trust_remote_code)
+    source = _locate(name)
+    skeleton = open_skeleton(name, trust_remote_code=trust_remote_code, source=source)
     find_decoder_layers(skeleton)
     if adapter is not None:
         with_adapter(skeleton, Path(adapter), adapter_name)
-    tokenizer = open_tokenizer(name, trust_remote_code=trust_remote_code)
+    tokenizer = open_tokenizer(name, trust_remote_code=trust_remote_code, source=source)
     options = {
         "dtype": getattr(torch, dtype),
         "trust_remote_code": trust_remote_code,
         "device_map": device_map,
     }
-    model = _with_weights(skeleton, options, torch_device)
+    model = _with_weights(skeleton, source, options, torch_device)
     check_predictions(model, input_device(model))
     if adapter is not None:
         model = with_adapter(model, Path(adapter), adapter_name)
@@ -106,16 +107,16 @@ def open_model(
 
 
 def _with_weights(
-    skeleton: PreTrainedModel, options: dict[str, Any], device: torch.device
+    skeleton: PreTrainedModel, source: str, options: dict[str, Any], device: torch.device
 ) -> PreTrainedModel:
     """The model of a skeleton with all of its weights, on its devices.
 
     Args:
+        source: the folder or hub id of its files.
         options: of transformers' `from_pretrained`.
         device: where there is no `device_map` among them.
     """
     name = str(skeleton.config.name_or_path)
-    source = _locate(name)
     folder = Path(source) if Path(source).is_dir() else cached_folder(source)
     weights = None if folder is None else weights_of(folder)
     if weights is not None:
@@ -197,14 +198,19 @@ def _return_dictionaries(model: PreTrainedModel) -> None:
             config.return_dict = True
 
 
-def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
+def open_tokenizer(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, source: str | None = None
+) -> Tokenizer:
     """A model's tokenizer alone, which opens at once.
+
+    Args:
+        source: the folder or hub id of its files, where that is known already.
 
     Raises:
         InputError, MissingDependencyError: as `open_model`.
     """
     name = str(name_or_path)
-    source = _locate(name)
+    source = source or _locate(name)
     try:
         with _reading(source, f"the tokenizer of {name}"):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -251,14 +257,15 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return device
 
 
-def open_skeleton(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def open_skeleton(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, source: str | None = None
+) -> PreTrainedModel:
     """The modules of a model without their weights (on torch's meta device), for its shape alone.
 
-    Raises:
-        InputError, MissingDependencyError: as `open_model`.
+    Args, Raises: as `open_tokenizer`.
     """
     name = str(name_or_path)
-    source = _locate(name)
+    source = source or _locate(name)
     with reading(f"the configuration of {name}"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
