@@ -97,16 +97,13 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
             router = torch.randn(experts, self.in_features)
             self.lora_moe_router[adapter_name] = nn.Parameter(router)
         if config.init_weights:
-            self.reset_parameters(adapter_name)
+            # A and R uniform as PyTorch's linear maps are (fan-in: inputs), B zero.
+            for matrices in (self.lora_moe_A, self.lora_moe_router):
+                if adapter_name in matrices:
+                    nn.init.kaiming_uniform_(matrices[adapter_name], a=math.sqrt(5))
+            nn.init.zeros_(self.lora_moe_B[adapter_name])
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
-
-    def reset_parameters(self, adapter_name: str) -> None:
-        """A and R uniform as PyTorch's linear maps are (fan-in: inputs), B zero."""
-        for matrices in (self.lora_moe_A, self.lora_moe_router):
-            if adapter_name in matrices:
-                nn.init.kaiming_uniform_(matrices[adapter_name], a=math.sqrt(5))
-        nn.init.zeros_(self.lora_moe_B[adapter_name])
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.disable_adapters and self.merged:

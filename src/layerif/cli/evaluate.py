@@ -84,7 +84,7 @@ def evaluate(
         )
     if out is not None:
         check_out(out, Results.file_kind(), overwrite=overwrite)
-    trusted = {"trust_remote_code": model.trust_remote_code}
+    trusted: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     words = prompts.loading(model.model, **trusted)
     sources = load_sources(_names(on.tasks), **words)
     wanted: set[tuple[str, str]] = {

@@ -1,10 +1,10 @@
-"""The header of a GGUF file, with every length in it held against the size of the file.
+"""The header of a GGUF file, with every length in it checked against the size of the file.
 
     "GGUF", version, counts | key, type, value ... | name, shape, type, offset ... | padding | data
 
-The reader of the package gguf believes what a header says: a damaged length has it fill the memory,
-or read other bytes for the ones that are meant. So the header is walked here first, by the rules
-that llama.cpp holds it to. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The reader of the package gguf trusts a header: a damaged length makes it fill the memory, or read
+the wrong bytes. So the header is walked here first, by the rules of llama.cpp.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
 
 
 class _Header:
-    """A walk through a header; what it says wrong is a ValueError."""
+    """A walk through a header; whatever is wrong in it is a ValueError."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -95,7 +95,7 @@ class _Header:
             key = self._text()
             if key in metadata:
                 raise ValueError(f"the entry {key} comes twice")
-            metadata[key] = self._value(self._kind())
+            metadata[key] = self._value()
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise ValueError("general.architecture is missing")
@@ -129,7 +129,7 @@ class _Header:
             if not all(shape) or shape[0] % together:
                 raise ValueError(f"the tensor {name} of type {kind.name} has the shape {shape}")
             if offset != end:
-                raise ValueError(f"the tensor {name} is said to begin at {offset}, not at {end}")
+                raise ValueError(f"the tensor {name} begins at {offset} by its entry, not at {end}")
             tensors[name] = StoredTensor(name, shape, kind.name)
             stop = end + tensors[name].numel // together * size
             if stop > len(self._data):
@@ -147,8 +147,9 @@ class _Header:
         except ValueError:
             raise ValueError(f"the type {number} at byte {self._at - 4} is unknown") from None
 
-    def _value(self, kind: GGUFValueType) -> int | float | str:
+    def _value(self) -> int | float | str:
         """A number or text; of a list its length alone."""
+        kind = self._kind()
         if kind == GGUFValueType.STRING:
             return self._text()
         if kind != GGUFValueType.ARRAY:
