@@ -6,6 +6,7 @@ could not be separated from that through the other, nor a plan for each be carri
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,15 +25,22 @@ class _Place:
     in_projection: bool
 
     @property
-    def bytes(self) -> range:
-        """The addresses that it spans; on the meta device, where nothing has one, its identity."""
+    def storage(self) -> int:
+        """What it is in; the parameter itself where it has no address, as on the meta device."""
         weight = self.parameter
-        begin = weight.data_ptr()
-        if begin == 0:
-            return range(id(weight), id(weight) + 1)
-        steps = zip(weight.shape, weight.stride(), strict=True)
-        reach = sum((size - 1) * stride for size, stride in steps)
-        return range(begin, begin + (reach + 1) * weight.element_size())
+        return weight.untyped_storage().data_ptr() if weight.data_ptr() else id(weight)
+
+    @property
+    def first(self) -> int:
+        """Its first byte in the storage."""
+        return int(self.parameter.storage_offset()) * self.parameter.element_size()
+
+    @property
+    def end(self) -> int:
+        """The byte after its last one."""
+        shape, strides = self.parameter.shape, self.parameter.stride()
+        reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        return self.first + (reach + 1) * self.parameter.element_size()
 
 
 def refuse_shared_weights(
@@ -40,8 +48,8 @@ def refuse_shared_weights(
 ) -> None:
     """Check that no projection's weight is also a weight of anything else in the model.
 
-    The same module under two names in one layer is one projection. Slices of one tensor are weights
-    of their own as long as they have no element in common.
+    The same module under two names in one layer is one projection. Slices of one storage are
+    weights of their own as long as they have no element in common.
 
     Args:
         layers: the decoder layers, found under `path`.
@@ -51,23 +59,23 @@ def refuse_shared_weights(
         InputError: one is; names both places.
     """
     places = list(_places(model, layers, path, {id(module) for module in projections}))
-    shared: list[tuple[int, int]] = []
-    below: list[int] = []  # of those before, the ones that reach as far as this one
-    for row in sorted(range(len(places)), key=lambda row: places[row].bytes.start):
-        place = places[row]
-        below = [other for other in below if places[other].bytes.stop > place.bytes.start]
-        for other in below:
-            if (place.in_projection or places[other].in_projection) and _meet(place, places[other]):
-                shared.append((min(row, other), max(row, other)))
-        below.append(row)
-    if shared:
-        first, second = (places[row].name for row in min(shared))
-        raise InputError(
-            f"{first} and {second} are one weight: influence through one place could not be "
-            "separated from that through the other, nor zeros be given to one alone; every "
-            "projection of the decoder layers needs a weight of its own (untie them, "
-            "`module.weight = nn.Parameter(weight.clone())`)"
-        )
+    by_storage = defaultdict(list)
+    for place in places:
+        by_storage[place.storage].append(place)
+    for group in by_storage.values():
+        below: list[_Place] = []
+        for place in sorted(group, key=lambda place: place.first):
+            below = [other for other in below if other.end > place.first]
+            for other in below:
+                if (place.in_projection or other.in_projection) and _meet(place, other):
+                    first, second = sorted((place, other), key=places.index)
+                    raise InputError(
+                        f"{first.name} and {second.name} are one weight: influence through one "
+                        "place could not be separated from that through the other, nor zeros be "
+                        "given to one alone; every projection of the decoder layers needs a weight "
+                        "of its own (untie them, `module.weight = nn.Parameter(weight.clone())`)"
+                    )
+            below.append(place)
 
 
 def _places(
@@ -89,13 +97,13 @@ def _places(
 
 
 def _meet(one: _Place, other: _Place) -> bool:
-    """Whether two parameters that span the same bytes have an element in common."""
+    """Whether two parameters of one storage, whose bytes overlap, have an element in common."""
     a, b = one.parameter, other.parameter
     if a is b or (a.is_contiguous() and b.is_contiguous()) or a.dtype != b.dtype:
         return True
     # Slices by column are interleaved: mark the elements of one and look for those of the other.
-    first = min(one.bytes.start, other.bytes.start)
-    last, size = max(one.bytes.stop, other.bytes.stop), a.element_size()
-    marked = torch.zeros((last - first) // size, dtype=torch.bool)
-    marked.as_strided(a.shape, a.stride(), (one.bytes.start - first) // size).fill_(True)
-    return bool(marked.as_strided(b.shape, b.stride(), (other.bytes.start - first) // size).any())
+    first = min(a.storage_offset(), b.storage_offset())
+    last = max(one.end, other.end) // a.element_size()
+    marked = torch.zeros(last - first, dtype=torch.bool)
+    marked.as_strided(a.shape, a.stride(), a.storage_offset() - first).fill_(True)
+    return bool(marked.as_strided(b.shape, b.stride(), b.storage_offset() - first).any())
