@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from layerif.data.batching import Batch, accepted
-from layerif.model.forwards import replaced_forwards
+from layerif.model.modes import replaced_forwards
 
 # Logits of a slice of positions take at most so many bytes; what is made of them takes a few times
 # as much. 682 positions of a vocabulary of 49,152 in float32.

@@ -24,7 +24,7 @@ from layerif.errors import InputError
 from layerif.evaluation.evaluate import check_sources, evaluate
 from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.seeds import compare_seeds, figures_of
-from layerif.finetuning.attaching import complete_plan
+from layerif.finetuning.finetune import complete_plan
 from layerif.finetuning.options import FinetuneOptions
 from layerif.metrics.measuring import metric_scores
 from layerif.model.layers import unwrapped

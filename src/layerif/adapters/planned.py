@@ -1,14 +1,15 @@
-"""How many parameters a plan of experts or ranks trains, from the shapes of projections."""
+"""What plans train: the LoRA of a plan of ranks, and the parameters of ranks and experts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from peft import LoraConfig
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from layerif.artifacts import Plan
 from layerif.core.files import check_patterns
@@ -17,6 +18,61 @@ from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
 from layerif.model.opening import describe
 from layerif.model.peft_adapters import check_rank
 from layerif.plans.maps.counts import IntArray, equal_rank, equal_ranks
+
+
+def lora_config_for(
+    plan: Plan,
+    model: PreTrainedModel,
+    *,
+    alpha_per_rank: float = 2.0,
+    lora_alpha: float | None = None,
+    target_modules: Sequence[str] | str | None = None,
+    lora_dropout: float = 0.0,
+    **options: Any,
+) -> LoraConfig:
+    """The configuration of a LoRA whose rank in each decoder layer is that of the plan.
+
+    Layers are found by structure. PEFT looks a rank up by a regular expression for the end of a
+    module's name; each of ours begins with the whole path of one layer and its closing dot, so that
+    layer 1 is not layer 11. Projections are named in full: nothing outside the decoder layers, such
+    as a vision tower with projections of the same names, is adapted.
+
+    Args:
+        plan: of ranks, as `allocate_ranks` makes it.
+        model: that the adapter is for; a skeleton without weights will do.
+        alpha_per_rank: the scaling alpha / r, the same in every layer.
+        lora_alpha: one alpha for all layers instead, so that the scaling falls with the rank.
+        target_modules: names of projections, or a regular expression; None for all of them.
+        lora_dropout: of the LoRA's input.
+        options: other fields of LoraConfig.
+
+    Raises:
+        InputError: no plan of ranks, or one of another model; a rank above a projection's smaller
+            side; a scaling that is not positive; no projection is so called.
+    """
+    plan.check_fits(describe(model), "ranks")
+    for name, value in (("alpha_per_rank", alpha_per_rank), ("lora_alpha", lora_alpha)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{name} is {value}; it must be a positive finite number")
+    layers = find_decoder_layers(model)
+    projections = _targeted(layers, target_modules)
+    ranks = [int(rank) for rank in plan.allocation]
+    check_rank(projections, ranks)
+    reached = sorted({p.layer for p in projections})
+    patterns = {layer: rf"{re.escape(layers.path)}\.{layer}\..*" for layer in reached}
+    scaled = {} if lora_alpha is not None else patterns
+    largest = max(ranks)
+    return LoraConfig(
+        # Readers that lay out memory by the configuration's one rank get the largest.
+        r=largest,
+        lora_alpha=alpha_per_rank * largest if lora_alpha is None else lora_alpha,
+        rank_pattern={pattern: ranks[layer] for layer, pattern in patterns.items()},
+        alpha_pattern={p: alpha_per_rank * ranks[layer] for layer, p in scaled.items()},
+        target_modules=[_full_name(layers, p) for p in projections],
+        lora_dropout=lora_dropout,
+        fan_in_fan_out=all(isinstance(p.module, Conv1D) for p in projections),
+        **options,
+    )
 
 
 def trainable_parameters(
@@ -34,7 +90,7 @@ def trainable_parameters(
     Args:
         plan: of experts, as `LoraMoeConfig.for_plan` takes it, or of ranks, as `lora_config_for`.
         model: a skeleton without weights will do.
-        rank: of each expert, or a list with one for each layer; of no account for a plan of ranks.
+        rank: of each expert, or a list with one for each layer; ignored for a plan of ranks.
         target_modules: names of projections, or a regular expression; None for all of them.
 
     Raises:
@@ -47,7 +103,7 @@ def trainable_parameters(
     ranks = counts if alone else equal_ranks(counts, rank)
     routed = np.where(alone | (counts == 1), 0, counts)
     total = np.zeros(len(layers), dtype=np.int64)
-    for p in targeted(layers, target_modules):
+    for p in _targeted(layers, target_modules):
         lora = ranks[p.layer] * (p.in_features + p.out_features)
         total[p.layer] += lora + routed[p.layer] * p.in_features
     return total
@@ -79,14 +135,13 @@ def trained_beside_lora(
         "rank": rank,
         "parameters": int(own.sum()),
         "by_layer": own.tolist(),
-        "plain_lora": {
-            "rank": uniform,
-            "parameters": int(trainable_parameters(lora, model).sum()),
-        },
+        "plain_lora": {"rank": uniform, "parameters": int(trainable_parameters(lora, model).sum())},
     }
 
 
-def targeted(layers: DecoderLayers, target_modules: Sequence[str] | str | None) -> list[Projection]:
+def _targeted(
+    layers: DecoderLayers, target_modules: Sequence[str] | str | None
+) -> list[Projection]:
     """The projections of decoder layers that PEFT would take for these targets.
 
     Args:
@@ -99,27 +154,24 @@ def targeted(layers: DecoderLayers, target_modules: Sequence[str] | str | None) 
     """
     if target_modules is None:
         return list(layers.projections)
-    names = {full_name(layers, p): p for p in layers.projections}
-    wanted: dict[str, Callable[[str], bool]]
+    names = {_full_name(layers, p): p for p in layers.projections}
     if isinstance(target_modules, str):
         check_patterns([target_modules], list(names), "target_modules")
-        whole = re.compile(target_modules)
-        wanted = {target_modules: lambda name: whole.fullmatch(name) is not None}
+        patterns = {target_modules: target_modules}
     else:
-        wanted = {end: partial(_ends_with, end) for end in target_modules}
-    for target, matches in wanted.items():
-        if not any(map(matches, names)):
+        patterns = {end: rf"(.*\.)?{re.escape(end)}" for end in target_modules}
+    chosen: set[str] = set()
+    for target, pattern in patterns.items():
+        matched = {name for name in names if re.fullmatch(pattern, name)}
+        if not matched:
             raise InputError(
                 f"no projection of a decoder layer is called {target!r}; they are "
                 f"{', '.join(sorted({p.name for p in layers.projections}))}"
             )
-    return [p for name, p in names.items() if any(matches(name) for matches in wanted.values())]
+        chosen |= matched
+    return [projection for name, projection in names.items() if name in chosen]
 
 
-def full_name(layers: DecoderLayers, projection: Projection) -> str:
+def _full_name(layers: DecoderLayers, projection: Projection) -> str:
     """A projection's path in the model."""
     return f"{layers.path}.{projection.layer}.{projection.name}"
-
-
-def _ends_with(end: str, name: str) -> bool:
-    return name == end or name.endswith(f".{end}")
