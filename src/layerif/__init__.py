@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from layerif.data import load_calibration as load_calibration
     from layerif.data import load_corpus as load_corpus
     from layerif.data import load_task as load_task
+    from layerif.data.registry import register_corpus as register_corpus
+    from layerif.data.registry import register_task as register_task
     from layerif.errors import LayerifError as LayerifError
     from layerif.evaluation.comparison import compare as compare
     from layerif.evaluation.evaluate import evaluate as evaluate
@@ -87,12 +89,14 @@ _HOMES = {
     "open_model": "model.opening",
     "prune": "compress.pruning.runner",
     "read_scores": "plans.score_files",
+    "register_corpus": "data.registry",
     "register_estimator": "influence.estimators.registry",
     "register_kind": "plans.kinds.registry",
     "register_metric": "metrics.registry",
     "register_plan": "plans.named",
     "register_pruner": "compress.pruning.registry",
     "register_strategy": "search.registry",
+    "register_task": "data.registry",
     "save_pruned": "compress.pruning.saving",
     "register_subspace": "influence.subspaces.registry",
     "score": "influence.scoring",

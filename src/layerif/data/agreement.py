@@ -10,13 +10,12 @@ rows are right in the plural. The task needs no download, and its rows depend on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from layerif.core.choices import PromptStyle
-from layerif.data.base import Example, Split, Task
-from layerif.data.draw import Draw, words_of
-from layerif.data.splits import count_and_hash
-from layerif.data.styles import refuse_chat
+from layerif.data.base import Example, NamedTask, Split, Task
+from layerif.data.draw import Draw, Rows, generated, mixed, words_of
+from layerif.data.styles import Request
 
 # A noun is its singular, or singular/plural where the plural is irregular. A predicate begins with
 # its verb in both numbers, `is/are`, and nothing after the verb shows number. An `objects` relation
@@ -72,21 +71,29 @@ def _relation(draw: Draw, relations: Mapping[str, Sequence[str]]) -> tuple[str, 
     return head, preposition, draw.pick(attractors)
 
 
-def prepositional(draw: Draw, plural: bool) -> Sentence:
-    """The keys to the cabinet | are on the table."""
+def _related(draw: Draw, plural: bool, shares: Sequence[str] = ()) -> tuple[Any, str]:
+    """Words for things, and a subject with an attractor: the keys to the cabinet.
+
+    With `shares` it is one of them: one of the keys to the cabinet.
+    """
     things = draw.pick((WORDS["objects"], WORDS["places"]))
     head, preposition, attractor = _relation(draw, things["relations"])
-    subject = f"the {draw.pick(things['adjectives'])}{noun(head, plural)} {preposition} the "
-    prompt = _open(draw, subject + _attractor(draw, attractor, plural), plural)
+    share = f"{draw.pick(shares)} of " if shares else ""
+    heads = f"{draw.pick(things['adjectives'])}{noun(head, plural or bool(shares))}"
+    subject = f"{share}the {heads} {preposition} the {_attractor(draw, attractor, plural)}"
+    return things, subject
+
+
+def prepositional(draw: Draw, plural: bool) -> Sentence:
+    """The keys to the cabinet | are on the table."""
+    things, subject = _related(draw, plural)
+    prompt = _open(draw, subject, plural)
     return prompt, *continuations(draw.pick(things["predicates"]), plural)
 
 
 def nested(draw: Draw, plural: bool) -> Sentence:
     """The label on the bottles near the stations | is on the table."""
-    things = draw.pick((WORDS["objects"], WORDS["places"]))
-    head, preposition, attractor = _relation(draw, things["relations"])
-    subject = f"the {draw.pick(things['adjectives'])}{noun(head, plural)} {preposition} the "
-    subject += _attractor(draw, attractor, plural)
+    things, subject = _related(draw, plural)
     if draw.chance(0.5):
         subject += _aside(draw, things["surroundings"], plural)
     else:
@@ -98,13 +105,8 @@ def nested(draw: Draw, plural: bool) -> Sentence:
 
 def partitive(draw: Draw, plural: bool) -> Sentence:
     """One of the towers above the villages | was damaged in the storm."""
-    things = draw.pick((WORDS["objects"], WORDS["places"]))
-    head, preposition, attractor = _relation(draw, things["relations"])
-    share = draw.pick(WORDS["plural_shares"] if plural else WORDS["singular_shares"])
-    subject = (
-        f"{share} of the {draw.pick(things['adjectives'])}{noun(head, True)} {preposition} the "
-    )
-    prompt = subject + _attractor(draw, attractor, plural)
+    shares = WORDS["plural_shares"] if plural else WORDS["singular_shares"]
+    things, prompt = _related(draw, plural, shares)
     return prompt, *continuations(draw.pick(things["predicates"]), plural)
 
 
@@ -213,7 +215,13 @@ CONSTRUCTIONS: tuple[Construction, ...] = (
     reflexive,
     inversion,
 )
-Rows = dict[Split, dict[str, list[Example]]]
+
+
+def _example(draw: Draw, construction: Construction, place: int) -> Example:
+    """Every other row is right in the plural; every two rows the right choice changes places."""
+    prompt, right, wrong = construction(draw, place % 2 == 1)
+    answer = place // 2 % 2
+    return Example(prompt, right, (wrong, right) if answer else (right, wrong), answer)
 
 
 def generate(seed: int = 0) -> Rows:
@@ -223,45 +231,18 @@ def generate(seed: int = 0) -> Rows:
     choice comes first.
     """
     draw = Draw(seed)
-    taken: set[str] = set()
-    rows: Rows = {split: {} for split in ROWS_PER_CONSTRUCTION}
-    for construction in CONSTRUCTIONS:
-        for split, count in ROWS_PER_CONSTRUCTION.items():
-            examples: list[Example] = []
-            while len(examples) < count:
-                prompt, right, wrong = construction(draw, len(examples) % 2 == 1)
-                if prompt in taken:
-                    continue
-                taken.add(prompt)
-                answer = len(examples) // 2 % 2
-                choices = (wrong, right) if answer else (right, wrong)
-                examples.append(Example(prompt, right, choices, answer))
-            rows[split][construction.__name__] = examples
-    return rows
+    makers = {each.__name__: partial(_example, draw, each) for each in CONSTRUCTIONS}
+    return generated(makers, ROWS_PER_CONSTRUCTION)
 
 
-def agreement(
-    seed: int = 0,
-    style: PromptStyle = "alpaca",
-    tokenizer: Any = None,
-    template_options: Any = None,
-) -> Task:
-    """The task, with the constructions of each split mixed.
-
-    Raises:
-        InputError: the style is `chat`, and there is no instruction.
-    """
-    refuse_chat(style, "agreement")
-    draw = Draw(seed)
-    splits: dict[Split, Sequence[Example]] = {}
-    for split, constructions in generate(seed).items():
-        examples = [example for rows in constructions.values() for example in rows]
-        draw.shuffle(examples)
-        splits[split] = examples
-    origin = {
-        "source": "generated",
-        "seed": seed,
-        "constructions": [construction.__name__ for construction in CONSTRUCTIONS],
-        **count_and_hash(splits),
-    }
+def agreement(request: Request) -> Task:
+    """The task, with the constructions of each split mixed."""
+    names = [construction.__name__ for construction in CONSTRUCTIONS]
+    origin = {"source": "generated", "seed": request.seed, "constructions": names}
+    splits = mixed(generate(request.seed), request.seed)
     return Task("agreement", splits, origin, continues=True)
+
+
+AGREEMENT = NamedTask(
+    agreement, "which continuation is grammatical?", "generated", "2", continues=True
+)
