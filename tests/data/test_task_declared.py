@@ -149,7 +149,7 @@ def test_splits_that_share_one_divide_its_prompts(monkeypatch: pytest.MonkeyPatc
     rows = [*toy_rows(*map(str, range(100))), *toy_rows(*map(str, range(10)), key="C")]
     monkeypatch.setattr(declared_module, "from_hub", toy_splits(dev=rows))
     one, other = load_declared(spec), load_declared(spec, Request(seed=1))
-    assert one.origin["rows"] == {"train": 30, "validation": 10, "test": 60}
+    assert one.hashed().origin["rows"] == {"train": 30, "validation": 10, "test": 60}
     assert one.origin["splits"] == {
         "train": "the rest of split 'dev'",
         "validation": "10% of the prompts of split 'dev', drawn by seed 0",

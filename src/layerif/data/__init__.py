@@ -112,7 +112,7 @@ def load_task(
             f"task {name} goes on with a text and gives no instruction, so there is no message "
             "that a chat template could hold; leave out the prompt style chat for this task"
         )
-    return task.load(request) if task else load_own(Path(name), request)
+    return (task.load(request) if task else load_own(Path(name), request)).hashed()
 
 
 def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int = 0) -> Corpus:
@@ -129,10 +129,10 @@ def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int 
     """
     known = corpus_names()
     if name in known:
-        return CORPORA.find(str(name)).load(Request(data_dir, seed))
+        return CORPORA.find(str(name)).load(Request(data_dir, seed)).hashed()
     if not _is_path(name):
         raise _unknown("corpus", name, known, "a UTF-8 text file")
-    return text_file(Path(name), seed)
+    return text_file(Path(name), seed).hashed()
 
 
 def load_calibration(name: str | Path, **how: Any) -> Corpus | SelfText:

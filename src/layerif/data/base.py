@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from layerif.core.choices import PromptStyle
@@ -85,8 +85,7 @@ class Task:
         name: what the user asked for.
         splits: train, validation and test; no prompt occurs in two of them (no `Example.key`).
         origin: where the rows come from and how the splits were made, for the record that is kept
-            with every artifact (plain JSON values only). The number of rows of each split and their
-            `digest` are added.
+            with every artifact (plain JSON values only).
         continues: the prompt is the beginning of a text and asks for nothing; the candidates are
             ways to go on.
     """
@@ -96,12 +95,13 @@ class Task:
     origin: dict[str, Any] = field(default_factory=dict)
     continues: bool = False
 
-    def __post_init__(self) -> None:
+    def hashed(self) -> Task:
+        """The task with the number of rows of each split, and their `digest`, in its origin."""
         about = {
             "rows": {split: len(rows) for split, rows in self.splits.items()},
             "sha256": {split: digest(rows) for split, rows in self.splits.items()},
         }
-        object.__setattr__(self, "origin", {**self.origin, **about})
+        return replace(self, origin={**self.origin, **about})
 
     def default(self, split: Split, count: int) -> int:
         """A count of rows that nobody asked for: where the split has fewer, all of them."""

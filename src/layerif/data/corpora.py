@@ -9,7 +9,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,8 +40,7 @@ class Corpus:
         calibration: documents to choose calibration text from.
         evaluation: documents to measure perplexity on.
         separator: what is put between two documents in the text of a part.
-        origin: where the text comes from and how it was divided (plain JSON values only). The
-            SHA-256 of both parts are added.
+        origin: where the text comes from and how it was divided (plain JSON values only).
     """
 
     name: str
@@ -50,13 +49,14 @@ class Corpus:
     separator: str = "\n\n"
     origin: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        hashes = {part: _sha256(self.text(part)) for part in get_args(Part)}
-        object.__setattr__(self, "origin", {**self.origin, "sha256": hashes})
-
     def text(self, part: Part) -> str:
         """All documents of a part as one string."""
         return self.separator.join(getattr(self, part))
+
+    def hashed(self) -> Corpus:
+        """The corpus with the SHA-256 of both parts in its origin."""
+        hashes = {part: _sha256(self.text(part)) for part in get_args(Part)}
+        return replace(self, origin={**self.origin, "sha256": hashes})
 
 
 def _sha256(text: str) -> str:
@@ -97,7 +97,8 @@ def training_text(task: Task) -> Corpus:
     if not rows:
         raise InputError(f"task {task.name} has no training rows to calibrate on; name a corpus")
     origin = {"task": task.name, "split": "train", "rows": len(rows), "origin": task.origin}
-    return Corpus(task.name, [row.prompt + row.completion for row in rows], [], origin=origin)
+    texts = [row.prompt + row.completion for row in rows]
+    return Corpus(task.name, texts, [], origin=origin).hashed()
 
 
 def wikitext2(request: Request) -> Corpus:
