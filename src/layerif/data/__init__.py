@@ -9,31 +9,14 @@ from typing import Any, NamedTuple
 
 from layerif.core.choices import PromptStyle
 from layerif.core.files import READERS, read_rows
-from layerif.data.base import SPLITS, Example, Split, Task
+from layerif.data.base import SPLITS as SPLITS
+from layerif.data.base import Example as Example
+from layerif.data.base import Task
 from layerif.data.corpora import SELF, TEXT, Corpus, SelfText, text_file, training_text
 from layerif.data.own import COLUMNS, load_own
 from layerif.data.registry import CORPORA, TASKS
 from layerif.data.styles import Request
 from layerif.errors import InputError
-
-__all__ = [
-    "SPLITS",
-    "Corpus",
-    "Example",
-    "Listing",
-    "SelfText",
-    "Split",
-    "Task",
-    "corpus_names",
-    "has_style",
-    "is_task",
-    "listings",
-    "load_calibration",
-    "load_corpus",
-    "load_sources",
-    "load_task",
-    "task_names",
-]
 
 
 class Listing(NamedTuple):

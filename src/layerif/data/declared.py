@@ -87,8 +87,8 @@ class TaskSpec:
     name: str
     asks: str
     repo: str
-    config: str | None
     label: str
+    config: str | None = None
     instruction: str = ""
     prompt: str = ""
     answers: tuple[str, ...] = ()
@@ -187,15 +187,26 @@ def load_declared(spec: TaskSpec, request: Request = DEFAULT) -> Task:
     else:
         origin = {"source": str(folder / spec.name)}
     layout = spec.layout(folder)
-
-    def fetch(source: str) -> list[Example]:
-        examples = fetch_examples(spec, folder, source, render)
-        return [_blank_scored(e) for e in examples] if in_harness else examples
-
-    splits, made = _divide(layout, fetch, request.seed)
-    kept, dropped = disjoint(splits)
     if layout.empty is not None:
         origin["rows_without"] = layout.empty
+    # Our splits from those of the data set, and in words how each was made.
+    splits: dict[Split, list[Example]] = {}
+    made: dict[Split, str] = dict.fromkeys(SPLITS, "")
+    for source in dict.fromkeys(map(layout.named, SPLITS)):
+        examples = fetch_examples(spec, folder, source, render)
+        if in_harness:
+            examples = list(map(_blank_scored, examples))
+        ours = [split for split in SPLITS if layout.named(split) == source]
+        if len(ours) == 1:
+            splits[ours[0]], made[ours[0]] = examples, f"split {source!r}"
+            continue
+        shares = {split: share for split, share in SHARES.items() if split in ours}
+        splits |= carve(examples, shares, request.seed)
+        made["train"] = f"the rest of split {source!r}"
+        for split, share in shares.items():
+            by_seed = f"drawn by seed {request.seed}"
+            made[split] = f"{share:.0%} of the prompts of split {source!r}, {by_seed}"
+    kept, dropped = disjoint(splits)
     origin |= {**styled, "splits": made, "dropped": dropped}
     return Task(spec.name, kept, origin, continues=not spec.instruction)
 
@@ -258,23 +269,3 @@ def _blank_scored(example: Example) -> Example:
         return example
     choices = tuple(blanks + choice for choice in example.choices)
     return replace(example, prompt=prompt, completion=blanks + example.completion, choices=choices)
-
-
-def _divide(
-    layout: Layout, fetch: Callable[[str], list[Example]], seed: int
-) -> tuple[dict[Split, Sequence[Example]], dict[Split, str]]:
-    """Our splits from those of the data set, and in words how each was made."""
-    splits: dict[Split, Sequence[Example]] = {}
-    made: dict[Split, str] = {}
-    for source in dict.fromkeys(layout.named(split) for split in SPLITS):
-        ours = [split for split in SPLITS if layout.named(split) == source]
-        examples = fetch(source)
-        if len(ours) == 1:
-            splits[ours[0]], made[ours[0]] = examples, f"split {source!r}"
-            continue
-        shares = {split: share for split, share in SHARES.items() if split in ours}
-        splits.update(carve(examples, shares, seed))
-        made["train"] = f"the rest of split {source!r}"
-        for split, share in shares.items():
-            made[split] = f"{share:.0%} of the prompts of split {source!r}, drawn by seed {seed}"
-    return {split: splits[split] for split in SPLITS}, {split: made[split] for split in SPLITS}
