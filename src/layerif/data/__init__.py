@@ -172,15 +172,16 @@ def is_task(name: str | Path) -> bool:
 
 
 def has_style(name: str, style: PromptStyle) -> bool:
-    """Whether a style changes the prompts of a task; those of texts to go on with are as they are.
+    """Whether a style changes the prompts of a task, or is refused when it is loaded.
 
     Args:
         name: of a task, or the path of a user's file, whose prompts only `chat` changes.
         style: which is asked for.
     """
+    all_change = style in ("chat", "harness")
     if name in TASKS.names():
-        return TASKS.find(name).has_style(style)
-    return style in ("chat", "harness") if _is_path(name) else name != SELF
+        return all_change or not TASKS.find(name).continues
+    return all_change if _is_path(name) else name != SELF
 
 
 def _is_path(name: str | Path) -> bool:

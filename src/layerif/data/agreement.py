@@ -42,8 +42,8 @@ def continuations(predicate: str, plural: bool) -> tuple[str, str]:
     return (many, singular) if plural else (singular, many)
 
 
-# A construction draws a sentence whose critical word is right in the number asked for.
-Sentence = tuple[str, str, str]
+# A construction draws a sentence up to its critical word, and a predicate that begins with that.
+Sentence = tuple[str, str]
 Construction = Callable[[Draw, bool], Sentence]
 
 
@@ -87,8 +87,7 @@ def _related(draw: Draw, plural: bool, shares: Sequence[str] = ()) -> tuple[Any,
 def prepositional(draw: Draw, plural: bool) -> Sentence:
     """The keys to the cabinet | are on the table."""
     things, subject = _related(draw, plural)
-    prompt = _open(draw, subject, plural)
-    return prompt, *continuations(draw.pick(things["predicates"]), plural)
+    return _open(draw, subject, plural), draw.pick(things["predicates"])
 
 
 def nested(draw: Draw, plural: bool) -> Sentence:
@@ -99,15 +98,14 @@ def nested(draw: Draw, plural: bool) -> Sentence:
     else:
         witness = _attractor(draw, draw.pick(WORDS["people"]), plural)
         subject += f" the {witness} {draw.pick(WORDS['mentions'])}"
-    prompt = _open(draw, subject, plural)
-    return prompt, *continuations(draw.pick(things["predicates"]), plural)
+    return _open(draw, subject, plural), draw.pick(things["predicates"])
 
 
 def partitive(draw: Draw, plural: bool) -> Sentence:
     """One of the towers above the villages | was damaged in the storm."""
     shares = WORDS["plural_shares"] if plural else WORDS["singular_shares"]
     things, prompt = _related(draw, plural, shares)
-    return prompt, *continuations(draw.pick(things["predicates"]), plural)
+    return prompt, draw.pick(things["predicates"])
 
 
 def _two_people(draw: Draw, plural: bool) -> tuple[str, str]:
@@ -121,8 +119,9 @@ def subject_relative(draw: Draw, plural: bool) -> Sentence:
     """The coach who praised the players after the show | lives in a small town."""
     head, other = _two_people(draw, plural)
     deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
-    prompt = _open(draw, f"the {head} who {deed} the {other}{occasion}", plural)
-    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
+    return _open(draw, f"the {head} who {deed} the {other}{occasion}", plural), draw.pick(
+        WORDS["person_predicates"]
+    )
 
 
 def object_relative(draw: Draw, plural: bool) -> Sentence:
@@ -130,8 +129,9 @@ def object_relative(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     that = draw.pick(("that ", "", ""))
     deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
-    prompt = _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural)
-    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
+    return _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural), draw.pick(
+        WORDS["person_predicates"]
+    )
 
 
 def parenthetical(draw: Draw, plural: bool) -> Sentence:
@@ -139,8 +139,9 @@ def parenthetical(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     witness = _attractor(draw, draw.pick(WORDS["people"]), plural)
     others = f"the {other} the {witness} {draw.pick(WORDS['mentions'])}"
-    prompt = _open(draw, f"the {head}, {draw.pick(WORDS['exceptions'])} {others},", plural)
-    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
+    return _open(
+        draw, f"the {head}, {draw.pick(WORDS['exceptions'])} {others},", plural
+    ), draw.pick(WORDS["person_predicates"])
 
 
 def coordination(draw: Draw, plural: bool) -> Sentence:
@@ -148,8 +149,9 @@ def coordination(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     # The first verb is a past form, which would say nothing about the number of its subject.
     deed, place = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["people_from"], plural)
-    prompt = _open(draw, f"the {head} {deed} the {other}{place} and", plural)
-    return prompt, *continuations(draw.pick(WORDS["outcomes"]), plural)
+    return _open(draw, f"the {head} {deed} the {other}{place} and", plural), draw.pick(
+        WORDS["outcomes"]
+    )
 
 
 def determiner_noun(draw: Draw, plural: bool) -> Sentence:
@@ -161,7 +163,7 @@ def determiner_noun(draw: Draw, plural: bool) -> Sentence:
     pair = f"{noun(head, False)}/{noun(head, True)}"
     rest = f"{preposition} the {_attractor(draw, attractor, plural)} {draw.pick(WORDS['later'])}"
     prompt = f"{draw.pick(WORDS['searches'])} {determiner} {description}"
-    return prompt, *continuations(f"{pair} {rest}", plural)
+    return prompt, f"{pair} {rest}"
 
 
 def reflexive(draw: Draw, plural: bool) -> Sentence:
@@ -183,7 +185,7 @@ def reflexive(draw: Draw, plural: bool) -> Sentence:
         place = _aside(draw, WORDS["people_from"], plural)
         sentence = f"the {attractor} {draw.pick(WORDS['orders'])} the {bound}{place} to {base}"
     predicate = f"{pronoun}/themselves {draw.pick(rests)}"
-    return _open(draw, sentence, plural), *continuations(predicate, plural)
+    return _open(draw, sentence, plural), predicate
 
 
 def inversion(draw: Draw, plural: bool) -> Sentence:
@@ -200,7 +202,7 @@ def inversion(draw: Draw, plural: bool) -> Sentence:
     count = draw.pick(("two", "three", "several", "some", "a few")) if plural else "a"
     what = noun(draw.pick(WORDS["contents"]), plural)
     predicate = f"{draw.pick(verbs)} {count} {what} {draw.pick(WORDS['purposes'])}"
-    return _open(draw, place + there, plural), *continuations(predicate, plural)
+    return _open(draw, place + there, plural), predicate
 
 
 CONSTRUCTIONS: tuple[Construction, ...] = (
@@ -219,7 +221,9 @@ CONSTRUCTIONS: tuple[Construction, ...] = (
 
 def _example(draw: Draw, construction: Construction, place: int) -> Example:
     """Every other row is right in the plural; every two rows the right choice changes places."""
-    prompt, right, wrong = construction(draw, place % 2 == 1)
+    plural = place % 2 == 1
+    prompt, predicate = construction(draw, plural)
+    right, wrong = continuations(predicate, plural)
     answer = place // 2 % 2
     return Example(prompt, right, (wrong, right) if answer else (right, wrong), answer)
 

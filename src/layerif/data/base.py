@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from layerif.core.choices import PromptStyle
 from layerif.core.progress import note
 from layerif.errors import InputError
 
@@ -157,10 +156,6 @@ class NamedTask:
     candidates: str
     continues: bool = False
     in_harness: bool = False
-
-    def has_style(self, style: PromptStyle) -> bool:
-        """Whether a style changes the prompts, or is refused."""
-        return not self.continues or style in ("chat", "harness")
 
 
 def digest(examples: Iterable[Example]) -> str:

@@ -126,11 +126,11 @@ def wikitext2(request: Request) -> Corpus:
             "ones, which are measured on wikitext-2-raw-v1",
         }
     origin |= dict(zip(("calibration", "evaluation"), splits, strict=True))
-    texts = [
+    calibration, evaluation = (
         [_text(row, f"wikitext2, row {number}") for number, row in enumerate(rows, start=1)]
         for rows in parts
-    ]
-    return Corpus("wikitext2", *texts, separator, origin)
+    )
+    return Corpus("wikitext2", calibration, evaluation, separator, origin)
 
 
 WIKITEXT2 = NamedCorpus(wikitext2, "Wikipedia articles", "Salesforce/wikitext (wikitext-2-raw-v1)")

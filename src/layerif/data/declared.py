@@ -175,7 +175,8 @@ def load_declared(spec: TaskSpec, request: Request = DEFAULT) -> Task:
         InputError: a split cannot be read, or has a row without a label; or the style cannot be
             given to its prompts.
     """
-    render, styled = str, {}
+    render: Render = str
+    styled: dict[str, Any] = {}
     in_harness = request.style == "harness" and spec.harness is not None
     if in_harness:
         spec, styled = spec.in_harness, request.styled

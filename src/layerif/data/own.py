@@ -155,11 +155,11 @@ def _example(row: Row, where: str) -> Example:
 
 
 def _text(value: Any, name: str, where: str) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{where}: the {name} is empty")
-    if not isinstance(value, str):
+    if not isinstance(value, str | None):
         raise InputError(f"{where}: the {name} must be a text, not {quoted(value)}")
-    return value
+    if not (value or "").strip():
+        raise InputError(f"{where}: the {name} is empty")
+    return str(value)
 
 
 def _note_joined(path: Path, examples: Sequence[Example]) -> None:

@@ -30,10 +30,11 @@ from layerif.evaluation.accuracy import two_classes
 from layerif.evaluation.extraction import extract_answer, is_settled
 from layerif.evaluation.figures import accuracy_figure
 from layerif.evaluation.summed import NO_CACHE, Cache
+from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer, input_device
 
 # Beyond the longest candidate: a model that was not taught the form of the answers spends some
-# words on "The correct answer is", and on what its letter stands for.
+# words on "The correct answer is", and on the text of its letter.
 MARGIN = 8
 SHOWN = 5
 
@@ -260,20 +261,13 @@ def _plainly_greedy(model: nn.Module, max_new_tokens: int) -> Iterator[Generatio
     `generate` fills in from those settings what its arguments leave open, so that a repetition
     penalty or a list of suppressed tokens would be in force: they have to be set aside.
     """
-    own = [
-        (module, module.__dict__["generation_config"])
-        for module in model.modules()
-        if "generation_config" in module.__dict__
-    ]
     # Texts end by our own watch: with no end token set, no padding token is needed either.
     plain = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, use_cache=True)
-    try:
-        for module, _ in own:
-            module.generation_config = plain
+    with as_found(model):
+        for module in model.modules():
+            if "generation_config" in vars(module):
+                module.generation_config = plain
         yield plain
-    finally:
-        for module, settings in own:
-            module.generation_config = settings
 
 
 def _end_tokens(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
