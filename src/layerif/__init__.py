@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from layerif.compress.pruning.registry import register_pruner as register_pruner
     from layerif.compress.pruning.runner import prune as prune
     from layerif.compress.pruning.saving import save_pruned as save_pruned
+    from layerif.data import Corpus as Corpus
     from layerif.data import Example as Example
     from layerif.data import Task as Task
     from layerif.data import load_calibration as load_calibration
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
     "Plan": "artifacts",
+    "Corpus": "data",
     "Example": "data",
     "Gradients": "influence.collecting",
     "FinetuneOptions": "finetuning.options",

@@ -31,8 +31,8 @@ class TextOptions(CalibrationOptions):
     """What statistics are taken on."""
 
     calibration: Annotated[str, CORPORA] = "python-docs"
-    """A text file, a task (its training rows), self (text that the model writes), or a corpus;
-    magnitude reads none."""
+    """Magnitude reads none. A text file, a task (its training rows), self (text that the model
+    writes), or a corpus."""
     data_dir: Path | None = None
     """Folder of parquet data sets, instead of the hub."""
 

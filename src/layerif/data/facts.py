@@ -51,8 +51,9 @@ def _tell(draw: Draw, kind: Kind, name: str, value: str) -> str:
     return draw.pick(kind.told).format(name=name, value=value)
 
 
-def _row(draw: Draw, kind: Kind, *, rival: bool, answer: int) -> tuple[str, list[str]]:
-    """An instruction, and the candidates' texts with the right one at `answer`."""
+def _example(draw: Draw, kind: Kind, render: Render, place: int) -> Example:
+    """Every other row has a rival in its passage; every two rows the answer moves by a place."""
+    rival, answer = place % 2 == 1, place // 2 % CANDIDATES
     name, other = draw.several(NAMES, 2)
     right, *wrong = draw.several(kind.values, CANDIDATES)
     beside, more = draw.several([each for each in KINDS.values() if each is not kind], 2)
@@ -66,16 +67,10 @@ def _row(draw: Draw, kind: Kind, *, rival: bool, answer: int) -> tuple[str, list
     draw.shuffle(told)
     draw.shuffle(wrong)
     question = kind.asked.format(name=name)
-    instruction = INSTRUCTION.format(passage=" ".join(told), question=question)
-    return instruction, [*wrong[:answer], right, *wrong[answer:]]
-
-
-def _example(draw: Draw, kind: Kind, render: Render, place: int) -> Example:
-    """Every other row has a rival in its passage; every two rows the answer moves by a place."""
-    answer = place // 2 % CANDIDATES
-    instruction, texts = _row(draw, kind, rival=place % 2 == 1, answer=answer)
+    prompt = render(INSTRUCTION.format(passage=" ".join(told), question=question))
+    texts = [*wrong[:answer], right, *wrong[answer:]]
     choices = tuple(ANSWER_BY_TEXT.format(text=text) for text in texts)
-    return Example(render(instruction), choices[answer], choices, answer)
+    return Example(prompt, choices[answer], choices, answer)
 
 
 def generate(seed: int = 0, render: Render = str) -> Rows:

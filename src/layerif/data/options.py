@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from layerif.core.choices import PromptStyle
 from layerif.core.options import GIVES_WAY, Options, Rule, Shown, Values
 from layerif.data import has_style, is_task, load_task
+from layerif.data.base import Example, Split, Task
 from layerif.data.registry import CORPORA, TASKS
 from layerif.data.styles import check_template_options
-
-if TYPE_CHECKING:
-    from layerif.data.base import Example, Split, Task
 
 
 def tasks_among(values: Values) -> list[str]:

@@ -106,11 +106,21 @@ def _measurement(
     keys.sort(key=lambda key: key.split(",")[0] not in _PREFERRED)
     for key in keys:
         mine, values = _values(rows, key)
-        figure = {"name": name, "scoring": "harness", "details": {"figure": key, **details}}
+        figure: dict[str, Any] = {
+            "name": name,
+            "scoring": "harness",
+            "details": {"figure": key, **details},
+        }
         if _is_mean(values, reported[key]) and set(values) <= {0, 1}:
-            return _accuracy(figure, mine, values)
+            # Of rows scored by likelihood, the candidates are the requests.
+            if all(_scored(row) and len(row["arguments"]) > 1 for row in mine):
+                chances = [1 / len(row["arguments"]) for row in mine]
+                figure["details"]["chance"] = float(np.mean(chances))
+            return accuracy_figure(map(_item, mine), np.array(values), **figure)
         if _is_perplexity(values, reported[key]):
-            return _perplexity(figure, mine, values, key.split("_")[0])
+            likelihoods, counts = np.array(values, dtype=float).T
+            figure["details"]["unit"] = f"{key.split('_')[0]}s"
+            return perplexity_figure(map(_item, mine), -likelihoods, counts, **figure)
     return None
 
 
@@ -163,24 +173,9 @@ def _is_perplexity(values: Sequence[Any], figure: Any) -> bool:
     return math.isclose(math.exp(-likelihoods.sum() / counts.sum()), figure)
 
 
-def _accuracy(figure: dict[str, Any], rows: Sequence[Row], hits: Sequence[Any]) -> Measurement:
-    # Of rows scored by likelihood, the candidates are the requests.
-    if all(_scored(row) and len(row["arguments"]) > 1 for row in rows):
-        figure["details"]["chance"] = float(np.mean([1 / len(row["arguments"]) for row in rows]))
-    return accuracy_figure(map(_item, rows), np.array(hits), **figure)
-
-
 def _scored(row: Row) -> bool:
     """Whether all answers are log-likelihoods (with whether they are the greedy text)."""
     return all(isinstance(answer, tuple) for answers in row["resps"] for answer in answers)
-
-
-def _perplexity(
-    figure: dict[str, Any], rows: Sequence[Row], values: Sequence[Any], unit: str
-) -> Measurement:
-    likelihoods, counts = np.array(values, dtype=float).T
-    figure["details"]["unit"] = f"{unit}s"
-    return perplexity_figure(map(_item, rows), -likelihoods, counts, **figure)
 
 
 def _item(row: Row) -> list[Any]:
