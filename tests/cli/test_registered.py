@@ -16,7 +16,8 @@ from layerif.compress.pruning.magnitude import Magnitude
 from layerif.compress.pruning.registry import PRUNERS
 from layerif.core.options import Options
 from layerif.data import Corpus, load_corpus
-from layerif.data.registry import CORPORA, TASKS
+from layerif.data.registry import CORPORA, TASKS, register_corpus, register_task
+from layerif.errors import InputError
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.metrics.registry import METRICS
 from layerif.workflows import pipeline
@@ -162,6 +163,10 @@ def test_a_corpus_in_commands(layerif, model, tmp_path):
     asked = ["--model", model, "--tasks", "birds", "--context-length", 32, "--max-tokens", 64]
     status, _, err = layerif("evaluate", *asked, "--out", tmp_path / "r.json")
     assert status == 0, err
+    for name in ("birds", "riddles", "facts", "wikitext2", "self"):
+        for register in (register_task, register_corpus):
+            with pytest.raises(InputError, match="already exists"):
+                register(name, birds)
     origin = Results.load(tmp_path / "r.json").how["data"]["birds"]
     assert origin["sha256"]["evaluation"] == load_corpus("birds").origin["sha256"]["evaluation"]
 

@@ -12,8 +12,9 @@ from pydantic_core import core_schema
 from layerif.core.registry import Registry
 from layerif.data.base import NamedTask, Task
 from layerif.data.catalogue import CATALOGUE
-from layerif.data.corpora import Corpus, NamedCorpus
+from layerif.data.corpora import SELF, Corpus, NamedCorpus
 from layerif.data.styles import Request
+from layerif.errors import InputError
 
 T = TypeVar("T")
 _HERE = "layerif.data"
@@ -69,6 +70,7 @@ def register_task(
     Raises:
         InputError: the name is taken.
     """
+    _require_free(name)
     TASKS.register(name, NamedTask(load, asks, "registered", candidates, continues))
 
 
@@ -83,4 +85,11 @@ def register_corpus(name: str, load: Callable[[Request], Corpus], *, holds: str 
     Raises:
         InputError: the name is taken.
     """
+    _require_free(name)
     CORPORA.register(name, NamedCorpus(load, holds, "registered"))
+
+
+def _require_free(name: str) -> None:
+    """Tasks, corpora and `self` may be asked for in one place, so no two have one name."""
+    if name in (SELF, *TASKS.names(), *CORPORA.names()):
+        raise InputError(f"a task or corpus {name!r} already exists; choose another name")
