@@ -34,7 +34,7 @@ class SourceOptions(Options):
     )
 
     tasks: str | None = None
-    """Tasks and corpora, separated by commas."""
+    """Tasks and corpora, separated by commas, see `layerif tasks`."""
     harness: str | None = None
     """Tasks of lm-evaluation-harness, separated by commas."""
     shots: Annotated[int | None, Shown("the task's, mostly 0")] = None
