@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from layerif.compress.pruning.registry import register_pruner as register_pruner
     from layerif.compress.pruning.runner import prune as prune
     from layerif.compress.pruning.saving import save_pruned as save_pruned
+    from layerif.data import Corpus as Corpus
     from layerif.data import Example as Example
     from layerif.data import Task as Task
     from layerif.data import load_calibration as load_calibration
     from layerif.data import load_corpus as load_corpus
     from layerif.data import load_task as load_task
+    from layerif.data.registry import register_corpus as register_corpus
+    from layerif.data.registry import register_task as register_task
     from layerif.errors import LayerifError as LayerifError
     from layerif.evaluation.comparison import compare as compare
     from layerif.evaluation.evaluate import evaluate as evaluate
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
 # Where each name lives; imported on first use, so that `import layerif` stays fast.
 _HOMES = {
     "Plan": "artifacts",
+    "Corpus": "data",
     "Example": "data",
     "Gradients": "influence.collecting",
     "FinetuneOptions": "finetuning.options",
@@ -87,12 +91,14 @@ _HOMES = {
     "open_model": "model.opening",
     "prune": "compress.pruning.runner",
     "read_scores": "plans.score_files",
+    "register_corpus": "data.registry",
     "register_estimator": "influence.estimators.registry",
     "register_kind": "plans.kinds.registry",
     "register_metric": "metrics.registry",
     "register_plan": "plans.named",
     "register_pruner": "compress.pruning.registry",
     "register_strategy": "search.registry",
+    "register_task": "data.registry",
     "save_pruned": "compress.pruning.saving",
     "register_subspace": "influence.subspaces.registry",
     "score": "influence.scoring",

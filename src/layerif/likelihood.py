@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -24,7 +23,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from layerif.data.batching import Batch, accepted
-from layerif.model.forwards import replaced_forwards
+from layerif.model.modes import replaced_forwards
 
 # Logits of a slice of positions take at most so many bytes; what is made of them takes a few times
 # as much. 682 positions of a vocabulary of 49,152 in float32.
@@ -51,9 +50,10 @@ def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tens
     if head is not None and len(sizes) > 1:
         begun = _begun(model, head, run, batch.predicts)
         if begun is not None:
+            hidden, decoder, output = begun
             again = partial(model, **inputs, use_cache=False)
-            logits_of = partial(_logits, head, begun, again)
-            return _in_slices(logits_of, head, begun.hidden, batch.targets, sizes)
+            logits_of = partial(_logits, head, decoder, output, again)
+            return _in_slices(logits_of, head, hidden, batch.targets, sizes)
     seen = _Seen(batch.predicts)
     with nullcontext() if head is None else head.register_forward_pre_hook(seen):
         logits = run().logits
@@ -63,28 +63,24 @@ def token_losses(model: Any, batch: Batch, *, through: Any = None) -> torch.Tens
 
 def slice_sizes(model: Any, positions: int) -> list[int]:
     """How many scored positions each slice has; one slice where the logits of all are few."""
-    config = model.config.get_text_config(decoder=True)
-    count = -(-positions * config.vocab_size * _exact(model).itemsize // SLICE_BYTES)
-    count = max(1, min(count, positions))
+    count = max(1, min(-(-positions * _position_bytes(model) // SLICE_BYTES), positions))
     return [positions // count + (place < positions % count) for place in range(count)]
 
 
 def logit_bytes(model: Any, positions: int) -> int:
     """Of the largest slice that so many scored positions have."""
-    config = model.config.get_text_config(decoder=True)
-    return max(slice_sizes(model, positions)) * config.vocab_size * _exact(model).itemsize
+    return max(slice_sizes(model, positions)) * _position_bytes(model)
 
 
 def rows_within(model: Any, rows: int, length: int) -> int:
     """How many of `rows` texts of `length` tokens have logits within `ROWS_BYTES`; one at least."""
-    config = model.config.get_text_config(decoder=True)
-    row = length * config.vocab_size * _exact(model).itemsize
-    return max(1, min(rows, ROWS_BYTES // row))
+    return max(1, min(rows, ROWS_BYTES // (length * _position_bytes(model))))
 
 
-def _exact(model: Any) -> torch.dtype:
-    """What logits are read in: float32, or float64 for a float64 model."""
-    return torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
+def _position_bytes(model: Any) -> int:
+    """Of the logits of one position, in float32, or in float64 for a float64 model."""
+    exact = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
+    return int(model.config.get_text_config(decoder=True).vocab_size * exact.itemsize)
 
 
 def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -123,25 +119,15 @@ class _Seen:
         return (self.hidden[: self._first].unsqueeze(0), *args[1:])
 
 
-@dataclass(frozen=True, eq=False)
-class _Begun:
-    """A forward pass up to the head.
-
-    Attributes:
-        hidden: (N, hidden) what the head got at the scored positions.
-        decoder: the module that holds the layers.
-        output: what it returned.
-    """
-
-    hidden: torch.Tensor
-    decoder: nn.Module
-    output: Any
-
-
 def _begun(
     model: Any, head: nn.Module, run: Callable[[], Any], predicts: torch.Tensor
-) -> _Begun | None:
-    """None where the model is not one decoder that runs once, and then one head."""
+) -> tuple[torch.Tensor, nn.Module, Any] | None:
+    """A forward pass up to the head.
+
+    Returns:
+        (N, hidden) what the head got at the scored positions, the module that holds the layers, and
+        what that returned; None where the model is not one decoder that runs once, and one head.
+    """
     seen = _Seen(predicts, 1)
     outputs: list[tuple[nn.Module, Any]] = []
     with ExitStack() as hooks:
@@ -154,7 +140,7 @@ def _begun(
         return None
     decoder, output = outputs[-1]  # the outermost ends last
     times = sum(module is decoder for module, _ in outputs)
-    return _Begun(seen.hidden, decoder, output) if times == 1 else None
+    return (seen.hidden, decoder, output) if times == 1 else None
 
 
 def _around_embeddings(model: Any) -> list[nn.Module]:
@@ -167,7 +153,7 @@ def _around_embeddings(model: Any) -> list[nn.Module]:
 
 
 def _logits(
-    head: nn.Module, begun: _Begun, run: Callable[[], Any], hidden: torch.Tensor
+    head: nn.Module, decoder: nn.Module, output: Any, run: Callable[[], Any], hidden: torch.Tensor
 ) -> torch.Tensor:
     """(n, vocabulary) what the model makes of hidden states (n, hidden) that its head gets.
 
@@ -176,7 +162,7 @@ def _logits(
     """
     given = hidden.unsqueeze(0)
     with (
-        replaced_forwards([begun.decoder], lambda _place, _forward: lambda *_, **__: begun.output),
+        replaced_forwards([decoder], lambda _place, _forward: lambda *_, **__: output),
         head.register_forward_pre_hook(lambda _module, args: (given, *args[1:])),
     ):
         logits: torch.Tensor = run().logits

@@ -320,7 +320,7 @@ def test_some_targets_alone():
 def test_importing_twice_changes_nothing():
     from peft import mapping
 
-    from layerif.adapters.registration import register
+    from layerif.adapters.tuner import register
 
     register()
     assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["LORA_MOE"] is LoraMoeConfig

@@ -191,7 +191,7 @@ def from_hub_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             pyarrow.parquet.write_table(table, folder / f"{split}-0.parquet")
             lines += [f"  - split: {split}", f"    path: {split}-*"]
         (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
-        return load_declared(replace(spec, repo=str(folder)))
+        return load_declared(replace(spec, repo=str(folder))).hashed()
 
     return load
 

@@ -11,16 +11,15 @@ import pytest
 from layerif.data import declared as declared_module
 from layerif.data.catalogue import CATALOGUE
 from layerif.data.declared import ANSWER_BY_TEXT, Layout, TaskSpec, load_declared
-from layerif.data.styles import ALPACA, renderer
+from layerif.data.styles import TEMPLATES, Request
 from layerif.errors import InputError
 
 OPTIONS = {"label": ["A", "B", "C"], "text": ["ice", "wood", "{air}"]}
-render = renderer("alpaca")
+render = Request().render
 SPEC = TaskSpec(
     name="toy",
     asks="what floats",
     repo="owner/toy",
-    config=None,
     instruction="{stem}\n{options}",
     options="choices",
     label="key",
@@ -45,7 +44,7 @@ def test_lettered_options() -> None:
     example = SPEC.example(*toy_rows("What {floats}?"), render)
     assert example is not None
     instruction = "What {floats}?\nA. ice\nB. wood\nC. {air}"
-    assert example.prompt == ALPACA.format(instruction=instruction)
+    assert example.prompt == TEMPLATES["alpaca"].format(instruction=instruction)
     assert example.choices == tuple(f"Answer: The answer is {letter}." for letter in "ABC")
     assert example.completion == example.choices[1]
 
@@ -88,13 +87,13 @@ def test_a_split_without_labels_is_named(monkeypatch: pytest.MonkeyPatch, label:
     rows = {"train": toy_rows("a"), "validation": toy_rows("b"), "test": toy_rows("c", key=label)}
     monkeypatch.setattr(declared_module, "from_hub", toy_splits(**rows))
     with pytest.raises(InputError, match=r"toy .*row 1 .*'test'"):
-        load_declared(SPEC, None, 0)
+        load_declared(SPEC)
 
 
 def test_splits_are_made_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
     served = toy_splits(train=toy_rows(*"aabc"), validation=toy_rows(*"bd"), test=toy_rows(*"cd"))
     monkeypatch.setattr(declared_module, "from_hub", served)
-    task = load_declared(SPEC, None, 0)
+    task = load_declared(SPEC)
     assert {split: len(rows) for split, rows in task.splits.items()} == {
         "train": 1,
         "validation": 1,
@@ -117,7 +116,6 @@ def test_other_column_names_in_a_folder(tmp_path: Path) -> None:
         name="yes_no",
         asks="yes or no",
         repo="owner/yes_no",
-        config=None,
         instruction="{passage} {question}",
         label="answer",
         answers=("no", "yes"),
@@ -129,9 +127,9 @@ def test_other_column_names_in_a_folder(tmp_path: Path) -> None:
         rows = [{"passage": "Snow.", "label": 1, "question": f"{split}?", "idx": 7}]
         table = pyarrow.Table.from_pylist(rows)
         pyarrow.parquet.write_table(table, tmp_path / "yes_no" / f"{split}.parquet")
-    example = load_declared(spec, tmp_path, 0).splits["test"][0]
+    example = load_declared(spec, Request(tmp_path)).splits["test"][0]
     assert (example.prompt, example.completion) == (
-        ALPACA.format(instruction="Snow. test?"),
+        TEMPLATES["alpaca"].format(instruction="Snow. test?"),
         "Answer: yes.",
     )
 
@@ -148,8 +146,8 @@ def test_splits_that_share_one_divide_its_prompts(monkeypatch: pytest.MonkeyPatc
     spec = replace(SPEC, hub=Layout(train="dev", validation="dev", test="dev"))
     rows = [*toy_rows(*map(str, range(100))), *toy_rows(*map(str, range(10)), key="C")]
     monkeypatch.setattr(declared_module, "from_hub", toy_splits(dev=rows))
-    one, other = load_declared(spec, None, 0), load_declared(spec, None, 1)
-    assert one.origin["rows"] == {"train": 30, "validation": 10, "test": 60}
+    one, other = load_declared(spec), load_declared(spec, Request(seed=1))
+    assert one.hashed().origin["rows"] == {"train": 30, "validation": 10, "test": 60}
     assert one.origin["splits"] == {
         "train": "the rest of split 'dev'",
         "validation": "10% of the prompts of split 'dev', drawn by seed 0",

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from layerif.data import Example
-from layerif.data.splits import carve, digest, disjoint
+from layerif.data.base import digest
+from layerif.data.splits import carve, disjoint
 from layerif.errors import InputError
 
 TWIN = Example("Ann", " won.", contexts=("Ann", "Bob"), answer=0)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerif.data import SPLITS, Example
-from layerif.data.splits import carve, digest, disjoint
+from layerif.data.base import digest
+from layerif.data.splits import carve, disjoint
 
 prompts = st.lists(st.sampled_from("abcdefgh"), max_size=12)
 

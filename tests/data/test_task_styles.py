@@ -10,7 +10,7 @@ import pytest
 
 from helpers.tiny import tiny_tokenizer
 from layerif.data import load_sources, load_task
-from layerif.data.styles import ALPACA, renderer
+from layerif.data.styles import TEMPLATES, Request
 from layerif.data.tokenizing import encode
 from layerif.errors import InputError
 
@@ -26,9 +26,15 @@ def chat_tokenizer(*, adds_bos: bool = False, writes_bos: bool = False) -> Any:
     return tokenizer
 
 
+def renderer(style: Any, tokenizer: Any = None, options: Any = None) -> Any:
+    return Request(style=style, tokenizer=tokenizer, template_options=options).render
+
+
 def test_texts() -> None:
     assert renderer("plain")("Say {this}.") == "Say {this}.\n"
-    assert renderer("alpaca")("Say {this}.") == ALPACA.format(instruction="Say {this}.")
+    assert renderer("alpaca")("Say {this}.") == TEMPLATES["alpaca"].format(
+        instruction="Say {this}."
+    )
     assert renderer("chat", chat_tokenizer())("Hi") == "[user]Hi</s>[assistant]"
 
 

@@ -15,9 +15,8 @@ from layerif.data import Example
 from layerif.data.batching import collate
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError, NumericalError
-from layerif.finetuning.attaching import with_new_adapter
 from layerif.finetuning.batches import Batches
-from layerif.finetuning.finetune import finetune
+from layerif.finetuning.finetune import finetune, with_new_adapter
 from layerif.finetuning.options import FinetuneOptions
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.likelihood import token_losses

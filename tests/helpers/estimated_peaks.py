@@ -23,8 +23,7 @@ from layerif.compress.pruning.compressor import PruningCompressor
 from layerif.data import Example
 from layerif.data.batching import Encoded, collate
 from layerif.estimates import memory
-from layerif.finetuning.attaching import trainable_parameters, with_new_adapter
-from layerif.finetuning.finetune import BYTES_PER_PARAMETER
+from layerif.finetuning.finetune import BYTES_PER_PARAMETER, with_new_adapter
 from layerif.finetuning.options import FinetuneOptions
 from layerif.influence.doctor import examine
 from layerif.influence.gradients import PerSampleGradients, frozen
@@ -85,7 +84,7 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
     def finetune():
         wrapped, _ = with_new_adapter(model, None, FinetuneOptions())
         wrapped.train()
-        wrapped_losses["count"] = trainable_parameters(wrapped)
+        wrapped_losses["count"] = wrapped.get_nb_trainable_parameters()[0]
         optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad])
         token_losses(model, batch, through=wrapped).mean().backward()
         optimizer.step()

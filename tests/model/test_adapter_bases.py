@@ -22,11 +22,10 @@ from layerif.compress.pruning.saving import save_pruned
 from layerif.errors import InputError
 from layerif.finetuning.finetune import finetune
 from layerif.influence.subspaces.lora import FreshLora
-from layerif.model.bases import BASE_HASH, base_hash
 from layerif.model.layers import find_decoder_layers
+from layerif.model.modes import quiet_transformers
 from layerif.model.opening import open_model
-from layerif.model.peft_adapters import with_adapter
-from layerif.model.quiet import quiet_transformers
+from layerif.model.peft_adapters import BASE_HASH, base_hash, with_adapter
 from layerif.report import adapter_card
 from layerif.workflows.finetuning import finetune_into
 

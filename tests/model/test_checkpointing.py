@@ -9,9 +9,8 @@ from torch import nn
 
 from helpers.scoring import measure
 from helpers.tiny import ARCHITECTURES, float64_tolerance, tiny_model
-from layerif.model.gradient_checkpointing import checkpointed
 from layerif.model.layers import find_decoder_layers
-from layerif.model.modes import evaluation_mode
+from layerif.model.modes import checkpointed, evaluation_mode
 
 
 def kept_bytes(run):

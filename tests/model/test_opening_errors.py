@@ -343,8 +343,12 @@ def test_a_copy_in_the_hubs_cache_is_opened_without_the_hub(model, tmp_path, mon
     shutil.copytree(model, repository / "snapshots" / "0123")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
+    asked = []
+    ask = opening.hub_source
+    monkeypatch.setattr(opening, "hub_source", lambda name: asked.append(name) or ask(name))
     opened, _ = open_model("somebody/tiny", device="cpu")
     assert opened.config.name_or_path == "somebody/tiny"
+    assert asked == ["somebody/tiny"], "the hub is asked once"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -111,3 +111,26 @@ def test_a_second_way_to_the_layers_is_no_second_place():
     model = tiny_model()
     model.shortcut = nn.ModuleList([model.model.layers[1]])
     assert find_decoder_layers(model).path == "model.layers"
+
+
+def test_weights_without_an_address_are_distinguished():
+    """As torchao's quantised ones: a tensor that only wraps others has no storage of its own."""
+
+    class Wrapper(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+            return args[0] if function is torch.ops.aten.detach.default else NotImplemented
+
+    def wrap(projection):
+        like = projection.weight
+        inner = Wrapper._make_wrapper_subclass(Wrapper, like.shape, dtype=like.dtype)
+        projection.weight = nn.Parameter(inner, requires_grad=False)
+
+    model = tiny_model()
+    mlp = model.model.layers[0].mlp
+    wrap(mlp.gate_proj)
+    wrap(mlp.up_proj)
+    find_decoder_layers(model)
+    mlp.up_proj.weight = mlp.gate_proj.weight
+    with pytest.raises(InputError, match=r"gate_proj\.weight .*up_proj\.weight"):
+        find_decoder_layers(model)

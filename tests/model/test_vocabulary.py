@@ -9,7 +9,7 @@ import torch
 
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.errors import InputError
-from layerif.model.vocabulary import check_tokens
+from layerif.model.checks import check_tokens
 
 ADDED = "sat"
 

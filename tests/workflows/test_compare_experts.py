@@ -12,7 +12,7 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Comparisons, LayerScores, Plan, Results, hash_model
 from layerif.data import Task
 from layerif.errors import InputError
-from layerif.evaluation.seeds import compare_seeds, figures_of
+from layerif.evaluation.comparison import compare_seeds, figures_of
 from layerif.evaluation.statistics import holm
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.model.peft_adapters import with_adapter

@@ -9,10 +9,8 @@ from layerif.adapters.callbacks import LogRouting, ScaleBalanceLoss
 from layerif.adapters.config import LoraMoeConfig
 from layerif.adapters.diagnostics import RoutingReport, routing
 from layerif.adapters.layer import LoraMoeLinear, batch_state
-from layerif.adapters.ranks import lora_config_for
-from layerif.adapters.registration import register
-from layerif.adapters.trainable import trainable_parameters, trained_beside_lora
-from layerif.adapters.tuner import LoraMoeModel
+from layerif.adapters.planned import lora_config_for, trainable_parameters, trained_beside_lora
+from layerif.adapters.tuner import LoraMoeModel, register
 
 register()
 

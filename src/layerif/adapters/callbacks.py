@@ -1,4 +1,4 @@
-"""What transformers' Trainer has to be told of routers: callbacks for it and those made from it."""
+"""Callbacks that tell transformers' Trainer, and trainers built on it, of routers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
-from layerif.adapters.balance import BatchState
 from layerif.adapters.diagnostics import RoutingReport, routing
 from layerif.adapters.layer import batch_state
+from layerif.adapters.routing import BatchState
 
 
 class ScaleBalanceLoss(TrainerCallback):
@@ -24,14 +24,14 @@ class ScaleBalanceLoss(TrainerCallback):
     gradient of one big batch where all batches have as many sequences; if the last of an epoch has
     fewer, these count more. Where the loss is scaled for float16, load balancing is scaled as much.
 
-    Of a data set without a length nobody knows beforehand where it ends; its last step is taken
-    to be as large as the others. Over processes nothing is to be done: gradients are averaged.
+    The last step of a data set without a length is taken to be as large as the others, since its
+    end is not known beforehand. Processes need nothing more: their gradients are averaged.
 
         trainer = Trainer(model, ..., callbacks=[ScaleBalanceLoss()])
     """
 
     _state: BatchState
-    # Batches of the epoch that have yet to run; None where nobody knows.
+    # Batches of the epoch that have yet to run; None where that is not known.
     _left: int | None
     _resumes: bool
 
@@ -63,11 +63,11 @@ class LogRouting(TrainerCallback):
     """Adds what the routers did since the last time to Trainer's logs of the training loss.
 
     The figures are those of `RoutingReport.summary`: router_entropy, dead_experts, largest_load.
-    They are of the batches of this process; evaluation is not counted. Counts stay on the
-    model's device, so that nothing waits for it but where something is logged.
+    They are of the batches of this process; evaluation is not counted. Counts stay on the model's
+    device, which is waited for only where something is logged.
 
     Callbacks that report (`report_to`) see only what those before them have added, and Trainer
-    puts its own first: `before_others` has this one stand before them.
+    puts its own first: `before_others` puts this one before them.
 
         LogRouting().before_others(trainer)
 
@@ -86,8 +86,9 @@ class LogRouting(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._observing.close()  # of a training that an error ended
-        observed = routing(given["model"], self.adapter_name, training_only=True)
-        self._report = self._observing.enter_context(observed)
+        self._report = self._observing.enter_context(
+            routing(given["model"], self.adapter_name, training_only=True)
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]

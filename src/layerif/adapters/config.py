@@ -9,13 +9,22 @@ from typing import Any, Self
 
 from peft import PeftConfig
 
-from layerif.adapters.card import complete_card
-from layerif.artifacts import Plan
-from layerif.core.files import quoted
+from layerif.artifacts import CARD_FILE, Plan
+from layerif.core.files import quoted, write_text
 from layerif.errors import InputError
+from layerif.report.cards import opening_code
 
 # The kind of adapter, in PEFT's tables and files.
 PEFT_TYPE = "LORA_MOE"
+# The model card of an adapter, where PEFT has written none, and what PEFT's leaves open.
+NEW_CARD = """---
+library_name: peft
+---
+
+# A mixture of LoRA experts
+"""
+CARD_HEADING = "## How to Get Started with the Model"
+CARD_OPEN = "Use the code below to get started with the model.\n\n[More Information Needed]"
 
 
 class MethodName(str):
@@ -42,7 +51,7 @@ class LoraMoeConfig(PeftConfig):
         lora_alpha: a number or a list.
         lora_dropout: of the experts' input; the router's is not dropped.
         strict_dropout: a mask of its own for every expert, as the reference has it; slower.
-        aux_loss_coef: factor of the load-balancing loss of each router (`balance.py`); 0 for none.
+        aux_loss_coef: factor of the load-balancing loss of each router (`routing.py`); 0 for none.
             Where gradients are accumulated, the loss is to be scaled as the model's own is:
             `ScaleBalanceLoss` does so under transformers' Trainer, and `batch_state` serves others.
         target_modules: names of projections, or a regular expression; None for all of them.
@@ -69,7 +78,8 @@ class LoraMoeConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = MethodName(PEFT_TYPE)
         for name in ("num_experts", "top_k", "r"):
-            for value in _as_list(getattr(self, name)):
+            values = getattr(self, name)
+            for value in values if isinstance(values, Sequence) else [values]:
                 if not isinstance(value, int) or value < 1:
                     raise InputError(
                         f"{name} must be whole numbers of at least 1, not {quoted(value)}"
@@ -77,16 +87,21 @@ class LoraMoeConfig(PeftConfig):
         if self.aux_loss_coef < 0:
             raise InputError(f"aux_loss_coef must not be negative, and is {self.aux_loss_coef}")
         if self.bias != "none":
-            raise InputError(
-                f"bias must be 'none': biases are not trained, and it is {self.bias!r}"
-            )
+            raise InputError(f"bias must be 'none', not {self.bias!r}: biases are not trained")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout must be within 0 to 1, not {self.lora_dropout}")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and into the model card beside it how it is loaded."""
         super().save_pretrained(save_directory, **kwargs)
-        complete_card(Path(save_directory), self.base_model_name_or_path)
+        path = Path(save_directory) / CARD_FILE
+        card = path.read_text(encoding="utf-8") if path.is_file() else NEW_CARD
+        if "import layerif" not in card:
+            base = self.base_model_name_or_path or "BASE_MODEL"
+            said = opening_code(base, own_method=True).removeprefix("## Use\n\n")
+            if CARD_OPEN not in card:
+                card = f"{card.rstrip()}\n\n{CARD_HEADING}\n\n{CARD_OPEN}\n"
+            write_text(path, card.replace(CARD_OPEN, said))
 
     @classmethod
     def for_plan(cls, plan: Plan, **options: Any) -> Self:
@@ -97,8 +112,8 @@ class LoraMoeConfig(PeftConfig):
         """
         if plan.kind != "experts":
             raise InputError(
-                f"the plan is one of {plan.kind}; a plan of experts is needed, as `layerif "
-                "allocate experts` makes it"
+                f"the plan is one of {plan.kind}; a plan of experts is needed, as allocate_experts "
+                "makes it"
             )
         return cls(num_experts=[int(n) for n in plan.allocation], **options)
 
@@ -117,13 +132,8 @@ class LoraMoeConfig(PeftConfig):
 
     def of_layer(self, layer: int) -> tuple[int, int, int, float]:
         """Experts, experts a token is sent to, rank and alpha of one decoder layer."""
-        experts, top_k, rank = (
+        experts, top_k, rank, alpha = (
             values[layer] if isinstance(values, Sequence) else values
-            for values in (self.num_experts, self.top_k, self.r)
+            for values in (self.num_experts, self.top_k, self.r, self.lora_alpha)
         )
-        alpha = self.lora_alpha[layer] if isinstance(self.lora_alpha, Sequence) else self.lora_alpha
-        return experts, min(top_k, experts), rank, float(alpha)
-
-
-def _as_list(values: Any) -> list[Any]:
-    return list(values) if isinstance(values, Sequence) else [values]
+        return int(experts), min(int(top_k), int(experts)), int(rank), float(alpha)

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from layerif.adapters.balance import BatchState
 from layerif.adapters.layer import LoraMoeLinear
-from layerif.adapters.routing import assigned
+from layerif.adapters.routing import BatchState, assigned
 from layerif.artifacts import RouterLoad, RoutingUse
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
@@ -23,61 +22,55 @@ class RouterUse:
     """How the experts of one projection were used.
 
     Attributes:
-        module: path of the projection in the model.
-        layer: its decoder layer.
+        module: the projection with its experts.
         top_k: experts that a token is sent to.
-        counts: (n,) int64 assignments of each expert; None before anything has run.
-        entropy_sum: of the probabilities before the top k, in nats, summed over tokens.
-        tokens: that are no padding, as a tensor, so that nothing waits for the device.
+        training_only: leave out what runs without gradients.
+        sums: (n + 2,) float64: assignments of each expert, entropy of the probabilities before the
+            top k in nats, tokens that are no padding. A tensor, so that nothing waits for the
+            device; None before anything has run.
     """
 
-    module: str
-    layer: int
+    module: LoraMoeLinear
     top_k: int
-    counts: torch.Tensor | None = None
-    entropy_sum: torch.Tensor | None = None
-    tokens: torch.Tensor | None = None
+    training_only: bool = False
+    sums: torch.Tensor | None = None
 
     def add(self, chances: torch.Tensor, chosen: torch.Tensor, state: BatchState) -> None:
+        if self.training_only and not torch.is_grad_enabled():
+            return
         rows, mask = state.tokens_of(chances.detach())
         sent, _ = state.tokens_of(assigned(chances.detach(), chosen))
-        counts = (sent * mask[..., None]).sum((0, 1), dtype=torch.float64).long()
+        counts = (sent * mask[..., None]).sum((0, 1), dtype=torch.float64)
         entropy = -torch.special.xlogy(rows, rows).sum(-1)
-        found = (counts, (entropy * mask).sum(dtype=torch.float64), mask.sum().long())
-        if self.counts is None or self.entropy_sum is None or self.tokens is None:
-            self.counts, self.entropy_sum, self.tokens = found
-        else:
-            self.counts += found[0]
-            self.entropy_sum += found[1]
-            self.tokens += found[2]
+        others = [(each * mask).sum(dtype=torch.float64) for each in (entropy, mask)]
+        sums = torch.cat([counts, torch.stack(others)])
+        self.sums = sums if self.sums is None else self.sums + sums
 
-    def add_trained(self, chances: torch.Tensor, chosen: torch.Tensor, state: BatchState) -> None:
-        if torch.is_grad_enabled():
-            self.add(chances, chosen, state)
+    @property
+    def counts(self) -> list[int]:
+        """Assignments of each expert; empty before anything has run."""
+        return [] if self.sums is None else self.sums[:-2].long().tolist()
 
-    def forget(self) -> None:
-        """Begin again."""
-        self.counts = self.entropy_sum = self.tokens = None
+    @property
+    def tokens(self) -> int:
+        """Tokens seen that are no padding."""
+        return 0 if self.sums is None else int(self.sums[-1])
 
     @property
     def load(self) -> list[float]:
         """The share of each expert in all assignments."""
-        if self.counts is None:
-            return []
-        shares: list[float] = (self.counts.double() / self.counts.sum().clamp(min=1)).tolist()
-        return shares
+        counts = self.counts
+        return [count / max(1, sum(counts)) for count in counts]
 
     @property
     def entropy(self) -> float:
         """Mean entropy of a token's probabilities, in nats: 0 decided, ln n at random."""
-        if self.entropy_sum is None or self.tokens is None:
-            return 0.0
-        return float(self.entropy_sum / self.tokens.clamp(min=1))
+        return 0.0 if self.sums is None else float(self.sums[-2]) / max(1, self.tokens)
 
     @property
     def dead(self) -> list[int]:
         """Experts that no token was sent to."""
-        return [] if self.counts is None else (self.counts == 0).nonzero()[:, 0].tolist()
+        return [expert for expert, count in enumerate(self.counts) if count == 0]
 
 
 @dataclass(eq=False)
@@ -95,11 +88,11 @@ class RoutingReport:
     def forget(self) -> None:
         """Begin again: what was observed up to now does not count."""
         for router in self.routers:
-            router.forget()
+            router.sums = None
 
     def summary(self) -> dict[str, float]:
         """Figures of the whole model: mean entropy, share of dead experts, the largest load."""
-        used = [router for router in self.routers if router.counts is not None]
+        used = [router for router in self.routers if router.sums is not None]
         if not used:
             return {}
         experts = sum(len(router.load) for router in used)
@@ -118,25 +111,23 @@ class RoutingReport:
         Raises:
             InputError: nothing was observed.
         """
-        used = [r for r in self.routers if r.tokens is not None and int(r.tokens) > 0]
+        used = [router for router in self.routers if router.tokens > 0]
         if not used:
             raise InputError(
                 "no router was observed: run the model inside `with routing(model)`, with an "
                 "adapter that has several experts in some layer"
             )
-        keys = {id(p.module): p.key for p in find_decoder_layers(model).projections}
-        modules = dict(model.named_modules())
+        keys = {p.module: p.key for p in find_decoder_layers(model).linear}
         loads = [
             RouterLoad(
-                module=keys[id(modules[router.module].get_base_layer())],
-                layer=router.layer,
+                module=keys[router.module.get_base_layer()],
+                layer=router.module.layer,
                 top_k=router.top_k,
-                tokens=int(router.tokens),
-                counts=router.counts.tolist(),
+                tokens=router.tokens,
+                counts=router.counts,
                 entropy=max(0.0, router.entropy),
             )
             for router in used
-            if router.tokens is not None and router.counts is not None
         ]
         return RoutingUse(model=describe(model), adapter=self.adapter_name, routers=loads)
 
@@ -153,17 +144,14 @@ def routing(
             counted twice, which changes no share and no mean.
     """
     report = RoutingReport(adapter_name)
-    layers = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, LoraMoeLinear) and module.experts.get(adapter_name, 1) > 1
-    ]
+    for module in model.modules():
+        if isinstance(module, LoraMoeLinear) and module.experts.get(adapter_name, 1) > 1:
+            router = RouterUse(module, module.top_k[adapter_name], training_only)
+            report.routers.append(router)
     try:
-        for path, module in layers:
-            use = RouterUse(path, module.layer, module.top_k[adapter_name])
-            report.routers.append(use)
-            module.observers[adapter_name] = use.add_trained if training_only else use.add
+        for router in report.routers:
+            router.module.observers[adapter_name] = router.add
         yield report
     finally:
-        for _, module in layers:
-            module.observers.pop(adapter_name, None)
+        for router in report.routers:
+            router.module.observers.pop(adapter_name, None)

@@ -16,9 +16,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from layerif.adapters.balance import BatchState, balance_loss, injected
 from layerif.adapters.config import LoraMoeConfig
-from layerif.adapters.routing import gates, logits
+from layerif.adapters.routing import BatchState, balance_loss, gates, injected, logits
 from layerif.errors import InputError
 
 
@@ -95,20 +94,16 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         if adapter_name in self.lora_moe_router:
             del self.lora_moe_router[adapter_name]  # of the one that is replaced
         if experts > 1:
-            self.lora_moe_router[adapter_name] = nn.Parameter(
-                torch.randn(experts, self.in_features)
-            )
+            router = torch.randn(experts, self.in_features)
+            self.lora_moe_router[adapter_name] = nn.Parameter(router)
         if config.init_weights:
-            self.reset_parameters(adapter_name)
+            # A and R uniform as PyTorch's linear maps are (fan-in: inputs), B zero.
+            for matrices in (self.lora_moe_A, self.lora_moe_router):
+                if adapter_name in matrices:
+                    nn.init.kaiming_uniform_(matrices[adapter_name], a=math.sqrt(5))
+            nn.init.zeros_(self.lora_moe_B[adapter_name])
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
-
-    def reset_parameters(self, adapter_name: str) -> None:
-        """A and R uniform as PyTorch's linear maps are (fan-in: inputs), B zero."""
-        nn.init.kaiming_uniform_(self.lora_moe_A[adapter_name], a=math.sqrt(5))
-        nn.init.zeros_(self.lora_moe_B[adapter_name])
-        if adapter_name in self.lora_moe_router:
-            nn.init.kaiming_uniform_(self.lora_moe_router[adapter_name], a=math.sqrt(5))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.disable_adapters and self.merged:
@@ -119,17 +114,14 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         dtype = result.dtype
         for name in self.active_adapters:
             if name in self.lora_moe_A:
+                up = self.lora_moe_B[name]
                 inputs = self._cast_input_dtype(x, self.lora_moe_A[name].dtype)
-                result = result + self._mixture(inputs, name)
+                reduced = self._reduced(inputs, name)
+                if self.experts[name] > 1:
+                    result = result + functional.linear(self._gated(reduced, inputs, name), up)
+                else:  # in the order of PEFT's plain LoRA, so that it is the same to the bit
+                    result = result + functional.linear(reduced, up) * self.scaling[name]
         return result.to(dtype)
-
-    def _mixture(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
-        """(..., out) what one adapter adds."""
-        reduced, up = self._reduced(inputs, name), self.lora_moe_B[name]
-        if self.experts[name] > 1:
-            return functional.linear(self._gated(reduced, inputs, name), up)
-        # In the order of PEFT's plain LoRA, so that it is that to the bit.
-        return functional.linear(reduced, up) * self.scaling[name]
 
     def _gated(self, reduced: torch.Tensor, inputs: torch.Tensor, name: str) -> torch.Tensor:
         """(..., n r) each expert's part times its weight and alpha / r.
@@ -159,9 +151,8 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         experts = self.experts[name]
         copies = inputs.unsqueeze(-2).expand(*inputs.shape[:-1], experts, self.in_features)
         dropped = functional.dropout(copies, share)
-        return torch.einsum("...ei,eri->...er", dropped, down.unflatten(0, (experts, -1))).flatten(
-            -2
-        )
+        apart = torch.einsum("...ei,eri->...er", dropped, down.unflatten(0, (experts, -1)))
+        return apart.flatten(-2)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the active adapters to the projection's weight; possible with one expert alone.
@@ -173,7 +164,7 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         self.check_mergeable(names)
         weight = self.get_base_layer().weight
         for name in names:
-            merged = weight.data + self._delta(name).to(weight.dtype)
+            merged = weight.data + self.get_delta_weight(name).to(weight.dtype)
             if safe_merge and not bool(merged.isfinite().all()):
                 raise InputError(f"the adapter {name} makes weights that are not finite")
             weight.data.copy_(merged)
@@ -183,7 +174,8 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
         """Take out again what was merged last."""
         weight = self.get_base_layer().weight
         while self.merged_adapters:
-            weight.data.sub_(self._delta(self.merged_adapters.pop()).to(weight.dtype))
+            delta = self.get_delta_weight(self.merged_adapters.pop())
+            weight.data.sub_(delta.to(weight.dtype))
 
     def check_mergeable(self, names: list[str]) -> None:
         """Refuse adapters of several experts.
@@ -195,20 +187,21 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
             if self.experts.get(name, 1) > 1:
                 raise InputError(
                     f"the adapter {name} has {self.experts[name]} experts in decoder layer "
-                    f"{self.layer}: which of them work depends on the token, so no one weight does "
-                    "the same; keep the adapter beside the model (save_pretrained), or merge "
-                    "adapters of one expert a layer"
+                    f"{self.layer}: which of them are active depends on the token, so no one "
+                    "weight does the same; keep the adapter beside the model (save_pretrained), or "
+                    "merge adapters of one expert a layer"
                 )
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """What merging adds to the weight, as it is stored."""
-        self.check_mergeable([adapter])
-        return self._delta(adapter)
+        """What merging adds to the weight, as it is stored.
 
-    def _delta(self, name: str) -> torch.Tensor:
-        up, down = self.lora_moe_B[name], self.lora_moe_A[name]
+        Raises:
+            InputError: as `merge`.
+        """
+        self.check_mergeable([adapter])
+        up, down = self.lora_moe_B[adapter], self.lora_moe_A[adapter]
         exact = torch.promote_types(up.dtype, torch.float32)
-        delta = (up.to(exact) @ down.to(exact)) * self.scaling[name]
+        delta = (up.to(exact) @ down.to(exact)) * self.scaling[adapter]
         return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -219,7 +212,7 @@ class LoraMoeLinear(nn.Module, BaseTunerLayer):
 
 
 def batch_state(model: nn.Module) -> BatchState:
-    """What the routers of a model are told of its batches; one for all of them.
+    """What the routers of a model know of its batches; one for all of them.
 
     A training loop of one's own sets its `scale` where it accumulates gradients.
 

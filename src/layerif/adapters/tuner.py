@@ -1,15 +1,16 @@
-"""How PEFT puts mixtures of LoRA experts into a model."""
+"""How PEFT puts mixtures of LoRA experts into a model, and the method's entry in PEFT's tables."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from peft import mapping
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from layerif.adapters.balance import BatchState
-from layerif.adapters.config import LoraMoeConfig
+from layerif.adapters.config import PEFT_TYPE, LoraMoeConfig
 from layerif.adapters.layer import LoraMoeLinear
+from layerif.adapters.routing import BatchState
 from layerif.errors import InputError
 from layerif.model.layers import Projection, find_decoder_layers, is_linear
 from layerif.model.peft_adapters import check_rank
@@ -34,12 +35,12 @@ class LoraMoeModel(BaseTuner):
         peft_config.check_layers(len(layers))
         self._paths = {f"{layers.path}.{index}.": index for index in range(len(layers))}
         if peft_config.target_modules is None:
-            peft_config.target_modules = sorted({p.name for p in layers.projections})
+            peft_config.target_modules = sorted({p.name for p in layers.linear})
         return peft_config
 
     def _prepare_model(self, peft_config: LoraMoeConfig, model: nn.Module) -> None:
-        found = (m.state for m in model.modules() if isinstance(m, LoraMoeLinear))
-        self._state = next(found, None) or BatchState()
+        states = (m.state for m in model.modules() if isinstance(m, LoraMoeLinear))
+        self._state = next(states, None) or BatchState()
         self._state.attach(model)
 
     def _create_and_replace(
@@ -55,14 +56,13 @@ class LoraMoeModel(BaseTuner):
         if isinstance(target, LoraMoeLinear):
             target.update_layer(adapter_name, config)
             return
-        path, layer = next(
-            (each for each in self._paths.items() if current_key.startswith(each[0])), ("", None)
-        )
-        if layer is None or not (is_linear(target) or hasattr(target, "in_features")):
+        path = next((path for path in self._paths if current_key.startswith(path)), None)
+        if path is None or not (is_linear(target) or hasattr(target, "in_features")):
             raise InputError(
                 f"{current_key} is no projection of a decoder layer, and experts are counted by "
                 "layer; leave it out of target_modules"
             )
+        layer = self._paths[path]
         if not config.inference_mode:
             projection = Projection(layer, current_key.removeprefix(path), target)
             check_rank([projection], config.of_layer(layer)[2])
@@ -78,7 +78,7 @@ class LoraMoeModel(BaseTuner):
                 module.check_mergeable(module.active_adapters)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take an adapter out; with the last one goes what its routers were told by."""
+        """Take an adapter out; with the last one goes the hook of its routers' state."""
         super().delete_adapter(adapter_name)
         if not self.peft_config:
             self._state.detach()
@@ -87,3 +87,14 @@ class LoraMoeModel(BaseTuner):
         plain: nn.Module = super()._unload_and_optionally_merge(*args, **options)
         self._state.detach()
         return plain
+
+
+def register() -> None:
+    """Enter the method in PEFT's tables; a second time changes nothing.
+
+    PEFT's enumeration of methods takes no new ones, but a plain string serves as a key. Without
+    this PEFT does not know the method, and raises a KeyError that names it.
+    """
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = LoraMoeConfig
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = LoraMoeModel
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = LoraMoeModel.prefix

@@ -20,8 +20,8 @@ from layerif.calibration.hidden import HiddenStates
 from layerif.calibration.statistics import Statistics
 from layerif.data.batching import accepted
 from layerif.errors import InputError
-from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers
+from layerif.model.modes import replaced_forwards
 
 # How the model called one decoder layer: arguments by place and by keyword, hidden states left out.
 _Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -34,7 +34,7 @@ class SourceOptions(Options):
     )
 
     tasks: str | None = None
-    """Tasks and corpora, separated by commas."""
+    """Tasks and corpora, separated by commas, see `layerif tasks`."""
     harness: str | None = None
     """Tasks of lm-evaluation-harness, separated by commas."""
     shots: Annotated[int | None, Shown("the task's, mostly 0")] = None
@@ -84,8 +84,7 @@ def evaluate(
         )
     if out is not None:
         check_out(out, Results.file_kind(), overwrite=overwrite)
-    trusted = {"trust_remote_code": model.trust_remote_code}
-    words = prompts.loading(model.model, **trusted)
+    words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
     sources = load_sources(_names(on.tasks), **words)
     wanted: set[tuple[str, str]] = {
         (s.name, how.scoring if isinstance(s, Task) else "likelihood") for s in sources
@@ -110,7 +109,9 @@ def evaluate(
     from layerif.workflows.stages import evaluate_into
 
     if reference is not None:
-        own = words["tokenizer"] or open_tokenizer(model.model, **trusted)
+        own = words["tokenizer"] or open_tokenizer(
+            model.model, trust_remote_code=model.trust_remote_code
+        )
         check_same_items(model.model, str(against), reference, own, sources, options=how)
     opened, tokenizer = model.open(**adapter.values())
     results = evaluate_into(

@@ -14,6 +14,7 @@ from layerif.cli.replay import write_recipe
 from layerif.compress.pruning.options import PruneOptions
 from layerif.core.choices import Dtype
 from layerif.data.options import CalibrationOptions
+from layerif.data.registry import CORPORA
 from layerif.errors import InputError
 from layerif.model.options import PlacedModelOptions
 
@@ -29,9 +30,9 @@ class PrunedModelOptions(PlacedModelOptions):
 class TextOptions(CalibrationOptions):
     """What statistics are taken on."""
 
-    calibration: str = "python-docs"
-    """python-docs, wikitext2, a text file, a task (its training rows), or self (text that the model
-    writes). Magnitude reads none."""
+    calibration: Annotated[str, CORPORA] = "python-docs"
+    """Magnitude reads none. A text file, a task (its training rows), self (text that the model
+    writes), or a corpus."""
     data_dir: Path | None = None
     """Folder of parquet data sets, instead of the hub."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
@@ -41,8 +40,8 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
     for column in ("name", "source", "candidates", "what it asks, or holds"):
         table.add_column(column)
     for listing in found:
-        table.add_row(listing.name, listing.source, listing.candidates or "-", listing.asks)
-    emit(table, [asdict(listing) for listing in found], as_json=as_json)
+        table.add_row(*(cell or "-" for cell in listing))
+    emit(table, [listing._asdict() for listing in found], as_json=as_json)
 
 
 class ShownOptions(PromptOptions):

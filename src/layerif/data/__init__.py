@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerif.core.choices import PromptStyle
 from layerif.core.files import READERS, read_rows
-from layerif.data.agreement import agreement
-from layerif.data.base import SPLITS, Example, Split, Task
-from layerif.data.calibration import SELF, SelfText, training_text
-from layerif.data.catalogue import CATALOGUE, IN_HARNESS
-from layerif.data.corpora import CORPORA, TEXT, Corpus, text_file
-from layerif.data.declared import load_declared
-from layerif.data.facts import facts
+from layerif.data.base import SPLITS as SPLITS
+from layerif.data.base import Example as Example
+from layerif.data.base import Task
+from layerif.data.corpora import SELF, TEXT, Corpus, SelfText, text_file, training_text
 from layerif.data.own import COLUMNS, load_own
-from layerif.data.styles import check_template_options
+from layerif.data.registry import CORPORA, TASKS
+from layerif.data.styles import Request
 from layerif.errors import InputError
 
-__all__ = [
-    "SPLITS",
-    "Corpus",
-    "Example",
-    "Listing",
-    "SelfText",
-    "Split",
-    "Task",
-    "corpus_names",
-    "has_style",
-    "is_task",
-    "listings",
-    "load_calibration",
-    "load_corpus",
-    "load_sources",
-    "load_task",
-    "task_names",
-]
 
-# What makes each generated task, how many candidates its rows have, and what it asks.
-GENERATED: dict[str, tuple[Callable[[int, PromptStyle, Any, Any], Task], str, str]] = {
-    "agreement": (agreement, "2", "which continuation is grammatical?"),
-    "facts": (facts, "4", "a short invented passage and a question about it"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(NamedTuple):
     """A task or corpus that can be had by name.
 
     Attributes:
@@ -67,26 +37,22 @@ class Listing:
 
 def listings() -> list[Listing]:
     """All tasks and then all corpora that have a name, each sorted; nothing is loaded."""
-    tasks = [Listing(name, "generated", *about[1:]) for name, about in GENERATED.items()]
-    for spec in CATALOGUE.values():
-        where = f"{spec.repo} ({spec.config})" if spec.config else spec.repo
-        count = str(len(spec.answers)) if spec.answers else spec.count
-        tasks.append(Listing(spec.name, where, count, spec.asks))
-    corpora = [
-        Listing("python-docs", "this Python", "", "the language reference"),
-        Listing("wikitext2", "Salesforce/wikitext (wikitext-2-raw-v1)", "", "Wikipedia articles"),
+    tasks = ((name, TASKS.find(name)) for name in task_names())
+    corpora = ((name, CORPORA.find(name)) for name in corpus_names())
+    return [
+        *(Listing(name, task.source, task.candidates, task.asks) for name, task in tasks),
+        *(Listing(name, corpus.source, "", corpus.holds) for name, corpus in corpora),
     ]
-    return [*sorted(tasks, key=attrgetter("name")), *corpora]
 
 
 def task_names() -> list[str]:
     """The names that `load_task` knows, sorted."""
-    return sorted([*CATALOGUE, *GENERATED])
+    return sorted(TASKS.names())
 
 
 def corpus_names() -> list[str]:
     """The names that `load_corpus` knows, sorted."""
-    return sorted(CORPORA)
+    return sorted(CORPORA.names())
 
 
 def load_task(
@@ -113,17 +79,23 @@ def load_task(
         InputError: the name is unknown, the data cannot be read as a task, or the task cannot be
             had in that style.
     """
-    check_template_options(style, template_options)
-    if name not in task_names() and not _is_path(name):
-        raise _unknown("task", str(name), task_names(), "a .jsonl, .parquet or .csv file")
-    if style == "harness":
-        _require_harness(str(name))
-    if name in GENERATED:
-        return GENERATED[str(name)][0](seed, style, tokenizer, template_options)
-    if name in CATALOGUE:
-        folder = None if data_dir is None else Path(data_dir)
-        return load_declared(CATALOGUE[str(name)], folder, seed, style, tokenizer, template_options)
-    return load_own(Path(name), seed, style, tokenizer, template_options)
+    request = Request(data_dir, seed, style, tokenizer, template_options)
+    known = task_names()
+    if name not in known and not _is_path(name):
+        raise _unknown("task", name, known, "a .jsonl, .parquet or .csv file")
+    task = TASKS.find(str(name)) if name in known else None
+    if style == "harness" and not (task and task.in_harness):
+        others = (each for each in known if TASKS.find(each).in_harness)
+        raise InputError(
+            f"task {name} cannot be asked in the style harness, in the words of "
+            f"lm-evaluation-harness; those that can are {', '.join(others)}"
+        )
+    if style == "chat" and task and task.continues:
+        raise InputError(
+            f"task {name} goes on with a text and gives no instruction, so there is no message "
+            "that a chat template could hold; leave out the prompt style chat for this task"
+        )
+    return (task.load(request) if task else load_own(Path(name), request)).hashed()
 
 
 def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int = 0) -> Corpus:
@@ -138,22 +110,15 @@ def load_corpus(name: str | Path, data_dir: str | Path | None = None, seed: int 
     Raises:
         InputError: the name is unknown, or the text cannot be read or divided.
     """
-    if name in CORPORA:
-        return CORPORA[str(name)](None if data_dir is None else Path(data_dir), seed)
+    known = corpus_names()
+    if name in known:
+        return CORPORA.find(str(name)).load(Request(data_dir, seed)).hashed()
     if not _is_path(name):
-        raise _unknown("corpus", str(name), corpus_names(), "a UTF-8 text file")
-    return text_file(Path(name), seed)
+        raise _unknown("corpus", name, known, "a UTF-8 text file")
+    return text_file(Path(name), seed).hashed()
 
 
-def load_calibration(
-    name: str | Path,
-    *,
-    data_dir: str | Path | None = None,
-    seed: int = 0,
-    style: PromptStyle = "alpaca",
-    tokenizer: Any = None,
-    template_options: Mapping[str, Any] | None = None,
-) -> Corpus | SelfText:
+def load_calibration(name: str | Path, **how: Any) -> Corpus | SelfText:
     """What to calibrate on: a corpus, a task's training rows as text, or `self`.
 
     The arguments are those of `load_task`, and `self` is text that the model samples from itself.
@@ -165,27 +130,12 @@ def load_calibration(
         return SelfText()
     known = [SELF, *corpus_names(), *task_names()]
     if name not in known and not _is_path(name):
-        raise _unknown("calibration text", str(name), known, "a file of text or of examples")
-    (source,) = load_sources(
-        [name],
-        data_dir=data_dir,
-        seed=seed,
-        style=style,
-        tokenizer=tokenizer,
-        template_options=template_options,
-    )
+        raise _unknown("calibration text", name, known, "a file of text or of examples")
+    (source,) = load_sources([name], **how)
     return training_text(source) if isinstance(source, Task) else source
 
 
-def load_sources(
-    names: Sequence[str | Path],
-    *,
-    data_dir: str | Path | None = None,
-    seed: int = 0,
-    style: PromptStyle = "alpaca",
-    tokenizer: Any = None,
-    template_options: Mapping[str, Any] | None = None,
-) -> list[Task | Corpus]:
+def load_sources(names: Sequence[str | Path], **how: Any) -> list[Task | Corpus]:
     """Tasks and corpora together, in the order of their names, as evaluation takes them.
 
     A path is a task where it is a folder or a file of examples, and otherwise text.
@@ -194,66 +144,44 @@ def load_sources(
     Raises:
         InputError: a name is unknown, or what it names cannot be read.
     """
-    check_template_options(style, template_options)
+    request = Request(**how)
     known = [*task_names(), *corpus_names()]
     sources: list[Task | Corpus] = []
     for name in names:
-        path = Path(name)
         if name not in known and not _is_path(name):
-            raise _unknown("task or corpus", str(name), known, "a file of examples or of text")
-        if name in CORPORA or (name not in known and not _is_task(path)):
-            sources.append(load_corpus(name, data_dir=data_dir, seed=seed))
+            raise _unknown("task or corpus", name, known, "a file of examples or of text")
+        if is_task(name):
+            sources.append(load_task(name, **how))
         else:
-            task = load_task(
-                name,
-                data_dir=data_dir,
-                seed=seed,
-                style=style,
-                tokenizer=tokenizer,
-                template_options=template_options,
-            )
-            sources.append(task)
+            sources.append(load_corpus(name, request.data_dir, request.seed))
     return sources
 
 
-def is_task(name: str) -> bool:
-    """Whether `load_sources` takes a name or path as a task, and not as a corpus; nothing is read.
+def is_task(name: str | Path) -> bool:
+    """Whether `load_sources` takes a name or path as a task, and not as a corpus.
 
-    An unknown name counts as one: loading it says what is wrong.
+    An unknown name counts as a task: loading it says what is wrong.
     """
-    if name in task_names() or name in CORPORA:
-        return name not in CORPORA
-    return not _is_path(name) or _is_task(Path(name))
+    if name in TASKS.names() or name in CORPORA.names() or not _is_path(name):
+        return name not in CORPORA.names()
+    path = Path(name)
+    if path.is_dir() or path.suffix.lower() not in READERS:
+        return path.is_dir()
+    first = next((row for _, row in read_rows(path, [TEXT, *COLUMNS])), {})
+    return TEXT not in first or "prompt" in first
 
 
 def has_style(name: str, style: PromptStyle) -> bool:
-    """Whether a style changes the prompts of a task; those of texts to go on with are as they are.
+    """Whether a style changes the prompts of a task, or is refused when it is loaded.
 
     Args:
         name: of a task, or the path of a user's file, whose prompts only `chat` changes.
         style: which is asked for.
     """
-    if name in CATALOGUE:
-        return bool(CATALOGUE[name].instruction) or style == "harness"
-    if name in GENERATED or _is_path(name):
-        return name == "facts" or style in ("chat", "harness")
-    return name != SELF
-
-
-def _require_harness(name: str) -> None:
-    """Refuse the style `harness` for a task that has no such form."""
-    if name not in IN_HARNESS:
-        raise InputError(
-            f"task {name} cannot be asked in the style harness, in the words of "
-            f"lm-evaluation-harness; those that can are {', '.join(IN_HARNESS)}"
-        )
-
-
-def _is_task(path: Path) -> bool:
-    if path.is_dir() or path.suffix.lower() not in READERS:
-        return path.is_dir()
-    first = next((row for _, row in read_rows(path, [TEXT, *COLUMNS])), {})
-    return TEXT not in first or "prompt" in first
+    all_change = style in ("chat", "harness")
+    if name in TASKS.names():
+        return all_change or not TASKS.find(name).continues
+    return all_change if _is_path(name) else name != SELF
 
 
 def _is_path(name: str | Path) -> bool:
@@ -263,9 +191,9 @@ def _is_path(name: str | Path) -> bool:
     return path.exists() or bool(path.suffix) or len(path.parts) > 1
 
 
-def _unknown(kind: str, name: str, known: Sequence[str], file: str) -> InputError:
-    close = difflib.get_close_matches(name, known, n=1)
+def _unknown(kind: str, name: str | Path, known: Sequence[str], file: str) -> InputError:
+    close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]}? Known" if close else "known"
     return InputError(
-        f"no {kind} is called {name!r}; {hint} are {', '.join(known)}, and the path of {file}"
+        f"no {kind} is called {str(name)!r}; {hint} are {', '.join(known)}, and the path of {file}"
     )

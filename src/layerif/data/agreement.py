@@ -10,13 +10,12 @@ rows are right in the plural. The task needs no download, and its rows depend on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from layerif.core.choices import PromptStyle
-from layerif.data.base import Example, Split, Task
-from layerif.data.draw import Draw, words_of
-from layerif.data.splits import count_and_hash
-from layerif.data.styles import refuse_chat
+from layerif.data.base import Example, NamedTask, Split, Task
+from layerif.data.draw import Draw, Rows, generated, mixed, words_of
+from layerif.data.styles import Request
 
 # A noun is its singular, or singular/plural where the plural is irregular. A predicate begins with
 # its verb in both numbers, `is/are`, and nothing after the verb shows number. An `objects` relation
@@ -43,8 +42,8 @@ def continuations(predicate: str, plural: bool) -> tuple[str, str]:
     return (many, singular) if plural else (singular, many)
 
 
-# A construction draws a sentence whose critical word is right in the number asked for.
-Sentence = tuple[str, str, str]
+# A construction draws a sentence up to its critical word, and a predicate that begins with that.
+Sentence = tuple[str, str]
 Construction = Callable[[Draw, bool], Sentence]
 
 
@@ -72,40 +71,41 @@ def _relation(draw: Draw, relations: Mapping[str, Sequence[str]]) -> tuple[str, 
     return head, preposition, draw.pick(attractors)
 
 
-def prepositional(draw: Draw, plural: bool) -> Sentence:
-    """The keys to the cabinet | are on the table."""
+def _related(draw: Draw, plural: bool, shares: Sequence[str] = ()) -> tuple[Any, str]:
+    """Words for things, and a subject with an attractor: the keys to the cabinet.
+
+    With `shares` it is one of them: one of the keys to the cabinet.
+    """
     things = draw.pick((WORDS["objects"], WORDS["places"]))
     head, preposition, attractor = _relation(draw, things["relations"])
-    subject = f"the {draw.pick(things['adjectives'])}{noun(head, plural)} {preposition} the "
-    prompt = _open(draw, subject + _attractor(draw, attractor, plural), plural)
-    return prompt, *continuations(draw.pick(things["predicates"]), plural)
+    share = f"{draw.pick(shares)} of " if shares else ""
+    heads = f"{draw.pick(things['adjectives'])}{noun(head, plural or bool(shares))}"
+    subject = f"{share}the {heads} {preposition} the {_attractor(draw, attractor, plural)}"
+    return things, subject
+
+
+def prepositional(draw: Draw, plural: bool) -> Sentence:
+    """The keys to the cabinet | are on the table."""
+    things, subject = _related(draw, plural)
+    return _open(draw, subject, plural), draw.pick(things["predicates"])
 
 
 def nested(draw: Draw, plural: bool) -> Sentence:
     """The label on the bottles near the stations | is on the table."""
-    things = draw.pick((WORDS["objects"], WORDS["places"]))
-    head, preposition, attractor = _relation(draw, things["relations"])
-    subject = f"the {draw.pick(things['adjectives'])}{noun(head, plural)} {preposition} the "
-    subject += _attractor(draw, attractor, plural)
+    things, subject = _related(draw, plural)
     if draw.chance(0.5):
         subject += _aside(draw, things["surroundings"], plural)
     else:
         witness = _attractor(draw, draw.pick(WORDS["people"]), plural)
         subject += f" the {witness} {draw.pick(WORDS['mentions'])}"
-    prompt = _open(draw, subject, plural)
-    return prompt, *continuations(draw.pick(things["predicates"]), plural)
+    return _open(draw, subject, plural), draw.pick(things["predicates"])
 
 
 def partitive(draw: Draw, plural: bool) -> Sentence:
     """One of the towers above the villages | was damaged in the storm."""
-    things = draw.pick((WORDS["objects"], WORDS["places"]))
-    head, preposition, attractor = _relation(draw, things["relations"])
-    share = draw.pick(WORDS["plural_shares"] if plural else WORDS["singular_shares"])
-    subject = (
-        f"{share} of the {draw.pick(things['adjectives'])}{noun(head, True)} {preposition} the "
-    )
-    prompt = subject + _attractor(draw, attractor, plural)
-    return prompt, *continuations(draw.pick(things["predicates"]), plural)
+    shares = WORDS["plural_shares"] if plural else WORDS["singular_shares"]
+    things, prompt = _related(draw, plural, shares)
+    return prompt, draw.pick(things["predicates"])
 
 
 def _two_people(draw: Draw, plural: bool) -> tuple[str, str]:
@@ -119,8 +119,9 @@ def subject_relative(draw: Draw, plural: bool) -> Sentence:
     """The coach who praised the players after the show | lives in a small town."""
     head, other = _two_people(draw, plural)
     deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
-    prompt = _open(draw, f"the {head} who {deed} the {other}{occasion}", plural)
-    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
+    return _open(draw, f"the {head} who {deed} the {other}{occasion}", plural), draw.pick(
+        WORDS["person_predicates"]
+    )
 
 
 def object_relative(draw: Draw, plural: bool) -> Sentence:
@@ -128,8 +129,9 @@ def object_relative(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     that = draw.pick(("that ", "", ""))
     deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
-    prompt = _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural)
-    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
+    return _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural), draw.pick(
+        WORDS["person_predicates"]
+    )
 
 
 def parenthetical(draw: Draw, plural: bool) -> Sentence:
@@ -137,8 +139,9 @@ def parenthetical(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     witness = _attractor(draw, draw.pick(WORDS["people"]), plural)
     others = f"the {other} the {witness} {draw.pick(WORDS['mentions'])}"
-    prompt = _open(draw, f"the {head}, {draw.pick(WORDS['exceptions'])} {others},", plural)
-    return prompt, *continuations(draw.pick(WORDS["person_predicates"]), plural)
+    return _open(
+        draw, f"the {head}, {draw.pick(WORDS['exceptions'])} {others},", plural
+    ), draw.pick(WORDS["person_predicates"])
 
 
 def coordination(draw: Draw, plural: bool) -> Sentence:
@@ -146,8 +149,9 @@ def coordination(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     # The first verb is a past form, which would say nothing about the number of its subject.
     deed, place = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["people_from"], plural)
-    prompt = _open(draw, f"the {head} {deed} the {other}{place} and", plural)
-    return prompt, *continuations(draw.pick(WORDS["outcomes"]), plural)
+    return _open(draw, f"the {head} {deed} the {other}{place} and", plural), draw.pick(
+        WORDS["outcomes"]
+    )
 
 
 def determiner_noun(draw: Draw, plural: bool) -> Sentence:
@@ -159,7 +163,7 @@ def determiner_noun(draw: Draw, plural: bool) -> Sentence:
     pair = f"{noun(head, False)}/{noun(head, True)}"
     rest = f"{preposition} the {_attractor(draw, attractor, plural)} {draw.pick(WORDS['later'])}"
     prompt = f"{draw.pick(WORDS['searches'])} {determiner} {description}"
-    return prompt, *continuations(f"{pair} {rest}", plural)
+    return prompt, f"{pair} {rest}"
 
 
 def reflexive(draw: Draw, plural: bool) -> Sentence:
@@ -181,7 +185,7 @@ def reflexive(draw: Draw, plural: bool) -> Sentence:
         place = _aside(draw, WORDS["people_from"], plural)
         sentence = f"the {attractor} {draw.pick(WORDS['orders'])} the {bound}{place} to {base}"
     predicate = f"{pronoun}/themselves {draw.pick(rests)}"
-    return _open(draw, sentence, plural), *continuations(predicate, plural)
+    return _open(draw, sentence, plural), predicate
 
 
 def inversion(draw: Draw, plural: bool) -> Sentence:
@@ -198,7 +202,7 @@ def inversion(draw: Draw, plural: bool) -> Sentence:
     count = draw.pick(("two", "three", "several", "some", "a few")) if plural else "a"
     what = noun(draw.pick(WORDS["contents"]), plural)
     predicate = f"{draw.pick(verbs)} {count} {what} {draw.pick(WORDS['purposes'])}"
-    return _open(draw, place + there, plural), *continuations(predicate, plural)
+    return _open(draw, place + there, plural), predicate
 
 
 CONSTRUCTIONS: tuple[Construction, ...] = (
@@ -213,7 +217,15 @@ CONSTRUCTIONS: tuple[Construction, ...] = (
     reflexive,
     inversion,
 )
-Rows = dict[Split, dict[str, list[Example]]]
+
+
+def _example(draw: Draw, construction: Construction, place: int) -> Example:
+    """Every other row is right in the plural; every two rows the right choice changes places."""
+    plural = place % 2 == 1
+    prompt, predicate = construction(draw, plural)
+    right, wrong = continuations(predicate, plural)
+    answer = place // 2 % 2
+    return Example(prompt, right, (wrong, right) if answer else (right, wrong), answer)
 
 
 def generate(seed: int = 0) -> Rows:
@@ -223,45 +235,18 @@ def generate(seed: int = 0) -> Rows:
     choice comes first.
     """
     draw = Draw(seed)
-    taken: set[str] = set()
-    rows: Rows = {split: {} for split in ROWS_PER_CONSTRUCTION}
-    for construction in CONSTRUCTIONS:
-        for split, count in ROWS_PER_CONSTRUCTION.items():
-            examples: list[Example] = []
-            while len(examples) < count:
-                prompt, right, wrong = construction(draw, len(examples) % 2 == 1)
-                if prompt in taken:
-                    continue
-                taken.add(prompt)
-                answer = len(examples) // 2 % 2
-                choices = (wrong, right) if answer else (right, wrong)
-                examples.append(Example(prompt, right, choices, answer))
-            rows[split][construction.__name__] = examples
-    return rows
+    makers = {each.__name__: partial(_example, draw, each) for each in CONSTRUCTIONS}
+    return generated(makers, ROWS_PER_CONSTRUCTION)
 
 
-def agreement(
-    seed: int = 0,
-    style: PromptStyle = "alpaca",
-    tokenizer: Any = None,
-    template_options: Any = None,
-) -> Task:
-    """The task, with the constructions of each split mixed.
-
-    Raises:
-        InputError: the style is `chat`, and there is no instruction.
-    """
-    refuse_chat(style, "agreement")
-    draw = Draw(seed)
-    splits: dict[Split, Sequence[Example]] = {}
-    for split, constructions in generate(seed).items():
-        examples = [example for rows in constructions.values() for example in rows]
-        draw.shuffle(examples)
-        splits[split] = examples
-    origin = {
-        "source": "generated",
-        "seed": seed,
-        "constructions": [construction.__name__ for construction in CONSTRUCTIONS],
-        **count_and_hash(splits),
-    }
+def agreement(request: Request) -> Task:
+    """The task, with the constructions of each split mixed."""
+    names = [construction.__name__ for construction in CONSTRUCTIONS]
+    origin = {"source": "generated", "seed": request.seed, "constructions": names}
+    splits = mixed(generate(request.seed), request.seed)
     return Task("agreement", splits, origin, continues=True)
+
+
+AGREEMENT = NamedTask(
+    agreement, "which continuation is grammatical?", "generated", "2", continues=True
+)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from layerif.core.progress import note
 from layerif.errors import InputError
+
+if TYPE_CHECKING:
+    from layerif.data.styles import Request
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -35,17 +40,17 @@ class Example:
             raise InputError(
                 "an example varies its completion (choices) or its prompt (contexts), not both"
             )
-        kind = "context" if self.contexts else "choice"
-        candidates = self.contexts or self.choices
-        if not candidates:
-            if self.answer is not None:
-                raise InputError("an example with an answer index needs its choices or contexts")
+        of_prompts = ("prompt", self.prompt, "context", self.contexts)
+        of_completions = ("completion", self.completion, "choice", self.choices)
+        name, varied, kind, candidates = of_prompts if self.contexts else of_completions
+        if not candidates and self.answer is None:
             return
+        if not candidates:
+            raise InputError("an example with an answer index needs its choices or contexts")
         if self.answer is None or not 0 <= self.answer < len(candidates):
             raise InputError(
                 f"answer {self.answer!r} is not the index of one of {len(candidates)} {kind}s"
             )
-        name, varied = ("prompt", self.prompt) if self.contexts else ("completion", self.completion)
         if varied != candidates[self.answer]:
             raise InputError(
                 f"{name} {varied!r} is not {kind} {self.answer}, {candidates[self.answer]!r}"
@@ -85,9 +90,17 @@ class Task:
     """
 
     name: str
-    splits: dict[Split, Sequence[Example]]
+    splits: Mapping[Split, Sequence[Example]]
     origin: dict[str, Any] = field(default_factory=dict)
     continues: bool = False
+
+    def hashed(self) -> Task:
+        """The task with the number of rows of each split, and their `digest`, in its origin."""
+        about = {
+            "rows": {split: len(rows) for split, rows in self.splits.items()},
+            "sha256": {split: digest(rows) for split, rows in self.splits.items()},
+        }
+        return replace(self, origin={**self.origin, **about})
 
     def default(self, split: Split, count: int) -> int:
         """A count of rows that nobody asked for: where the split has fewer, all of them."""
@@ -121,3 +134,35 @@ class Task:
 
         order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(examples))
         return [examples[i] for i in order[:count]]
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """A task that can be had by name.
+
+    Attributes:
+        load: the task as it is asked for. Prompts are made by `request.render(instruction)`, and
+            the task's origin holds `request.styled`.
+        asks: what it asks, in a few words.
+        source: where its rows come from.
+        candidates: how many answers a row offers.
+        continues: its prompts are texts to go on with, so no style changes them.
+        in_harness: it can be asked in the words of lm-evaluation-harness.
+    """
+
+    load: Callable[[Request], Task]
+    asks: str
+    source: str
+    candidates: str
+    continues: bool = False
+    in_harness: bool = False
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """The SHA-256 of the rows and their order, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for e in examples:
+        row = [e.prompt, e.completion, e.choices, e.answer]
+        total.update(json.dumps([*row, e.contexts] if e.contexts else row).encode())
+        total.update(b"\n")
+    return total.hexdigest()

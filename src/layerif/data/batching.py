@@ -15,7 +15,7 @@ import torch
 
 from layerif.core.choices import PaddingSide
 from layerif.errors import InputError
-from layerif.model.vocabulary import check_tokens
+from layerif.model.checks import check_tokens
 
 
 @dataclass(frozen=True, slots=True)

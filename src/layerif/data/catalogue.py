@@ -4,7 +4,7 @@ A task is an entry in `CATALOGUE`; nothing else has to change for a new one. Whe
 split has no labels, or there is none, the validation split is what we test on, and validation is
 set apart from train.
 
-What stands under `harness` asks as lm-evaluation-harness (0.4) does without solved examples.
+What is under `harness` asks as lm-evaluation-harness (0.4) does without solved examples.
 """
 
 from __future__ import annotations
@@ -160,7 +160,6 @@ _SPECS = (
         name="commonsense_qa",
         asks="everyday questions",
         repo="tau/commonsense_qa",
-        config=None,
         instruction=(
             "Use common sense to choose the best answer to the question.\n\n"
             f"Question: {{question}}\n{{options}}\n\n{_BY_LETTER}"
@@ -186,7 +185,6 @@ _SPECS = (
         name="scienceqa_text",
         asks="school questions of all subjects, those without a picture",
         repo="derek-thomas/ScienceQA",
-        config=None,
         instruction=(
             "Choose the option that answers the question.\n\n"
             f"Question: {{question}}\n{{context}}{{options}}\n\n{_BY_LETTER}"
@@ -203,7 +201,6 @@ _SPECS = (
         name="boolq",
         asks="a passage and a question of yes or no",
         repo="google/boolq",
-        config=None,
         instruction=(
             "Read the passage and answer the question.\n\n"
             "Passage: {passage}\nQuestion: {question}?\n\n"
@@ -228,7 +225,6 @@ _SPECS = (
         name="hellaswag",
         asks="which ending does a description of an activity have?",
         repo="Rowan/hellaswag",
-        config=None,
         prompt="{query}",
         options="endings",
         count="4",

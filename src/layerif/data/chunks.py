@@ -64,8 +64,8 @@ def check_context_length(model: Any, context_length: int) -> None:
     Raises:
         InputError: they are.
     """
-    limit = _positions(model)
-    if limit is not None and context_length > limit:
+    limit = usable_length(model, context_length)
+    if context_length > limit:
         raise InputError(
             f"a context of {context_length} tokens is longer than the {limit} positions of "
             f"{model.config.name_or_path or type(model).__name__}; use at most {limit}"
@@ -74,12 +74,6 @@ def check_context_length(model: Any, context_length: int) -> None:
 
 def usable_length(model: Any, max_length: int) -> int:
     """`max_length`, or the positions that the model has where those are fewer."""
-    limit = _positions(model)
+    config = model.config.get_text_config(decoder=True)
+    limit: int | None = getattr(config, "max_position_embeddings", None)
     return max_length if limit is None else min(max_length, limit)
-
-
-def _positions(model: Any) -> int | None:
-    limit: int | None = getattr(
-        model.config.get_text_config(decoder=True), "max_position_embeddings", None
-    )
-    return limit

@@ -1,4 +1,7 @@
-"""Plain text for calibration and for perplexity, in two parts that share no paragraph."""
+"""Text for calibration and for perplexity: corpora, a task's rows, or the model's own text.
+
+A corpus has two parts that share no paragraph.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,19 @@ import hashlib
 import platform
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from layerif.core.files import READERS, file_hash, quoted, read_rows, read_text
+from layerif.data.base import Task
 from layerif.data.sources import Row, from_folder, from_hub, listing
+from layerif.data.styles import Request
 from layerif.errors import InputError
 
 Part = Literal["calibration", "evaluation"]
 
-# What serves as calibration and evaluation text where a data directory has no train split.
-FOLDER_SPLITS = ("validation", "test")
-
+SELF = "self"
 # The column of running text.
 TEXT = "text"
 # Of the characters, how much is set apart for evaluation: at least this, and if the units are
@@ -36,61 +39,104 @@ class Corpus:
         name: what the user asked for.
         calibration: documents to choose calibration text from.
         evaluation: documents to measure perplexity on.
-        separator: what stands between two documents in the text of a part.
-        origin: where the text comes from and how it was divided, with the SHA-256 of both parts
-            (plain JSON values only).
+        separator: what is put between two documents in the text of a part.
+        origin: where the text comes from and how it was divided (plain JSON values only).
     """
 
     name: str
     calibration: list[str]
     evaluation: list[str]
-    separator: str
+    separator: str = "\n\n"
     origin: dict[str, Any] = field(default_factory=dict)
 
     def text(self, part: Part) -> str:
         """All documents of a part as one string."""
-        return self.separator.join(
-            {"calibration": self.calibration, "evaluation": self.evaluation}[part]
-        )
+        return self.separator.join(getattr(self, part))
+
+    def hashed(self) -> Corpus:
+        """The corpus with the SHA-256 of both parts in its origin."""
+        hashes = {part: _sha256(self.text(part)) for part in get_args(Part)}
+        return replace(self, origin={**self.origin, "sha256": hashes})
 
 
-def wikitext2(data_dir: Path | None = None) -> Corpus:
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class NamedCorpus:
+    """A corpus that can be had by name.
+
+    Attributes:
+        load: the corpus, from the data directory and by the seed that are asked for.
+        holds: what it holds, in a few words.
+        source: where its text comes from.
+    """
+
+    load: Callable[[Request], Corpus]
+    holds: str
+    source: str
+
+
+@dataclass(frozen=True)
+class SelfText:
+    """In the place of a corpus: text that the model samples from itself."""
+
+    name: str = SELF
+
+
+def training_text(task: Task) -> Corpus:
+    """A task's training rows as calibration text, in their order: each prompt with its completion.
+
+    There is no evaluation part: perplexity is measured on corpora.
+
+    Raises:
+        InputError: the task has no training rows.
+    """
+    rows = task.sample("train", None, 0)
+    if not rows:
+        raise InputError(f"task {task.name} has no training rows to calibrate on; name a corpus")
+    origin = {"task": task.name, "split": "train", "rows": len(rows), "origin": task.origin}
+    texts = [row.prompt + row.completion for row in rows]
+    return Corpus(task.name, texts, [], origin=origin).hashed()
+
+
+def wikitext2(request: Request) -> Corpus:
     """WikiText-2: the raw version from the hub, or the tokenised one from a data directory.
 
     Raises:
         InputError: the hub cannot be reached, or the directory does not hold the data set.
     """
-    if data_dir is None:
+    if request.folder is None:
         repo, config = "Salesforce/wikitext", "wikitext-2-raw-v1"
-        parts = [from_hub(repo, config, split, ["text"]) for split in ("train", "test")]
+        splits = ("train", "test")
+        parts = [from_hub(repo, config, split, [TEXT]) for split in splits]
         # As published perplexities have it, although the rows bring line ends of their own.
         separator = "\n\n"
-        origin = {
-            "source": "hub",
-            "repo": repo,
-            "config": config,
-            "calibration": "train",
-            "evaluation": "test",
-        }
+        origin = {"source": "hub", "repo": repo, "config": config}
     else:
-        parts = [from_folder(data_dir, "wikitext2", split, ["text"]) for split in FOLDER_SPLITS]
+        # There is no train split.
+        splits = ("validation", "test")
+        parts = [from_folder(request.folder, "wikitext2", split, [TEXT]) for split in splits]
         separator = ""
         origin = {
-            "source": str(data_dir / "wikitext2"),
+            "source": str(request.folder / "wikitext2"),
             "version": "tokenised (wikitext-2-v1)",
             "note": "rare words are <unk> here, so perplexities do not compare with published "
             "ones, which are measured on wikitext-2-raw-v1",
-            "calibration": FOLDER_SPLITS[0],
-            "evaluation": FOLDER_SPLITS[1],
         }
+    origin |= dict(zip(("calibration", "evaluation"), splits, strict=True))
     calibration, evaluation = (
         [_text(row, f"wikitext2, row {number}") for number, row in enumerate(rows, start=1)]
         for rows in parts
     )
-    return corpus_of("wikitext2", calibration, evaluation, separator, origin)
+    return Corpus("wikitext2", calibration, evaluation, separator, origin)
 
 
-def python_docs(seed: int = 0) -> Corpus:
+WIKITEXT2 = NamedCorpus(wikitext2, "Wikipedia articles", "Salesforce/wikitext (wikitext-2-raw-v1)")
+
+
+def python_docs(request: Request) -> Corpus:
     """The language reference that the running CPython carries for `help()`, by topics.
 
     Topics repeat whole paragraphs of each other. Of paragraphs that differ at most in white space
@@ -110,7 +156,6 @@ def python_docs(seed: int = 0) -> Corpus:
     seen: set[str] = set()
     kept = {name: _first_occurrences(paragraphs, seen) for name, paragraphs in found.items()}
     documents = ["\n\n".join(paragraphs) for paragraphs in kept.values() if paragraphs]
-    calibration, evaluation = _set_apart(documents, seed)
     total = sum(map(len, found.values()))
     origin = {
         "source": "pydoc_data.topics",
@@ -118,9 +163,12 @@ def python_docs(seed: int = 0) -> Corpus:
         "source_sha256": _sha256("\0".join(f"{name}\0{topics[name]}" for name in found)),
         "paragraphs": total,
         "repeated_paragraphs_dropped": total - len(seen),
-        "split": f"whole topics, drawn by seed {seed}",
+        "split": f"whole topics, drawn by seed {request.seed}",
     }
-    return corpus_of("python-docs", calibration, evaluation, "\n\n", origin)
+    return Corpus("python-docs", *_set_apart(documents, request.seed), origin=origin)
+
+
+PYTHON_DOCS = NamedCorpus(python_docs, "the language reference", "this Python")
 
 
 def text_file(path: Path, seed: int = 0) -> Corpus:
@@ -145,7 +193,6 @@ def text_file(path: Path, seed: int = 0) -> Corpus:
             f"{path} has {len(kept)} different paragraph{'' if len(kept) == 1 else 's'}; expected "
             "at least two, one each for calibration and evaluation, with a blank line between them"
         )
-    calibration, evaluation = _set_apart(_blocks(kept), seed)
     origin = {
         "source": str(path),
         "source_sha256": file_hash(path),
@@ -155,7 +202,7 @@ def text_file(path: Path, seed: int = 0) -> Corpus:
     }
     if has_rows:
         origin["rows"] = len(texts)
-    return corpus_of(str(path), calibration, evaluation, "\n\n", origin)
+    return Corpus(str(path), *_set_apart(_blocks(kept), seed), origin=origin)
 
 
 def _text(row: Row, where: str) -> str:
@@ -216,29 +263,3 @@ def _set_apart(documents: Sequence[str], seed: int) -> tuple[list[str], list[str
         [text for i, text in enumerate(documents) if i not in chosen],
         [text for i, text in enumerate(documents) if i in chosen],
     )
-
-
-def corpus_of(
-    name: str,
-    calibration: list[str],
-    evaluation: list[str],
-    separator: str,
-    origin: dict[str, Any],
-) -> Corpus:
-    """A corpus whose origin also has the SHA-256 of both its parts."""
-    corpus = Corpus(name, calibration, evaluation, separator, origin)
-    origin["sha256"] = {
-        "calibration": _sha256(corpus.text("calibration")),
-        "evaluation": _sha256(corpus.text("evaluation")),
-    }
-    return corpus
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-CORPORA: dict[str, Callable[[Path | None, int], Corpus]] = {
-    "wikitext2": lambda data_dir, seed: wikitext2(data_dir),
-    "python-docs": lambda data_dir, seed: python_docs(seed),
-}

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from string import Formatter, ascii_uppercase
 from typing import Any
 
-from layerif.core.choices import PromptStyle
-from layerif.data.base import SPLITS, Example, Split, Task
+from layerif.data.base import SPLITS, Example, NamedTask, Split, Task
 from layerif.data.sources import Row, from_folder, from_hub
-from layerif.data.splits import carve, count_and_hash, disjoint
-from layerif.data.styles import Render, refuse_chat, renderer, style_record
+from layerif.data.splits import carve, disjoint
+from layerif.data.styles import Render, Request
 from layerif.errors import InputError
 
 ANSWER_BY_TEXT = "Answer: {text}."
 ANSWER_BY_LETTER = "Answer: The answer is {letter}."
 # The share of the prompts of a split that goes to each of ours which divide it; train has the rest.
 SHARES: dict[Split, float] = {"validation": 0.1, "test": 0.6}
+DEFAULT = Request()
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Layout:
 
     def named(self, split: Split) -> str:
         """The split there that serves as this one of ours."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        there: str = getattr(self, split)
+        return there
 
     def read(self, columns: Sequence[str], fetch: Callable[[list[str]], list[Row]]) -> list[Row]:
         """Rows with these columns, from `fetch`, which takes the names of columns there."""
@@ -85,8 +87,8 @@ class TaskSpec:
     name: str
     asks: str
     repo: str
-    config: str | None
     label: str
+    config: str | None = None
     instruction: str = ""
     prompt: str = ""
     answers: tuple[str, ...] = ()
@@ -105,6 +107,21 @@ class TaskSpec:
         """The task as lm-evaluation-harness asks it, if it has such a form."""
         return replace(self, **(self.harness or {}))
 
+    def layout(self, data_dir: Path | None) -> Layout:
+        """How the data set lies in a data directory, or on the hub without one."""
+        return self.hub if data_dir is None else self.folder
+
+    def named(self) -> NamedTask:
+        """The task as an entry of the registry."""
+        return NamedTask(
+            partial(load_declared, self),
+            self.asks,
+            f"{self.repo} ({self.config})" if self.config else self.repo,
+            str(len(self.answers)) if self.answers else self.count,
+            continues=not self.instruction,
+            in_harness=self.harness is not None,
+        )
+
     @property
     def columns(self) -> list[str]:
         """The columns of a row."""
@@ -122,7 +139,10 @@ class TaskSpec:
                 return None
             completion = self.candidate.format(text=row[self.continuation])
             return Example(contexts[answer], completion, answer=answer, contexts=contexts)
-        labels, texts = _options(row[self.options]) if self.options else ((), self.answers)
+        # A row's options are lists `label` and `text`, or a plain list of texts.
+        options = row[self.options] if self.options else self.answers
+        lists = options if isinstance(options, Mapping) else {"label": (), "text": options}
+        labels, texts = lists["label"], lists["text"]
         answer = _index(row[self.label], labels or tuple(ascii_uppercase[: len(texts)]))
         if answer is None:
             return None
@@ -131,19 +151,10 @@ class TaskSpec:
             self.candidate.format(letter=letter, text=text)
             for letter, text in zip(ascii_uppercase, texts, strict=False)
         )
-        prompt = (
-            render(self.instruction.format_map(values))
-            if self.instruction
-            else self.prompt.format_map(values)
-        )
+        prompt = self.prompt.format_map(values)
+        if self.instruction:
+            prompt = render(self.instruction.format_map(values))
         return Example(prompt, choices[answer], choices, answer)
-
-
-def _options(value: Any) -> tuple[Sequence[str], Sequence[str]]:
-    """Labels and texts of a row's options; a plain list of texts has no labels."""
-    if isinstance(value, Mapping):
-        return value["label"], value["text"]
-    return (), value
 
 
 def _index(label: Any, labels: Sequence[str]) -> int | None:
@@ -157,53 +168,48 @@ def _index(label: Any, labels: Sequence[str]) -> int | None:
     return index if 0 <= index < len(labels) else None
 
 
-def load_declared(
-    spec: TaskSpec,
-    data_dir: Path | None = None,
-    seed: int = 0,
-    style: PromptStyle = "alpaca",
-    tokenizer: Any = None,
-    template_options: Mapping[str, Any] | None = None,
-) -> Task:
+def load_declared(spec: TaskSpec, request: Request = DEFAULT) -> Task:
     """The task of an entry, from the hub or from `data_dir/name/split.parquet`.
 
     Raises:
-        InputError: a split cannot be read, or has a row without a label; or the task cannot be
-            had in that style.
+        InputError: a split cannot be read, or has a row without a label; or the style cannot be
+            given to its prompts.
     """
-    origin: dict[str, Any]
-    render: Render
-    styled: dict[str, Any]
-    if style == "harness" and spec.harness is not None:
-        spec = spec.in_harness
-        render, styled = str, {"style": style}
+    render: Render = str
+    styled: dict[str, Any] = {}
+    in_harness = request.style == "harness" and spec.harness is not None
+    if in_harness:
+        spec, styled = spec.in_harness, request.styled
     elif spec.instruction:
-        render = renderer(style, tokenizer, template_options)
-        styled = style_record(style, template_options)
+        render, styled = request.render, request.styled
+    folder = request.folder
+    if folder is None:
+        origin: dict[str, Any] = {"source": "hub", "repo": spec.repo, "config": spec.config}
     else:
-        refuse_chat(style, spec.name)
-        render, styled = str, {}
-    if data_dir is None:
-        layout = spec.hub
-        origin = {"source": "hub", "repo": spec.repo, "config": spec.config}
-    else:
-        layout = spec.folder
-        origin = {"source": str(data_dir / spec.name)}
-
-    def fetch(source: str) -> list[Example]:
-        examples = fetch_examples(spec, data_dir, source, render)
-        return [_blank_scored(e) for e in examples] if style == "harness" else examples
-
-    splits, made = _divide(layout, fetch, seed)
-    splits, dropped = disjoint(splits)
+        origin = {"source": str(folder / spec.name)}
+    layout = spec.layout(folder)
     if layout.empty is not None:
         origin["rows_without"] = layout.empty
-    return Task(
-        spec.name,
-        splits,
-        {**origin, **styled, "splits": made, "dropped": dropped, **count_and_hash(splits)},
-        continues=not spec.instruction,
-    )
+    # Our splits from those of the data set, and in words how each was made.
+    splits: dict[Split, list[Example]] = {}
+    made: dict[Split, str] = dict.fromkeys(SPLITS, "")
+    for source in dict.fromkeys(map(layout.named, SPLITS)):
+        examples = fetch_examples(spec, folder, source, render)
+        if in_harness:
+            examples = list(map(_blank_scored, examples))
+        ours = [split for split in SPLITS if layout.named(split) == source]
+        if len(ours) == 1:
+            splits[ours[0]], made[ours[0]] = examples, f"split {source!r}"
+            continue
+        shares = {split: share for split, share in SHARES.items() if split in ours}
+        splits |= carve(examples, shares, request.seed)
+        made["train"] = f"the rest of split {source!r}"
+        for split, share in shares.items():
+            by_seed = f"drawn by seed {request.seed}"
+            made[split] = f"{share:.0%} of the prompts of split {source!r}, {by_seed}"
+    kept, dropped = disjoint(splits)
+    origin |= {**styled, "splits": made, "dropped": dropped}
+    return Task(spec.name, kept, origin, continues=not spec.instruction)
 
 
 def tested_order(
@@ -218,13 +224,12 @@ def tested_order(
     Raises:
         InputError: as `load_declared`.
     """
-    task = load_declared(spec, data_dir, style="harness")
+    task = load_declared(spec, Request(data_dir, style="harness"))
     drawn = task.sample("test", min(samples, len(task.splits["test"])), seed)
     asked = spec.in_harness
-    layout = asked.hub if data_dir is None else asked.folder
+    rows = fetch_examples(asked, data_dir, asked.layout(data_dir).test)
     # A row that repeats another was left out: the first of them is the one that is drawn.
     place: dict[Example, int] = {}
-    rows = fetch_examples(asked, data_dir, layout.test)
     for number, example in enumerate(rows):
         place.setdefault(_blank_scored(example), number)
     return [place[example] for example in drawn], len(rows)
@@ -238,7 +243,7 @@ def fetch_examples(
     Raises:
         InputError: as `load_declared`.
     """
-    layout = spec.hub if data_dir is None else spec.folder
+    layout = spec.layout(data_dir)
 
     def rows(columns: list[str]) -> list[Row]:
         if data_dir is None:
@@ -265,23 +270,3 @@ def _blank_scored(example: Example) -> Example:
         return example
     choices = tuple(blanks + choice for choice in example.choices)
     return replace(example, prompt=prompt, completion=blanks + example.completion, choices=choices)
-
-
-def _divide(
-    layout: Layout, fetch: Callable[[str], list[Example]], seed: int
-) -> tuple[dict[Split, Sequence[Example]], dict[Split, str]]:
-    """Our splits from those of the data set, and in words how each was made."""
-    splits: dict[Split, Sequence[Example]] = {}
-    made: dict[Split, str] = {}
-    for source in dict.fromkeys(layout.named(split) for split in SPLITS):
-        ours = [split for split in SPLITS if layout.named(split) == source]
-        examples = fetch(source)
-        if len(ours) == 1:
-            splits[ours[0]], made[ours[0]] = examples, f"split {source!r}"
-            continue
-        shares = {split: share for split, share in SHARES.items() if split in ours}
-        splits.update(carve(examples, shares, seed))
-        made["train"] = f"the rest of split {source!r}"
-        for split, share in shares.items():
-            made[split] = f"{share:.0%} of the prompts of split {source!r}, drawn by seed {seed}"
-    return {split: splits[split] for split in SPLITS}, {split: made[split] for split in SPLITS}

@@ -10,16 +10,14 @@ depend on the seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from layerif.core.choices import PromptStyle
-from layerif.data.base import Example, Split, Task
+from layerif.data.base import Example, NamedTask, Split, Task
 from layerif.data.declared import ANSWER_BY_TEXT
-from layerif.data.draw import Draw, words_of
-from layerif.data.splits import count_and_hash
-from layerif.data.styles import Render, renderer, style_record
+from layerif.data.draw import Draw, Rows, generated, mixed, words_of
+from layerif.data.styles import Render, Request
 
 CANDIDATES = 4
 # Multiples of twice the candidates, so that the places of the answer come out even.
@@ -47,15 +45,15 @@ class Kind:
 WORDS = words_of("facts")
 NAMES: list[str] = WORDS["names"]
 KINDS = {name: Kind(**kind) for name, kind in WORDS["kinds"].items()}
-Rows = dict[Split, dict[str, list[Example]]]
 
 
 def _tell(draw: Draw, kind: Kind, name: str, value: str) -> str:
     return draw.pick(kind.told).format(name=name, value=value)
 
 
-def _row(draw: Draw, kind: Kind, *, rival: bool, answer: int) -> tuple[str, list[str]]:
-    """An instruction, and the candidates' texts with the right one at `answer`."""
+def _example(draw: Draw, kind: Kind, render: Render, place: int) -> Example:
+    """Every other row has a rival in its passage; every two rows the answer moves by a place."""
+    rival, answer = place % 2 == 1, place // 2 % CANDIDATES
     name, other = draw.several(NAMES, 2)
     right, *wrong = draw.several(kind.values, CANDIDATES)
     beside, more = draw.several([each for each in KINDS.values() if each is not kind], 2)
@@ -69,8 +67,10 @@ def _row(draw: Draw, kind: Kind, *, rival: bool, answer: int) -> tuple[str, list
     draw.shuffle(told)
     draw.shuffle(wrong)
     question = kind.asked.format(name=name)
-    instruction = INSTRUCTION.format(passage=" ".join(told), question=question)
-    return instruction, [*wrong[:answer], right, *wrong[answer:]]
+    prompt = render(INSTRUCTION.format(passage=" ".join(told), question=question))
+    texts = [*wrong[:answer], right, *wrong[answer:]]
+    choices = tuple(ANSWER_BY_TEXT.format(text=text) for text in texts)
+    return Example(prompt, choices[answer], choices, answer)
 
 
 def generate(seed: int = 0, render: Render = str) -> Rows:
@@ -80,46 +80,14 @@ def generate(seed: int = 0, render: Render = str) -> Rows:
     candidate is equally often at each place.
     """
     draw = Draw(seed)
-    taken: set[str] = set()
-    rows: Rows = {split: {} for split in ROWS_PER_KIND}
-    for name, kind in KINDS.items():
-        for split, count in ROWS_PER_KIND.items():
-            examples: list[Example] = []
-            while len(examples) < count:
-                answer, rival = len(examples) // 2 % CANDIDATES, len(examples) % 2 == 1
-                instruction, texts = _row(draw, kind, rival=rival, answer=answer)
-                if instruction in taken:
-                    continue
-                taken.add(instruction)
-                choices = tuple(ANSWER_BY_TEXT.format(text=text) for text in texts)
-                examples.append(Example(render(instruction), choices[answer], choices, answer))
-            rows[split][name] = examples
-    return rows
+    makers = {name: partial(_example, draw, kind, render) for name, kind in KINDS.items()}
+    return generated(makers, ROWS_PER_KIND)
 
 
-def facts(
-    seed: int = 0,
-    style: PromptStyle = "alpaca",
-    tokenizer: Any = None,
-    template_options: Mapping[str, Any] | None = None,
-) -> Task:
-    """The task, with the kinds of each split mixed.
+def facts(request: Request) -> Task:
+    """The task, with the kinds of each split mixed."""
+    about = {"source": "generated", "seed": request.seed, **request.styled, "kinds": list(KINDS)}
+    return Task("facts", mixed(generate(request.seed, request.render), request.seed), about)
 
-    Raises:
-        InputError: there is no such style, or no chat template for `chat`.
-    """
-    render = renderer(style, tokenizer, template_options)
-    draw = Draw(seed)
-    splits: dict[Split, Sequence[Example]] = {}
-    for split, kinds in generate(seed, render).items():
-        examples = [example for rows in kinds.values() for example in rows]
-        draw.shuffle(examples)
-        splits[split] = examples
-    origin = {
-        "source": "generated",
-        "seed": seed,
-        **style_record(style, template_options),
-        "kinds": list(KINDS),
-        **count_and_hash(splits),
-    }
-    return Task("facts", splits, origin)
+
+FACTS = NamedTask(facts, "a short invented passage and a question about it", "generated", "4")

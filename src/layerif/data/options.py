@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from layerif.core.choices import PromptStyle
 from layerif.core.options import GIVES_WAY, Options, Rule, Shown, Values
-
-if TYPE_CHECKING:
-    from layerif.data import Task
-    from layerif.data.base import Example, Split
+from layerif.data import has_style, is_task, load_task
+from layerif.data.base import Example, Split, Task
+from layerif.data.registry import CORPORA, TASKS
+from layerif.data.styles import check_template_options
 
 
 def tasks_among(values: Values) -> list[str]:
     """The tasks among what options list as `task` or `tasks`, corpora left out."""
-    from layerif.data import is_task
-
     listed = values.get("tasks", values.get("task")) or []
     words = listed.split(",") if isinstance(listed, str) else listed
     return [name for name in map(str.strip, words) if is_task(name)]
@@ -26,8 +24,6 @@ def tasks_among(values: Values) -> list[str]:
 
 def has_styles(values: Values) -> bool:
     """Whether one of the tasks has prompts in several styles."""
-    from layerif.data import has_style
-
     style: PromptStyle = values.get("style") or "alpaca"
     return any(has_style(name, style) for name in tasks_among(values))
 
@@ -61,8 +57,6 @@ class PromptOptions(Options):
         Raises:
             InputError: template options for another style.
         """
-        from layerif.data.styles import check_template_options
-
         check_template_options(self.style, self.template_options)
         tokenizer = None
         if self.style == "chat" and model is not None:
@@ -76,8 +70,8 @@ class PromptOptions(Options):
 class TaskOptions(PromptOptions):
     """A task."""
 
-    task: str
-    """One of `layerif tasks`, or a JSONL, CSV or parquet file."""
+    task: Annotated[str, TASKS]
+    """A JSONL, CSV or parquet file, or a name."""
 
     def load(self, model: str, *, trust_remote_code: bool) -> Task:
         """The task, with prompts for the model.
@@ -85,8 +79,6 @@ class TaskOptions(PromptOptions):
         Raises:
             InputError: no such task, or prompts that cannot be made.
         """
-        from layerif.data import load_task
-
         return load_task(self.task, **self.loading(model, trust_remote_code=trust_remote_code))
 
 
@@ -123,5 +115,5 @@ class ChunkOptions(Options):
 class CalibrationOptions(ChunkOptions):
     """Running text, in chunks."""
 
-    calibration: str = "python-docs"
-    """python-docs, wikitext2, or a text file."""
+    calibration: Annotated[str, CORPORA] = "python-docs"
+    """A text file, or a name."""

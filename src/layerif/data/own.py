@@ -7,18 +7,17 @@ choices and answer needs no completion; one with choices and completion needs no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layerif.core.choices import PromptStyle
 from layerif.core.files import READERS, file_hash, parse_json, quoted, read_rows
 from layerif.core.progress import note
 from layerif.data.base import SPLITS, Example, Split, Task
 from layerif.data.sources import Row, listing, split_files
-from layerif.data.splits import carve, count_and_hash, disjoint
-from layerif.data.styles import renderer, style_record
+from layerif.data.splits import carve, disjoint
+from layerif.data.styles import Request
 from layerif.errors import InputError
 
 COLUMNS = ("prompt", "completion", "choices", "answer")
@@ -28,25 +27,18 @@ MOST_DIGITS = 10
 SHARES: dict[Split, float] = {"validation": 0.1, "test": 0.1}
 
 
-def load_own(
-    path: Path,
-    seed: int = 0,
-    style: PromptStyle = "alpaca",
-    tokenizer: Any = None,
-    template_options: Mapping[str, Any] | None = None,
-) -> Task:
+def load_own(path: Path, request: Request) -> Task:
     """The task in a `.jsonl`, `.parquet` or `.csv` file, or in a folder of train, validation, test.
 
     The rows of one file are dealt out to train, validation and test, 80, 10 and 10 % of the
-    distinct prompts, by `seed`. In a folder the files are the splits, named as `split_files` says.
-    Prompts are taken as written
-    whatever the style, but for `chat`, where each becomes a user's message.
+    distinct prompts, by the request's seed. In a folder the files are the splits, named as
+    `split_files` says. Prompts are taken as written whatever the style, but for `chat`, where each
+    becomes a user's message.
 
     Raises:
         InputError: a file is missing or malformed, or a row is not an example; names file and row.
     """
-    origin: dict[str, Any] = {"source": str(path)}
-    render = renderer(style, tokenizer, template_options) if style == "chat" else None
+    render = request.render if request.style == "chat" else None
     if path.is_dir():
         files = {split: split_files(path, split) for split in SPLITS}
         for split, found in files.items():
@@ -56,9 +48,8 @@ def load_own(
                     f"file called {split} ({', '.join(READERS)})"
                 )
         parts = {s: [row for f in found for row in read_examples(f)] for s, found in files.items()}
-        every = [file for found in files.values() for file in found]
-        origin["files"] = {str(file.relative_to(path)): file_hash(file) for file in every}
-        origin["splits"] = "as given"
+        every = {str(f.relative_to(path)): f for found in files.values() for f in found}
+        how = "as given"
     else:
         examples = read_examples(path)
         prompts = len({example.prompt for example in examples})
@@ -67,26 +58,30 @@ def load_own(
                 f"{path} has {prompts} distinct prompt{'s' if prompts > 1 else ''}, and "
                 f"{', '.join(SPLITS)} need at least one each"
             )
-        parts = carve(examples, SHARES, seed)
-        origin["files"] = {path.name: file_hash(path)}
-        origin["splits"] = f"80, 10 and 10 % of the distinct prompts, drawn by seed {seed}"
+        parts = carve(examples, SHARES, request.seed)
+        every = {path.name: path}
+        how = f"80, 10 and 10 % of the distinct prompts, drawn by seed {request.seed}"
+    origin: dict[str, Any] = {
+        "source": str(path),
+        "files": {name: file_hash(file) for name, file in every.items()},
+        "splits": how,
+    }
     if render is None:
         _note_joined(path, [example for examples in parts.values() for example in examples])
     else:
-        origin |= style_record(style, template_options)
+        origin |= request.styled
         parts = {
             split: [replace(example, prompt=render(example.prompt)) for example in examples]
             for split, examples in parts.items()
         }
     # One prompt with two completions is two examples here, unlike in a public data set.
-    splits, dropped = disjoint(parts, same=lambda example: example)
-    for split, reasons in dropped.items():
+    splits, origin["dropped"] = disjoint(parts, same=lambda example: example)
+    for split, reasons in origin["dropped"].items():
         for reason, count in reasons.items():
             note(f"{path}: {count} {split} rows left out ({reason})")
         if not splits[split]:
             raise InputError(f"{path}: every {split} row has its prompt in another split")
-    origin["dropped"] = dropped
-    return Task(str(path), splits, {**origin, **count_and_hash(splits)})
+    return Task(str(path), splits, origin)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -145,8 +140,13 @@ def _example(row: Row, where: str) -> Example:
         raise InputError(f"{where} has a choice twice: {quoted(choices)}")
     if answer is None:
         answer = _text(completion, "completion", where)
-    index = _answer(answer, choices, where)
-    if completion is not None and completion != choices[index]:
+    index = choices.index(answer) if answer in choices else answer
+    if type(index) is not int or not 0 <= index < len(choices):
+        raise InputError(
+            f"{where}: answer {quoted(answer)} is neither an index from 0 to {len(choices) - 1} "
+            f"nor one of the choices {quoted(choices)}"
+        )
+    if completion not in (None, choices[index]):
         raise InputError(
             f"{where}: the completion {quoted(completion)} is not the choice that the answer "
             f"names, {quoted(choices[index])}"
@@ -154,24 +154,12 @@ def _example(row: Row, where: str) -> Example:
     return Example(prompt, choices[index], tuple(choices), index)
 
 
-def _answer(answer: Any, choices: list[str], where: str) -> int:
-    """The index of the right choice, given as an index or as its text."""
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return answer
-    if isinstance(answer, str) and answer in choices:
-        return choices.index(answer)
-    raise InputError(
-        f"{where}: answer {quoted(answer)} is neither an index from 0 to {len(choices) - 1} "
-        f"nor one of the choices {quoted(choices)}"
-    )
-
-
 def _text(value: Any, name: str, where: str) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{where}: the {name} is empty")
-    if not isinstance(value, str):
+    if not isinstance(value, str | None):
         raise InputError(f"{where}: the {name} must be a text, not {quoted(value)}")
-    return value
+    if not (value or "").strip():
+        raise InputError(f"{where}: the {name} is empty")
+    return str(value)
 
 
 def _note_joined(path: Path, examples: Sequence[Example]) -> None:

@@ -46,16 +46,16 @@ def from_hub(
     try:
         rows = datasets.load_dataset(repo, config, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise InputError(f"the hub has no open data set {repo}: {_message(error)}") from error
+        raise InputError(f"the hub has no open data set {repo}: {one_line(error)}") from error
     except ConnectionError as error:
         raise InputError(
             f"the Hugging Face hub cannot be reached for data set {what}, and no copy of it is "
-            f"cached here ({_message(error)}); connect once to fetch it, or pass data_dir "
+            f"cached here ({one_line(error)}); connect once to fetch it, or pass data_dir "
             f"with a folder that holds the data set as parquet files"
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"split {split!r} of data set {what} cannot be loaded: {_message(error)}"
+            f"split {split!r} of data set {what} cannot be loaded: {one_line(error)}"
         ) from error
     wanted = [*columns, empty] if empty else columns
     _require(wanted, rows.column_names, f"split {split!r} of data set {what}")
@@ -142,5 +142,6 @@ def listing(names: Sequence[str], most: int = 20) -> str:
     return brief(", ".join(names[:most]) or "nothing", MOST_LISTED) + more
 
 
-def _message(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, or its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from layerif.data.base import Example, Split
 
@@ -17,18 +14,17 @@ PRECEDENCE: tuple[Split, ...] = ("test", "validation", "train")
 def disjoint(
     splits: Mapping[Split, Sequence[Example]],
     same: Callable[[Example], Hashable] = lambda example: example.question,
-) -> tuple[dict[Split, Sequence[Example]], dict[Split, dict[str, int]]]:
+) -> tuple[dict[Split, list[Example]], dict[Split, dict[str, int]]]:
     """The splits without shared prompts, and how many rows each one lost, by reason.
 
     Rows of train whose prompt occurs in validation or test are dropped, then rows of validation
     whose prompt occurs in test; of the rows of one split that are the `same`, the first is kept.
     """
     owner: dict[Hashable, Split] = {}
-    kept: dict[Split, Sequence[Example]] = {}
-    dropped: dict[Split, dict[str, int]] = {}
+    kept: dict[Split, list[Example]] = {split: [] for split in reversed(PRECEDENCE)}
+    dropped: dict[Split, dict[str, int]] = {split: {} for split in kept}
     for split in PRECEDENCE:
         seen: set[Hashable] = set()
-        rows: list[Example] = []
         reasons: Counter[str] = Counter()
         for example in splits[split]:
             holder = owner.setdefault(example.key, split)
@@ -38,13 +34,9 @@ def disjoint(
                 reasons["repeated"] += 1
             else:
                 seen.add(same(example))
-                rows.append(example)
-        kept[split] = rows
+                kept[split].append(example)
         dropped[split] = dict(reasons)
-    return (
-        {split: kept[split] for split in reversed(PRECEDENCE)},
-        {split: dropped[split] for split in reversed(PRECEDENCE)},
-    )
+    return kept, dropped
 
 
 def carve(
@@ -68,21 +60,3 @@ def carve(
     for example in examples:
         dealt[owner.get(example.key, "train")].append(example)
     return dealt
-
-
-def count_and_hash(splits: Mapping[Split, Sequence[Example]]) -> dict[str, Any]:
-    """How many rows each split has and their `digest`, for a task's origin."""
-    return {
-        "rows": {split: len(rows) for split, rows in splits.items()},
-        "sha256": {split: digest(rows) for split, rows in splits.items()},
-    }
-
-
-def digest(examples: Iterable[Example]) -> str:
-    """The SHA-256 of the rows and their order, as hexadecimal digits."""
-    total = hashlib.sha256()
-    for e in examples:
-        row = [e.prompt, e.completion, e.choices, e.answer]
-        total.update(json.dumps([*row, e.contexts] if e.contexts else row).encode())
-        total.update(b"\n")
-    return total.hexdigest()

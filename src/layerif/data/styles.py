@@ -8,55 +8,86 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from layerif.core.choices import PromptStyle, check_choice
 from layerif.errors import InputError
 
-ALPACA = (
-    "Below is an instruction that describes a task. "
+TEMPLATES: dict[PromptStyle, str] = {
+    "alpaca": "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-PLAIN = "{instruction}\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n",
+    "plain": "{instruction}\n",
+}
 
 # From an instruction to a prompt; different instructions give different prompts.
 Render = Callable[[str], str]
 
 
-def renderer(
-    style: PromptStyle, tokenizer: Any = None, template_options: Mapping[str, Any] | None = None
-) -> Render:
-    """The function that wraps an instruction in a style.
+@dataclass(frozen=True)
+class Request:
+    """How a task or corpus is asked for: the arguments of `layerif.load_task`.
 
-    Args:
-        style: `alpaca`, the template of the paper; `plain`, the instruction on lines of its own;
-            `chat`, a user's message in the model's chat template, up to where its reply begins.
-            `harness` is no way to put an instruction: tasks that have it say so themselves.
-        tokenizer: the model's, whose template `chat` takes; the other styles need none.
-        template_options: variables of that template, such as `enable_thinking`.
+    Attributes:
+        data_dir: a folder of parquet data sets, in place of the hub.
+        seed: for rows that are generated, and for splits that are carved out of others.
+        style: how an instruction becomes a prompt: `alpaca`, the template of the paper; `plain`,
+            the instruction on lines of its own; `chat`, a user's message in the model's chat
+            template, up to where its reply begins; `harness`, the words of lm-evaluation-harness,
+            which some tasks have.
+        tokenizer: the model's, whose chat template `chat` is; the other styles need none.
+        template_options: variables of that template, such as `{"enable_thinking": False}`.
 
     Raises:
-        InputError: no such style, or `harness`; or `chat` with no tokenizer, or one without a
-            usable template; or options that the template does not read.
+        InputError: there is no such style, or the options have no use or cannot be recorded.
     """
-    check_choice(style, PromptStyle, "prompt style")
-    if style == "harness":
-        raise InputError(
-            "the prompt style harness asks in the words of lm-evaluation-harness, which are not "
-            "there for every task; choose alpaca, chat or plain"
-        )
-    if style != "chat":
-        template = ALPACA if style == "alpaca" else PLAIN
-        return lambda instruction: template.format(instruction=instruction)
-    if tokenizer is None:
-        raise InputError(
-            "the prompt style chat is the chat template of a model, and no model is named: pass "
-            "its tokenizer (tokenizer=... in Python, --model on the command line), or choose "
-            "alpaca or plain"
-        )
-    return _chat(tokenizer, template_options or {})
+
+    data_dir: str | Path | None = None
+    seed: int = 0
+    style: PromptStyle = "alpaca"
+    tokenizer: Any = None
+    template_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self.style, PromptStyle, "prompt style")
+        check_template_options(self.style, self.template_options)
+
+    @property
+    def folder(self) -> Path | None:
+        """`data_dir` as a path."""
+        return None if self.data_dir is None else Path(self.data_dir)
+
+    @cached_property
+    def render(self) -> Render:
+        """The function that wraps an instruction in the style.
+
+        Raises:
+            InputError: the style is `harness`, or `chat` with no tokenizer, one without a usable
+                template, or options that the template does not read.
+        """
+        if self.style == "harness":
+            raise InputError(
+                "the prompt style harness asks in the words of lm-evaluation-harness, which not "
+                "every task has; choose alpaca, chat or plain"
+            )
+        if self.style != "chat":
+            return lambda instruction: TEMPLATES[self.style].format(instruction=instruction)
+        if self.tokenizer is None:
+            raise InputError(
+                "the prompt style chat is the chat template of a model, and no model is named: "
+                "pass its tokenizer, or choose alpaca or plain"
+            )
+        return _chat(self.tokenizer, self.template_options or {})
+
+    @property
+    def styled(self) -> dict[str, Any]:
+        """The style of a task's prompts, for its origin."""
+        options = self.template_options
+        return {"style": self.style} | ({"template_options": dict(options)} if options else {})
 
 
 def check_template_options(style: PromptStyle, options: Mapping[str, Any] | None) -> None:
@@ -76,26 +107,6 @@ def check_template_options(style: PromptStyle, options: Mapping[str, Any] | None
         raise InputError(
             f"template options are texts, numbers, true and false, which are recorded: {error}"
         ) from error
-
-
-def style_record(style: PromptStyle, template_options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The style of a task's prompts, for its origin."""
-    options = {"template_options": dict(template_options)} if template_options else {}
-    return {"style": style, **options}
-
-
-def refuse_chat(style: PromptStyle, task: str) -> None:
-    """Refuse `chat` for a task that has no instruction; `alpaca` and `plain` leave it as it is.
-
-    Raises:
-        InputError: the style is `chat`, or there is no such style.
-    """
-    check_choice(style, PromptStyle, "prompt style")
-    if style == "chat":
-        raise InputError(
-            f"task {task} goes on with a text and gives no instruction, so there is no message "
-            "that a chat template could hold; leave out the prompt style chat for this task"
-        )
 
 
 def _chat(tokenizer: Any, options: Mapping[str, Any]) -> Render:
@@ -127,28 +138,17 @@ def _chat(tokenizer: Any, options: Mapping[str, Any]) -> Render:
     return templated
 
 
-def _template_variables(template: str) -> set[str]:
-    """The names that a chat template takes from outside."""
-    from jinja2 import Environment, meta
-
-    # transformers' own tag, which marks a reply and has no part in the text.
-    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
-    parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-    return meta.find_undeclared_variables(parsed)
-
-
 def _check_variables(tokenizer: Any, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the template does not read, or that are not the user's to set.
-
-    Raises:
-        InputError: there is one.
-    """
-    from jinja2 import TemplateError
+    """Refuse options that the template does not read, or that are not the user's to set."""
+    from jinja2 import Environment, TemplateError, meta
 
     own = {"messages", *signature(tokenizer.apply_chat_template).parameters}
     own |= {*tokenizer.special_tokens_map}
     try:
-        known = _template_variables(tokenizer.get_chat_template()) - own
+        # Without transformers' own tag, which marks a reply and has no part in the text.
+        plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.get_chat_template())
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+        known = meta.find_undeclared_variables(parsed) - own
     except (TemplateError, ValueError) as error:
         raise InputError(f"the chat template of {name} cannot be read: {error}") from error
     unknown = [option for option in options if option not in known]

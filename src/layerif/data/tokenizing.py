@@ -37,9 +37,8 @@ def unframed(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of texts alone, with none put around them."""
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)[
-        "input_ids"
-    ]
+    encodings = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    ids: list[list[int]] = encodings["input_ids"]
     return ids
 
 
@@ -83,7 +82,9 @@ def encode(
             ends = (end for _, end in encodings["offset_mapping"][index])
             start = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
         else:
-            start = _common_prefix(unframed(tokenizer, [prompt])[0], ids)
+            (alone,) = unframed(tokenizer, [prompt])
+            pairs = enumerate(zip(alone, ids, strict=False))
+            start = next((i for i, (a, b) in pairs if a != b), min(len(alone), len(ids)))
         lead = _lead(front, ids)
         ids = lead + ids
         if end and tokenizer.eos_token is not None:
@@ -166,10 +167,3 @@ def _shortened(
     begins = len(front) if front and ids[: len(front)] == list(front) else int(ids[0] in special)
     begins = min(begins, max_length)
     return ids[:begins] + ids[len(ids) - max_length + begins :]
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))

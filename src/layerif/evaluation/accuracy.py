@@ -59,23 +59,15 @@ def task_measurement(
     """
     with_choices = have_candidates(examples, name)
     max_length = usable_length(model, max_length)
-    texts = [
-        (row, candidate)
-        for row, example in enumerate(examples)
-        for candidate in example.candidates()
-    ]
+    texts: list[tuple[str, str]] = []
+    groups = []  # the texts of each example
+    for example in examples:
+        candidates = example.candidates()
+        groups.append(list(range(len(texts), len(texts) + len(candidates))))
+        texts += candidates
     sums, tokens = _log_likelihoods(
-        model,
-        tokenizer,
-        [candidate for _, candidate in texts],
-        name=name,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        cache=cache,
+        model, tokenizer, texts, name, max_length=max_length, batch_tokens=batch_tokens, cache=cache
     )
-    groups: list[list[int]] = [[] for _ in examples]
-    for index, (row, _) in enumerate(texts):
-        groups[row].append(index)
     used = [row for row, group in enumerate(groups) if np.isfinite(sums[group]).all()]
     if not used:
         raise InputError(
@@ -91,17 +83,20 @@ def task_measurement(
     rows = [astuple(examples[row]) for row in used]
     if not with_choices:
         return perplexity_figure(rows, nats, counts, name=name, details=details)
-    per_byte = sums / np.array([len(completion.encode()) for _, (_, completion) in texts])
-    per_character = sums / np.array([len(text.removeprefix(" ")) or 1 for _, (_, text) in texts])
     answers = np.array([examples[row].answer for row in used])
-    chosen = np.array([np.argmax(sums[groups[row]]) for row in used])
-    correct = chosen == answers
-    for unit, scaled in (("byte", per_byte), ("character", per_character)):
-        chosen_by = np.array([np.argmax(scaled[groups[row]]) for row in used])
-        details[f"accuracy_per_{unit}"] = float((chosen_by == answers).mean())
-    details["chance"] = float(np.mean([1 / len(groups[row]) for row in used]))
-    details |= two_classes([examples[row] for row in used], chosen)
-    return accuracy_figure(rows, correct, nats, counts, name=name, details=details)
+
+    def chosen(scores: np.ndarray) -> np.ndarray:
+        return np.array([np.argmax(scores[groups[row]]) for row in used])
+
+    per_byte = sums / np.array([len(completion.encode()) for _, completion in texts])
+    per_character = sums / np.array([len(text.removeprefix(" ")) or 1 for _, text in texts])
+    details |= {
+        "accuracy_per_byte": float((chosen(per_byte) == answers).mean()),
+        "accuracy_per_character": float((chosen(per_character) == answers).mean()),
+        "chance": float(np.mean([1 / len(groups[row]) for row in used])),
+        **two_classes([examples[row] for row in used], chosen(sums)),
+    }
+    return accuracy_figure(rows, chosen(sums) == answers, nats, counts, name=name, details=details)
 
 
 def two_classes(examples: Sequence[Example], chosen: np.ndarray) -> dict[str, Any]:
@@ -110,19 +105,15 @@ def two_classes(examples: Sequence[Example], chosen: np.ndarray) -> dict[str, An
     if len(candidates) != 1 or len(labels := candidates.pop()) != 2:
         return {}
     answers = np.array([example.answer for example in examples])
-    return {
-        "mcc": matthews(chosen, answers),
-        "f1": f1(chosen, answers),
-        "positive": labels[1],
-    }
+    return {"mcc": matthews(chosen, answers), "f1": f1(chosen, answers), "positive": labels[1]}
 
 
 def _log_likelihoods(
     model: Any,
     tokenizer: Tokenizer,
     texts: Sequence[tuple[str, str]],
-    *,
     name: str,
+    *,
     max_length: int,
     batch_tokens: int,
     cache: Cache,

@@ -1,8 +1,9 @@
-"""Models compared in pairs, on the same rows and chunks."""
+"""Models compared in pairs, on the same rows and chunks, or on the same rows and seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +11,16 @@ import numpy as np
 from layerif.artifacts import Comparison, Measurement, Outcomes, Results
 from layerif.artifacts.comparison import SIGNIFICANCE
 from layerif.errors import InputError
-from layerif.evaluation.statistics import PairedDifference, holm, mcnemar, paired_bootstrap
+from layerif.evaluation.statistics import (
+    PairedDifference,
+    crossed_t,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+)
+
+# A comparison without the figures that a test gives it.
+Partly = Callable[..., Comparison]
 
 
 def compare(
@@ -39,7 +49,7 @@ def compare(
         )
     pairs = [(name, baseline) for name in results if name != baseline]
     pairs += [pair for pair in beside if pair not in pairs]
-    found: list[tuple[str, str, Measurement, _Test]] = []
+    found: list[tuple[PairedDifference, Partly]] = []
     for name, other in pairs:
         known = {_key(m): m for m in results[other].measurements}
         shared = [m for m in results[name].measurements if _key(m) in known]
@@ -48,29 +58,32 @@ def compare(
                 f"{name} and {other} share no measurement: one has {_names(results[name])}, the "
                 f"other {_names(results[other])}"
             )
-        for measurement in shared:
-            outcomes = _pair(measurement, known[_key(measurement)], name, other)
-            found += [(name, other, measurement, t) for t in _tests(measurement.metric, *outcomes)]
-    adjusted = holm([test.p for *_, test in found])
+        for measured in shared:
+            one, two = _outcomes(measured, known[_key(measured)], name, other)
+            about: Partly = partial(
+                Comparison, name=measured.name, model=name, baseline=other, count=one.count
+            )
+            for metric, test, paired in _tests(measured.metric, one, two):
+                made = partial(about, scoring=measured.scoring, metric=metric, test=test)
+                found.append((paired, made))
+    return _family(found)
+
+
+def _family(found: Sequence[tuple[PairedDifference, Partly]]) -> list[Comparison]:
+    """Comparisons made together, whose p are adjusted for one another."""
+    adjusted = holm([paired.p for paired, _ in found])
     return [
-        Comparison(
-            name=measured.name,
-            metric=test.metric,
-            scoring=measured.scoring,
-            model=name,
-            baseline=other,
-            value=test.paired.first,
-            baseline_value=test.paired.second,
-            difference=test.paired.difference,
-            low=test.paired.low,
-            high=test.paired.high,
-            count=test.pairs,
-            test=test.kind,
-            p=test.p,
+        about(
+            value=paired.first,
+            baseline_value=paired.second,
+            difference=paired.difference,
+            low=paired.low,
+            high=paired.high,
+            p=paired.p,
             p_holm=p_holm,
             inside_noise=p_holm >= SIGNIFICANCE,
         )
-        for (name, other, measured, test), p_holm in zip(found, adjusted, strict=True)
+        for (paired, about), p_holm in zip(found, adjusted, strict=True)
     ]
 
 
@@ -79,31 +92,22 @@ def _key(measurement: Measurement) -> tuple[str, str, str]:
     return measurement.name, measurement.metric, measurement.scoring
 
 
-class _Test(NamedTuple):
-    metric: Literal["accuracy", "perplexity", "completion_loss"]
-    kind: Literal["mcnemar", "paired_bootstrap"]
-    paired: PairedDifference
-    p: float
-    pairs: int
-
-
 def _tests(
-    metric: Literal["accuracy", "perplexity"], one: Outcomes, two: Outcomes
-) -> Iterator[_Test]:
-    """The comparisons that one measurement gives, from outcomes of the same items."""
-    pairs = one.count
+    metric: str, one: Outcomes, two: Outcomes
+) -> Iterator[tuple[str, str, PairedDifference]]:
+    """Metric, test and difference of each comparison that outcomes of the same items give."""
     if metric == "perplexity":
         paired = paired_bootstrap(one.nats, two.nats, one.tokens, transform=np.exp)
-        yield _Test("perplexity", "paired_bootstrap", paired, paired.p, pairs)
+        yield metric, "paired_bootstrap", paired
         return
     paired = paired_bootstrap(one.correct, two.correct)
-    yield _Test("accuracy", "mcnemar", paired, mcnemar(one.correct, two.correct), pairs)
+    yield metric, "mcnemar", paired._replace(p=mcnemar(one.correct, two.correct))
     if one.tokens and one.tokens == two.tokens:
         paired = paired_bootstrap(*(np.divide(side.nats, side.tokens) for side in (one, two)))
-        yield _Test("completion_loss", "paired_bootstrap", paired, paired.p, pairs)
+        yield "completion_loss", "paired_bootstrap", paired
 
 
-def _pair(
+def _outcomes(
     first: Measurement, second: Measurement, name: str, baseline: str
 ) -> tuple[Outcomes, Outcomes]:
     """The outcomes of both, of the same items."""
@@ -138,3 +142,80 @@ def _names(result: Results) -> str:
         for m in result.measurements
     )
     return ", ".join(named) or "none"
+
+
+class SeedFigures(NamedTuple):
+    """One figure of a task for models trained with several seeds, row by row.
+
+    Attributes:
+        name: of the task.
+        values: (seeds, rows).
+    """
+
+    name: str
+    metric: Literal["accuracy", "completion_loss"]
+    values: np.ndarray
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """(seeds,) the figure of each."""
+        means: np.ndarray = self.values.mean(1)
+        return means
+
+
+def figures_of(results: Sequence[Results]) -> list[SeedFigures]:
+    """Accuracy, where rows have candidates, and the loss of the right completion, of each task.
+
+    The loss is a row's mean nats a token.
+
+    Args:
+        results: one a seed, measured on the same rows.
+
+    Raises:
+        InputError: they were measured on different rows, or not row by row.
+    """
+    found = []
+    for measurements in zip(*(result.measurements for result in results), strict=True):
+        name = measurements[0].name
+        rows = [m.outcomes for m in measurements if m.outcomes is not None]
+        if len(rows) < len(measurements) or len({o.items for o in rows}) > 1:
+            raise InputError(
+                f"the results on {name} under several seeds are not of the same rows; measure them "
+                "again"
+            )
+        if measurements[0].metric == "accuracy":
+            correct = np.array([o.correct for o in rows], dtype=np.float64)
+            found.append(SeedFigures(name, "accuracy", correct))
+        if rows[0].nats:
+            losses = np.array([np.divide(o.nats, o.tokens) for o in rows])
+            found.append(SeedFigures(name, "completion_loss", losses))
+    return found
+
+
+def compare_seeds(results: Mapping[str, Sequence[Results]], baseline: str) -> list[Comparison]:
+    """Every model beside `baseline` under the same seeds, on the same rows.
+
+    Args:
+        results: one a seed, of one or more models beside the baseline.
+
+    Raises:
+        InputError: the models have not the same seeds, or as `figures_of`.
+    """
+    base = figures_of(results[baseline])
+    found: list[tuple[PairedDifference, Partly]] = []
+    for name, own in results.items():
+        if name == baseline:
+            continue
+        if len(own) != len(results[baseline]):
+            raise InputError(
+                f"{name} has results under {len(own)} seeds, and {baseline} under "
+                f"{len(results[baseline])}; the same are needed"
+            )
+        for figures, others in zip(figures_of(own), base, strict=True):
+            seeds, count = figures.values.shape
+            about: Partly = partial(
+                Comparison, name=figures.name, metric=figures.metric, count=count, seeds=seeds
+            )
+            made = partial(about, model=name, baseline=baseline, test="crossed_t")
+            found.append((crossed_t(figures.values, others.values), made))
+    return _family(found)

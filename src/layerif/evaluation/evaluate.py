@@ -51,35 +51,25 @@ def evaluate(
     """
     model = unwrapped(model)
     check_sources(model, tokenizer, on, options=options)
-    scoring, batch_tokens = options.scoring, options.batch_tokens
-    measure = task_measurement if scoring == "likelihood" else generated_accuracy
+    by_likelihood = options.scoring == "likelihood"
     info, sparsity = describe(model), sparsity_of(model)
-    measurements: list[Measurement] = []
     known = Cache.of(model, cache)
+
+    def measured(source: Task | Corpus) -> Measurement:
+        how: dict[str, Any] = {
+            "name": source.name,
+            "batch_tokens": options.batch_tokens,
+            "cache": known,
+        }
+        if isinstance(source, Task):
+            rows = source.sample("test", options.samples, options.seed)
+            measure = task_measurement if by_likelihood else generated_accuracy
+            return measure(model, tokenizer, rows, max_length=options.max_length, **how)
+        how |= {"context_length": options.context_length, "max_tokens": options.max_tokens}
+        return perplexity(model, tokenizer, source.text("evaluation"), **how)
+
     with evaluation_mode(model):
-        for source in on:
-            if isinstance(source, Task):
-                measurement = measure(
-                    model,
-                    tokenizer,
-                    source.sample("test", options.samples, options.seed),
-                    name=source.name,
-                    max_length=options.max_length,
-                    batch_tokens=batch_tokens,
-                    cache=known,
-                )
-            else:
-                measurement = perplexity(
-                    model,
-                    tokenizer,
-                    source.text("evaluation"),
-                    name=source.name,
-                    context_length=options.context_length,
-                    max_tokens=options.max_tokens,
-                    batch_tokens=batch_tokens,
-                    cache=known,
-                )
-            measurements.append(measurement)
+        measurements = [measured(source) for source in on]
     return Results(
         model=info,
         sparsity=sparsity,
@@ -117,7 +107,12 @@ def check_sources(
             rows = source.sample("test", options.samples, options.seed)
             have_candidates(rows, source.name)
             if options.scoring == "generation":
-                _refuse_continuations(source)
+                if source.continues:
+                    raise InputError(
+                        f"task {source.name} goes on with a text, which has many good "
+                        "continuations beside its candidates, so what a model writes cannot be "
+                        "marked; measure it by likelihood"
+                    )
                 check_generation(
                     model, tokenizer, rows, name=source.name, max_length=options.max_length
                 )
@@ -167,14 +162,6 @@ def check_same_items(
                 items = [chunk.input_ids for chunk in chunks]
             if hash_of(items) != known.outcomes.items:
                 raise other_items(name, baseline, known, (len(items), known.outcomes.count))
-
-
-def _refuse_continuations(task: Task) -> None:
-    if task.continues:
-        raise InputError(
-            f"task {task.name} goes on with a text, which has many good continuations beside its "
-            "candidates, so what a model writes cannot be marked; measure it by likelihood"
-        )
 
 
 def sparsity_of(model: Any) -> float:

@@ -5,7 +5,7 @@ before it and a full stop after it, so "B" of "Answer: The answer is B.". The ru
 
 1. A reply that is a candidate to the character, but for blanks around it, answers with it.
 2. Otherwise gists are looked for at the beginning of the reply and after each lead-in ("Answer:",
-   "the answer is", "the correct option is" and the like), wherever it stands. The first of these
+   "the answer is", "the correct option is" and the like), wherever it is. The first of these
    places that has a gist counts, and there the longest: "New York City" before "New York". Case
    does not matter, nor do quotes, brackets and asterisks around a gist, nor the number of blanks.
 3. A gist ends where a word or number does: "3" is not in "3.5", nor "well" in "well-known". After a
@@ -85,7 +85,7 @@ def is_settled(reply: str, candidates: Sequence[str]) -> bool:
 
 
 def _find(reply: str, gists: Sequence[_Gist]) -> _Found | None:
-    """The first place where a gist stands."""
+    """The first place that has a gist."""
     places = [(0, False), *((lead_in.end(), True) for lead_in in _LEAD_IN.finditer(reply))]
     for place, led in places:
         start = _past_decoration(reply, place)

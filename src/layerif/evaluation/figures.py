@@ -19,8 +19,8 @@ _DECIMALS = 6  # of nats: more than any model's arithmetic settles, and short to
 def accuracy_figure(
     items: Iterable[Any],
     correct: np.ndarray,
-    nats: np.ndarray | None = None,
-    tokens: np.ndarray | None = None,
+    nats: Iterable[float] = (),
+    tokens: Iterable[int] = (),
     **about: Any,
 ) -> Measurement:
     """The share of items that are right.
@@ -61,15 +61,15 @@ def perplexity_figure(
 
 def _outcomes(
     items: Iterable[Any],
-    nats: np.ndarray | None,
-    tokens: np.ndarray | None,
-    correct: np.ndarray | None = None,
+    nats: Iterable[float],
+    tokens: Iterable[int],
+    correct: Iterable[bool] = (),
 ) -> Outcomes:
     return Outcomes(
         items=hash_of(items),
-        nats=[] if nats is None else [round(float(value), _DECIMALS) for value in nats],
-        tokens=[] if tokens is None else [int(count) for count in tokens],
-        correct=[] if correct is None else [1 if hit else 0 for hit in correct],
+        nats=[round(float(value), _DECIMALS) for value in nats],
+        tokens=[int(count) for count in tokens],
+        correct=[1 if hit else 0 for hit in correct],
     )
 
 

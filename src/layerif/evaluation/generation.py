@@ -30,10 +30,11 @@ from layerif.evaluation.accuracy import two_classes
 from layerif.evaluation.extraction import extract_answer, is_settled
 from layerif.evaluation.figures import accuracy_figure
 from layerif.evaluation.summed import NO_CACHE, Cache
+from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer, input_device
 
 # Beyond the longest candidate: a model that was not taught the form of the answers spends some
-# words on "The correct answer is", and on what its letter stands for.
+# words on "The correct answer is", and on the text of its letter.
 MARGIN = 8
 SHOWN = 5
 
@@ -104,39 +105,31 @@ def generated_accuracy(
     """
     max_new_tokens = check_generation(model, tokenizer, examples, name=name, max_length=max_length)
 
+    prompts = [example.prompt for example in examples]
+    limits = {
+        "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
+        "batch_tokens": batch_tokens,
+    }
+
     def compute(steps: Steps) -> dict[str, torch.Tensor]:
+        def settled(row: int, text: str) -> bool:
+            return is_settled(text, examples[row].choices)
+
         replies = greedy_replies(
-            model,
-            tokenizer,
-            [example.prompt for example in examples],
-            name=name,
-            max_new_tokens=max_new_tokens,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-            settled=lambda row, text: is_settled(text, examples[row].choices),
-            steps=steps,
+            model, tokenizer, prompts, name=name, settled=settled, steps=steps, **limits
         )
         return {"replies": _padded(replies, max_new_tokens)}
 
-    prompts = begun(tokenizer, [example.prompt for example in examples])
-    kept = cache.recall(
-        model,
-        [[ids, e.choices] for ids, e in zip(prompts, examples, strict=True)],
-        compute,
-        what="replies",
-        max_new_tokens=max_new_tokens,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        ends=sorted(_end_tokens(model, tokenizer)),
-    )
+    data = [[ids, e.choices] for ids, e in zip(begun(tokenizer, prompts), examples, strict=True)]
+    ends = sorted(_end_tokens(model, tokenizer))
+    kept = cache.recall(model, data, compute, what="replies", ends=ends, **limits)
     replies = _unpadded(kept["replies"])
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
-    found = [
-        extract_answer(text, example.choices) for text, example in zip(texts, examples, strict=True)
-    ]
-    correct = np.array([a == e.answer for a, e in zip(found, examples, strict=True)])
-    failures = [row for row, answer in enumerate(found) if answer is None]
-    parsed = [row for row, answer in enumerate(found) if answer is not None]
+    answers = [extract_answer(t, e.choices) for t, e in zip(texts, examples, strict=True)]
+    correct = np.array([a == e.answer for a, e in zip(answers, examples, strict=True)])
+    failures = [row for row, answer in enumerate(answers) if answer is None]
+    parsed = [row for row, answer in enumerate(answers) if answer is not None]
     details: dict[str, Any] = {
         "parse_failures": len(failures),
         "parse_failure_rows": failures,
@@ -146,7 +139,7 @@ def generated_accuracy(
         "replies": texts[:SHOWN],
     }
     if parsed:
-        chosen = np.array([found[row] for row in parsed])
+        chosen = np.array([answers[row] for row in parsed])
         details |= two_classes([examples[row] for row in parsed], chosen)
     return accuracy_figure(
         map(astuple, examples), correct, name=name, scoring="generation", details=details
@@ -192,33 +185,28 @@ def greedy_replies(  # noqa: PLR0913  # texts, limits and when to stop
         for number, group in enumerate(groups):
             rows = [item.index for item in group]
             kept = steps.load(f"batch-{number:06d}")
-            if kept is not None:
-                for row, reply in zip(rows, _unpadded(kept["replies"]), strict=True):
-                    replies[row] = reply
-                advance(len(group))
-                continue
-            batch = collate(group, device=device, padding_side="left")
-            watch = _Replies(tokenizer, rows, batch.predicts.shape[1], ends, settled)
-            finite = _Finite([prompts[row] for row in rows])
-            model.generate(
-                **accepted(model.forward, batch.inputs),
-                generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([watch]),
-                logits_processor=LogitsProcessorList([finite]),
-            )
-            for row, reply in zip(rows, watch.replies, strict=True):
+            if kept is None:
+                batch = collate(group, device=device, padding_side="left")
+                watch = _Replies(tokenizer, rows, ends, settled)
+                finite = _Finite([prompts[row] for row in rows])
+                model.generate(
+                    **accepted(model.forward, batch.inputs),
+                    generation_config=settings,
+                    stopping_criteria=StoppingCriteriaList([watch]),
+                    logits_processor=LogitsProcessorList([finite]),
+                )
+                kept = {"replies": _padded(watch.replies, max_new_tokens)}
+                steps.save(f"batch-{number:06d}", kept)
+            for row, reply in zip(rows, _unpadded(kept["replies"]), strict=True):
                 replies[row] = reply
-            steps.save(f"batch-{number:06d}", {"replies": _padded(watch.replies, max_new_tokens)})
             advance(len(group))
     return replies
 
 
 def _padded(replies: Sequence[list[int]], width: int) -> torch.Tensor:
     """(rows, width) int64 token ids, -1 after the end of a reply."""
-    padded = torch.full((len(replies), width), -1, dtype=torch.int64)
-    for row, reply in enumerate(replies):
-        padded[row, : len(reply)] = torch.tensor(reply, dtype=torch.int64)
-    return padded
+    rows = [[*reply, *[-1] * (width - len(reply))] for reply in replies]
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def _unpadded(padded: torch.Tensor) -> list[list[int]]:
@@ -229,29 +217,23 @@ class _Replies(StoppingCriteria):
     """Keeps what each row of a batch writes, until the row is done."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        rows: Sequence[int],
-        start: int,
-        ends: frozenset[int],
-        settled: Settled,
+        self, tokenizer: Tokenizer, rows: Sequence[int], ends: frozenset[int], settled: Settled
     ) -> None:
         self.replies: list[list[int]] = [[] for _ in rows]
         self._done = [False] * len(rows)
-        self._tokenizer, self._rows, self._start = tokenizer, rows, start
-        self._ends, self._settled = ends, settled
+        self._tokenizer, self._rows, self._ends, self._settled = tokenizer, rows, ends, settled
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """(B,) bool, true for the rows that are done, from the tokens (B, T) so far."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if self._done[row]:
                 continue
-            if token in self._ends:
-                self._done[row] = True
-                continue
-            self.replies[row].append(token)
-            text = self._tokenizer.decode(self.replies[row], skip_special_tokens=True)
-            self._done[row] = self._settled(self._rows[row], text)
+            reply = self.replies[row]
+            self._done[row] = token in self._ends
+            if not self._done[row]:
+                reply.append(token)
+                text = self._tokenizer.decode(reply, skip_special_tokens=True)
+                self._done[row] = self._settled(self._rows[row], text)
         return torch.tensor(self._done, device=input_ids.device)
 
 
@@ -279,20 +261,13 @@ def _plainly_greedy(model: nn.Module, max_new_tokens: int) -> Iterator[Generatio
     `generate` fills in from those settings what its arguments leave open, so that a repetition
     penalty or a list of suppressed tokens would be in force: they have to be set aside.
     """
-    own = [
-        (module, module.__dict__["generation_config"])
-        for module in model.modules()
-        if "generation_config" in module.__dict__
-    ]
     # Texts end by our own watch: with no end token set, no padding token is needed either.
     plain = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, use_cache=True)
-    try:
-        for module, _ in own:
-            module.generation_config = plain
+    with as_found(model):
+        for module in model.modules():
+            if "generation_config" in vars(module):
+                module.generation_config = plain
         yield plain
-    finally:
-        for module, settings in own:
-            module.generation_config = settings
 
 
 def _end_tokens(model: Any, tokenizer: Tokenizer) -> frozenset[int]:

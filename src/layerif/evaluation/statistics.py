@@ -59,7 +59,7 @@ def perplexity_interval(
         The interval; None for a single item, which says nothing of the spread.
 
     Raises:
-        InputError: there is no item, or `tokens` speaks of others.
+        InputError: there is no item, or not as many `tokens`.
     """
     sums, counts = _aligned(nats, tokens)
     if len(counts) == 1:
@@ -90,7 +90,7 @@ def paired_bootstrap(
         transform: increasing function of the means, e.g. `np.exp` for perplexities.
 
     Raises:
-        InputError: there is no item, or the arguments speak of different numbers of them.
+        InputError: there is no item, or the arguments have different numbers of them.
     """
     ones = np.ones(np.shape(first)) if counts is None else counts
     one, two, weights = _aligned(first, second, ones)

@@ -98,8 +98,13 @@ def summed_nats(
                 if kept is None:
                     batch = collate(group, device=device)
                     sums = row_sums(token_losses(model, batch).double(), batch).cpu()
+                    for item, finite in zip(group, sums.isfinite().tolist(), strict=True):
+                        if not finite:
+                            raise NumericalError(
+                                f"the likelihood of {name_of(item.index)} is not finite (try "
+                                "dtype='float32')"
+                            )
                     kept = {"nats": sums}
-                    _require_finite(sums, group, name_of)
                     steps.save(f"batch-{number:06d}", kept)
                 nats[[item.index for item in group]] = kept["nats"]
                 advance(sum(len(item.input_ids) for item in group))
@@ -108,14 +113,3 @@ def summed_nats(
     texts = [[item.start, item.input_ids] for item in items]
     found = cache.recall(model, texts, compute, what="likelihoods", batch_tokens=batch_tokens)
     return found["nats"].numpy()
-
-
-def _require_finite(
-    sums: torch.Tensor, group: Sequence[Encoded], name_of: Callable[[int], str]
-) -> None:
-    finite = sums.isfinite()
-    if not finite.all():
-        row = group[int((~finite).nonzero()[0, 0])].index
-        raise NumericalError(
-            f"the likelihood of {name_of(row)} is not finite (try dtype='float32')"
-        )

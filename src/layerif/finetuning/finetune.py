@@ -1,45 +1,38 @@
-"""Fine-tune an adapter on a task's rows, by a plan or without one."""
+"""Fine-tune an adapter on a task's rows, by a plan or without one, and see what its routers do."""
 
 from __future__ import annotations
 
-import math
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 
-from layerif.adapters import LogRouting
-from layerif.artifacts import Finetuning, Plan, StepLoss, ValidationLoss
+from layerif.adapters import LoraMoeConfig, lora_config_for, routing
+from layerif.artifacts import Finetuning, Plan, RoutingUse, StepLoss, ValidationLoss
 from layerif.core import processes
 from layerif.core.checkpoint import NO_STEPS, Steps
-from layerif.core.files import require_disk
 from layerif.core.options import takes
-from layerif.core.progress import note, progress
+from layerif.core.progress import note
 from layerif.data import Example
-from layerif.data.batching import Encoded
+from layerif.data.batching import Encoded, collate, pack
 from layerif.data.chunks import usable_length
 from layerif.data.tokenizing import encode_samples
-from layerif.errors import InputError, NumericalError
+from layerif.errors import InputError
 from layerif.estimates import largest, note_memory
-from layerif.finetuning.attaching import complete_plan, trainable_parameters, with_new_adapter
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.options import FinetuneOptions
-from layerif.model.gradient_checkpointing import checkpointed
+from layerif.likelihood import token_losses
+from layerif.model.checks import check_tokens
 from layerif.model.layers import find_decoder_layers, unwrapped
-from layerif.model.modes import as_found
+from layerif.model.modes import as_found, evaluation_mode
 from layerif.model.opening import Tokenizer, describe, input_device, setting
-from layerif.model.quiet import quiet_transformers
-from layerif.model.vocabulary import check_tokens
+from layerif.model.peft_adapters import base_record, check_rank, refuse_adapted
 
+Method = Literal["lora", "lora_moe"]
 # Of each trained number in float32: itself, its gradient, and AdamW's two means.
 BYTES_PER_PARAMETER = 16
-# transformers' names; its own `constant` has no warm-up.
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-LOGGED = 200  # entries of the loss over a run, at most
 
 
 @takes(FinetuneOptions)
@@ -77,27 +70,28 @@ def finetune(
             for without validation rows; or there are more processes than rows in a batch.
         NumericalError: a loss is not finite, or the adapter is not.
     """
+    from layerif.finetuning.trainer import train_adapter
+
     complete_plan(model, plan, options)  # before the rows take their time
     items, measured, left_out = encoded_rows(model, tokenizer, train, validation, options)
     info = describe(model)
     batches = Batches(items, options, model)
     with as_found(model, unless_done=True):
         wrapped, method = with_new_adapter(model, plan, options)
-        count = trainable_parameters(wrapped)
+        count, _ = wrapped.get_nb_trainable_parameters()
+        kept = count * BYTES_PER_PARAMETER
         tokens = sum(len(item.input_ids) for item in items)
         note(
-            f"fine-tuning {count:,} parameters ({count * BYTES_PER_PARAMETER / 1e9:.2f} GB with "
-            f"gradients and AdamW): {len(batches):,} steps of {options.batch_size} rows, "
-            f"{len(items):,} rows of {tokens:,} tokens in an epoch"
+            f"fine-tuning {count:,} parameters ({kept / 1e9:.2f} GB with gradients and AdamW): "
+            f"{len(batches):,} steps of {options.batch_size} rows, {len(items):,} rows of "
+            f"{tokens:,} tokens in an epoch"
         )
         if not options.gradient_checkpointing:
             most = max(largest(step.parts) for step in (batches[0], batches[len(batches) - 1]))
-            kept = count * BYTES_PER_PARAMETER
             note_memory(unwrapped(wrapped), "fine-tuning", "inputs", most, kept=kept)
         started = time.monotonic()
-        state = _train(wrapped, batches, measured, options, steps)
+        state = train_adapter(wrapped, batches, measured, options, steps)
         wrapped.eval()
-        best = state.best_global_step if options.patience is not None else None
         record = Finetuning(
             model=info,
             method=method,
@@ -117,12 +111,80 @@ def finetune(
                 for e in state.log_history
                 if "eval_loss" in e
             ],
-            best_step=best or None,
+            best_step=(state.best_global_step or None) if options.patience is not None else None,
             seconds=time.monotonic() - started,
             processes=processes.count(),
             setting=setting(model),
         )
     return wrapped, record
+
+
+def with_new_adapter(model: Any, plan: Plan | None, options: FinetuneOptions) -> tuple[Any, Method]:
+    """The model as a PEFT model with a fresh adapter on every projection of its decoder layers.
+
+    Its weights are in float32 whatever the model's dtype (float64 in a float64 model).
+
+    Args:
+        model: of transformers, without adapters; changed in place.
+        plan: experts of each layer, ranks of each layer, or None for LoRA of one rank.
+
+    Raises:
+        InputError: the model has adapters already; or as `complete_plan`.
+    """
+    from peft import get_peft_model
+
+    why = "and a fresh one is to be trained; open it without, or merge them (`merge_and_unload()`)"
+    refuse_adapted(model, why)
+    plan = complete_plan(model, plan, options)
+    config: Any
+    if plan.kind == "experts":
+        config = LoraMoeConfig.for_plan(
+            plan,
+            top_k=options.top_k,
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            strict_dropout=options.strict_dropout,
+            aux_loss_coef=options.balance,
+        )
+    else:
+        scaling = options.alpha / options.rank
+        config = lora_config_for(plan, model, alpha_per_rank=scaling, lora_dropout=options.dropout)
+    base = base_record(model)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names in transformers that PEFT still uses
+        torch.manual_seed(options.seed)
+        wrapped = get_peft_model(model, config)
+    # Where the kind of task is not given, PEFT writes over what is kept of the base model.
+    config.task_type, config.auto_mapping = "CAUSAL_LM", base
+    for field, value in vars(config).items():
+        if isinstance(value, set):  # so that files are the same each time
+            setattr(config, field, sorted(value))
+    return wrapped, "lora_moe" if isinstance(config, LoraMoeConfig) else "lora"
+
+
+def complete_plan(model: Any, plan: Plan | None, options: FinetuneOptions) -> Plan:
+    """The plan of an adapter, that of LoRA of one rank where there is none.
+
+    Args:
+        model: that it is for; a skeleton without weights will do.
+
+    Raises:
+        InputError: the plan is for another model, or of another kind, or a rank is above the
+            smaller side of a projection.
+    """
+    if plan is not None and plan.rules.ranks is None:
+        raise InputError(
+            f"the plan is one of {plan.kind}, which trains nothing; fine-tuning takes a plan of "
+            "experts or of ranks (allocate_experts, allocate_ranks)"
+        )
+    layers = find_decoder_layers(model)
+    if plan is None:
+        plan = Plan(kind="ranks", allocation=[options.rank] * len(layers))
+    plan.check_fits(describe(model), plan.kind)
+    own = [int(rank) for rank in plan.allocation] if plan.kind == "ranks" else options.rank
+    check_rank(layers.linear, own)
+    return plan
 
 
 def encoded_rows(
@@ -134,11 +196,11 @@ def encoded_rows(
 ) -> tuple[list[Encoded], list[Encoded], int]:
     """Training and validation rows as tokens, and how many of both do not fit.
 
-    No longer ones than the model, a skeleton will do, has positions for.
+    They are no longer than the model, for which a skeleton will do, has positions for.
 
     Raises:
-        InputError: none fits, one has a token that the model has no embedding for, patience has
-            nothing to go by, or a batch cannot be shared out.
+        InputError: none fits, one has a token that the model has no embedding for, there is
+            patience without validation rows, or a batch has fewer rows than there are processes.
     """
     if options.patience is not None and not validation:
         raise InputError(
@@ -147,155 +209,36 @@ def encoded_rows(
         )
     if options.batch_size < processes.count():
         raise InputError(
-            f"a batch of {options.batch_size} rows cannot be shared out among "
-            f"{processes.count()} processes; raise batch_size, or start fewer"
+            f"a batch of {options.batch_size} rows cannot be divided among {processes.count()} "
+            "processes; raise batch_size, or start fewer"
         )
     length = usable_length(model, options.max_length)
-    found: list[list[Encoded]] = []
-    for rows, what in ((train, "training"), (validation, "validation")):
-        needed = rows or what == "training"
-        found.append(
-            encode_samples(tokenizer, rows, length, what, end=options.append_eos)[0]
-            if needed
-            else []
-        )
-        check_tokens(model, (item.input_ids for item in found[-1]))
-    return found[0], found[1], len(train) + len(validation) - len(found[0]) - len(found[1])
+    items, _ = encode_samples(tokenizer, train, length, "training", end=options.append_eos)
+    measured: list[Encoded] = []
+    if validation:
+        end = options.append_eos
+        measured, _ = encode_samples(tokenizer, validation, length, "validation", end=end)
+    check_tokens(model, (item.input_ids for item in (*items, *measured)))
+    return items, measured, len(train) + len(validation) - len(items) - len(measured)
 
 
-def _train(
-    model: Any,
-    batches: Batches,
-    validation: Sequence[Encoded],
-    options: FinetuneOptions,
-    steps: Steps,
-) -> Any:
-    """Run transformers' Trainer; the state it ends with."""
-    from transformers import PrinterCallback
+@torch.no_grad()
+def routing_on(
+    model: Any, tokenizer: Tokenizer, rows: Sequence[Example], options: FinetuneOptions
+) -> RoutingUse:
+    """The use of every router over the rows, prompts counted.
 
-    from layerif.finetuning.trainer import (
-        REMEDY,
-        CompletionTrainer,
-        KeepCheckpoints,
-        StopEarly,
-        checkpoint_in,
-        discard_after,
-        is_over,
-        noted_step,
-    )
+    Args:
+        model: a PEFT model with a mixture of experts active, several in some layer.
 
-    with ExitStack() as stack:
-        stack.enter_context(quiet_transformers())
-        stack.enter_context(_random_state_kept())
-        # The Trainer turns off the cache of generation, for good.
-        config = unwrapped(model).config
-        stack.callback(setattr, config, "use_cache", getattr(config, "use_cache", True))
-        folder = steps.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        advance = stack.enter_context(progress("fine-tuning", len(batches)))
-        keep = KeepCheckpoints(steps, folder, advance, measured=bool(validation))
-        callbacks: list[Any] = [keep, LogRouting()]
-        if options.patience is not None:
-            callbacks.append(StopEarly(options.patience))
-        arguments = _arguments(model, folder, batches, options, measured=bool(validation))
-        # One speaks for all: a disk that machines share may show the note to some of them later.
-        _reserve(model, steps, folder, best=options.patience is not None)
-        done = processes.agreed(lambda: noted_step(steps))
-        if processes.is_first():
-            discard_after(folder, done)
-        resumed = None
-        if done is not None:
-            resumed = str(checkpoint_in(folder, done))
-            note(f"going on after step {done} of {len(batches)}")
-            advance(done)
-            if options.patience is not None and is_over(Path(resumed), options.patience):
-                # Killed after its last step: nothing is left but to take the best.
-                batches, arguments.max_steps = batches.until(done), done
-        trainer = CompletionTrainer(
-            model, arguments, batches, validation, options.batch_tokens, callbacks
-        )
-        trainer.remove_callback(PrinterCallback)
-        if options.gradient_checkpointing:
-            layers = find_decoder_layers(unwrapped(model))
-            stack.enter_context(checkpointed(layers.modules, training=True))
-        # What routers are told of the last part would hold in a loop of the caller's own, too.
-        stack.callback(setattr, trainer.routers, "scale", 1.0)
-        trainer.train(resume_from_checkpoint=resumed)
-        if steps.folder is None:
-            # The best was written by the first process, to a folder that the others do not see.
-            processes.spread([p.detach() for p in model.parameters() if p.requires_grad])
-    if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
-        # A gradient may overflow where the loss does not, and no loss comes after the last step.
-        raise NumericalError(
-            f"the adapter after step {trainer.state.global_step} has values that are not finite "
-            f"({REMEDY})"
-        )
-    return trainer.state
-
-
-def _reserve(model: Any, steps: Steps, folder: Path, *, best: bool) -> None:
-    """Refuse beforehand what the disk has no room for: the checkpoints, and the adapter itself."""
-    adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    # Each has AdamW's two means; beside the last one and the best, the next is written.
-    size = adapter + (3 if best else 2) * 3 * adapter
-    what = "checkpoints of the adapter's training"
-    if steps.folder is None:
-        require_disk(folder, size, what, remedy="set TMPDIR to a folder on another disk")
-    else:
-        steps.reserve(size, what, "checkpoint*")
-
-
-def _arguments(
-    model: Any, folder: Path, batches: Batches, options: FinetuneOptions, *, measured: bool
-) -> Any:
-    from transformers import TrainingArguments
-
-    device = input_device(model)
-    evaluate_every = options.evaluate_every or batches.steps_of_epoch
-    best = options.patience is not None
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=len(batches),
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=SCHEDULES[options.schedule],
-        # Its rate is 0 at first: a run of one step would learn nothing.
-        warmup_steps=min(math.ceil(options.warmup_ratio * len(batches)), len(batches) - 1),
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        optim="adamw_torch",
-        eval_strategy="steps" if measured else "no",
-        eval_steps=evaluate_every,
-        save_strategy="steps",
-        save_steps=evaluate_every if best else options.checkpoint_every,
-        save_total_limit=None,  # old ones go when a newer is noted as whole
-        load_best_model_at_end=best,
-        metric_for_best_model="eval_loss" if best else None,
-        greater_is_better=False if best else None,
-        logging_steps=max(1, len(batches) // LOGGED),
-        logging_nan_inf_filter=False,
-        use_cpu=device.type == "cpu",
-        ddp_backend="gloo" if device.type == "cpu" and processes.count() > 1 else None,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=False,
-        seed=options.seed,
-        data_seed=options.seed,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # never DataParallel: batches are no tensors
-    return arguments
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """The Trainer seeds what the whole process draws from; afterwards that is as it was."""
-    import random
-
-    import numpy as np
-
-    plain, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(plain)
-        np.random.set_state(numbers)  # noqa: NPY002
+    Raises:
+        InputError: as `encode_samples`, or there is no router.
+    """
+    base = unwrapped(model)
+    length = usable_length(base, options.max_length)
+    items, _ = encode_samples(tokenizer, rows, length, "validation", end=options.append_eos)
+    device = input_device(base)
+    with evaluation_mode(model), routing(model) as seen:
+        for group in pack(items, options.batch_tokens, base):
+            token_losses(base, collate(group, device=device, mask_padding=True))
+    return seen.use(model)

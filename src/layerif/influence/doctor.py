@@ -28,10 +28,10 @@ from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.options import ProbeOptions
 from layerif.influence.subspaces.base import Matrix
 from layerif.influence.subspaces.lora import FreshLora
+from layerif.model.checks import check_tokens
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
 from layerif.model.modes import as_found, evaluation_mode
 from layerif.model.opening import Tokenizer
-from layerif.model.vocabulary import check_tokens
 
 # Relative distance of two ways to one gradient of one run. float64 allows for attention that takes
 # its softmax in float32. SmolLM2 has 1e-4 in float32 and 0.005 in bfloat16.

@@ -25,8 +25,8 @@ from layerif.influence.subspaces.base import Matrix
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.influence.subspaces.registry import subspace_kind
 from layerif.influence.warmup import warmed_up
-from layerif.model.gradient_checkpointing import checkpointed
 from layerif.model.layers import DecoderLayers, find_decoder_layers, unwrapped
+from layerif.model.modes import checkpointed
 from layerif.model.opening import Tokenizer, describe, input_device, setting
 
 

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError
 import torch
 
 from layerif.errors import InputError, LayerifError, MissingDependencyError
-from layerif.model.quiet import quiet_transformers
+from layerif.model.modes import quiet_transformers
 
-# What an error says at most of its cause.
+# Characters of its cause that an error gives at most.
 LONGEST_CAUSE = 300
 # Words of messages that give no command, and the packages of PyPI that they ask for. A tokenizer of
 # sentencepiece is tried as one of tiktoken after it, so that the message may name either.
@@ -54,7 +54,7 @@ def reading(what: str) -> Iterator[None]:
         InputError, MissingDependencyError: in place of any other error.
     """
     try:
-        # Its report of weights that do not fit is told in one sentence by whom it concerns.
+        # Its report of weights that do not fit becomes one sentence where the weights are read.
         with quiet_transformers(warnings=False):
             yield
     except LayerifError:
@@ -81,11 +81,8 @@ def cause_of(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is that of a device, or of the machine, without memory for more."""
-    said = str(error)
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in said
-        or "out of memory" in said
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
     )
 
 

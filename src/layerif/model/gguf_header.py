@@ -1,10 +1,10 @@
-"""The header of a GGUF file, with every length in it held against the size of the file.
+"""The header of a GGUF file, with every length in it checked against the size of the file.
 
     "GGUF", version, counts | key, type, value ... | name, shape, type, offset ... | padding | data
 
-The reader of the package gguf believes what a header says: a damaged length has it fill the memory,
-or read other bytes for the ones that are meant. So the header is walked here first, by the rules
-that llama.cpp holds it to. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The reader of the package gguf trusts a header: a damaged length makes it fill the memory, or read
+the wrong bytes. So the header is walked here first, by the rules of llama.cpp.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
 
 
 class _Header:
-    """A walk through a header; what it says wrong is a ValueError."""
+    """A walk through a header; whatever is wrong in it is a ValueError."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -89,28 +89,27 @@ class _Header:
             version = self._number("I")
         if version not in VERSIONS:
             raise ValueError(f"the version is {version}, and 2 or 3 is expected")
-        tensors, entries = self._count("tensors", "Q"), self._count("entries", "Q")
+        tensors, entries = self._count("tensors"), self._count("entries")
         metadata: dict[str, int | float | str] = {}
         for _ in range(entries):
             key = self._text()
             if key in metadata:
                 raise ValueError(f"the entry {key} comes twice")
-            metadata[key] = self._value(self._kind())
-        self._check(metadata)
-        alignment = metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise ValueError(f"the alignment is {alignment}, and a power of two is expected")
-        return self._table(tensors, alignment)
-
-    def _check(self, metadata: dict[str, int | float | str]) -> None:
+            metadata[key] = self._value()
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise ValueError("general.architecture is missing")
         layers = metadata.get(f"{architecture}.block_count")
         if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
             raise ValueError(f"{architecture}.block_count is {layers}")
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"the alignment is {alignment}, and a power of two is expected")
+        return self._table(tensors, alignment)
 
     def _table(self, count: int, alignment: int) -> list[StoredTensor]:
+        if count == 0:
+            raise ValueError("the file has no tensors")
         tensors: dict[str, StoredTensor] = {}
         end = 0  # of the data so far, from where it begins
         for _ in range(count):
@@ -130,17 +129,15 @@ class _Header:
             if not all(shape) or shape[0] % together:
                 raise ValueError(f"the tensor {name} of type {kind.name} has the shape {shape}")
             if offset != end:
-                raise ValueError(f"the tensor {name} is said to begin at {offset}, not at {end}")
+                raise ValueError(f"the tensor {name} begins at {offset} by its entry, not at {end}")
             tensors[name] = StoredTensor(name, shape, kind.name)
             stop = end + tensors[name].numel // together * size
             if stop > len(self._data):
                 raise ValueError(f"the file ends within the tensor {name}")
             end = -(-stop // alignment) * alignment
         begin = -(-self._at // alignment) * alignment
-        if count == 0 or begin + stop > len(self._data):
-            raise ValueError(
-                f"the file ends within the tensor {name}" if count else "the file has no tensors"
-            )
+        if begin + stop > len(self._data):
+            raise ValueError(f"the file ends within the tensor {name}")
         return list(tensors.values())
 
     def _kind(self) -> GGUFValueType:
@@ -150,17 +147,17 @@ class _Header:
         except ValueError:
             raise ValueError(f"the type {number} at byte {self._at - 4} is unknown") from None
 
-    def _value(self, kind: GGUFValueType) -> int | float | str:
+    def _value(self) -> int | float | str:
         """A number or text; of a list its length alone."""
+        kind = self._kind()
         if kind == GGUFValueType.STRING:
             return self._text()
         if kind != GGUFValueType.ARRAY:
-            value: int | float = self._unpacked(SCALARS[kind])
-            return value
+            return self._unpacked(SCALARS[kind])
         inner = self._kind()
         if inner == GGUFValueType.ARRAY:
             raise ValueError(f"a list of lists is at byte {self._at - 4}")
-        count = self._count("items", "Q")
+        count = self._count("items")
         if inner == GGUFValueType.STRING:
             for _ in range(count):
                 self._text()
@@ -168,8 +165,8 @@ class _Header:
             self._skip(count * struct.calcsize(SCALARS[inner]))
         return count
 
-    def _count(self, what: str, form: str) -> int:
-        count = self._number(form)
+    def _count(self, what: str) -> int:
+        count = self._number("Q")
         if count > MOST_ITEMS:
             raise ValueError(f"the number of {what} at byte {self._at - 8} is {count}")
         return count

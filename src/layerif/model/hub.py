@@ -18,16 +18,14 @@ from layerif.model.causes import cause_of
 
 # The hub's client tries again for half a minute: too long for a mistyped folder.
 TIMEOUT = 10.0
+FORMS = "a model is a hub id, a folder written by save_pretrained, a .gguf file or smollm2"
 
 
 def hub_source(name: str) -> str:
-    """What transformers is to open for the id of a model on the hub.
+    """What transformers opens for a model's id: the id, or the folder of its copy in the cache.
 
-    One request, without another try, tells whether the hub has the model. Where the hub cannot be
-    reached, a copy in the local cache is used.
-
-    Returns:
-        The id, or the folder of its copy in the local cache.
+    One request, without retries, tells whether the hub has the model. The copy in the local cache
+    is used where the hub cannot be reached.
 
     Raises:
         InputError: it is no id, the hub has no such model, or it cannot be reached and no copy is
@@ -40,18 +38,17 @@ def hub_source(name: str) -> str:
             f"no model folder at {Path(name).expanduser()}, and {name!r} is not the id of a model "
             "on the Hugging Face hub"
         ) from None
-    neither = f"no folder {name!r} is here"
+    neither = f"no folder {name!r} is here, and the Hugging Face hub"
     try:
         get_hf_file_metadata(hf_hub_url(name, constants.CONFIG_NAME), timeout=TIMEOUT)
     except GatedRepoError:
         raise InputError(
-            f"the Hugging Face hub opens {name!r} to those alone who have accepted its terms: "
+            f"the Hugging Face hub opens {name!r} only to those who have accepted its terms: "
             "accept them on the model's page, and log in with `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise InputError(
-            f"{neither}, and the Hugging Face hub has no model of that name that it shows to you; "
-            "a model is a hub id, a folder written by save_pretrained, a .gguf file or smollm2"
+            f"{neither} has no model of that name that it shows to you; {FORMS}"
         ) from None
     except EntryNotFoundError:
         raise InputError(
@@ -63,9 +60,8 @@ def hub_source(name: str) -> str:
         if (folder := cached_folder(name)) is not None:
             return str(folder)
         raise InputError(
-            f"{neither}, and the Hugging Face hub cannot be reached ({cause_of(error)}), nor is a "
-            "copy of that name in its local cache; a model is a hub id, a folder written by "
-            "save_pretrained, a .gguf file or smollm2"
+            f"{neither} cannot be reached ({cause_of(error)}), nor is a copy of that name in its "
+            f"local cache; {FORMS}"
         ) from None
     return name
 

@@ -2,9 +2,9 @@
 
 Decoder layers are the elements of the outermost `nn.ModuleList` that has as many elements as the
 model's configuration has hidden layers, each holding linear maps; where a vision tower has as many,
-those that lie nearest to the token embeddings. The projections of a layer are its `nn.Linear`
+those nearest to the token embeddings. The projections of a layer are its `nn.Linear`
 modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map. Embeddings, the
-language-model head and norms lie outside or are no linear maps, so they are never touched.
+language-model head and norms are outside or are not linear maps, so they are never touched.
 
 Where PEFT has put an adapter around a linear map, the projection is the map inside, by the name it
 has without the adapter; the adapter's own matrices are no projections.
@@ -91,22 +91,17 @@ class Projection:
     @property
     def packed(self) -> bool:
         """Whether what is stored is no matrix of floating numbers, as in a quantised map."""
-        weight = self.weight
-        return not weight.is_floating_point() or weight.shape != (
-            self.out_features,
-            self.in_features,
-        )
+        shape = (self.out_features, self.in_features)
+        return not self.weight.is_floating_point() or self.weight.shape != shape
 
     @property
     def out_features(self) -> int:
         # A quantised weight is packed, so the module is asked and not the weight.
-        stated = getattr(self.module, "out_features", None)
-        return int(self.weight.shape[0] if stated is None else stated)
+        return int(getattr(self.module, "out_features", self.weight.shape[0]))
 
     @property
     def in_features(self) -> int:
-        stated = getattr(self.module, "in_features", None)
-        return int(self.weight.shape[1] if stated is None else stated)
+        return int(getattr(self.module, "in_features", self.weight.shape[-1]))
 
     @property
     def numel(self) -> int:
@@ -160,13 +155,12 @@ def refuse_quantised(projections: Sequence[Projection], why: str) -> None:
     Raises:
         InputError: there is one; names its projection.
     """
-    for projection in projections:
-        if projection.packed:
-            stored = projection.weight
-            raise InputError(
-                f"the weight of {projection.key} is quantised (stored as {word_of(stored.dtype)} "
-                f"of shape {tuple(stored.shape)}), {why}"
-            )
+    if packed := next((p for p in projections if p.packed), None):
+        stored = packed.weight
+        raise InputError(
+            f"the weight of {packed.key} is quantised (stored as {word_of(stored.dtype)} of shape "
+            f"{tuple(stored.shape)}), {why}"
+        )
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -180,16 +174,16 @@ def unwrapped(model: Any) -> Any:
     Raises:
         InputError: the PEFT model is more than that: it puts learnt tokens before each text.
     """
-    inner = getattr(model, "get_base_model", None)
-    if inner is None:
+    if not hasattr(model, "get_base_model"):
         return model
-    if model.active_peft_config.is_prompt_learning:
+    config = model.active_peft_config
+    if config.is_prompt_learning:
         raise InputError(
-            f"the adapter {model.active_adapter!r} is of the kind "
-            f"{model.active_peft_config.peft_type.value}, which puts learnt tokens before each "
-            "text; only adapters that stand at projections, such as LoRA, are supported"
+            f"the adapter {model.active_adapter!r} is of the kind {config.peft_type.value}, which "
+            "puts learnt tokens before each text; only adapters beside projections, such as LoRA, "
+            "are supported"
         )
-    return inner()
+    return model.get_base_model()
 
 
 def find_decoder_layers(model: nn.Module) -> DecoderLayers:
@@ -215,9 +209,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         if expected is not None and expected % len(m) == 0 and len(m) > 1
     }
     outermost = [
-        path
-        for path in candidates
-        if not any(path.startswith(other + ".") for other in candidates if other != path)
+        path for path in candidates if not any(path.startswith(f"{other}.") for other in candidates)
     ]
     if not outermost:
         found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items())
@@ -229,7 +221,10 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     embeddings = "" if expected is None else _path_of_embeddings(model)
 
     def rank(path: str) -> tuple[int, int]:
-        return _shared_steps(path, embeddings), sum(w.numel() for w in lists[path].parameters())
+        """How many steps the path shares with that of the embeddings, then parameters."""
+        steps = zip(path.split("."), embeddings.split("."), strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], steps))
+        return shared, sum(weight.numel() for weight in lists[path].parameters())
 
     path = max(outermost, key=rank)
     layers = list(candidates[path])
@@ -274,14 +269,12 @@ def _without_adapters(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     seen: set[nn.Module] = set()
 
     def walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-        inner = getattr(module, "get_base_layer", None)
-        module = module if inner is None else inner()
-        if module in seen:
-            return
-        seen.add(module)
-        yield path, module
-        for name, child in module.named_children():
-            yield from walk(child, f"{path}.{name}" if path else name)
+        module = getattr(module, "get_base_layer", lambda: module)()
+        if module not in seen:
+            seen.add(module)
+            yield path, module
+            for name, child in module.named_children():
+                yield from walk(child, f"{path}.{name}" if path else name)
 
     yield from walk(layer, "")
 
@@ -310,13 +303,6 @@ def _configured_layers(model: nn.Module) -> int | None:
 
 
 def _path_of_embeddings(model: nn.Module) -> str:
-    """Where the token embeddings lie; empty for a module that has none to tell of."""
-    find = getattr(model, "get_input_embeddings", None)
-    embeddings = None if find is None else find()
+    """The path of the token embeddings; empty for a module that does not tell."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     return next((path for path, module in model.named_modules() if module is embeddings), "")
-
-
-def _shared_steps(one: str, other: str) -> int:
-    """How many steps from the model down two paths have in common."""
-    steps = zip(one.split("."), other.split("."), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], steps))

@@ -1,17 +1,40 @@
-"""Run a model as it is meant to be measured, and leave it as before."""
+"""Run a model in another way for a while, and leave it as before."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
+from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import logging
 
+Forward = Callable[..., Any]
 _CONTAINERS = (dict, OrderedDict, list, set)
+
+
+@contextmanager
+def quiet_transformers(*, warnings: bool = True) -> Iterator[None]:
+    """No progress bars from transformers inside; its switches are left as they were.
+
+    Args:
+        warnings: whether it may warn; else errors alone are logged, unless more is asked for.
+    """
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if not warnings and verbosity == logging.WARNING:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if enabled:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -27,19 +50,75 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def replaced_forwards(
+    modules: Sequence[nn.Module], replacement: Callable[[int, Forward], Forward]
+) -> Iterator[None]:
+    """Give each module another forward function inside; afterwards they are as they were.
+
+    Args:
+        modules: whose forward functions are replaced.
+        replacement: gets a module's index and its forward function, and returns the other one.
+    """
+    # Where accelerate places a module, it already has a forward of its own.
+    own = [vars(module).get("forward") for module in modules]
+    try:
+        for index, module in enumerate(modules):
+            module.forward = replacement(index, module.forward)
+        yield
+    finally:
+        for module, forward in zip(modules, own, strict=True):
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
+
+
+def checkpointed(
+    layers: Sequence[nn.Module], *, training: bool = False
+) -> AbstractContextManager[None]:
+    """Gradient checkpointing of each decoder layer inside; afterwards they are as they were.
+
+    The memory of a backward pass is then one layer's activations and every layer's input, for a
+    third more time. transformers' own switch works in training mode only, where dropout is on; here
+    the layers' forward is replaced, whatever mode they are in. Forward hooks run twice; unless
+    `training`, they see outputs that require a gradient in the second run only.
+
+    Args:
+        training: the second run draws the same dropout as the first, and a layer's inputs need not
+            require a gradient.
+    """
+    run = _rerun if training else _recomputed
+    return replaced_forwards(layers, lambda _index, forward: partial(run, forward))
+
+
+def _recomputed(forward: Forward, hidden: Any, *args: Any, **options: Any) -> Any:
+    # Keyword arguments (masks, positions) need no gradient, and this kind of checkpoint takes none.
+    return checkpoint(
+        partial(forward, **options), hidden, *args, use_reentrant=True, preserve_rng_state=False
+    )
+
+
+def _rerun(forward: Forward, *args: Any, **options: Any) -> Any:
+    return checkpoint(partial(forward, **options), *args, use_reentrant=False)
+
+
+@contextmanager
 def as_found(model: nn.Module, *, unless_done: bool = False) -> Iterator[None]:
     """Afterwards the model is made of what it was made of, whatever happened inside.
 
     Adapters and hooks that were put into it are gone, its modules have the forward functions,
     modes and attributes they had, its configurations say what they said, and the same parameters
-    want a gradient. The numbers in its weights alone are left as they are then.
+    want a gradient. Only the numbers in its weights are left as they are then.
 
     Args:
         unless_done: what was done to it stays, where no error ended it.
     """
     modules = list(model.modules())
-    owners = [*modules, *_configurations(modules)]
-    attributes = [_attributes(owner) for owner in owners]
+    # For each attribute of each owner its value and, where that is a container, what is in it.
+    attributes = [
+        (owner, {name: (value, _inside(value)) for name, value in vars(owner).items()})
+        for owner in (*modules, *_configurations(modules))
+    ]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     done = False
     try:
@@ -47,8 +126,8 @@ def as_found(model: nn.Module, *, unless_done: bool = False) -> Iterator[None]:
         done = unless_done
     finally:
         if not done:
-            for owner, found in zip(owners, attributes, strict=True):
-                _put_back(owner, found)
+            for owner, before in attributes:
+                _put_back(vars(owner), before)
             for parameter, wants in wanted:
                 parameter.requires_grad_(wants)
 
@@ -65,19 +144,14 @@ def _configurations(modules: list[nn.Module]) -> list[Any]:
     return list(found.values())
 
 
-def _attributes(owner: Any) -> dict[str, tuple[Any, Any]]:
-    """For each attribute its value and, where that is a container, what is in it."""
-    return {
-        name: (value, copy(value) if type(value) in _CONTAINERS else None)
-        for name, value in vars(owner).items()
-    }
+def _inside(value: Any) -> Any:
+    return copy(value) if type(value) in _CONTAINERS else None
 
 
-def _put_back(owner: Any, attributes: dict[str, tuple[Any, Any]]) -> None:
-    own = vars(owner)
-    for name in own.keys() - attributes.keys():
+def _put_back(own: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    for name in own.keys() - before.keys():
         del own[name]
-    for name, (value, inside) in attributes.items():
+    for name, (value, inside) in before.items():
         if isinstance(inside, list):
             value[:] = inside
         elif inside is not None:

@@ -22,30 +22,25 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from layerif.artifacts import ModelInfo, Setting, versions
 from layerif.core import processes
+from layerif.core.choices import Dtype, check_choice
 from layerif.core.fingerprint import opened_from
 from layerif.core.progress import note
 from layerif.errors import InputError, LayerifError
 from layerif.model import gguf
 from layerif.model.causes import out_of_memory, reading
+from layerif.model.checks import check_predictions
 from layerif.model.folders import Weights, blame, check_folder, vocabularies, weights_of
-from layerif.model.hub import cached_folder, hub_source
+from layerif.model.hub import FORMS, cached_folder, hub_source
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.peft_adapters import (
     DEFAULT,
+    active_adapters,
     adapter_folder,
     adapter_kind,
-    adapters_at_work,
     with_adapter,
 )
 from layerif.model.precision import note_precision, word_of
-from layerif.model.predictions import check_predictions
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 # Bytes of masks and tables that a small model may build beside its weights.
 MOST_BUFFERS = 1_000_000_000
 
@@ -83,54 +78,55 @@ def open_model(
         MissingDependencyError: the alias's package is not installed.
     """
     name = str(name_or_path)
-    torch_dtype = _parse_dtype(dtype)
+    check_choice(dtype, Dtype, "dtype")
     if device_map is not None and (device != "auto" or processes.count() > 1):
-        other = f"device {device!r} names one"
-        if device == "auto":
-            other = "several processes share them out"
+        one = "several processes share them" if device == "auto" else f"device {device!r} names one"
         raise InputError(
-            f"device_map {device_map!r} spreads one model over all devices, and {other}; give one "
-            "of the two"
+            f"device_map {device_map!r} spreads one model over all devices, and {one}; give one of "
+            "the two"
         )
     torch_device = parse_device(device)
-    folder = None if adapter is None else Path(adapter)
-    if folder is not None:
-        adapter_kind(adapter_folder(folder, adapter_name))
-    skeleton = open_skeleton(name, trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        adapter_kind(adapter_folder(Path(adapter), adapter_name))
+    source = _locate(name)
+    skeleton = open_skeleton(name, trust_remote_code=trust_remote_code, source=source)
     find_decoder_layers(skeleton)
-    if folder is not None:
-        with_adapter(skeleton, folder, adapter_name)
-    tokenizer = open_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = _with_weights(
-        skeleton,
-        {"dtype": torch_dtype, "trust_remote_code": trust_remote_code},
-        torch_device,
-        device_map,
-    )
+    if adapter is not None:
+        with_adapter(skeleton, Path(adapter), adapter_name)
+    tokenizer = open_tokenizer(name, trust_remote_code=trust_remote_code, source=source)
+    options = {
+        "dtype": getattr(torch, dtype),
+        "trust_remote_code": trust_remote_code,
+        "device_map": device_map,
+    }
+    model = _with_weights(skeleton, source, options, torch_device)
     check_predictions(model, input_device(model))
-    return (model if folder is None else with_adapter(model, folder, adapter_name)), tokenizer
+    if adapter is not None:
+        model = with_adapter(model, Path(adapter), adapter_name)
+    return model, tokenizer
 
 
 def _with_weights(
-    skeleton: PreTrainedModel,
-    options: dict[str, Any],
-    device: torch.device,
-    device_map: str | None,
+    skeleton: PreTrainedModel, source: str, options: dict[str, Any], device: torch.device
 ) -> PreTrainedModel:
-    """The model that a skeleton is the shape of, with all of its weights, on its devices."""
+    """The model of a skeleton with all of its weights, on its devices.
+
+    Args:
+        source: the folder or hub id of its files.
+        options: of transformers' `from_pretrained`.
+        device: where there is no `device_map` among them.
+    """
     name = str(skeleton.config.name_or_path)
-    source = _locate(name)
     folder = Path(source) if Path(source).is_dir() else cached_folder(source)
     weights = None if folder is None else weights_of(folder)
     if weights is not None:
         _refuse_too_large(skeleton, weights)
-    spread = {} if device_map is None else {"device_map": device_map}
     try:
         with _reading(source, f"the weights of {name}"):
             model, found = _kind_of(skeleton.config).from_pretrained(
-                source, output_loading_info=True, ignore_mismatched_sizes=True, **options, **spread
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-            if device_map is None:
+            if options["device_map"] is None:
                 model.to(device)
     except InputError as error:
         if error.__cause__ is not None and out_of_memory(error.__cause__):
@@ -160,55 +156,61 @@ def _with_weights(
     _return_dictionaries(model)
     if weights is not None:
         opened_from(model, weights.files)
-    if weights is not None and weights.precision is not None:
-        note_precision(model, weights.precision)
+        if weights.precision is not None:
+            note_precision(model, weights.precision)
     return model.eval()
 
 
 def _refuse_too_large(skeleton: PreTrainedModel, weights: Weights) -> None:
-    """A configuration of more weights than the files can hold would fill the memory at random."""
+    """Refuse a configuration of more weights than the files hold, before it fills the memory."""
     if getattr(skeleton.config, "quantization_config", None) is not None:
         return
-    wanted = sum(parameter.numel() for parameter in skeleton.parameters())
+    wanted = skeleton.num_parameters()
     buffers = sum(buffer.nbytes for buffer in skeleton.buffers())
     if wanted > weights.size or buffers > weights.size + MOST_BUFFERS:
         raise InputError(
             f"{weights.files[0].parent} holds {weights.size:,} bytes of weights, and its "
-            f"configuration speaks of {wanted:,} weights and {buffers:,} bytes beside them; fetch "
+            f"configuration describes {wanted:,} weights and {buffers:,} bytes beside them; fetch "
             "or save the model again"
         )
 
 
 def _what_would_fit(skeleton: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> str:
-    weights = sum(parameter.numel() for parameter in skeleton.parameters())
-    sizes = {word: f"{weights * each.itemsize / 1e9:.1f} GB" for word, each in DTYPES.items()}
-    asked = next(word for word, each in DTYPES.items() if each == dtype)
+    asked, narrow = (
+        f"{skeleton.num_parameters() * each.itemsize / 1e9:.1f} GB"
+        for each in (dtype, torch.bfloat16)
+    )
     free = ""
     if device.type == "cuda":
         free = f", where {torch.cuda.mem_get_info(device)[0] / 1e9:.1f} GB are free"
     return (
-        f"out of memory: the weights of {skeleton.config.name_or_path} take {sizes[asked]} in "
-        f"{asked} on {device}{free}; they take {sizes['bfloat16']} with dtype='bfloat16', "
-        "and device_map='auto' spreads a model over several GPUs"
+        f"out of memory: the weights of {skeleton.config.name_or_path} take {asked} in "
+        f"{word_of(dtype)} on {device}{free}; they take {narrow} with dtype='bfloat16', and "
+        "device_map='auto' spreads a model over several GPUs"
     )
 
 
 def _return_dictionaries(model: PreTrainedModel) -> None:
-    """See to it that all of a model returns its outputs by name, whatever its configuration."""
+    """Have all of a model return its outputs by name, whatever its configuration says."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and getattr(config, "return_dict", True) is not True:
             config.return_dict = True
 
 
-def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
-    """A model's tokenizer alone, which is there at once where the weights take their time.
+def open_tokenizer(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, source: str | None = None
+) -> Tokenizer:
+    """A model's tokenizer alone, which opens at once.
+
+    Args:
+        source: the folder or hub id of its files, where that is known already.
 
     Raises:
         InputError, MissingDependencyError: as `open_model`.
     """
     name = str(name_or_path)
-    source = _locate(name)
+    source = source or _locate(name)
     try:
         with _reading(source, f"the tokenizer of {name}"):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -225,7 +227,7 @@ def open_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
 
 def describe(model: PreTrainedModel) -> ModelInfo:
     """What an artifact records of a model, so that a reader can tell which one it was."""
-    adapters = adapters_at_work(model)
+    adapters = active_adapters(model)
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     origin = getattr(model.config, "gguf_origin", None)
@@ -233,7 +235,7 @@ def describe(model: PreTrainedModel) -> ModelInfo:
         name=str(model.config.name_or_path or type(model).__name__),
         architecture=type(model).__name__,
         layers=len(layers),
-        layer_sizes=[int(size) for size in layers.sizes],
+        layer_sizes=layers.sizes.tolist(),
         adapter=", ".join(adapters) or None,
         caveat=None if origin is None else gguf.caveat(origin["weights"]),
     )
@@ -241,16 +243,12 @@ def describe(model: PreTrainedModel) -> ModelInfo:
 
 def setting(model: PreTrainedModel) -> Setting:
     """The precision and machine that figures are made in."""
-    parameter = next(model.parameters())
-    return Setting(
-        dtype=word_of(parameter.dtype),
-        device=input_device(model).type,
-        versions=versions(),
-    )
+    dtype = word_of(next(model.parameters()).dtype)
+    return Setting(dtype=dtype, device=input_device(model).type, versions=versions())
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model takes its tokens: at its embeddings, wherever its other layers lie."""
+    """Where a model takes its tokens: at its embeddings, wherever its other layers are."""
     embeddings = model.get_input_embeddings()
     device: torch.device = embeddings.weight.device
     if device.type == "meta" and hasattr(embeddings, "_hf_hook"):
@@ -259,14 +257,15 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return device
 
 
-def open_skeleton(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def open_skeleton(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, source: str | None = None
+) -> PreTrainedModel:
     """The modules of a model without their weights (on torch's meta device), for its shape alone.
 
-    Raises:
-        InputError, MissingDependencyError: as `open_model`.
+    Args, Raises: as `open_tokenizer`.
     """
     name = str(name_or_path)
-    source = _locate(name)
+    source = source or _locate(name)
     with reading(f"the configuration of {name}"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
@@ -326,12 +325,6 @@ def _kind_of(config: PretrainedConfig) -> Any:
     )
 
 
-def _parse_dtype(dtype: str) -> torch.dtype:
-    if dtype not in DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
 def parse_device(device: str) -> torch.device:
     """The device of a name, `auto` resolved; of several processes each has a GPU of its own.
 
@@ -371,10 +364,7 @@ def _locate(name: str) -> str:
         check_folder(path)
         return str(path)
     if path.exists():
-        raise InputError(
-            f"{path} is a file; a model is a hub id, a folder written by save_pretrained, a .gguf "
-            "file or smollm2"
-        )
+        raise InputError(f"{path} is a file; {FORMS}")
     if path.is_absolute() or name.startswith((".", "~")):
         raise InputError(f"no model folder at {path}")
     return hub_source(name)

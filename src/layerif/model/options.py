@@ -44,7 +44,7 @@ class PlacedModelOptions(ModelOptions):
     """The same, on several devices."""
 
     device_map: Annotated[str | None, Shown("everything on one device")] = None
-    """auto spreads a model larger than one GPU over all of them; in place of --device."""
+    """auto spreads a model larger than one GPU over all of them; in place of a device."""
 
 
 class AdapterOptions(Options):

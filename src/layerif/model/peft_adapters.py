@@ -1,7 +1,12 @@
-"""A PEFT adapter from its folder, put into a model that it fits."""
+"""A PEFT adapter from its folder, put into a model that it fits.
+
+Which base model an adapter was trained on is kept in the place that PEFT's configuration has for
+what is known of it, `auto_mapping`, and compared where the adapter is opened.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,33 +17,33 @@ from typing import Any
 import torch
 
 from layerif.core.files import brief, check_patterns, read_json
+from layerif.core.files.tensors import bytes_of
 from layerif.core.progress import note
 from layerif.errors import InputError, LayerifError, MissingDependencyError
-from layerif.model.bases import other_base, other_name
-from layerif.model.folders import check_adapter
+from layerif.model.folders import ADAPTER_CONFIG, check_adapter
 from layerif.model.layers import Projection
 
 DEFAULT = "default"
-CONFIG_FILE = "adapter_config.json"
+BASE_HASH = "base_model_sha256"
 # The kinds that are opened, and the module that makes a kind known to PEFT where it is none of
 # PEFT's own: named and not imported, since it is built on this room.
 KINDS = {"LORA": None, "LORA_MOE": "layerif.adapters"}
 
 
 def adapter_folder(folder: Path, name: str = DEFAULT) -> Path:
-    """Where the adapter of a name lies: PEFT writes `default` into the folder, others beneath it.
+    """Where the adapter of a name is: PEFT writes `default` into the folder, others beneath it.
 
     Raises:
         InputError: there is none; says what there is.
     """
-    place = folder.expanduser() if name == DEFAULT else folder.expanduser() / name
-    if not (place / CONFIG_FILE).is_file():
-        root = folder.expanduser()
-        found = sorted(path.parent.name for path in root.glob(f"*/{CONFIG_FILE}"))
-        if (root / CONFIG_FILE).is_file():
+    root = folder.expanduser()
+    place = root if name == DEFAULT else root / name
+    if not (place / ADAPTER_CONFIG).is_file():
+        found = sorted(path.parent.name for path in root.glob(f"*/{ADAPTER_CONFIG}"))
+        if (root / ADAPTER_CONFIG).is_file():
             found.insert(0, DEFAULT)
         raise InputError(
-            f"no adapter {name!r} in {folder}: {place / CONFIG_FILE} does not exist; a folder "
+            f"no adapter {name!r} in {folder}: {place / ADAPTER_CONFIG} does not exist; a folder "
             "written by save_pretrained of a PEFT model is expected; adapters in it: "
             f"{', '.join(found) or 'none'}"
         )
@@ -51,7 +56,7 @@ def adapter_kind(place: Path) -> str:
     Raises:
         InputError: its configuration cannot be read, or it is of another kind.
     """
-    path = place / CONFIG_FILE
+    path = place / ADAPTER_CONFIG
     what = "the configuration that save_pretrained of a PEFT model writes"
     stated = read_json(path, what)
     if not isinstance(stated, dict) or "peft_type" not in stated:
@@ -63,6 +68,48 @@ def adapter_kind(place: Path) -> str:
             "supported"
         )
     return kind
+
+
+def base_record(model: Any) -> dict[str, str]:
+    """What an adapter's configuration keeps of the model, of transformers and without adapters."""
+    known = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    digest = base_hash(model)
+    return known if digest is None else {**known, BASE_HASH: digest}
+
+
+def base_hash(model: Any) -> str | None:
+    """SHA-256 of a model's weights, rounded to bfloat16: the same in float32, float64 and bfloat16.
+
+    None in float16, whose rounding and range are different.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if weight.dtype == torch.float16:
+            return None
+        plain = weight.detach()
+        if plain.is_floating_point():
+            plain = plain.to(torch.bfloat16)
+        digest.update(f"{name} {tuple(plain.shape)}".encode())
+        digest.update(bytes_of(plain))
+    return digest.hexdigest()
+
+
+def _compare_base(
+    config: Any, model: Any, place: Path, on_other_base: Callable[[str], None]
+) -> None:
+    """Tell where an adapter was trained on other weights; by their name where no hash is kept."""
+    kept = config.auto_mapping
+    recorded = kept.get(BASE_HASH) if isinstance(kept, dict) else None
+    stated = str(config.base_model_name_or_path or "")
+    here = str(model.config.name_or_path or "")
+    if isinstance(recorded, str):
+        if base_hash(model) not in (None, recorded):
+            on_other_base(
+                f"the adapter in {place} was trained on other weights than those of {here} "
+                f"({stated} then)"
+            )
+    elif stated and here and Path(stated).name.lower() != Path(here).name.lower():
+        note(f"the adapter in {place} names {stated} as its base model")
 
 
 def with_adapter(
@@ -81,7 +128,8 @@ def with_adapter(
         model: of transformers, changed in place; a skeleton will do to see whether it fits.
         folder: as PEFT's save_pretrained writes it.
         name: of the adapter.
-        on_other_base: told, before the model is changed, where the adapter was trained on another.
+        on_other_base: called with a sentence, before the model is changed, where the adapter was
+            trained on other weights.
 
     Raises:
         InputError: the folder holds no such adapter, it is of another kind, or it is for a model of
@@ -94,6 +142,7 @@ def with_adapter(
     kind = adapter_kind(place)
     check_adapter(place)
     skeleton = any(weight.is_meta for weight in model.parameters())
+    misfit = f"the adapter in {place} does not fit {model.config.name_or_path}"
     try:
         if (provider := KINDS[kind]) is not None:
             import_module(provider)
@@ -101,10 +150,8 @@ def with_adapter(
         _check_config(config, model, place)
         if skeleton:
             config.init_lora_weights = False  # most ways need the weights
-        elif (other := other_base(config, model)) is not None:
-            on_other_base(f"the adapter in {place} was trained on {other}")
-        elif (other := other_name(config, model)) is not None:
-            note(f"the adapter in {place} names {other} as its base model")
+        else:
+            _compare_base(config, model, place, on_other_base)
         with _same_draws(model), _noted(place, silent=skeleton):
             wrapped = PeftModel(model, config, name)
             found = wrapped.load_adapter(str(place), name)
@@ -115,23 +162,19 @@ def with_adapter(
         cause = " ".join(lines[:2])[:300] or type(error).__name__
         if isinstance(error, ImportError) or "please install" in cause:
             raise MissingDependencyError(f"the adapter in {place} needs more: {cause}") from None
-        if isinstance(error, KeyError):
-            cause = f"it lacks {cause}"
-        raise InputError(
-            f"the adapter in {place} does not fit {model.config.name_or_path}: {cause}"
-        ) from None
-    for what, keys in (("lacks", found.missing_keys), ("has", found.unexpected_keys)):
+        lacking = "it lacks " if isinstance(error, KeyError) else ""
+        raise InputError(f"{misfit}: {lacking}{cause}") from None
+    for what, keys in (
+        ("lacks {} weights that the model has a place for", found.missing_keys),
+        ("has {} weights that the model has no place for", found.unexpected_keys),
+    ):
         if keys:
-            raise InputError(
-                f"the adapter in {place} does not fit {model.config.name_or_path}: it {what} "
-                f"{len(keys)} weights that the model has {'' if what == 'lacks' else 'not '}"
-                f"a place for, {sorted(keys)[0]} among them"
-            )
+            raise InputError(f"{misfit}: it {what.format(len(keys))}, such as {min(keys)}")
     return wrapped.eval()
 
 
 def _check_config(config: Any, model: Any, place: Path) -> None:
-    """Refuse what PEFT cannot open again, or would take for ever to."""
+    """Refuse what PEFT cannot open again, or would never finish opening."""
     if str(getattr(config, "init_lora_weights", "")).startswith("corda"):
         raise InputError(
             f"the adapter in {place} is initialised by {config.init_lora_weights}, from statistics "
@@ -145,8 +188,10 @@ def _check_config(config: Any, model: Any, place: Path) -> None:
         values = getattr(config, field, None) or []
         return [form.format(e) for e in ([values] if isinstance(values, str) else values)]
 
+    targets = (getattr(config, f, None) for f in ("target_modules", "exclude_modules"))
     patterns = [
-        *(given(f)[0] for f in ("target_modules", "exclude_modules") if _is_text(config, f)),
+        # One expression, and not a list of names or PEFT's own word.
+        *(t for t in targets if isinstance(t, str) and t not in ("", "all-linear")),
         *given("rank_pattern", r"(.*\.)?({})$"),
         *given("alpha_pattern", r"(.*\.)?({})$"),
         *given("modules_to_save", r"(^|.*\.){}($|\..*)"),
@@ -155,38 +200,30 @@ def _check_config(config: Any, model: Any, place: Path) -> None:
     check_patterns(patterns, names, f"the adapter in {place}")
 
 
-def _is_text(config: Any, field: str) -> bool:
-    """Whether a field is one expression, and not a list of names; PEFT's own word is neither."""
-    value = getattr(config, field, None)
-    return isinstance(value, str) and value not in ("", "all-linear")
-
-
 @contextmanager
 def _same_draws(model: Any) -> Iterator[None]:
     """PiSSA by a random method takes the same out of a model each time; all else is as before."""
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
-        for generator in (
-            torch.default_generator,
-            *(torch.cuda.default_generators[device] for device in devices),
-        ):
-            generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(0)
         yield
 
 
 @contextmanager
 def _noted(place: Path, *, silent: bool) -> Iterator[None]:
     """PEFT's warnings as notes, but for those of keys, which are checked here, and of names."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         yield
-    messages = [
+    messages = (
         " ".join(str(warning.message).split())
-        for warning in told
-        if not issubclass(warning.category, DeprecationWarning | FutureWarning)
-    ]
+        for warning in given
+        if not (silent or issubclass(warning.category, DeprecationWarning | FutureWarning))
+    )
     for message in dict.fromkeys(messages):
-        if not (silent or "missing adapter keys" in message):
+        if "missing adapter keys" not in message:
             note(f"PEFT, of the adapter in {place}: {message}")
 
 
@@ -216,17 +253,20 @@ def adapted_modules(model: Any) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "get_base_layer")]
 
 
-def refuse_adapted(model: Any, right: str) -> None:
+def refuse_adapted(model: Any, why: str) -> None:
     """Refuse a model that has adapters already.
 
+    Args:
+        why: the end of the error: why they cannot be there, and what to do.
+
     Raises:
-        InputError: it has; `right` goes on with why not, and what would be right.
+        InputError: it has.
     """
     if adapted_modules(model):
-        raise InputError(f"the model has adapters already, {right}")
+        raise InputError(f"the model has adapters already, {why}")
 
 
-def adapters_at_work(model: Any) -> list[str]:
+def active_adapters(model: Any) -> list[str]:
     """Kind and name of each adapter that is active at some module, merged or beside it."""
     kinds = getattr(model, "peft_config", {})
     names: dict[str, None] = {}

@@ -1,7 +1,7 @@
-"""Refuse projections whose weight serves in another place too, saying where.
+"""Refuse projections whose weight is used in another place too, saying where.
 
 A weight that two layers share has one gradient and one set of zeros: influence through one layer
-could not be told from that through the other, nor a plan for each be carried out.
+could not be separated from that through the other, nor a plan for each be carried out.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class _Place:
 
     @property
     def storage(self) -> int:
-        """What it lies in; the parameter itself on the meta device, where nothing has storage."""
-        return self.parameter.untyped_storage().data_ptr() or id(self.parameter)
+        """What it is in; the parameter itself where it has no address, as on the meta device."""
+        weight = self.parameter
+        return weight.untyped_storage().data_ptr() if weight.data_ptr() else id(weight)
 
     @property
     def first(self) -> int:
@@ -45,7 +46,7 @@ class _Place:
 def refuse_shared_weights(
     model: nn.Module, layers: Sequence[nn.Module], path: str, weights: Sequence[torch.Tensor]
 ) -> None:
-    """See to it that no projection's weight is also a weight of anything else in the model.
+    """Check that no projection's weight is also a weight of anything else in the model.
 
     The same module under two names in one layer is one projection. Slices of one storage are
     weights of their own as long as they have no element in common.
@@ -70,9 +71,9 @@ def refuse_shared_weights(
                     first, second = sorted((place, other), key=places.index)
                     raise InputError(
                         f"{first.name} and {second.name} are one weight: influence through one "
-                        "place could not be told from that through the other, nor zeros be given "
-                        "to one alone; every projection of the decoder layers needs a weight of "
-                        "its own (untie them, `module.weight = nn.Parameter(weight.clone())`)"
+                        "place could not be separated from that through the other, nor zeros be "
+                        "given to one alone; every projection of the decoder layers needs a weight "
+                        "of its own (untie them, `module.weight = nn.Parameter(weight.clone())`)"
                     )
             below.append(place)
 
@@ -100,7 +101,7 @@ def _meet(one: _Place, other: _Place) -> bool:
     a, b = one.parameter, other.parameter
     if a is b or (a.is_contiguous() and b.is_contiguous()) or a.dtype != b.dtype:
         return True
-    # Slices by column lie interleaved: mark the elements of one and look for those of the other.
+    # Slices by column are interleaved: mark the elements of one and look for those of the other.
     first = min(a.storage_offset(), b.storage_offset())
     last = max(one.end, other.end) // a.element_size()
     marked = torch.zeros(last - first, dtype=torch.bool)

@@ -18,8 +18,8 @@ from torch import nn
 from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.errors import NumericalError
 from layerif.likelihood import row_sums, token_losses
-from layerif.model.forwards import replaced_forwards
 from layerif.model.layers import DecoderLayers
+from layerif.model.modes import replaced_forwards
 from layerif.model.opening import input_device
 
 

@@ -21,10 +21,10 @@ from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
 from layerif.data import Task
 from layerif.errors import InputError
+from layerif.evaluation.comparison import compare_seeds, figures_of
 from layerif.evaluation.evaluate import check_sources, evaluate
 from layerif.evaluation.options import EvaluateOptions
-from layerif.evaluation.seeds import compare_seeds, figures_of
-from layerif.finetuning.attaching import complete_plan
+from layerif.finetuning.finetune import complete_plan
 from layerif.finetuning.options import FinetuneOptions
 from layerif.metrics.measuring import metric_scores
 from layerif.model.layers import unwrapped

@@ -19,12 +19,10 @@ from layerif.core.checkpoint import Steps
 from layerif.core.files import new_folder, write_text
 from layerif.core.processes import is_first
 from layerif.data import Example, Task
-from layerif.finetuning.finetune import finetune
+from layerif.finetuning.finetune import finetune, routing_on
 from layerif.finetuning.options import FinetuneOptions
-from layerif.finetuning.routed import routing_on
-from layerif.model.modes import as_found
+from layerif.model.modes import as_found, quiet_transformers
 from layerif.model.opening import Tokenizer
-from layerif.model.quiet import quiet_transformers
 from layerif.report import adapter_card, plot_routing
 from layerif.workflows.stage import Stage, fingerprint_of
 

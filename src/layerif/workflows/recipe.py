@@ -21,6 +21,7 @@ from layerif.core.files import brief
 from layerif.core.options import IdleOptionError, Options, Rule, Values, idle, refuse_idle
 from layerif.core.record import MOST_FAULTS, faults_of
 from layerif.data.options import CalibrationOptions, PromptOptions, SampleOptions, TaskOptions
+from layerif.data.registry import CORPORA
 from layerif.errors import FieldError
 from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
@@ -139,9 +140,8 @@ class PruneStage(PruneOptions, CalibrationOptions):
         ),
     )
 
-    calibration: str = "python-docs"
-    """python-docs, wikitext2, a text file, a task (its training rows), or self (text that the model
-    writes)."""
+    calibration: Annotated[str, CORPORA] = "python-docs"
+    """A text file, a task (its training rows), self (text that the model writes), or a corpus."""
 
 
 class EvaluateStage(PromptOptions, EvaluateOptions):
@@ -150,7 +150,7 @@ class EvaluateStage(PromptOptions, EvaluateOptions):
     rules: ClassVar[tuple[Rule, ...]] = (*EvaluateOptions.rules, *PromptOptions.rules)
 
     tasks: list[str] = Field(min_length=1)
-    """Tasks and corpora."""
+    """Tasks and corpora, see `layerif tasks`."""
 
 
 class Recipe(Record):

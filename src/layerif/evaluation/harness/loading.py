@@ -19,8 +19,15 @@ from layerif.core.progress import note
 from layerif.data import Example
 from layerif.data.catalogue import CATALOGUE, IN_HARNESS
 from layerif.data.declared import TaskSpec, fetch_examples, tested_order
+from layerif.data.sources import one_line
 from layerif.errors import InputError, MissingDependencyError
 from layerif.evaluation.harness.quiet import quiet_harness
+
+# What lm-eval marks a task by, and what the task does.
+_REFUSED = {
+    "UNSAFE_CODE": "runs code that the model writes",
+    "MULTIMODAL": "asks about pictures or sound",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,11 @@ def load_harness(
                 tasks |= found["tasks"]
                 groups |= found.get("groups", {})
         for name, task in tasks.items():
-            _refuse_other_kinds(name, task)
+            for flag, does in _REFUSED.items():
+                if getattr(task, flag, False):
+                    raise InputError(
+                        f"task {name} of lm-evaluation-harness {does}, which is not done here"
+                    )
             _set_shots(name, task, shots)
         rows = None if samples is None else _draw(tasks, samples, seed, data_dir)
     origin = {
@@ -151,11 +162,8 @@ def _from_folder(name: str, data_dir: Path, shots: int | None) -> Any:
 def _document(example: Example) -> dict[str, Any]:
     """A row as lm-eval takes it: of contexts to choose from, the text is the right one's index."""
     if example.contexts:
-        return {
-            "text": example.answer,
-            "choices": example.contexts,
-            "target": example.completion,
-        }
+        choices, target = example.contexts, example.completion
+        return {"text": example.answer, "choices": choices, "target": target}
     return {"text": example.prompt, "choices": example.choices, "target": example.answer}
 
 
@@ -173,25 +181,32 @@ def _from_lm_eval(name: str) -> Any:
     else:
         manager = _all_tasks()
         if name not in manager.task_index:
-            raise _unknown(name, manager.all_tasks)
+            known = manager.all_tasks
+            close = difflib.get_close_matches(name, known, n=5)
+            hint = f"did you mean {' or '.join(close)}? All" if close else "all"
+            raise InputError(
+                f"lm-evaluation-harness has no task, group or tag {name!r}; {hint} {len(known):,} "
+                "are listed by `lm-eval ls tasks`, and the path of a task file in its YAML form "
+                "does as well"
+            )
     what = f"task {name} of lm-evaluation-harness"
     try:
         return manager.load([name])
     except ConnectionError as error:
         raise InputError(
             f"the Hugging Face hub cannot be reached for the data of {what}, and no copy of it is "
-            f"cached here ({_line(error)}); connect once to fetch it. With data_dir these need "
+            f"cached here ({one_line(error)}); connect once to fetch it. With data_dir these need "
             f"no hub: {', '.join(IN_HARNESS)}"
         ) from error
     except ImportError as error:
         raise MissingDependencyError(
-            f"{what} needs a package that is not installed here: {_line(error)}"
+            f"{what} needs a package that is not installed here: {one_line(error)}"
         ) from error
     except (
         *(OSError, ValueError, KeyError, TypeError, TemplateError, yaml.YAMLError),
         datasets.exceptions.DatasetsError,
     ) as error:
-        raise InputError(f"{what} cannot be loaded: {_line(error)}") from error
+        raise InputError(f"{what} cannot be loaded: {one_line(error)}") from error
 
 
 @functools.cache
@@ -200,25 +215,6 @@ def _all_tasks() -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
-
-
-def _unknown(name: str, known: Sequence[str]) -> InputError:
-    close = difflib.get_close_matches(name, known, n=5)
-    hint = f"did you mean {' or '.join(close)}? All" if close else "all"
-    return InputError(
-        f"lm-evaluation-harness has no task, group or tag {name!r}; {hint} {len(known):,} are "
-        "listed by `lm-eval ls tasks`, and the path of a task file in its YAML form does as well"
-    )
-
-
-def _refuse_other_kinds(name: str, task: Any) -> None:
-    kinds = {
-        "UNSAFE_CODE": "runs code that the model writes",
-        "MULTIMODAL": "asks about pictures or sound",
-    }
-    for flag, does in kinds.items():
-        if getattr(task, flag, False):
-            raise InputError(f"task {name} of lm-evaluation-harness {does}, which is not done here")
 
 
 def _set_shots(name: str, task: Any, shots: int | None) -> None:
@@ -250,9 +246,8 @@ def _draw(
         order = np.random.default_rng(seed).permutation(count).tolist()
         spec = CATALOGUE.get(name)
         if spec is not None and spec.harness is not None:
-            order = list(
-                dict.fromkeys([*_drawn_by_us(spec, data_dir, samples, seed, count), *order])
-            )
+            ours = _drawn_by_us(spec, data_dir, samples, seed, count)
+            order = list(dict.fromkeys([*ours, *order]))
         drawn[name] = sorted(order[:samples])
     return drawn
 
@@ -268,11 +263,7 @@ def _drawn_by_us(
     if rows != count:
         note(
             f"task {spec.name} has {rows} rows in our catalogue and {count} in "
-            "lm-evaluation-harness: the rows drawn are not those of --style harness"
+            "lm-evaluation-harness: the rows drawn are not those of the style harness"
         )
         return []
     return drawn
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
