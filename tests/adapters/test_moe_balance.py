@@ -15,8 +15,7 @@ from layerif.adapters.balance import BatchState, balance_loss
 from layerif.adapters.routing import gates
 from layerif.artifacts import RouterLoad, RoutingUse
 from layerif.errors import InputError
-from layerif.report import plot_routing
-from layerif.report.routing import even_loads
+from layerif.report.routing import even_loads, plot_routing
 
 COEFFICIENT = 0.3
 

@@ -27,7 +27,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
 from layerif.model.peft_adapters import with_adapter
 from layerif.model.quiet import quiet_transformers
-from layerif.report import adapter_card
+from layerif.report.cards import adapter_card
 from layerif.workflows.finetuning import finetune_into
 
 

@@ -16,7 +16,7 @@ from layerif.evaluation.seeds import compare_seeds, figures_of
 from layerif.evaluation.statistics import holm
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.model.peft_adapters import with_adapter
-from layerif.report import comparison_lines
+from layerif.report.comparisons import comparison_lines
 from layerif.workflows.compare_experts import (
     check_plans,
     compare_experts,

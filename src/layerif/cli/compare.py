@@ -83,7 +83,8 @@ def sparsity(
     words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
     sources = load_sources(options.words(tasks), **words)
 
-    from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.report.comparisons import comparison_lines
+    from layerif.report.tables import caveat_lines, results_table
     from layerif.workflows.compare_sparsity import COMPARISON_FILE, compare_sparsity
 
     opened, tokenizer = model.open()

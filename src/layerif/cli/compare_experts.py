@@ -95,7 +95,7 @@ def experts(
 
 def cells_table(cells: Mapping[str, Cells], title: str) -> Table:
     """Plans side by side."""
-    from layerif.report import seeds_table
+    from layerif.report.comparisons import seeds_table
     from layerif.workflows.compare_experts import figures_by_seed, trained_parameters
 
     rows = next(iter(cells.values())).results[0].measurements[0].count
@@ -117,7 +117,7 @@ def cells_value(cells: Mapping[str, Cells]) -> dict[str, Any]:
 def cells_lines(folder: Path) -> list[str]:
     """How the plans of a folder compare, in words; none where there is but one."""
     from layerif.artifacts import Comparisons
-    from layerif.report import comparison_lines
+    from layerif.report.comparisons import comparison_lines
     from layerif.workflows.compare_experts import COMPARISON_FILE
 
     return comparison_lines(Comparisons.load(folder / COMPARISON_FILE).comparisons)

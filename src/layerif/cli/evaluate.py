@@ -106,7 +106,8 @@ def evaluate(
     from layerif.evaluation.comparison import compare
     from layerif.evaluation.evaluate import check_same_items
     from layerif.model.opening import open_tokenizer
-    from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
+    from layerif.report.comparisons import comparison_lines
+    from layerif.report.tables import caveat_lines, reported_lines, results_table
     from layerif.workflows.stages import evaluate_into
 
     if reference is not None:
@@ -154,7 +155,7 @@ def _reference(path: Path, wanted: set[tuple[str, str]]) -> Results:
     `wanted` has the name and the scoring of what is to be measured.
     """
     from layerif.artifacts import Results
-    from layerif.report import titled
+    from layerif.report.tables import titled
 
     reference = Results.load(path)
     shared = [m for m in reference.measurements if (m.name, m.scoring) in wanted]

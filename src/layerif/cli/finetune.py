@@ -52,7 +52,7 @@ def finetune(
     data = task.load(model.model, trust_remote_code=model.trust_remote_code)
     train, measured = rows.rows(data, how.seed)
 
-    from layerif.report import finetuning_table
+    from layerif.report.tables import finetuning_table
     from layerif.workflows.finetuning import finetune_into
 
     opened, tokenizer = model.open()

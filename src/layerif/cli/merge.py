@@ -37,7 +37,7 @@ def merge(
     What the LoRA adds where the pruned weights are zero is lost, so measure the outcome.
     """
     from layerif.compress.pruning.merging import merge_into
-    from layerif.report import manifest_table
+    from layerif.report.tables import manifest_table
 
     manifest = merge_into(
         out,

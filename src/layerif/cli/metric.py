@@ -151,7 +151,8 @@ def measure(
     of_metric = complete_options(name, {n: v for n, v in own.values().items() if n in said})
 
     from layerif.model.opening import open_skeleton
-    from layerif.report import leave_picture, metric_table, plot_metric
+    from layerif.report.plots import leave_picture, plot_metric
+    from layerif.report.tables import metric_table
     from layerif.workflows.stages import MetricSamples, measure_into
 
     on: Any = None

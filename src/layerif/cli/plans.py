@@ -67,7 +67,8 @@ def deliver(
     Args:
         beside: what goes beside the plan in JSON output.
     """
-    from layerif.report import leave_picture, plan_table, plot_plan
+    from layerif.report.plots import leave_picture, plot_plan
+    from layerif.report.tables import plan_table
 
     if out is not None:
         if not kept:

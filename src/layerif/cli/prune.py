@@ -73,7 +73,7 @@ def prune(
     if reads_text(how.method):
         source = load_calibration(text.calibration, data_dir=text.data_dir)
 
-    from layerif.report import manifest_lines, manifest_table
+    from layerif.report.tables import manifest_lines, manifest_table
     from layerif.workflows.stages import prune_into
 
     opened, tokenizer = model.open()

@@ -64,7 +64,8 @@ def run(
     context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons
-    from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.report.comparisons import comparison_lines
+    from layerif.report.tables import caveat_lines, results_table
     from layerif.workflows.pipeline import COMPARISON_FILE, run_recipe
     from layerif.workflows.trained import FOLDER
 

@@ -75,7 +75,8 @@ def show(context: typer.Context, scores: LayerScores, out: Path, *, as_json: boo
     """Scores that a run folder now holds: recipe, picture and table."""
     from layerif.artifacts import SCORES
     from layerif.core.processes import is_first
-    from layerif.report import leave_picture, plot_scores, scores_table, sweep_lines
+    from layerif.report.plots import leave_picture, plot_scores
+    from layerif.report.tables import scores_table, sweep_lines
 
     if is_first():
         write_recipe(context, out)

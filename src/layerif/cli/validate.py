@@ -123,7 +123,7 @@ def validate(
         corpus = load_corpus(text.calibration, data_dir=task.data_dir)
 
     from layerif.model.opening import describe
-    from layerif.report import agreement_table
+    from layerif.report.correlation import agreement_table
     from layerif.validation.correlation import advice, agreements
 
     opened, tokenizer = model.open()

@@ -25,7 +25,8 @@ from layerif.finetuning.routed import routing_on
 from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer
 from layerif.model.quiet import quiet_transformers
-from layerif.report import adapter_card, plot_routing
+from layerif.report.cards import adapter_card
+from layerif.report.routing import plot_routing
 from layerif.workflows.stage import Stage, fingerprint_of
 
 ROUTING = "routing"

@@ -37,7 +37,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe, open_model, open_skeleton, open_tokenizer, parse_device
 from layerif.model.peft_adapters import with_adapter
 from layerif.plans.allocate import allocate
-from layerif.report import leave_picture, plot_plan, plot_scores
+from layerif.report.plots import leave_picture, plot_plan, plot_scores
 from layerif.workflows.beside import Open, check_beside, plans_beside
 from layerif.workflows.compare_experts import Cells
 from layerif.workflows.folder import RunFolder

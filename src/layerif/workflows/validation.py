@@ -27,7 +27,8 @@ from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
 from layerif.plans.score_files import read_scores
-from layerif.report import leave_picture, plot_agreement
+from layerif.report.correlation import plot_agreement
+from layerif.report.plots import leave_picture
 from layerif.validation.capacity import capacity
 from layerif.validation.correlation import advice
 from layerif.validation.ground_truth import isolated, operating_point
