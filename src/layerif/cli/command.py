@@ -76,13 +76,6 @@ def given(context: Any) -> set[str]:
     }
 
 
-def idle_options(context: Any) -> set[str]:
-    """The options that have no effect beside the others, by their names in recipes."""
-    from layerif.core.options import idle
-
-    return idle(rules_of(context), values(context))
-
-
 def rules_of(context: Any) -> Sequence[Any]:
     """When the options of a command have an effect."""
     return getattr(context.command.callback, "rules", ())

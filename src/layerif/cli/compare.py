@@ -2,27 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from layerif.cli import options
 from layerif.cli.command import Command
-from layerif.cli.compare_experts import COMPARED_SCORES, experts
 from layerif.cli.derived import with_rules
 from layerif.cli.lazy import group
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli.replay import finish
 from layerif.core.options import Rule, Values
-from layerif.data.options import CalibrationOptions, PromptOptions
+from layerif.data.options import CalibrationOptions, PromptOptions, TaskOptions
 from layerif.evaluation.options import EvaluateOptions, has_corpus, has_task
 from layerif.model.options import ModelOptions
-from layerif.plans.named import PLANS
-from layerif.workflows.options import SparsityStudy
+from layerif.plans.named import INFLUENCE, PLANS, plans_among
+from layerif.workflows.options import ExpertsStudy, SparsityStudy
 
-app = group(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
-app.command("experts", cls=Command)(experts)
+if TYPE_CHECKING:
+    from layerif.workflows.compare_experts import Cells
+
+app = group(no_args_is_help=True, help=__doc__)
+
+InfluenceScores = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores", help="Run folder of `layerif score`, for the plan layerif.", show_default=False
+    ),
+]
+
+
+def _reads_influence(values: Values) -> bool:
+    """Whether a plan compared is made from influence."""
+    words = options.words(values["plans"])
+    return any(p.metric == INFLUENCE for kind in PLANS for p in plans_among(words, kind))
+
+
+COMPARED_SCORES = Rule(
+    "scores",
+    _reads_influence,
+    "where a plan made from influence, such as layerif, is among {plans}",
+)
+
+
+@app.command("experts", cls=Command)
+@with_rules(COMPARED_SCORES)
+def experts(
+    context: typer.Context,
+    model: ModelOptions,
+    task: TaskOptions,
+    total: Annotated[
+        int, typer.Option("--total", help="Experts of all layers together.", show_default=False)
+    ],
+    out: options.OutFolder,
+    study: ExpertsStudy,
+    plans: Annotated[
+        str,
+        typer.Option(
+            "--plans",
+            help=f"With commas: {', '.join(PLANS['experts'].names())}, or files of plans. mola "
+            "takes any digits, lora is plain, of equal total rank; uniform always comes first.",
+        ),
+    ] = "mola-2468,alphalora,lora",
+    scores: InfluenceScores = None,
+    preset: options.PresetOption = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train by several plans of experts with equal steps and seeds, and measure all on test rows.
+
+    Every plan has the same experts in all, or as plain LoRA the same total rank. The table has the
+    mean over seeds; differences from the uniform plan are tested with seeds and rows resampled.
+    Interrupted, the same command goes on after the last whole checkpoint.
+    """
+    from layerif.artifacts import LayerScores
+    from layerif.workflows.folder import RunFolder
+
+    RunFolder(out, "compare experts").check()
+    influence = None if scores is None else LayerScores.load(scores)
+    data = task.load(model.model, trust_remote_code=model.trust_remote_code)
+
+    from layerif.workflows.compare_experts import (
+        check_plans,
+        compare_experts,
+        names_of,
+        plans_of,
+        scorer,
+    )
+
+    opened, tokenizer = model.open()
+    names = names_of(options.words(plans))
+    check_plans(names, total, model=opened, options=study, scored=scores is not None)
+    chosen = plans_of(names, total, scorer(opened, influence, study.seed), study.rank)
+    cells = compare_experts(out, opened, tokenizer, chosen, study, task=data)
+    counted = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    table = cells_table(cells, f"{total} experts trained by several plans, {counted}")
+    finish(context, out, table, cells_value(cells), *cells_lines(out), as_json=as_json)
+
+
+def cells_table(cells: Mapping[str, Cells], title: str) -> Table:
+    """Plans side by side."""
+    from layerif.report.comparisons import seeds_table
+    from layerif.workflows.compare_experts import figures_by_seed, trained_parameters
+
+    rows = next(iter(cells.values())).results[0].measurements[0].count
+    title = f"{title}, {rows:,} test rows"
+    return seeds_table(figures_by_seed(cells), trained_parameters(cells), title)
+
+
+def cells_value(cells: Mapping[str, Cells]) -> dict[str, Any]:
+    """The same for machines."""
+    from layerif.workflows.compare_experts import figures_by_seed, trained_parameters
+
+    parameters = trained_parameters(cells)
+    return {
+        name: {"trainable_parameters": parameters[name], "figures": own}
+        for name, own in figures_by_seed(cells).items()
+    }
+
+
+def cells_lines(folder: Path) -> list[str]:
+    """How the plans of a folder compare, in words; none where there is but one."""
+    from layerif.artifacts import Comparisons
+    from layerif.report.comparisons import comparison_lines
+    from layerif.workflows.compare_experts import COMPARISON_FILE
+
+    return comparison_lines(Comparisons.load(folder / COMPARISON_FILE).comparisons)
 
 
 class ComparedOptions(EvaluateOptions):
@@ -34,14 +140,15 @@ class ComparedOptions(EvaluateOptions):
     )
 
 
-def _others(name: str) -> Callable[[Values], bool]:
-    """Whether another plan than one is compared."""
-    return lambda v: bool({*options.words(v["plans"])} - {name})
+def _tried(values: Values) -> bool:
+    """Whether another plan than the uniform one is compared."""
+    return bool({*options.words(values["plans"])} - {"uniform"})
 
 
+@app.command("sparsity", cls=Command)
 @with_rules(
     COMPARED_SCORES,
-    Rule("tries", _others("uniform"), "where another plan than uniform is among {plans}"),
+    Rule("tries", _tried, "where another plan than uniform is among {plans}"),
 )
 def sparsity(
     context: typer.Context,
@@ -60,7 +167,7 @@ def sparsity(
     plans: Annotated[
         str, typer.Option("--plans", help=f"With commas: {', '.join(PLANS['sparsity'].names())}.")
     ] = "alphapruning,owl,dlp,marginal",
-    scores: options.InfluenceScores = None,
+    scores: InfluenceScores = None,
     as_json: options.Json = False,
 ) -> None:
     """Prune by several sparsity plans and measure all on the same items, beside the dense model.
@@ -87,11 +194,9 @@ def sparsity(
     from layerif.report.tables import caveat_lines, results_table
     from layerif.workflows.compare_sparsity import COMPARISON_FILE, compare_sparsity
 
-    opened, tokenizer = model.open()
     results = compare_sparsity(
         out,
-        opened,
-        tokenizer,
+        *model.open(),
         names,
         study,
         calibration=corpus,
@@ -99,17 +204,9 @@ def sparsity(
         options=measuring.part(EvaluateOptions),
         influence=influence,
     )
-    write_recipe(context, out)
-    value = {name: found.model_dump(mode="json") for name, found in results.items()}
     pattern = "" if study.nm is None else f", {study.nm}"
     title = f"Pruned to {study.sparsity:.0%} by {study.method}{pattern}"
-    emit(results_table(results, title), value, as_json=as_json)
-    for line in caveat_lines(results):
-        say(line, as_json=as_json)
-    found = Comparisons.load(out / COMPARISON_FILE) if len(results) > 2 else None
-    for line in comparison_lines(found.comparisons) if found else ():
-        say(line, as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
-
-
-app.command("sparsity", cls=Command)(sparsity)
+    lines = [*caveat_lines(results)]
+    if len(results) > 2:
+        lines += comparison_lines(Comparisons.load(out / COMPARISON_FILE).comparisons)
+    finish(context, out, results_table(results, title), results, *lines, as_json=as_json)

@@ -9,7 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.derived import with_rules
-from layerif.cli.output import emit, say
+from layerif.cli.output import emit
 from layerif.cli.replay import write_recipe
 from layerif.core.options import Options, Rule, Shown
 from layerif.data.options import PromptOptions
@@ -113,36 +113,27 @@ def evaluate(
     if reference is not None:
         own = words["tokenizer"] or open_tokenizer(model.model, **trusted)
         check_same_items(model.model, str(against), reference, own, sources, options=how)
-    opened, tokenizer = model.open(**adapter.values())
     results = evaluate_into(
         out,
-        opened,
-        tokenizer,
+        *model.open(**adapter.values()),
         sources,
         options=how,
         harness=loaded,
         cache=options.likelihood_cache(no_cache=no_cache),
         overwrite=overwrite,
     )
+    shown = {results.model.title: results}
+    lines = [*reported_lines(results), *caveat_lines(shown)]
     if out is not None:
         write_recipe(context, out)
-    own = {results.model.title: results}
-    value = results.model_dump(mode="json")
-    table = results_table(own, "Evaluation")
+        lines.append(f"wrote {out}")
     if reference is None or not as_json:
-        emit(table, value, as_json=as_json)
-    for line in [*reported_lines(results), *caveat_lines(own)]:
-        say(line, as_json=as_json)
-    if out is not None:
-        say(f"wrote {out}", as_json=as_json)
+        emit(results_table(shown, "Evaluation"), results, *lines, as_json=as_json)
     if reference is not None:
         # Last, so that figures which turn out to be of other rows are kept and shown all the same.
-        compared = compare({**own, str(against): reference}, str(against))
-        for line in comparison_lines(compared):
-            say(line, as_json=as_json)
-        if as_json:
-            comparisons = [comparison.model_dump(mode="json") for comparison in compared]
-            emit(table, {"results": value, "comparisons": comparisons}, as_json=True)
+        compared = compare({**shown, str(against): reference}, str(against))
+        value = {"results": results, "comparisons": compared}
+        emit(None, value, *comparison_lines(compared), as_json=as_json)
 
 
 def _names(listed: str | None) -> list[str]:

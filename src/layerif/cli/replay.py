@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layerif.cli.command import given, idle_options, parameters, path_of
-from layerif.core.options import GIVES_WAY
+from layerif.cli.command import given, parameters, path_of, rules_of, values
+from layerif.cli.output import emit
+from layerif.core.options import GIVES_WAY, idle
+from layerif.core.processes import is_first
 from layerif.errors import FieldError
 
 if TYPE_CHECKING:
@@ -31,16 +33,29 @@ UsageError: Any = typer.BadParameter.__base__
 NOT_WORK = ("json", *COMMAND_LINE_ONLY)
 
 
+def finish(
+    context: typer.Context, out: Path | None, table: Any, value: Any, *lines: str, as_json: bool
+) -> None:
+    """Leave the recipe of a command with its result, if it wrote one, and print what came out."""
+    if out is not None:
+        write_recipe(context, out)
+        lines = (*lines, f"wrote {out}")
+    emit(table, value, *lines, as_json=as_json)
+
+
 def write_recipe(context: typer.Context, out: Path) -> None:
     """Write the recipe of the command that `context` runs, into `out` or beside the file `out`.
 
-    A file there that is no such recipe stays as it is; so does one that a person has edited.
+    A file there that is no such recipe stays as it is; so does one that a person has edited. Of
+    several processes the first one writes it.
     """
     import yaml
 
     from layerif.core.files import keep_recipe, recipe_path
 
-    left_out = {*NOT_WORK, *idle_options(context), *_giving_way(context)}
+    if not is_first():
+        return
+    left_out = {*NOT_WORK, *idle(rules_of(context), values(context)), *_giving_way(context)}
     options = {
         name: _plain(context.params[parameter.name])
         for name, parameter in parameters(context.command).items()

@@ -1,4 +1,4 @@
-"""`layerif run`."""
+"""Recipes written and followed, and run folders cleaned: `layerif init`, `run` and `clean`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.command import given
-from layerif.cli.compare_experts import cells_lines, cells_table, cells_value
+from layerif.cli.compare import cells_lines, cells_table, cells_value
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, refuse_commanded, replay
+from layerif.errors import InputError
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe to start from; `layerif run` follows it."""
+    from layerif.core.files import check_place, write_text
+    from layerif.workflows.template import template
+
+    check_place(path, folder=False)
+    if path.exists():
+        raise InputError(f"{path} already exists; name another file: layerif init other.yaml")
+    write_text(path, template())
+    say(f"wrote {path}; look it over, then: layerif run {path}")
 
 
 def run(
@@ -32,7 +47,6 @@ def run(
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
     that another command wrote is replayed.
     """
-    from layerif.errors import InputError
     from layerif.workflows.document import Document
     from layerif.workflows.recipe import Recipe
 
@@ -75,16 +89,36 @@ def run(
         trust_remote_code=trust_remote_code,
     )
     results = outcome.pruned
-    value: dict[str, Any] = {n: result.model_dump(mode="json") for n, result in results.items()}
+    value: dict[str, Any] = dict(results)
     if outcome.trained:
         value[FOLDER] = cells_value(outcome.trained)
     title = f"{followed.model} at {followed.sparsity.target:.0%} sparsity"
-    emit(results_table(results, title), value, as_json=as_json)
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
-    for line in [*comparison_lines(found.comparisons), *caveat_lines(results)]:
-        say(line, as_json=as_json)
-    if outcome.trained and not as_json:
-        emit(cells_table(outcome.trained, "Experts trained by plan"), {}, as_json=False)
-        for line in cells_lines(Path(followed.out) / FOLDER):
-            say(line, as_json=False)
-    say(f"Scores, plans, pictures and the pruned models are in {followed.out}", as_json=as_json)
+    lines = [*comparison_lines(found.comparisons), *caveat_lines(results)]
+    emit(results_table(results, title), value, *lines, as_json=as_json)
+    if as_json:
+        return
+    if outcome.trained:
+        lines = cells_lines(Path(followed.out) / FOLDER)
+        emit(cells_table(outcome.trained, "Experts trained by plan"), {}, *lines, as_json=False)
+    say(f"Scores, plans, pictures and the pruned models are in {followed.out}")
+
+
+def clean(
+    folder: Annotated[
+        Path, typer.Argument(help="Run folder, or the result of a command.", show_default=False)
+    ],
+) -> None:
+    """Remove what a run folder keeps for later: gradients, and steps of interrupted work.
+
+    Results stay.
+    """
+    from layerif.core.checkpoint import steps_folder
+    from layerif.workflows.stages import remove_kept
+
+    places = remove_kept(folder)
+    if not places:
+        raise InputError(
+            f"{folder} keeps nothing for later: neither gradients nor {steps_folder(folder)} exist"
+        )
+    say(*(f"removed {place} ({size / 1e9:.2f} GB)" for place, size in places))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
@@ -32,17 +31,14 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
     """List the tasks and corpora; `layerif tasks show NAME` prints examples of a task."""
     if context.invoked_subcommand is not None:
         return
-    from rich.table import Table
-
     from layerif.data import listings
+    from layerif.report.tables import plain_table
 
-    found = listings()
-    table = Table(title="Tasks, and corpora of running text")
-    for column in ("name", "source", "candidates", "what it asks, or holds"):
-        table.add_column(column)
-    for listing in found:
+    columns = ("name", "source", "candidates", "what it asks, or holds")
+    table = plain_table("Tasks, and corpora of running text", *columns)
+    for listing in listings():
         table.add_row(listing.name, listing.source, listing.candidates or "-", listing.asks)
-    emit(table, [asdict(listing) for listing in found], as_json=as_json)
+    emit(table, listings(), as_json=as_json)
 
 
 class ShownOptions(PromptOptions):
@@ -66,7 +62,9 @@ def show(
         str | None,
         typer.Option("--model", help="Model whose template --style chat is.", show_default=False),
     ] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of all draws; splits do not depend on it.")
+    ] = 0,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:

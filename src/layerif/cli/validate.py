@@ -10,8 +10,7 @@ from pydantic import Field
 
 from layerif.cli import options
 from layerif.cli.derived import with_rules
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli.replay import finish
 from layerif.core.choices import PruningTruth, TruthKind
 from layerif.core.options import GIVES_WAY, Rule, Values
 from layerif.data.options import CalibrationOptions, SampleOptions, TaskOptions
@@ -156,8 +155,5 @@ def validate(
                 )
     found = agreements(vectors, truths, seed=point.seed)
     verdict = write_verdict(out, vectors, truths, found)
-    write_recipe(context, out)
-    emit(agreement_table(found), verdict, as_json=as_json)
-    for kind, rows in found.items():
-        say(f"{kind}: {advice(rows)}", as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
+    lines = [f"{kind}: {advice(rows)}" for kind, rows in found.items()]
+    finish(context, out, agreement_table(found), verdict, *lines, as_json=as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,7 +210,7 @@ def reported_lines(results: Results) -> list[str]:
     return lines
 
 
-def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
+def caveat_lines(results: Mapping[str, Results]) -> list[str]:
     """What a reader must know beside the figures."""
     first = next(iter(results.values()))
     lines = [
