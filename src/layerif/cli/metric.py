@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import Field
 
 from layerif.cli import options
 from layerif.cli.command import given
 from layerif.cli.derived import expanded
 from layerif.cli.lazy import ListedGroup, docstring_of, single
 from layerif.cli.replay import finish
-from layerif.core.options import GIVES_WAY, Options, Rule, Values
-from layerif.data.options import CalibrationOptions, SampleOptions, TaskOptions
+from layerif.core.options import Options, Rule, Values
+from layerif.data.options import CalibrationOptions, TaskOptions
 from layerif.errors import InputError
 from layerif.metrics.options import MeasureOptions
 from layerif.metrics.registry import (
@@ -35,13 +34,6 @@ class MetricTaskOptions(TaskOptions):
     task: str | None = None  # type: ignore[assignment]
     """One of `layerif tasks`, or a JSONL, CSV or parquet file, in place of calibration text; for
     adapter_gain."""
-
-
-class MetricSampleOptions(SampleOptions):
-    """How many of its samples."""
-
-    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
-    """Validation rows of the task."""
 
 
 def _own_options(name: str) -> type[Options]:
@@ -103,7 +95,7 @@ def measure(
     text: CalibrationOptions,
     how: MeasureOptions,
     task: MetricTaskOptions,
-    samples: MetricSampleOptions,
+    samples: options.MoreSampleOptions,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
 from layerif.core.choices import Preset
+from layerif.core.options import GIVES_WAY
+from layerif.data.options import SampleOptions
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)]
 RunFolder = Annotated[
@@ -37,6 +40,13 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Keep no likelihoods for later, and use none kept before."),
 ]
+
+
+class MoreSampleOptions(SampleOptions):
+    """How many rows of a task, where its validation rows are what is measured."""
+
+    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
+    """Validation rows of the task."""
 
 
 def words(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layerif.cli.command import given, parameters, path_of, rules_of, values
+from layerif.cli.command import given, parameters, rules_of, values
 from layerif.cli.output import emit
 from layerif.core.options import GIVES_WAY, idle
 from layerif.core.processes import is_first
@@ -61,19 +61,20 @@ def write_recipe(context: typer.Context, out: Path) -> None:
         for name, parameter in parameters(context.command).items()
         if name not in left_out and context.params.get(parameter.name) not in (None, (), [])
     }
-    text = yaml.safe_dump({COMMAND: path_of(context), **options}, sort_keys=False)
+    command = context.command_path.removeprefix(context.find_root().command_path).strip()
+    text = yaml.safe_dump({COMMAND: command, **options}, sort_keys=False)
     keep_recipe(recipe_path(out, folder=out.is_dir()), text)
 
 
 def _giving_way(context: typer.Context) -> set[str]:
     """The numbers of rows that were not given, and give way to what there is."""
-    classes = getattr(context.command.callback, "option_classes", ())
+    said = given(context)
     return {
         name
-        for kind in classes
+        for kind in getattr(context.command.callback, "option_classes", ())
         for name, field in kind.model_fields.items()
         if GIVES_WAY in field.metadata
-        and name not in given(context)
+        and name not in said
         and context.params[name] == field.default
     }
 
@@ -164,10 +165,9 @@ def _check_written(
             isinstance(value, list) and any(isinstance(each, dict | list) for each in value)
         ):
             raise FieldError(f"{where}: {name} takes a word, a number or a list of them")
-    harness = written.get("harness")
-    listed = harness if isinstance(harness, list) else str(harness or "").split(",")
-    names = [str(each).strip() for each in listed]
-    files = [name for name in names if name.endswith((".yaml", ".yml"))]
+    harness = written.get("harness") or ""
+    listed = harness if isinstance(harness, list) else str(harness).split(",")
+    files = [name for each in listed if (name := str(each).strip()).endswith((".yaml", ".yml"))]
     if files and not trusted:
         raise FieldError(
             f"{document.path}, line {document.line('harness')}: {files[0]} is a task file of "
@@ -180,20 +180,17 @@ def _arguments(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]
     """Options by their names in recipes as words of a command line."""
     arguments, positional = [], []
     for name, value in values.items():
+        parameter, listed = known[name], value if isinstance(value, list) else [value]
         if value is None:
             continue
-        parameter = known[name]
         if parameter.param_type_name == "argument":
             positional.append(str(value))
         elif isinstance(value, bool):
-            flags = parameter.opts if value else parameter.secondary_opts
-            arguments += flags[:1]
+            arguments += (parameter.opts if value else parameter.secondary_opts)[:1]
         elif getattr(parameter, "multiple", False):
-            each = value if isinstance(value, list) else [value]
-            arguments += [f"{parameter.opts[0]}={item}" for item in each]
+            arguments += [f"{parameter.opts[0]}={each}" for each in listed]
         else:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            arguments.append(f"{parameter.opts[0]}={text}")
+            arguments.append(f"{parameter.opts[0]}={','.join(map(str, listed))}")
     return [*arguments, "--", *positional]
 
 
@@ -213,7 +210,7 @@ def _command(context: Any, root: Any, document: Document) -> tuple[Any, list[str
         found = found.get_command(context, word)
     if hasattr(found, "list_commands") or words == ["run"]:
         raise FieldError(
-            f"{document.path}, line {document.line(COMMAND)}: `layerif {' '.join(words)}` is no "
+            f"{document.path}, line {document.line(COMMAND)}: `layerif {' '.join(words)}` is not a "
             "command that a recipe can replay"
         )
     return found, words

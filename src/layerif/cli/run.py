@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from layerif.cli import options
-from layerif.cli.command import given
+from layerif.cli.command import given, values
 from layerif.cli.compare import cells_lines, cells_table, cells_value
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, refuse_commanded, replay
@@ -54,15 +54,8 @@ def run(
     if isinstance(document.value, dict):
         refuse_commanded(document)
         if COMMAND in document.value:
-            written = {
-                "out": out,
-                "data_dir": data_dir,
-                "no_cache": no_cache,
-                "trust_remote_code": trust_remote_code,
-                "overwrite": overwrite,
-                "json": as_json,
-            }
-            changed = {name: value for name, value in written.items() if name in given(context)}
+            said = given(context) - {"recipe"}
+            changed = {name: value for name, value in values(context).items() if name in said}
             raise typer.Exit(replay(context, document, changed))
     followed = Recipe.of(document)
     if overwrite:
@@ -71,10 +64,7 @@ def run(
             "nothing else; leave it out"
         )
     placed = {"out": out, "data_dir": data_dir}
-    followed = followed.model_copy(
-        update={name: str(value) for name, value in placed.items() if value is not None}
-    )
-
+    followed = followed.model_copy(update={n: str(v) for n, v in placed.items() if v is not None})
     context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons

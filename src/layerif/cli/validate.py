@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from pydantic import Field
 
 from layerif.cli import options
 from layerif.cli.derived import with_rules
 from layerif.cli.replay import finish
 from layerif.core.choices import PruningTruth, TruthKind
-from layerif.core.options import GIVES_WAY, Rule, Values
-from layerif.data.options import CalibrationOptions, SampleOptions, TaskOptions
+from layerif.core.options import Rule, Values
+from layerif.data.options import CalibrationOptions, TaskOptions
 from layerif.errors import InputError
 from layerif.model.options import PlacedModelOptions
 from layerif.validation.options import CapacityOptions, PointOptions
@@ -29,13 +28,6 @@ class CapacityTaskOptions(TaskOptions):
     """Of capacity: one of `layerif tasks`, or a JSONL, CSV or parquet file."""
     max_length: int = 512
     """Tokens kept of an example; a longer prompt is cut from the left."""
-
-
-class CapacitySampleOptions(SampleOptions):
-    """How many rows of it."""
-
-    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
-    """Validation rows of the task."""
 
 
 def _of_capacity(values: Values) -> bool:
@@ -75,7 +67,7 @@ def validate(
     text: CalibrationOptions,
     training: CapacityOptions,
     task: CapacityTaskOptions,
-    samples: CapacitySampleOptions,
+    samples: options.MoreSampleOptions,
     truth: Annotated[
         TruthKind | None,
         typer.Option(
