@@ -47,8 +47,7 @@ def run(
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
     that another command wrote is replayed.
     """
-    from layerif.workflows.document import Document
-    from layerif.workflows.recipe import Recipe
+    from layerif.workflows.recipe import Document, Recipe
 
     document = Document.read(recipe)
     if isinstance(document.value, dict):
@@ -70,8 +69,7 @@ def run(
     from layerif.artifacts import Comparisons
     from layerif.report.comparisons import comparison_lines
     from layerif.report.tables import caveat_lines, results_table
-    from layerif.workflows.pipeline import COMPARISON_FILE, run_recipe
-    from layerif.workflows.trained import FOLDER
+    from layerif.workflows.pipeline import COMPARISON_FILE, TRAINED_FOLDER, run_recipe
 
     outcome = run_recipe(
         followed,
@@ -81,7 +79,7 @@ def run(
     results = outcome.pruned
     value: dict[str, Any] = dict(results)
     if outcome.trained:
-        value[FOLDER] = cells_value(outcome.trained)
+        value[TRAINED_FOLDER] = cells_value(outcome.trained)
     title = f"{followed.model} at {followed.sparsity.target:.0%} sparsity"
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
     lines = [*comparison_lines(found.comparisons), *caveat_lines(results)]
@@ -89,7 +87,7 @@ def run(
     if as_json:
         return
     if outcome.trained:
-        lines = cells_lines(Path(followed.out) / FOLDER)
+        lines = cells_lines(Path(followed.out) / TRAINED_FOLDER)
         emit(cells_table(outcome.trained, "Experts trained by plan"), {}, *lines, as_json=False)
     say(f"Scores, plans, pictures and the pruned models are in {followed.out}")
 

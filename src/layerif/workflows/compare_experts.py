@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.adapters import trainable_parameters
-from layerif.artifacts import (
-    Comparisons,
-    Finetuning,
-    LayerScores,
-    Plan,
-    Results,
-    hash_texts,
-)
+from layerif.artifacts import Comparisons, Finetuning, LayerScores, Plan, Results, hash_texts
 from layerif.core.checkpoint import Steps
 from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
@@ -31,7 +24,7 @@ from layerif.model.layers import unwrapped
 from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer, describe
 from layerif.model.peft_adapters import with_adapter
-from layerif.plans.named import INFLUENCE, NamedPlan, Scorer, check_influence, find_plan
+from layerif.plans.named import INFLUENCE, Scorer, check_influence, find_plan
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ExpertsStudy
@@ -99,12 +92,24 @@ def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dic
     Raises:
         InputError: no such plan, or one of another total.
     """
-    return {
-        name: _read(Path(name), total, rank)
-        if name.endswith(".json")
-        else _named(name).plans("experts", total, scores, rank=rank)[0]
-        for name in names
-    }
+    return {name: _plan(name, total, scores, rank) for name in names}
+
+
+def _plan(name: str, total: int, scores: Scorer, rank: int) -> Plan:
+    if not name.endswith(".json"):
+        try:
+            named = find_plan(name, "experts")
+        except InputError as error:
+            raise InputError(f"{error}, or a .json file of a plan") from None
+        return named.plans("experts", total, scores, rank=rank)[0]
+    plan = Plan.load(Path(name))
+    ranks = plan.rules.ranks
+    if ranks is None or sum(ranks(plan.allocation, rank)) != total * rank:
+        raise InputError(
+            f"the plan {name} has {plan.kind} of {plan.realised_total:g} in all; plans are "
+            f"compared at equal parameters: expected {total} experts, or ranks of {total * rank}"
+        )
+    return plan
 
 
 def scorer(model: Any, influence: LayerScores | None, seed: int) -> Scorer:
@@ -117,24 +122,6 @@ def scorer(model: Any, influence: LayerScores | None, seed: int) -> Scorer:
         return nothing if metric is None else metric_scores(model, metric, seed=seed, **own)
 
     return scores
-
-
-def _named(name: str) -> NamedPlan:
-    try:
-        return find_plan(name, "experts")
-    except InputError as error:
-        raise InputError(f"{error}, or a .json file of a plan") from None
-
-
-def _read(path: Path, total: int, rank: int) -> Plan:
-    plan = Plan.load(path)
-    ranks = plan.rules.ranks
-    if ranks is None or sum(ranks(plan.allocation, rank)) != total * rank:
-        raise InputError(
-            f"the plan {path} has {plan.kind} of {plan.realised_total:g} in all; plans are "
-            f"compared at equal parameters: expected {total} experts, or ranks of {total * rank}"
-        )
-    return plan
 
 
 @dataclass(frozen=True, eq=False)

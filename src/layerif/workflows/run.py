@@ -120,13 +120,21 @@ class Run:
         )
 
     @takes(SearchOptions)
-    def search(self, total: float, *, options: SearchOptions, name: str = "searched") -> Plan:
-        """`search` for a sparsity plan, in `<name>.json`."""
+    def search(
+        self,
+        total: float,
+        *,
+        kind: str = "sparsity",
+        options: SearchOptions,
+        name: str = "searched",
+    ) -> Plan:
+        """`search_plan` for any kind of plan that can be searched for, in `<name>.json`."""
         return search_into(
             self.folder / f"{name}.json",
             *self._model.open(),
             total,
             calibration=load_corpus(self._calibration, **self._data),
+            kind=kind,
             options=options,
             overwrite=self._overwrite,
         )

@@ -6,7 +6,7 @@ result from different settings is refused, or with `overwrite` replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 
 from layerif.core.checkpoint import Steps, resumable, tidy
 from layerif.core.files import Kind, check_target
-from layerif.core.fingerprint import Fingerprint, hash_model
+from layerif.core.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import JsonArtifact
-from layerif.data import Corpus, Task
+from layerif.data import Corpus, Example, Task
 from layerif.data.batching import rope_borders
 from layerif.data.tokenizing import around
 from layerif.errors import InputError
@@ -97,8 +97,8 @@ class Stage(Generic[R]):
             why = str(error)
         if not overwrite:
             raise InputError(
-                f"{out} already holds another result: {why}; choose another --out, or pass "
-                "--overwrite to replace it"
+                f"{out} already holds another result: {why}; choose another `out`, or pass "
+                "overwrite=True to replace it"
             )
         check_target(out, self.kind)
         note(f"{out} is made again: {why}")
@@ -122,6 +122,11 @@ def json_stage(
 
     stage = Stage(artifact.file_kind(), artifact.load)
     return stage.run(path, wanted, saved, overwrite=overwrite)
+
+
+def hash_samples(train: Sequence[Example], validation: Sequence[Example]) -> str:
+    """The hash of the rows that a stage reads."""
+    return hash_texts([[astuple(row) for row in rows] for rows in (train, validation)])
 
 
 def content_of(source: Task | Corpus, options: EvaluateOptions) -> list[Any]:
