@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from layerif.artifacts import Plan
     from layerif.plans.kinds.base import PlanKind
 
-PlanOut = Annotated[
-    Path | None, typer.Option("--out", help="JSON file to write the plan to.", show_default=False)
-]
+PlanOut = Annotated[Path | None, typer.Option(help="JSON file to write the plan to.")]
 
 
 class KindTotal(Options):
@@ -77,17 +75,13 @@ def plan(
         Path,
         typer.Argument(
             help="Run folder of `layerif score`, file of `layerif metric`, or a .json, .csv or "
-            ".npy file of one number a layer.",
-            show_default=False,
+            ".npy file of one number a layer."
         ),
     ],
     total: KindTotal,
     how: Options,
     trained: Options,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Model that plain scores belong to.", show_default=False),
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model that plain scores belong to.")] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     out: PlanOut = None,
     overwrite: options.Overwrite = False,

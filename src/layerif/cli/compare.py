@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 app = group(no_args_is_help=True, help=__doc__)
 
 InfluenceScores = Annotated[
-    Path | None,
-    typer.Option(
-        "--scores", help="Run folder of `layerif score`, for the plan layerif.", show_default=False
-    ),
+    Path | None, typer.Option(help="Run folder of `layerif score`, for the plan layerif.")
 ]
 
 
@@ -53,17 +50,14 @@ def experts(
     context: typer.Context,
     model: ModelOptions,
     task: TaskOptions,
-    total: Annotated[
-        int, typer.Option("--total", help="Experts of all layers together.", show_default=False)
-    ],
+    total: Annotated[int, typer.Option(help="Experts of all layers together.")],
     out: options.OutFolder,
     study: ExpertsStudy,
     plans: Annotated[
         str,
         typer.Option(
-            "--plans",
             help=f"With commas: {', '.join(PLANS['experts'].names())}, or files of plans. mola "
-            "takes any digits, lora is plain, of equal total rank; uniform always comes first.",
+            "takes any digits, lora is plain, of equal total rank; uniform always comes first."
         ),
     ] = "mola-2468,alphalora,lora",
     scores: InfluenceScores = None,
@@ -153,19 +147,14 @@ def _tried(values: Values) -> bool:
 def sparsity(
     context: typer.Context,
     model: ModelOptions,
-    tasks: Annotated[
-        str,
-        typer.Option(
-            "--tasks", help="Tasks and corpora to measure on, with commas.", show_default=False
-        ),
-    ],
+    tasks: Annotated[str, typer.Option(help="Tasks and corpora to measure on, with commas.")],
     out: options.OutFolder,
     study: SparsityStudy,
     text: CalibrationOptions,
     prompts: PromptOptions,
     measuring: ComparedOptions,
     plans: Annotated[
-        str, typer.Option("--plans", help=f"With commas: {', '.join(PLANS['sparsity'].names())}.")
+        str, typer.Option(help=f"With commas: {', '.join(PLANS['sparsity'].names())}.")
     ] = "alphapruning,owl,dlp,marginal",
     scores: InfluenceScores = None,
     as_json: options.Json = False,

@@ -30,10 +30,7 @@ class DoctorOptions(TaskOptions):
 def doctor(
     context: typer.Context,
     model: Annotated[
-        str,
-        typer.Argument(
-            help="Hub id, model folder, .gguf file, or the alias smollm2.", show_default=False
-        ),
+        str, typer.Argument(help="Hub id, model folder, .gguf file, or the alias smollm2.")
     ],
     task: DoctorOptions,
     samples: SampleOptions,

@@ -52,17 +52,10 @@ def evaluate(
     prompts: PromptOptions,
     how: EvaluateOptions,
     on: SourceOptions,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="JSON file to write the results to.", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the results to.")] = None,
     against: Annotated[
         Path | None,
-        typer.Option(
-            "--against",
-            help="Results of another model on the same rows, to compare with in pairs.",
-            show_default=False,
-        ),
+        typer.Option(help="Results of another model on the same rows, to compare with in pairs."),
     ] = None,
     no_cache: options.NoCache = False,
     overwrite: options.Overwrite = False,

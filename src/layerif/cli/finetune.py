@@ -26,7 +26,6 @@ def finetune(
     plan: Annotated[
         Path | None,
         typer.Option(
-            "--plan",
             help="Plan of experts or of ranks, from `layerif allocate`.",
             show_default="LoRA of one rank",
         ),

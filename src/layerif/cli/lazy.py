@@ -28,7 +28,8 @@ class ListedGroup(TyperGroup):
         **options: Any,
     ) -> None:
         """Say what the commands are called, what each is for, and how it is loaded."""
-        super().__init__(**{"rich_markup_mode": "markdown", "no_args_is_help": True} | options)
+        usual: dict[str, Any] = {"rich_markup_mode": "markdown", "no_args_is_help": True}
+        super().__init__(**usual | options)
         self._names, self._help_of, self._load = names, help_of, load
 
     def list_commands(self, ctx: Any) -> list[str]:

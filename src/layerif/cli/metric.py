@@ -88,9 +88,7 @@ def _rules(name: str) -> tuple[Rule, ...]:
 def measure(
     context: typer.Context,
     model: PlacedModelOptions,
-    out: Annotated[
-        Path, typer.Option("--out", help="JSON file to write the scores to.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option(help="JSON file to write the scores to.")],
     own: Options,
     text: CalibrationOptions,
     how: MeasureOptions,

@@ -12,25 +12,17 @@ from layerif.core.choices import Preset
 from layerif.core.options import GIVES_WAY
 from layerif.data.options import SampleOptions
 
-OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)]
-RunFolder = Annotated[
-    Path, typer.Option("--out", help="Run folder to write to.", show_default=False)
-]
-OutModel = Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)]
+OutFolder = Annotated[Path, typer.Option(help="Folder to write to.")]
+RunFolder = Annotated[Path, typer.Option(help="Run folder to write to.")]
 PresetOption = Annotated[
     Preset | None,
-    typer.Option(
-        "--preset",
-        help="paper: LayerIF's own setting in place of the defaults; what is given wins.",
-        show_default=False,
-    ),
+    typer.Option(help="paper: LayerIF's own setting in place of the defaults; what is given wins."),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
 DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Folder of parquet data sets, instead of the hub."),
+    Path | None, typer.Option(help="Folder of parquet data sets, instead of the hub.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for machines.")]
 Overwrite = Annotated[

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
     from layerif.compress.pruning.verifying import Verification
 
-OutModel = Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)]
-PrunedFolder = Annotated[
-    Path, typer.Argument(help="Pruned model folder, with its manifest.", show_default=False)
-]
+OutModel = Annotated[Path, typer.Option(help="Model folder to write.")]
+PrunedFolder = Annotated[Path, typer.Argument(help="Pruned model folder, with its manifest.")]
 
 
 class RewrittenOptions(OpeningOptions):
@@ -58,12 +56,9 @@ def prune(
     out: OutModel,
     how: PruneOptions,
     text: TextOptions,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="Sparsity plan to follow.", show_default=False)
-    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Sparsity plan to follow.")] = None,
     sparsity: Annotated[
-        float | None,
-        typer.Option("--sparsity", help="The same sparsity everywhere, instead of a plan."),
+        float | None, typer.Option(help="The same sparsity everywhere, instead of a plan.")
     ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -102,14 +97,11 @@ def prune(
 def merge(
     context: typer.Context,
     model: PrunedFolder,
-    adapter: Annotated[
-        Path,
-        typer.Option("--adapter", help="Folder of a LoRA that PEFT wrote.", show_default=False),
-    ],
+    adapter: Annotated[Path, typer.Option(help="Folder of a LoRA that PEFT wrote.")],
     out: OutModel,
     *,
     adapter_name: Annotated[
-        str, typer.Option("--adapter-name", help="Which one, where the folder holds several.")
+        str, typer.Option(help="Which one, where the folder holds several.")
     ] = "default",
     force: Annotated[
         bool, typer.Option("--force", help="Merge an adapter trained on another model, too.")

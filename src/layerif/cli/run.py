@@ -31,11 +31,8 @@ def init(
 
 def run(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe to follow.", show_default=False)],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Run folder, instead of the recipe's.", show_default=False),
-    ] = None,
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe to follow.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder, instead of the recipe's.")] = None,
     data_dir: options.DataDir = None,
     no_cache: options.NoCache = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -93,9 +90,7 @@ def run(
 
 
 def clean(
-    folder: Annotated[
-        Path, typer.Argument(help="Run folder, or the result of a command.", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(help="Run folder, or the result of a command.")],
 ) -> None:
     """Remove what a run folder keeps for later: gradients, and steps of interrupted work.
 

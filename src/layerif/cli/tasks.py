@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = group(invoke_without_command=True)
 
 SplitOption = Annotated[
-    Literal["train", "validation", "test"], typer.Option("--split", help="Which examples.")
+    Literal["train", "validation", "test"], typer.Option(help="Which examples.")
 ]
 
 
@@ -54,16 +54,13 @@ class ShownOptions(PromptOptions):
 @expanded
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Task, or a file of examples.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Task, or a file of examples.")],
     prompts: ShownOptions,
     split: SplitOption = "test",
-    count: Annotated[int, typer.Option("--count", help="How many examples.")] = 3,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Model whose template --style chat is.", show_default=False),
-    ] = None,
+    count: Annotated[int, typer.Option(help="How many examples.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Model whose template --style chat is.")] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of all draws; splits do not depend on it.")
+        int, typer.Option(min=0, help="Seed of all draws; splits do not depend on it.")
     ] = 0,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,

@@ -55,12 +55,7 @@ def validate(
     context: typer.Context,
     model: PlacedModelOptions,
     scores: Annotated[
-        str,
-        typer.Option(
-            "--scores",
-            help="Run folders and files of scores, with commas between them.",
-            show_default=False,
-        ),
+        str, typer.Option(help="Run folders and files of scores, with commas between them.")
     ],
     out: options.OutFolder,
     point: PointOptions,
@@ -70,9 +65,7 @@ def validate(
     samples: options.MoreSampleOptions,
     truth: Annotated[
         TruthKind | None,
-        typer.Option(
-            "--truth", help="One ground truth alone.", show_default="isolated and operating_point"
-        ),
+        typer.Option(help="One ground truth alone.", show_default="isolated and operating_point"),
     ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,

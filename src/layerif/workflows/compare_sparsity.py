@@ -85,12 +85,9 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
     if influence is None:
         check_influence(names, "sparsity")
     for name in names:  # none may have fewer tries than another
-        plan = find_plan(name, "sparsity")
-        if (
-            plan.tuned is not None
-            and (most := len(plan.tries("sparsity", study.tries))) < study.tries
-        ):
-            raise InputError(f"the plan {name} has {most} values to try, not {study.tries}")
+        named, tries = find_plan(name, "sparsity"), study.tries
+        if named.tuned is not None and (most := len(named.tries("sparsity", tries))) < tries:
+            raise InputError(f"the plan {name} has {most} values to try, not {tries}")
     model = unwrapped(model)
     if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
         raise InputError(
