@@ -11,7 +11,7 @@ from layerif.cli import options
 from layerif.cli.derived import expanded
 from layerif.cli.lazy import ListedGroup, docstring_of, single
 from layerif.cli.replay import finish
-from layerif.core.options import Options, Rule
+from layerif.core.options import Options
 from layerif.errors import InputError
 from layerif.plans.kinds.registry import KINDS
 
@@ -60,13 +60,6 @@ class ExpertOptions(Options):
 
     rank: int = 8
     """With --model: rank of each expert, for the number of trainable parameters."""
-
-
-RULES = (
-    Rule("rank", lambda v: v.get("model") is not None, "with {model}"),
-    Rule("trust_remote_code", lambda v: v.get("model") is not None, "with {model}"),
-    Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),
-)
 
 
 def plan(
@@ -179,7 +172,10 @@ def _command(name: str) -> Any:
     kind = KINDS.find(name)
     command = expanded(
         plan,
-        rules=RULES,
+        rules=(
+            options.beside("rank trust_remote_code", "model"),
+            options.beside("overwrite", "out"),
+        ),
         total=total_options(kind),
         how=kind.options,
         trained=ExpertOptions if name == "experts" else Options,

@@ -77,52 +77,36 @@ def experts(
     influence = None if scores is None else LayerScores.load(scores)
     data = task.load(model.model, trust_remote_code=model.trust_remote_code)
 
-    from layerif.workflows.compare_experts import (
-        check_plans,
-        compare_experts,
-        names_of,
-        plans_of,
-        scorer,
-    )
+    from layerif.workflows.compare_experts import check_plans, compare_experts, plans_of, scorer
 
     opened, tokenizer = model.open()
-    names = names_of(options.words(plans))
+    names = options.words(plans)
     check_plans(names, total, model=opened, options=study, scored=scores is not None)
     chosen = plans_of(names, total, scorer(opened, influence, study.seed), study.rank)
     cells = compare_experts(out, opened, tokenizer, chosen, study, task=data)
     counted = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    table = cells_table(cells, f"{total} experts trained by several plans, {counted}")
-    finish(context, out, table, cells_value(cells), *cells_lines(out), as_json=as_json)
+    title = f"{total} experts trained by several plans, {counted}"
+    table, value, lines = cells_shown(cells, title, out)
+    finish(context, out, table, value, *lines, as_json=as_json)
 
 
-def cells_table(cells: Mapping[str, Cells], title: str) -> Table:
-    """Plans side by side."""
-    from layerif.report.comparisons import seeds_table
-    from layerif.workflows.compare_experts import figures_by_seed, trained_parameters
-
-    rows = next(iter(cells.values())).results[0].measurements[0].count
-    title = f"{title}, {rows:,} test rows"
-    return seeds_table(figures_by_seed(cells), trained_parameters(cells), title)
-
-
-def cells_value(cells: Mapping[str, Cells]) -> dict[str, Any]:
-    """The same for machines."""
-    from layerif.workflows.compare_experts import figures_by_seed, trained_parameters
-
-    parameters = trained_parameters(cells)
-    return {
-        name: {"trainable_parameters": parameters[name], "figures": own}
-        for name, own in figures_by_seed(cells).items()
-    }
-
-
-def cells_lines(folder: Path) -> list[str]:
-    """How the plans of a folder compare, in words; none where there is but one."""
+def cells_shown(
+    cells: Mapping[str, Cells], title: str, folder: Path
+) -> tuple[Table, dict[str, Any], list[str]]:
+    """Plans trained in a folder: a table, the same for machines, and how they compare, in words."""
     from layerif.artifacts import Comparisons
-    from layerif.report.comparisons import comparison_lines
+    from layerif.report.comparisons import comparison_lines, seeds_table
     from layerif.workflows.compare_experts import COMPARISON_FILE
 
-    return comparison_lines(Comparisons.load(folder / COMPARISON_FILE).comparisons)
+    rows = next(iter(cells.values())).results[0].measurements[0].count
+    figures = {name: own.figures for name, own in cells.items()}
+    parameters = {name: own.trainable_parameters for name, own in cells.items()}
+    value = {
+        name: {"trainable_parameters": parameters[name], "figures": figures[name]} for name in cells
+    }
+    table = seeds_table(figures, parameters, f"{title}, {rows:,} test rows")
+    comparisons = Comparisons.load(folder / COMPARISON_FILE).comparisons
+    return table, value, comparison_lines(comparisons)
 
 
 class ComparedOptions(EvaluateOptions):

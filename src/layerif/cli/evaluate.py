@@ -41,10 +41,7 @@ class SourceOptions(Options):
     """Solved rows before a question."""
 
 
-@with_rules(
-    Rule("no_cache", lambda v: v.get("tasks") is not None, "with {tasks}"),
-    Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),
-)
+@with_rules(options.beside("no_cache", "tasks"), options.beside("overwrite", "out"))
 def evaluate(
     context: typer.Context,
     model: PlacedModelOptions,

@@ -69,11 +69,7 @@ def _rules(name: str) -> tuple[Rule, ...]:
     others = set(_own_options(name).model_fields) - set(METRICS.find(name).options.model_fields)
     return (
         *(Rule(option, taken(option), "with {of} a metric that takes it") for option in others),
-        Rule(
-            "train_samples validation_samples max_length",
-            lambda v: v.get("task") is not None,
-            "with {task}",
-        ),
+        options.beside("train_samples validation_samples max_length", "task"),
         Rule(
             "calibration calibration_samples context_length",
             lambda v: v.get("task") is None and reads(v),

@@ -9,7 +9,7 @@ import typer
 from pydantic import Field
 
 from layerif.core.choices import Preset
-from layerif.core.options import GIVES_WAY
+from layerif.core.options import GIVES_WAY, Rule
 from layerif.data.options import SampleOptions
 
 OutFolder = Annotated[Path, typer.Option(help="Folder to write to.")]
@@ -39,6 +39,11 @@ class MoreSampleOptions(SampleOptions):
 
     validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
     """Validation rows of the task."""
+
+
+def beside(names: str, other: str) -> Rule:
+    """That options have an effect only where another one is given."""
+    return Rule(names, lambda v: v.get(other) is not None, f"with {{{other}}}")
 
 
 def words(text: str) -> list[str]:

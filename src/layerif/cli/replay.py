@@ -87,10 +87,10 @@ def refuse_commanded(document: Document) -> None:
     """
     for name, flag in COMMAND_LINE_ONLY.items():
         if document.value.get(name):
-            raise FieldError(
-                f"{document.path}, line {document.line(name)}: {name} is not taken from a recipe, "
-                f"which anybody may have written; take it out, and pass {flag} to `layerif run` "
-                "where you want it"
+            raise document.fault(
+                f"{name} is not taken from a recipe, which anybody may have written; take it out, "
+                f"and pass {flag} to `layerif run` where you want it",
+                name,
             )
 
 
@@ -124,9 +124,10 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
                 f"--{name.replace('_', '-')}; leave it out"
             )
 
-    def at(name: str) -> str:
-        line = "" if name not in written else f", line {document.line(name)}: {name}"
-        return f"{document.path}{line}"
+    def fault(name: str, why: object) -> FieldError:
+        if name in written:
+            return document.fault(f"{name}: {why}", name)
+        return FieldError(f"{document.path}: {why}")
 
     try:
         status = root.main(
@@ -137,9 +138,9 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
     except UsageError as error:
         asked = getattr(error, "param", None)
         name = next((n for n, p in known.items() if asked and p.name == asked.name), "")
-        raise FieldError(f"{at(name)}: {error.message or f'{name} is missing'}") from None
+        raise fault(name, error.message or f"{name} is missing") from None
     except IdleOptionError as error:
-        raise FieldError(f"{at(error.option)}: {error}") from None
+        raise fault(error.option, error) from None
     return status if isinstance(status, int) else 0
 
 
@@ -153,26 +154,26 @@ def _check_written(
 ) -> None:
     """Refuse what a command does not take, before it is called."""
     for name, value in written.items():
-        where = f"{document.path}, line {document.line(name)}"
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]}? It" if close else "it"
-            raise FieldError(
-                f"{where}: `layerif {' '.join(words)}` has no option {name!r}; {hint} takes "
-                f"{', '.join(n for n in known if n not in NOT_WORK)}"
+            raise document.fault(
+                f"`layerif {' '.join(words)}` has no option {name!r}; {hint} takes "
+                f"{', '.join(n for n in known if n not in NOT_WORK)}",
+                name,
             )
         if isinstance(value, dict) or (
             isinstance(value, list) and any(isinstance(each, dict | list) for each in value)
         ):
-            raise FieldError(f"{where}: {name} takes a word, a number or a list of them")
+            raise document.fault(f"{name} takes a word, a number or a list of them", name)
     harness = written.get("harness") or ""
     listed = harness if isinstance(harness, list) else str(harness).split(",")
     files = [name for each in listed if (name := str(each).strip()).endswith((".yaml", ".yml"))]
     if files and not trusted:
-        raise FieldError(
-            f"{document.path}, line {document.line('harness')}: {files[0]} is a task file of "
-            "lm-evaluation-harness, which may run Python code that lies beside it; read it, and "
-            "pass --trust-remote-code to `layerif run` to run it"
+        raise document.fault(
+            f"{files[0]} is a task file of lm-evaluation-harness, which may run Python code that "
+            "lies beside it; read it, and pass --trust-remote-code to `layerif run` to run it",
+            "harness",
         )
 
 
@@ -200,19 +201,16 @@ def _command(context: Any, root: Any, document: Document) -> tuple[Any, list[str
     words = str(document.value[COMMAND]).split()
     if words == ["metric"] and "name" in document.value:  # as layerif 0.1 wrote it
         words.append(str(document.value["name"]))
+    called = f"`layerif {' '.join(words)}`"
     for word in words:
         names = found.list_commands(context) if hasattr(found, "list_commands") else []
         if word not in names:
-            raise FieldError(
-                f"{document.path}, line {document.line(COMMAND)}: there is no command "
-                f"`layerif {' '.join(words)}`; known here: {', '.join(names) or 'none'}"
+            raise document.fault(
+                f"there is no command {called}; known here: {', '.join(names) or 'none'}", COMMAND
             )
         found = found.get_command(context, word)
     if hasattr(found, "list_commands") or words == ["run"]:
-        raise FieldError(
-            f"{document.path}, line {document.line(COMMAND)}: `layerif {' '.join(words)}` is not a "
-            "command that a recipe can replay"
-        )
+        raise document.fault(f"{called} is not a command that a recipe can replay", COMMAND)
     return found, words
 
 

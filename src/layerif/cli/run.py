@@ -9,7 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.command import given, values
-from layerif.cli.compare import cells_lines, cells_table, cells_value
+from layerif.cli.compare import cells_shown
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, refuse_commanded, replay
 from layerif.errors import InputError
@@ -76,7 +76,9 @@ def run(
     results = outcome.pruned
     value: dict[str, Any] = dict(results)
     if outcome.trained:
-        value[TRAINED_FOLDER] = cells_value(outcome.trained)
+        place = Path(followed.out) / TRAINED_FOLDER
+        trained = cells_shown(outcome.trained, "Experts trained by plan", place)
+        value[TRAINED_FOLDER] = trained[1]
     title = f"{followed.model} at {followed.sparsity.target:.0%} sparsity"
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
     lines = [*comparison_lines(found.comparisons), *caveat_lines(results)]
@@ -84,8 +86,7 @@ def run(
     if as_json:
         return
     if outcome.trained:
-        lines = cells_lines(Path(followed.out) / TRAINED_FOLDER)
-        emit(cells_table(outcome.trained, "Experts trained by plan"), {}, *lines, as_json=False)
+        emit(trained[0], {}, *trained[2], as_json=False)
     say(f"Scores, plans, pictures and the pruned models are in {followed.out}")
 
 

@@ -81,7 +81,7 @@ def _command(name: str) -> Any:
     """The command of a kind of plan that can be searched for."""
     command = expanded(
         search,
-        rules=(Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),),
+        rules=(options.beside("overwrite", "out"),),
         total=total_options(PLAN_KINDS.find(name)),
     )
     return single(command, name, help=search.__doc__)

@@ -35,11 +35,6 @@ COMPARISON_FILE, CELLS = "comparison.json", "cells"
 BASELINE = "uniform"
 
 
-def names_of(words: Iterable[str]) -> list[str]:
-    """What plans are called, the uniform one first, since all are compared with it."""
-    return list(dict.fromkeys((BASELINE, *words)))
-
-
 def check_titles(names: Iterable[str]) -> list[str]:
     """What each plan is called in tables and files, in order.
 
@@ -81,10 +76,10 @@ def check_plans(
 
 
 def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dict[str, Plan]:
-    """The plans of experts by name, all of one total.
+    """The plans of experts by name, all of one total, and first the uniform one.
 
     Args:
-        names: of plans, or files ending in .json.
+        names: of plans that are compared with it, or files ending in .json.
         total: experts of all layers together.
         scores: makes the scores, as `scorer`.
         rank: of each expert.
@@ -92,7 +87,7 @@ def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dic
     Raises:
         InputError: no such plan, or one of another total.
     """
-    return {name: _plan(name, total, scores, rank) for name in names}
+    return {n: _plan(n, total, scores, rank) for n in dict.fromkeys((BASELINE, *names))}
 
 
 def _plan(name: str, total: int, scores: Scorer, rank: int) -> Plan:
@@ -137,6 +132,16 @@ class Cells:
     plan: Plan
     records: list[Finetuning]
     results: list[Results]
+
+    @property
+    def trainable_parameters(self) -> int:
+        """What is trained of the model."""
+        return self.records[0].trainable_parameters
+
+    @property
+    def figures(self) -> list[tuple[str, str, list[float]]]:
+        """(task, metric, one value a seed)."""
+        return [(f.name, f.metric, f.by_seed.tolist()) for f in figures_of(self.results)]
 
 
 def compare_experts(
@@ -228,16 +233,3 @@ def _measured(
             return evaluate(with_adapter(model, cell), tokenizer, [task], options=options)
 
     return json_stage(path, wanted, Results, work, overwrite=True)
-
-
-def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:
-    """Trainable parameters of each plan."""
-    return {name: own.records[0].trainable_parameters for name, own in cells.items()}
-
-
-def figures_by_seed(cells: Mapping[str, Cells]) -> dict[str, list[tuple[str, str, list[float]]]]:
-    """Of each plan (task, metric, one value a seed)."""
-    return {
-        name: [(f.name, f.metric, f.by_seed.tolist()) for f in figures_of(own.results)]
-        for name, own in cells.items()
-    }

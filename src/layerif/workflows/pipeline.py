@@ -8,7 +8,7 @@ its last finished step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,6 @@ from layerif.workflows.compare_experts import (
     check_plans,
     check_titles,
     compare_experts,
-    names_of,
     plans_of,
     scorer,
 )
@@ -108,8 +107,14 @@ def run_recipe(
     folder.check()
     data = _load(recipe, trust_remote_code)
     _check(recipe, data, trust_remote_code)
+    opened = partial(
+        open_model,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        trust_remote_code=trust_remote_code,
+    )
     with folder.claimed(recipe.text()):
-        return _Run(recipe, folder, data, cache, trust_remote_code).outcome()
+        return _Run(recipe, folder, data, opened, cache).outcome()
 
 
 @dataclass(frozen=True)
@@ -191,40 +196,30 @@ def _check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task:
             "the recipe fine-tunes by a plan of experts and makes none; add the stage `experts`, "
             "or leave `finetune` out"
         )
-    names, options = names_of(stage.plans), stage.part(FinetuneOptions)
-    check_titles([*names, TITLE])
-    check_plans(names, recipe.experts.total, model=skeleton, options=options)
+    options = stage.part(FinetuneOptions)
+    check_titles(["uniform", *stage.plans, TITLE])
+    check_plans(stage.plans, recipe.experts.total, model=skeleton, options=options)
     train, validation = stage.rows(task, recipe.seed)
     encoded_rows(skeleton, tokenizer, train, validation, options)
     check_sources(skeleton, tokenizer, [task], options=stage.measuring)
 
 
+@dataclass(frozen=True)
 class _Run:
     """A recipe that is followed, in its folder."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        folder: RunFolder,
-        data: _Data,
-        cache: Path | None,
-        trust_remote_code: bool,
-    ) -> None:
-        self._recipe, self._folder, self._path = recipe, folder, folder.path
-        self._data, self._cache = data, cache
-        self._open = partial(
-            open_model,
-            dtype=recipe.dtype,
-            device=recipe.device,
-            trust_remote_code=trust_remote_code,
-        )
+    recipe: Recipe
+    folder: RunFolder
+    data: _Data
+    open: Callable[..., tuple[Any, Tokenizer]]
+    cache: Path | None
 
     def outcome(self) -> Outcome:
         """All stages, one after the other."""
         scores = self._scores()
         plans = self._plans(scores)
         compared = {"uniform": plans["uniform"]}
-        for name in self._recipe.sparsity.beside:
+        for name in self.recipe.sparsity.beside:
             title = find_plan(name, "sparsity").title or name
             note(f"{title}: the plan")
             compared[title] = self._plan_beside(name, scores)
@@ -237,15 +232,15 @@ class _Run:
         # What a run asks is whether a plan pays; that pruning costs, nobody doubts.
         pruned = {title: results[title] for title in compared}
         comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
-        comparisons.save(self._path / COMPARISON_FILE)
+        comparisons.save(self.folder.path / COMPARISON_FILE)
         return Outcome(results, self._trained(scores, plans))
 
     def _scores(self) -> LayerScores:
-        data, stage = self._data, self._recipe.score
+        data, stage = self.data, self.recipe.score
         note(f"scores: {len(data.train)} + {len(data.validation)} samples of {data.task.name}")
         return score_into(
-            self._path,
-            *self._open(self._recipe.model, adapter=stage.adapter, adapter_name=stage.adapter_name),
+            self.folder.path,
+            *self.open(self.recipe.model, adapter=stage.adapter, adapter_name=stage.adapter_name),
             data.task,
             train=data.train,
             validation=data.validation,
@@ -255,31 +250,31 @@ class _Run:
 
     def _plans(self, scores: LayerScores) -> dict[str, Plan]:
         """The plans of `sparsity`, of it `uniform`, and of `experts` and `ranks` if asked for."""
-        stage = self._recipe.sparsity
+        stage = self.recipe.sparsity
         names = ("aggregate", "epsilon", "smooth", "orientation")
         how = {name: getattr(stage, name) for name in names}
         plans = {
             "sparsity": allocate(scores, "sparsity", stage.target, **how),
             "uniform": allocate(scores, "sparsity", stage.target, map="uniform"),
         }
-        for name, counts in (("experts", self._recipe.experts), ("ranks", self._recipe.ranks)):
+        for name, counts in (("experts", self.recipe.experts), ("ranks", self.recipe.ranks)):
             if counts is not None:
                 plans[name] = allocate(scores, name, **counts.model_dump())
-        scored = self._path / SCORES.mark
+        scored = self.folder.path / SCORES.mark
         leave_picture(plot_scores, scores, beside=scored, aggregate=stage.aggregate)
         for name, plan in plans.items():
-            self._folder.keep_plan(name, plan)
+            self.folder.keep_plan(name, plan)
             if name != "uniform":
-                leave_picture(plot_plan, plan, beside=self._path / f"{name}.json")
+                leave_picture(plot_plan, plan, beside=self.folder.path / f"{name}.json")
         return plans
 
     def _plan_beside(self, name: str, influence: LayerScores) -> Plan:
         """A plan that is measured beside LayerIF's, with its authors' own parameter."""
-        sparsity, stage, text = self._recipe.sparsity, self._recipe.prune, self._data.calibration
+        sparsity, stage, text = self.recipe.sparsity, self.recipe.prune, self.data.calibration
         assert isinstance(text, Corpus)
-        named, opened = find_plan(name, "sparsity"), self._open(self._recipe.model)
+        named, opened = find_plan(name, "sparsity"), self.open(self.recipe.model)
         if named.searched:
-            path = self._path / "marginal.json"
+            path = self.folder.path / "marginal.json"
             check_unedited(path)
             return search_into(
                 path,
@@ -298,7 +293,7 @@ class _Run:
             if metric in (None, INFLUENCE):
                 return influence
             return measure_into(
-                self._path / f"{metric}.json",
+                self.folder.path / f"{metric}.json",
                 *opened,
                 metric,
                 on=text,
@@ -308,48 +303,48 @@ class _Run:
             )
 
         plan = named.plans("sparsity", sparsity.target, scores)[0]
-        self._folder.keep_plan(name, plan)
+        self.folder.keep_plan(name, plan)
         return plan
 
     def _measured(self, name: str, plan: Plan | None) -> Results:
         """Results of the model pruned by `plan` (dense for None), as its folder holds it."""
-        recipe, measured = self._recipe, self._recipe.model
+        recipe, measured = self.recipe, self.recipe.model
         if plan is not None:
             note(f"{name}: pruning")
-            pruned = self._path / ("pruned" if name == "layerif" else f"pruned-{name}")
+            pruned = self.folder.path / ("pruned" if name == "layerif" else f"pruned-{name}")
             prune_into(
                 pruned,
-                *self._open(recipe.model),
+                *self.open(recipe.model),
                 plan,
-                calibration=self._data.calibration,
+                calibration=self.data.calibration,
                 options=recipe.prune.part(PruneOptions),
                 overwrite=True,
             )
             measured = str(pruned)
         note(f"{name}: evaluating")
         return evaluate_into(
-            self._path / f"{name}-results.json",
-            *self._open(measured),
-            self._data.sources,
+            self.folder.path / f"{name}-results.json",
+            *self.open(measured),
+            self.data.sources,
             options=recipe.evaluate.part(EvaluateOptions),
-            cache=self._cache,
+            cache=self.cache,
             overwrite=True,
         )
 
     def _trained(self, scores: LayerScores, plans: Mapping[str, Plan]) -> dict[str, Cells]:
         """What each plan of experts came to, LayerIF's last; nothing without `finetune`."""
-        stage, experts = self._recipe.finetune, self._recipe.experts
+        stage, experts = self.recipe.finetune, self.recipe.experts
         if stage is None or experts is None:
             return {}
         note("fine-tuning")
-        model, tokenizer = self._open(self._recipe.model)
-        scored = scorer(model, scores, self._recipe.seed)
-        others = plans_of(names_of(stage.plans), experts.total, scored, stage.rank)
+        model, tokenizer = self.open(self.recipe.model)
+        scored = scorer(model, scores, self.recipe.seed)
+        others = plans_of(stage.plans, experts.total, scored, stage.rank)
         return compare_experts(
-            self._path / TRAINED_FOLDER,
+            self.folder.path / TRAINED_FOLDER,
             model,
             tokenizer,
             {**others, TITLE: plans["experts"]},
             stage.part(ExpertsStudy),
-            task=self._data.task,
+            task=self.data.task,
         )

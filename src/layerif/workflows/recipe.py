@@ -52,6 +52,10 @@ class Document:
         value, node = read_yaml(path, "a recipe in YAML")
         return cls(path, value, node)
 
+    def fault(self, message: str, *path: int | str) -> FieldError:
+        """An error about what lies at a path of keys and indices, with file and line."""
+        return FieldError(f"{self.path}, line {self.line(*path)}: {message}")
+
     def line(self, *path: int | str) -> int:
         """The line of the deepest node on a path of keys and indices, from 1."""
         node, line = self._node, 1
@@ -267,8 +271,7 @@ class Recipe(Record):
             try:
                 refuse_idle(kind.rules, given, recipe.beside(stage))
             except IdleOptionError as error:
-                line = document.line(stage, error.option)
-                raise FieldError(f"{document.path}, line {line}: {stage}.{error}") from None
+                raise document.fault(f"{stage}.{error}", stage, error.option) from None
         return recipe
 
     @property

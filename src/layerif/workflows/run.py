@@ -124,8 +124,8 @@ class Run:
         self,
         total: float,
         *,
-        kind: str = "sparsity",
         options: SearchOptions,
+        kind: str = "sparsity",
         name: str = "searched",
     ) -> Plan:
         """`search_plan` for any kind of plan that can be searched for, in `<name>.json`."""
