@@ -78,7 +78,7 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
         influence: scores for the plan `layerif`.
 
     Raises:
-        InputError: a plan has not what it needs, or a text is too short, before any long work; or
+        InputError: a plan lacks what it needs, or a text is too short, before any long work; or
             the folder holds something else, or a plan that was edited.
         NumericalError: what is measured is not finite.
     """

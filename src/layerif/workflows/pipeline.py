@@ -2,7 +2,7 @@
 compare the two plans on the same items; and where it asks for that, train the plan of experts.
 
 Each result carries the fingerprint of what it was made from, so that nothing finished is done
-twice, a changed option redoes just what depends on it, and a run that was cut short goes on after
+twice, a changed option redoes just what depends on it, and an interrupted run goes on after
 its last finished step.
 """
 
@@ -229,7 +229,7 @@ class _Run:
             for title, plan in compared.items():
                 results[title] = self._measured(title.lower(), plan)
                 advance()
-        # What a run asks is whether a plan pays; that pruning costs, nobody doubts.
+        # A run asks whether a plan pays, not whether pruning costs: the dense model is left out.
         pruned = {title: results[title] for title in compared}
         comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
         comparisons.save(self.folder.path / COMPARISON_FILE)

@@ -35,7 +35,7 @@ class FinetuningRun(RowOptions, FinetuneOptions):
 
 
 class Run:
-    """Results on one model in one folder; what is finished is reused, what was cut short goes on.
+    """Results on one model in one folder; finished work is reused, interrupted work goes on.
 
         run = layerif.Run("runs/mine", model="smollm2", task="agreement")
         plan = layerif.allocate(run.score(rank=8), "sparsity", 0.5)

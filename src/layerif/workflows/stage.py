@@ -1,4 +1,4 @@
-"""A stage: work that writes one result, is never done twice, and goes on where it was cut short.
+"""A stage: work that writes one result, is never done twice, and goes on after an interruption.
 
 A result carries the fingerprint of what it was made from. Asked for again, a stage reuses it; a
 result from different settings is refused, or with `overwrite` replaced.
@@ -54,7 +54,7 @@ class Stage(Generic[R]):
         overwrite: bool,
         resumed_by: Fingerprint | None = None,
     ) -> R:
-        """The result at `out` where it is of the very work that is wanted; else the work is done.
+        """The result at `out` where it was made from what is wanted; else the work is done.
 
         Args:
             out: the file or folder of the result.
@@ -73,7 +73,7 @@ class Stage(Generic[R]):
             return work(steps)
 
     def found(self, out: Path, wanted: Fingerprint, *, overwrite: bool) -> R | None:
-        """The finished result at `out`, where it is of the very work that is wanted; else None.
+        """The finished result at `out`, where it was made from what is wanted; else None.
 
         Raises:
             InputError: it is from different settings, and may not be replaced, saying which part
@@ -86,7 +86,7 @@ class Stage(Generic[R]):
             found = self.load(out / self.kind.mark if self.kind.whole else out)
             made_from = self.made_from(found)
             if made_from == wanted:
-                note(f"{out} holds the result of this very work: nothing is done again")
+                note(f"{out} already holds this result: nothing is done again")
                 if is_first():
                     tidy(out)
                 return found

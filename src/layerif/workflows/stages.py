@@ -236,7 +236,7 @@ def prune_into(
 ) -> Manifest:
     """`prune` with `options`, in place and saved to a model folder; finished layers survive.
 
-    Where the folder holds this very work, `model` is left as it is.
+    Where the folder already holds this result, `model` is left as it is.
 
     Raises:
         InputError: as `prune` and `resumable`; or the folder holds a model pruned otherwise.
