@@ -232,6 +232,8 @@ def test_messages_of_the_library_name_options_as_they_are_typed(layerif, tmp_pat
         "max_length is 1; it must be more": "--max-length is 1; it must be more",
         "take rank=8, smooth=False": "take --rank 8, --no-smooth",
         "rank is 0, and there is no smooth curve": "rank is 0, and there is no smooth curve",
+        "choose another `rank` or `max_length`": "choose another --rank or --max-length",
+        "the model of `layerif` and its `name`": "the model of `layerif` and its `name`",
         "in runs/max_length/rank=8.json": "in runs/max_length/rank=8.json",
     }.items():
         assert as_typed(message, options) == shown

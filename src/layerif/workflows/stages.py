@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from layerif.artifacts import (
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
-from layerif.core.checkpoint import Steps
+from layerif.core.checkpoint import Steps, remove_leftover, steps_folder
+from layerif.core.files import check_target, taken
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import versions
@@ -43,7 +45,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, setting
 from layerif.model.precision import stored_precision, word_of
 from layerif.plans.allocate import note_cautions
-from layerif.workflows.stage import Stage, content_of, fingerprint_of, json_stage
+from layerif.workflows.stage import Stage, content_of, fingerprint_of, hash_samples, json_stage
 
 # Of a run folder, where its gradients are kept.
 GRADIENTS_FOLDER = "gradients"
@@ -87,7 +89,7 @@ def score_into(  # noqa: PLR0913  # where to, the model, what on, the options
         InputError: as `score` and `resumable`; or the folder holds scores from different settings.
         NumericalError: as `score`.
     """
-    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
+    data = hash_samples(train, validation)
     wanted = fingerprint_of(model, data, options.recorded(), tokenizer)
     if keep_gradients and options.keep not in ("auto", "disk"):
         raise InputError(
@@ -234,7 +236,7 @@ def prune_into(
 ) -> Manifest:
     """`prune` with `options`, in place and saved to a model folder; finished layers survive.
 
-    Where the folder holds this very work, `model` is left as it is.
+    Where the folder already holds this result, `model` is left as it is.
 
     Raises:
         InputError: as `prune` and `resumable`; or the folder holds a model pruned otherwise.
@@ -333,3 +335,28 @@ def evaluate_into(
     data = hash_texts(texts)
     wanted = fingerprint_of(model, data, {**options.values(), **asked}, tokenizer)
     return json_stage(path, wanted, Results, lambda _steps: measured(), overwrite=overwrite)
+
+
+def remove_kept(folder: Path) -> list[tuple[Path, int]]:
+    """Remove gradients that a run folder keeps, and steps beside it that no process is at.
+
+    Returns:
+        What was removed, and the bytes that it took.
+
+    Raises:
+        InputError: files that layerif did not write lie among the gradients.
+    """
+    removed = []
+    gradients = folder / GRADIENTS_FOLDER
+    if GRADIENTS.is_finished(gradients):
+        check_target(gradients, GRADIENTS)
+        size = sum(map(taken, gradients.iterdir()))
+        shutil.rmtree(gradients)
+        removed.append((gradients, size))
+    steps = steps_folder(folder)
+    if steps.is_dir():
+        size = sum(map(taken, steps.iterdir()))
+        remove_leftover(folder)
+        if not steps.is_dir():
+            removed.append((steps, size))
+    return removed
