@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from layerif.influence.estimators.estimator import Estimator
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,6 @@ from layerif.core import progress as progress_module
 from layerif.core.checkpoint import steps_folder
 from layerif.core.progress import progress
 from layerif.core.terminal import Console, harmless, harmless_json
-from layerif.influence.estimators.estimator import Estimator
 from layerif.influence.estimators.grad_dot import grad_dot
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.metrics.base import MetricValues

@@ -9,8 +9,8 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif import collect, score, solve
 from layerif.artifacts import LayerScores
 from layerif.errors import InputError
-from layerif.influence.collecting import Gradients
 from layerif.influence.options import ScoreOptions, SolveOptions
+from layerif.influence.store import Gradients
 from layerif.model import layers
 
 OPTIONS = {"rank": 2, "alpha": 4.0, "batch_tokens": 128}
@@ -129,7 +129,7 @@ def test_clean_removes_gradients_and_nothing_else(layerif, kept):
 
 def test_a_solve_that_fails_leaves_the_gradients(layerif, model, tmp_path, monkeypatch):
     from layerif.errors import NumericalError
-    from layerif.influence import blocks
+    from layerif.influence.estimators.base import Estimator
 
     out = tmp_path / "run"
     words = ["score", "--model", model, "--out", out, *SAMPLES]
@@ -138,7 +138,7 @@ def test_a_solve_that_fails_leaves_the_gradients(layerif, model, tmp_path, monke
         raise NumericalError("the block cannot be solved")
 
     with monkeypatch.context() as patch:
-        patch.setattr(blocks, "sweep", fails)
+        patch.setattr(Estimator, "solutions", fails)
         assert layerif(*words)[0] == 3
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_a, **_k: pytest.fail("runs the model"))
     status, _, err = layerif(*words, "--estimator", "exact")

@@ -1,14 +1,16 @@
-"""The state of passes on their way: kept as steps now and then, and summed over processes.
+"""What is kept of unfinished work, and shared between processes: pieces, and the state of passes.
 
-The step `passes` is what the first process has; what each of the others has gathered beside it is a
-step of its own. A generation, counted up whenever the first one takes in what the others have, says
-which of those still belong to it.
+A piece of work (a batch, a block) that is finished is a step. The state of passes over the samples
+is kept now and then: the step `passes` is what the first process has; what each of the others has
+gathered beside it is a step of its own. A generation, counted up whenever the first one takes in
+what the others have, says which of those still belong to it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +23,54 @@ from layerif.influence.estimators.passes import Passes
 INTERVAL = 60.0
 WORK_TO_WRITING = 20.0
 STEP = "passes"
+
+T = TypeVar("T")
+Step = dict[str, torch.Tensor]
+
+
+def finished(
+    work: Sequence[T],
+    kind: str,
+    steps: Steps,
+    do: Callable[[int, T], Step],
+    is_whole: Callable[[int, Step], bool] = lambda _number, _step: True,
+) -> Iterator[tuple[T, Step, bool]]:
+    """What each piece of work leaves, in order; pieces with a step are not done again.
+
+    Of several processes each does its share of those that are to do, and reads the steps of all.
+    What the pieces leave does not depend on who did them, so neither does the result.
+
+    Args:
+        work: the pieces, the same in every process.
+        kind: of the pieces, for the names of their steps.
+        steps: where they are kept; with several processes, in a folder that all of them see.
+        do: does one piece, and returns what its step keeps.
+        is_whole: whether what a piece has left beside its step is still there as it was.
+
+    Yields:
+        The piece, what it left, and whether that was read and not done here.
+    """
+    names = [f"{kind}-{number:05d}" for number in range(len(work))]
+
+    def kept(number: int) -> Step | None:
+        found = steps.load(names[number])
+        return found if found is not None and is_whole(number, found) else None
+
+    done = set()
+    together = processes.count() > 1
+    if together:
+        missing = processes.agreed(lambda: [n for n in range(len(work)) if kept(n) is None])
+        for number in processes.share(missing):
+            steps.save(names[number], do(number, work[number]))
+            done.add(number)
+        processes.barrier()
+    for number, name in enumerate(names):
+        found = steps.awaited(name) if together else kept(number)
+        if found is None:
+            found = do(number, work[number])
+            steps.save(name, found)
+            done.add(number)
+        yield work[number], found, number not in done
 
 
 class Keeping:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from layerif.core import processes
-from layerif.core.checkpoint import Steps
 from layerif.core.choices import PaddingSide
 from layerif.core.progress import Advance, note
 from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.influence.gradients import PerSampleGradients
-
-T = TypeVar("T")
-Step = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -100,48 +96,3 @@ class Runner:
             note(f"{self.total_tokens:,} tokens, forward and backward: about {seconds:.0f} s")
         self.skip(items)
         return found
-
-
-def finished(
-    work: Sequence[T],
-    kind: str,
-    steps: Steps,
-    do: Callable[[int, T], Step],
-    is_whole: Callable[[int, Step], bool] = lambda _number, _step: True,
-) -> Iterator[tuple[T, Step, bool]]:
-    """What each piece of work leaves, in order; pieces with a step are not done again.
-
-    Of several processes each does its share of those that are to do, and reads the steps of all.
-    What the pieces leave does not depend on who did them, so neither does the result.
-
-    Args:
-        work: the pieces, the same in every process.
-        kind: of the pieces, for the names of their steps.
-        steps: where they are kept; with several processes, in a folder that all of them see.
-        do: does one piece, and returns what its step keeps.
-        is_whole: whether what a piece has left beside its step is still there as it was.
-
-    Yields:
-        The piece, what it left, and whether that was read and not done here.
-    """
-    names = [f"{kind}-{number:05d}" for number in range(len(work))]
-
-    def kept(number: int) -> Step | None:
-        found = steps.load(names[number])
-        return found if found is not None and is_whole(number, found) else None
-
-    done = set()
-    together = processes.count() > 1
-    if together:
-        missing = processes.agreed(lambda: [n for n in range(len(work)) if kept(n) is None])
-        for number in processes.share(missing):
-            steps.save(names[number], do(number, work[number]))
-            done.add(number)
-        processes.barrier()
-    for number, name in enumerate(names):
-        found = steps.awaited(name) if together else kept(number)
-        if found is None:
-            found = do(number, work[number])
-            steps.save(name, found)
-            done.add(number)
-        yield work[number], found, number not in done

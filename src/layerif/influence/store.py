@@ -1,25 +1,31 @@
-"""Where the gradients of the training samples are kept: in memory, or in a file read in pieces.
+"""Collected gradients, as an artifact, and where those of the training samples are kept.
 
-Rows come batch by batch and are kept in that order, so that those of a batch lie together: one
-write a matrix.
+They are kept in memory, or in a file read in pieces. Rows come batch by batch and are kept in that
+order, so that those of a batch lie together: one write a matrix.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from layerif.core.files import writing_to
+from layerif.artifacts.gradients import GRADIENTS_FILE, GradientsRecord
+from layerif.core.files import Kind, load_tensors, new_folder, save_tensors, writing_to
 from layerif.core.files.tensors import bytes_of, checksum
-from layerif.influence.estimators.block import Rows
+from layerif.core.fingerprint import Fingerprint
+from layerif.errors import InputError
+from layerif.influence.estimators.block import Factors, Rows
 from layerif.influence.subspaces.base import Matrix
 
 FILE = "gradients.bin"
+VECTORS_FILE = "vectors.safetensors"
+GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (FILE, VECTORS_FILE))
 
 
 class GradientStore(Protocol):
@@ -139,6 +145,76 @@ class FileRows:
     def __getitem__(self, index: Any) -> torch.Tensor:
         mapped = np.memmap(self._path, self._dtype, "r", self._offset, tuple(self.shape))
         return torch.from_numpy(np.array(mapped[index]))
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The gradients of training samples, and the mean gradient of validation samples.
+
+    Attributes:
+        record: what they are of.
+        store: of every matrix (n, d), batch by batch.
+        means: for each matrix (d,) float64, the mean validation gradient.
+        losses: (n,) float64 of the training samples, batch by batch.
+        order: (n,) which sample each row is of.
+        factors: of each matrix by its key, for estimators that go by positions; else empty.
+    """
+
+    record: GradientsRecord
+    store: GradientStore
+    means: Sequence[torch.Tensor]
+    losses: torch.Tensor
+    order: torch.Tensor
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> Gradients:
+        """Gradients that were kept in a folder; they are read as they are needed.
+
+        Raises:
+            InputError: the folder holds none, or not all of them.
+        """
+        if not (folder / GRADIENTS_FILE).is_file():
+            raise InputError(
+                f"{folder} holds no kept gradients; a folder that `layerif score --keep-gradients` "
+                "wrote is expected"
+            )
+        record = GradientsRecord.load(folder / GRADIENTS_FILE)
+        vectors = load_tensors(folder / VECTORS_FILE)
+        dtype = getattr(torch, record.dtype)
+        matrices = [Matrix(m.key, m.projection, m.shape) for m in record.matrices]
+        size = record.train_samples * sum(m.size for m in matrices) * dtype.itemsize
+        path = folder / FILE
+        if vectors is None or not path.is_file() or path.stat().st_size != size:
+            raise InputError(
+                f"{folder} does not hold all of its gradients ({FILE} of {size:,} bytes and an "
+                f"undamaged {VECTORS_FILE} are expected); collect them again"
+            )
+        means = vectors["means"].split([matrix.size for matrix in matrices])
+        factors = {
+            m.key: Factors(vectors[f"inputs/{m.key}"], vectors[f"outputs/{m.key}"])
+            for m in matrices
+            if f"inputs/{m.key}" in vectors
+        }
+        store = DiskStore(folder, matrices, record.train_samples, dtype)
+        return cls(record, store, means, vectors["losses"], vectors["order"], factors)
+
+    def keep(self, folder: Path, fingerprint: Fingerprint) -> None:
+        """Move gradients that lie on disk into a folder, from which `open` reads them.
+
+        Raises:
+            InputError: the folder holds something else, or the gradients are in memory.
+        """
+        if not isinstance(self.store, DiskStore):
+            raise InputError("gradients in memory are not kept; collect them with keep='disk'")
+        record = self.record.model_copy(update={"fingerprint": fingerprint})
+        vectors = {"means": torch.cat(list(self.means)), "losses": self.losses, "order": self.order}
+        for key, own in self.factors.items():
+            vectors |= {f"inputs/{key}": own.inputs, f"outputs/{key}": own.outputs}
+        with new_folder(folder, GRADIENTS) as part:
+            save_tensors(part / VECTORS_FILE, vectors)
+            record.save(part / GRADIENTS_FILE)
+            self.store.move(part)
 
 
 def _write_all(file: Any, data: memoryview) -> None:

@@ -7,7 +7,7 @@ numbers a block. For full weights the gradients of a batch are never formed eith
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -15,19 +15,18 @@ from layerif.core import processes
 from layerif.core.checkpoint import Steps
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.influence.estimators.base import EstimatorOptions, Solution
+from layerif.influence.estimators.base import Solution
 from layerif.influence.estimators.block import Factors, Part
 from layerif.influence.estimators.ekfac import FactorPasses
 from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
 from layerif.influence.estimators.passes import Passes
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.keeping import Keeping
+from layerif.influence.options import SolveOptions
 from layerif.influence.passes import Runner, Samples
 from layerif.influence.preparing import Prepared
+from layerif.influence.solving import Groups
 from layerif.influence.subspaces.base import Matrix
-
-# For each block its name, and the places of its matrices.
-Groups = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Streamed:
     validation_loss: float
 
 
-def stream(work: Prepared, groups: Groups, options: EstimatorOptions, steps: Steps) -> Streamed:
+def stream(work: Prepared, groups: Groups, options: SolveOptions, steps: Steps) -> Streamed:
     """Run the validation samples once and the training samples as often as the estimator asks.
 
     Args:
@@ -56,10 +55,10 @@ def stream(work: Prepared, groups: Groups, options: EstimatorOptions, steps: Ste
         options: the estimator, which has a form in passes, and its damping.
         steps: keeps the state of the passes at least every minute, to go on from.
     """
-    estimator = ESTIMATORS.find(options.name)
+    estimator = ESTIMATORS.find(options.estimator)
     open_passes = estimator.passes
     assert open_passes is not None
-    steps = work.steps(steps, "passes", asdict(options), groups)
+    steps = work.steps(steps, "passes", options.part(SolveOptions).recorded(), groups)
     with work.running(_passes_needed(options)) as runner:
         means, validation_loss = _validation(runner, work.matrices, work.validation, steps)
         opened = {
@@ -152,9 +151,9 @@ def _validation(
     return means, loss.item()
 
 
-def _passes_needed(options: EstimatorOptions) -> int:
+def _passes_needed(options: SolveOptions) -> int:
     """How often the training samples have to be run."""
-    open_passes = ESTIMATORS.find(options.name).passes
+    open_passes = ESTIMATORS.find(options.estimator).passes
     assert open_passes is not None
     any_part = Part("any", torch.zeros(1), (1, 1))
     return open_passes("any", [any_part], 1, options.dampings).needed

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from layerif.core.checkpoint import remove_leftover, steps_folder
 from layerif.core.files import check_target, taken
-from layerif.influence.collecting import GRADIENTS
-from layerif.workflows.stages import GRADIENTS_FOLDER
+from layerif.influence.store import GRADIENTS
+from layerif.workflows.solving import GRADIENTS_FOLDER
 
 
 def remove_kept(folder: Path) -> list[tuple[Path, int]]:

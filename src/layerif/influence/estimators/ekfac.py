@@ -24,28 +24,11 @@ from collections.abc import Sequence
 import torch
 
 from layerif.errors import InputError
-from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block, Factors, Part
-from layerif.influence.estimators.estimator import Estimator
+from layerif.influence.estimators.base import Estimator, Solution
+from layerif.influence.estimators.block import Factors, Part
 from layerif.influence.estimators.factored import FactoredRows, Gradients, formed, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
-
-
-def ekfac(block: Block, options: EstimatorOptions) -> Solution:
-    """Influence of every training sample through one block; three reads, two with factors given.
-
-    Raises:
-        InputError: the shape of a part is not known, or its factors are of another.
-    """
-    (solution,) = ekfac_sweep(block, [options.damping], options)
-    return solution
-
-
-def ekfac_sweep(
-    block: Block, dampings: Sequence[Damping], _options: EstimatorOptions
-) -> list[Solution]:
-    """The same for several dampings in the same reads."""
-    return EkfacPasses(block.name, block.parts, block.samples, dampings).read(block)
+from layerif.influence.options import Damping
 
 
 def ekfac_workspace(shapes: Sequence[tuple[int, int]], _samples: int) -> int:
@@ -181,10 +164,4 @@ def _shape(part: Part) -> tuple[int, int]:
     return part.shape
 
 
-EKFAC = Estimator(
-    ekfac,
-    sweep=ekfac_sweep,
-    passes=EkfacPasses,
-    by_position=True,
-    workspace=ekfac_workspace,
-)
+EKFAC = Estimator(passes=EkfacPasses, by_position=True, workspace=ekfac_workspace)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from itertools import accumulate
+from typing import Any, Self
 
 import torch
 
@@ -112,10 +113,6 @@ class FactoredRows:
         """(b, d) float64 the rows themselves."""
         return torch.cat([part.formed().flatten(1).double().cpu() for part in self.parts], 1)
 
-    def _columns(self) -> list[slice]:
-        ends = torch.tensor([part.size for part in self.parts]).cumsum(0).tolist()
-        return [slice(end - p.size, end) for end, p in zip(ends, self.parts, strict=True)]
-
     def norms(self) -> torch.Tensor:
         return torch.stack([part.norms().cpu() for part in self.parts]).sum(0)
 
@@ -124,14 +121,20 @@ class FactoredRows:
         return torch.stack(
             [
                 torch.stack([part.times(column) for column in x[own].T], -1).cpu()
-                for part, own in zip(self.parts, self._columns(), strict=True)
+                for part, own in zip(self.parts, columns_of(self.parts), strict=True)
             ]
         )
 
     def add_weighted(self, total: torch.Tensor, weights: torch.Tensor) -> None:
-        for part, own in zip(self.parts, self._columns(), strict=True):
+        for part, own in zip(self.parts, columns_of(self.parts), strict=True):
             for column, each in enumerate(weights.T):
                 total[own, column] += part.weighted(each).to(total)
+
+
+def columns_of(parts: Sequence[Any]) -> list[slice]:
+    """Which columns of a block belong to each of its parts, by their sizes."""
+    ends = accumulate(part.size for part in parts)
+    return [slice(end - part.size, end) for end, part in zip(ends, parts, strict=True)]
 
 
 Gradients = torch.Tensor | FactoredRows

@@ -15,26 +15,17 @@ from collections.abc import Sequence
 
 import torch
 
-from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block
-from layerif.influence.estimators.estimator import Estimator
-from layerif.influence.estimators.hessian import Hessian
+from layerif.influence.estimators.base import Estimator, Solution
+from layerif.influence.estimators.block import Block, Hessian
+from layerif.influence.options import Damping, SolveOptions
 
 # Power iteration comes near lambda_max from below; half of it would do for the fixed point.
 POWER_ITERATIONS = 50
 POWER_TOLERANCE = 1e-3
 
 
-def lissa(block: Block, options: EstimatorOptions) -> Solution:
+def lissa(block: Block, dampings: Sequence[Damping], options: SolveOptions) -> list[Solution]:
     """Influence of every training sample through one block; one read of its gradients a step."""
-    (solution,) = lissa_sweep(block, [options.damping], options)
-    return solution
-
-
-def lissa_sweep(
-    block: Block, dampings: Sequence[Damping], options: EstimatorOptions
-) -> list[Solution]:
-    """The same for several dampings, with lambda_max found once."""
     mean_square = block.mean_square()
     if mean_square == 0:
         return [Solution.of_silence(len(block.parts), block.samples) for _ in dampings]
@@ -45,7 +36,7 @@ def lissa_sweep(
     ]
 
 
-def _iterate(block: Block, ridge: float, largest: float, options: EstimatorOptions) -> Solution:
+def _iterate(block: Block, ridge: float, largest: float, options: SolveOptions) -> Solution:
     if ridge == 0:
         return Solution.of_silence(len(block.parts), block.samples)
     hessian, v = Hessian(block, ridge), block.validation
@@ -86,4 +77,4 @@ def largest_eigenvalue(block: Block, seed: int) -> float:
     return found
 
 
-LISSA = Estimator(lissa, iterative=True, sweep=lissa_sweep)
+LISSA = Estimator(iterative=True, sweep=lissa)
