@@ -73,10 +73,29 @@ def fresh_adapter(
     Yields:
         A and B of every projection, by the projection's name and `.lora_A` or `.lora_B`.
     """
+    from peft import LoraConfig, LoraModel
+    from transformers.pytorch_utils import Conv1D
+
     check_rank(projections, lora.rank)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type,unused-ignore]
+        target_modules=[f"{path}.{p.layer}.{p.name}" for p in projections],
+        fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in projections),
+    )
     with as_found(model):
-        _inject(model, path, projections, lora, name)
-        yield _filled(model, projections, lora, name)
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn again by name
+            LoraModel(model, {name: config}, name)
+        wrappers = {id(module.get_base_layer()): module for module in adapted_modules(model)}
+        pairs: dict[str, nn.Parameter] = {}
+        for projection in projections:
+            wrapper = wrappers[id(projection.module)]
+            down, up = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
+            dtype = torch.promote_types(down.dtype, torch.float32)
+            down.data = lora.down(projection).to(down.device, dtype)
+            up.data = torch.zeros_like(up, dtype=dtype)
+            pairs |= {f"{projection.key}.lora_A": down, f"{projection.key}.lora_B": up}
+        yield pairs
 
 
 def fine_tune(
@@ -119,34 +138,3 @@ def fine_tune(
     for parameter in parameters.values():
         parameter.grad = None
     return losses
-
-
-def _inject(
-    model: Any, path: str, projections: Sequence[Projection], lora: FreshLora, name: str
-) -> None:
-    from peft import LoraConfig, LoraModel
-    from transformers.pytorch_utils import Conv1D
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type,unused-ignore]
-        target_modules=[f"{path}.{p.layer}.{p.name}" for p in projections],
-        fan_in_fan_out=any(isinstance(p.module, Conv1D) for p in projections),
-    )
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn again by name
-        LoraModel(model, {name: config}, name)
-
-
-def _filled(
-    model: Any, projections: Sequence[Projection], lora: FreshLora, name: str
-) -> dict[str, nn.Parameter]:
-    wrappers = {id(module.get_base_layer()): module for module in adapted_modules(model)}
-    pairs: dict[str, nn.Parameter] = {}
-    for projection in projections:
-        wrapper = wrappers[id(projection.module)]
-        down, up = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
-        dtype = torch.promote_types(down.dtype, torch.float32)
-        down.data = lora.down(projection).to(down.device, dtype)
-        up.data = torch.zeros_like(up, dtype=dtype)
-        pairs |= {f"{projection.key}.lora_A": down, f"{projection.key}.lora_B": up}
-    return pairs

@@ -34,6 +34,7 @@ def finished(
     steps: Steps,
     do: Callable[[int, T], Step],
     is_whole: Callable[[int, Step], bool] = lambda _number, _step: True,
+    worth: float = 0.0,
 ) -> Iterator[tuple[T, Step, bool]]:
     """What each piece of work leaves, in order; pieces with a step are not done again.
 
@@ -46,6 +47,7 @@ def finished(
         steps: where they are kept; with several processes, in a folder that all of them see.
         do: does one piece, and returns what its step keeps.
         is_whole: whether what a piece has left beside its step is still there as it was.
+        worth: seconds; one process alone keeps no piece that took less.
 
     Yields:
         The piece, what it left, and whether that was read and not done here.
@@ -67,8 +69,10 @@ def finished(
     for number, name in enumerate(names):
         found = steps.awaited(name) if together else kept(number)
         if found is None:
+            began = time.perf_counter()
             found = do(number, work[number])
-            steps.save(name, found)
+            if time.perf_counter() - began >= worth:
+                steps.save(name, found)
             done.add(number)
         yield work[number], found, number not in done
 
@@ -158,29 +162,29 @@ class Keeping:
         return self._generation
 
     def _gathered(self) -> dict[str, torch.Tensor]:
-        found = {
-            f"{name}/{key}": tensor
-            for name, passes in self._opened.items()
-            for key, tensor in passes.gathered().items()
-        }
+        """What this pass has added up so far."""
+        found = self._of_blocks(Passes.gathered)
         return found | ({"losses": self._losses} if self.finished == 0 else {})
 
+    def _of_blocks(
+        self, part: Callable[[Passes], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}/{key}": tensor
+            for name, passes in self._opened.items()
+            for key, tensor in part(passes).items()
+        }
+
     def _save(self) -> None:
-        if self._steps.folder is None:
-            return
         marks = {
             "generation": torch.tensor(self._generation),
             "processes": torch.tensor(processes.count()),
         }
-        if not processes.is_first():
+        if processes.is_first():
+            kept = self._of_blocks(Passes.state) | {"losses": self._losses}
+            self._steps.save(STEP, kept | marks)
+        else:
             self._steps.save(_part(processes.rank()), self._gathered() | marks)
-            return
-        state = {
-            f"{name}/{key}": tensor
-            for name, passes in self._opened.items()
-            for key, tensor in passes.state().items()
-        }
-        self._steps.save(STEP, state | marks | {"losses": self._losses})
 
     def _restore(self, base: dict[str, torch.Tensor]) -> None:
         states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._opened}

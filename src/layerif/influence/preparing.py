@@ -55,7 +55,7 @@ class Prepared:
     @property
     def dtype(self) -> torch.dtype:
         """Of the gradients: float32 at least."""
-        return torch.promote_types(_dtype_of(self.model), torch.float32)
+        return getattr(torch, self.record.dtype)  # type: ignore[no-any-return]
 
     def steps(self, steps: Steps, *kind: Any) -> Steps:
         """Steps of work of one kind on these very batches and matrices."""
@@ -138,7 +138,7 @@ def prepared(
                     MatrixRecord(key=m.key, projection=m.projection, shape=m.shape)
                     for m in matrices
                 ],
-                dtype=str(torch.promote_types(_dtype_of(model), torch.float32)).partition(".")[2],
+                dtype=str(torch.promote_types(dtype_of(model), torch.float32)).partition(".")[2],
                 subspace=compared.name,
                 subspace_options=compared.record,
                 seed=options.seed,
@@ -152,6 +152,6 @@ def prepared(
         )
 
 
-def _dtype_of(model: Any) -> torch.dtype:
+def dtype_of(model: Any) -> torch.dtype:
     """The precision that the model computes in; quantised weights are integers."""
     return next(p.dtype for p in model.parameters() if p.is_floating_point())

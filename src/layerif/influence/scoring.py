@@ -74,9 +74,7 @@ def score(
             factors = ESTIMATORS.find(options.estimator).by_position
             gradients = collected(work, place == "disk", factors, kept)
             return solve(gradients, options=options, steps=kept if place == "disk" else None)
-        found = stream(work, groups, options, kept)
-    seconds = time.perf_counter() - began
-    record = work.record.model_copy(
-        update={"validation_loss": found.validation_loss, "seconds": seconds}
-    )
-    return assembled(record, options, groups, found.solutions, found.losses, work.train.order)
+        solutions, losses, validation_loss = stream(work, groups, options, kept)
+    found = {"validation_loss": validation_loss, "seconds": time.perf_counter() - began}
+    record = work.record.model_copy(update=found)
+    return assembled(record, options, groups, solutions, losses, work.train.order)

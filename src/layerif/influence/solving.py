@@ -25,6 +25,8 @@ from layerif.influence.store import Gradients
 from layerif.influence.subspaces.base import Matrix
 from layerif.influence.sweeping import swept
 
+# Seconds that a block takes to solve, from which on it is kept: writing it takes about as long.
+WORTH = 0.05
 # For each block its name, and the places of its matrices among all.
 Groups = Mapping[str, Sequence[int]]
 
@@ -195,7 +197,7 @@ def solve_blocks(
 
     solutions = {}
     with progress("influence", len(groups)) as advance:
-        for name, kept, _ in finished(list(groups), "influence", steps, one):
+        for name, kept, _ in finished(list(groups), "influence", steps, one, worth=WORTH):
             found: list[Step] = [{} for _ in options.dampings]
             for key, tensor in kept.items():
                 number, _, attribute = key.partition("/")

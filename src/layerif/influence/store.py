@@ -133,14 +133,16 @@ class FileRows:
         return self.shape[0]
 
     def split(self, step: int) -> Iterator[torch.Tensor]:
-        """(step, d) rows at a time, read one after another; the last may be fewer."""
+        """(step, d) rows at a time, each in place of the last; there may be fewer in the end."""
         samples, size = self.shape
         with self._path.open("rb") as file:
             file.seek(self._offset)
+            # One buffer for all pieces: fresh memory for each would cost as much as reading it.
+            buffer = np.empty((min(step, samples), size), self._dtype)
             for first in range(0, samples, step):
-                rows = min(step, samples - first)
-                read = np.fromfile(file, self._dtype, rows * size)
-                yield torch.from_numpy(read.reshape(rows, size))
+                rows = buffer[: samples - first]
+                file.readinto(rows.data)
+                yield torch.from_numpy(rows)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         mapped = np.memmap(self._path, self._dtype, "r", self._offset, tuple(self.shape))
