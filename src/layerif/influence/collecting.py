@@ -16,8 +16,7 @@ from layerif.errors import InputError
 from layerif.influence.keeping import Step, finished
 from layerif.influence.memory import choose
 from layerif.influence.options import CollectOptions
-from layerif.influence.passes import Runner, Samples
-from layerif.influence.preparing import Prepared, prepared
+from layerif.influence.preparing import Prepared, Runner, Samples, prepared
 from layerif.influence.store import DiskStore, Gradients, GradientStore, MemoryStore
 from layerif.influence.streaming import factors_by_position
 from layerif.influence.subspaces.base import Matrix

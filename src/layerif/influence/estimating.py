@@ -19,8 +19,7 @@ import torch
 
 from layerif.data.batching import Encoded, collate
 from layerif.influence.gradients import PerSampleGradients
-from layerif.influence.passes import Samples
-from layerif.influence.preparing import dtype_of
+from layerif.influence.preparing import Samples, dtype_of
 from layerif.influence.subspaces.base import Matrix
 
 # Between two looks at the process's memory; a large batch takes hundreds of them.

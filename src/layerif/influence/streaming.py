@@ -23,8 +23,7 @@ from layerif.influence.estimators.passes import Passes
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.keeping import Keeping
 from layerif.influence.options import SolveOptions
-from layerif.influence.passes import Runner, Samples
-from layerif.influence.preparing import Prepared
+from layerif.influence.preparing import Prepared, Runner, Samples
 from layerif.influence.solving import Groups
 from layerif.influence.subspaces.base import Matrix
 

@@ -78,15 +78,7 @@ class DataInfPasses(Passes):
         self._x = (self.validation[:, None] - self._x / self.samples) / self._ridges
 
     def _solutions(self) -> list[Solution]:
-        mean_square = self._norms.mean().item()
-        solutions = []
-        for column, damping in enumerate(self.dampings):
-            ridge = damping.of(mean_square, self.size)
-            if ridge == 0:
-                solutions.append(Solution.of_silence(len(self.parts), self.samples))
-            else:
-                solutions.append(Solution.of(self._products[..., column], ridge))
-        return solutions
+        return self._by_damping(self._products, self._norms.mean().item())
 
 
 DATAINF = Estimator(passes=DataInfPasses)

@@ -74,12 +74,8 @@ class FactoredGradients:
             pairs.mul_(torch.bmm(self.inputs, self.inputs.transpose(1, 2)))
             squares = pairs.sum((1, 2), dtype=torch.float64)
         else:
-            squares = torch.stack(
-                [
-                    (errors.T @ inputs).square_().sum(dtype=torch.float64)
-                    for errors, inputs in zip(self.errors, self.inputs, strict=True)
-                ]
-            )
+            pieces = zip(self.errors, self.inputs, strict=True)
+            squares = torch.stack([(e.T @ a).square_().sum(dtype=torch.float64) for e, a in pieces])
         # Rounding alone can bring the ghost identity below 0.
         return (squares * self.scale**2).clamp_(min=0)
 
@@ -118,11 +114,9 @@ class FactoredRows:
 
     def split_times(self, x: torch.Tensor) -> torch.Tensor:
         """(parts, b, k) share of each part in rows times x (d, k)."""
+        pieces = zip(self.parts, columns_of(self.parts), strict=True)
         return torch.stack(
-            [
-                torch.stack([part.times(column) for column in x[own].T], -1).cpu()
-                for part, own in zip(self.parts, columns_of(self.parts), strict=True)
-            ]
+            [torch.stack([p.times(column) for column in x[own].T], -1).cpu() for p, own in pieces]
         )
 
     def add_weighted(self, total: torch.Tensor, weights: torch.Tensor) -> None:
@@ -138,11 +132,6 @@ def columns_of(parts: Sequence[Any]) -> list[slice]:
 
 
 Gradients = torch.Tensor | FactoredRows
-
-
-def formed(rows: Gradients) -> torch.Tensor:
-    """(b, d) the rows themselves."""
-    return rows.formed() if isinstance(rows, FactoredRows) else rows
 
 
 def norms(rows: Gradients) -> torch.Tensor:

@@ -10,7 +10,6 @@ lambda = 0.01 lambda_max on it does.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from layerif.influence.estimators.base import Estimator, Solution
 from layerif.influence.estimators.block import Block, Hessian
 from layerif.influence.options import Damping, SolveOptions
+from layerif.influence.subspaces.base import generator_for
 
 # Power iteration comes near lambda_max from below; half of it would do for the fixed point.
 POWER_ITERATIONS = 50
@@ -62,8 +62,7 @@ def _iterate(block: Block, ridge: float, largest: float, options: SolveOptions) 
 
 def largest_eigenvalue(block: Block, seed: int) -> float:
     """lambda_max of G^T G / n by power iteration, from a start drawn by seed and block name."""
-    digest = hashlib.sha256(f"{seed}:{block.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = generator_for(seed, block.name)
     start = torch.randn(block.size, generator=generator, dtype=torch.float64)
     direction = (start / start.norm()).to(block.validation.device)
     hessian, found = Hessian(block, 0.0), 0.0

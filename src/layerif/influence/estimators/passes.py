@@ -189,6 +189,16 @@ class Passes(ABC):
                 found |= {f"{name}.{k}": tensor for k, tensor in enumerate(tensors)}
         return found
 
+    def _by_damping(self, products: torch.Tensor, mean_square: float) -> list[Solution]:
+        """The solutions of (parts, n, dampings) products; silent where lambda is 0."""
+        ridges = [damping.of(mean_square, self.size) for damping in self.dampings]
+        return [
+            Solution.of(products[..., column], ridge)
+            if ridge
+            else Solution.of_silence(len(self.parts), self.samples)
+            for column, ridge in enumerate(ridges)
+        ]
+
     @abstractmethod
     def _solutions(self) -> list[Solution]:
         """One for each damping."""
