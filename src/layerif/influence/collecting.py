@@ -45,7 +45,7 @@ def collect(
         options: whose gradients, and where they are kept: in memory, or on disk beside `steps`.
         factors: gather what the estimator ekfac needs too, by one more pass.
         task: where the samples come from, for the record.
-        steps: keeps finished batches, so that a run cut short can go on; None keeps nothing.
+        steps: keeps finished batches, so that an interrupted run can go on; None keeps nothing.
 
     Raises:
         InputError: no sample is left to use, or the gradients have room nowhere.
@@ -124,7 +124,7 @@ def mean_gradients(
         matrices: of the subspace.
         samples: each counts alike.
         kind: of the samples, for errors and the names of their steps.
-        steps: keeps what each batch comes to.
+        steps: keeps the sums of each batch.
     """
     sizes = [matrix.size for matrix in matrices]
     total = torch.zeros(sum(sizes), dtype=torch.float64)

@@ -116,7 +116,7 @@ def examine(
     dtype = str(dtype_of(model)).removeprefix("torch.")
     with frozen(model), PerSampleGradients(model, layers.projections, matrices) as per_sample:
         try:
-            # First, as memory that other work still held would hide the peak.
+            # First, as memory that is still held by other work would hide the peak.
             found = estimate(model, per_sample, matrices, items, others, options.batch_tokens)
             together = per_sample(_batch(model, few))[1]
             alone = [per_sample(_batch(model, [item]))[1] for item in few]
@@ -140,7 +140,7 @@ def examine(
 
 
 def _stopped(error: NumericalError, missed: Sequence[str], matrices: int) -> Diagnosis:
-    """What is known where a pass did not come to its end."""
+    """What is known after a pass that failed."""
     answers: list[tuple[bool | None, str]] = [(None, "not asked")] * len(QUESTIONS)
     if 0 < len(missed) < matrices:
         answers[1] = (False, f"no gradient reaches {_listed(missed)}")

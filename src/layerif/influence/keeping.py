@@ -103,7 +103,7 @@ class Keeping:
         return self._any.finished
 
     def to_do(self, starts: Sequence[int]) -> list[int]:
-        """The batches that this pass has not taken in; the first process knows of those of all.
+        """The batches that this pass has not taken yet; the first process knows it for all.
 
         Args:
             starts: the first sample of each batch.
@@ -121,7 +121,7 @@ class Keeping:
                     tensor.zero_()
 
     def after_batch(self) -> None:
-        """Keep the state where that was not done for long."""
+        """Keep the state if that is long ago."""
         began = time.monotonic()
         if began >= self._due:
             self._save()

@@ -16,7 +16,7 @@ from layerif.influence.options import SolveOptions
 from layerif.influence.preparing import Prepared
 from layerif.influence.store import FILE
 
-# Never all that is free: the model's own activations and others' processes want some.
+# Never all that is free: the model's activations and other processes need some.
 SHARE = 0.9
 
 
@@ -27,7 +27,7 @@ def choose(
 
     With `auto`, a run folder keeps them on disk, where they are written anyway so that the run can
     go on after an interruption, and the system holds in memory what there is room for. Without one
-    they stay in memory where they fit. What has room nowhere is computed again in several passes.
+    they stay in memory where they fit. What fits neither way is computed again in several passes.
 
     It is decided once for all processes, since each sees other memory free.
 
@@ -51,7 +51,7 @@ def _choose(
     numbers = sum(matrix.size for matrix in work.matrices)
     size = samples * numbers * work.dtype.itemsize
     free = SHARE * psutil.virtual_memory().available if memory is None else memory * 1e9
-    # Some of them lie there already where a run was cut short.
+    # Part of them is there already where a run was interrupted.
     to_write = size - (0 if folder is None else taken(folder / FILE))
     fits = size + workspace <= free
     gradients = f"the gradients of {samples} training samples"

@@ -54,7 +54,7 @@ def score(
         validation: samples whose mean loss they are measured on.
         options: whose gradients, and how influence follows; each by keyword too.
         task: where the samples come from, for the record.
-        steps: keeps finished batches and blocks, so that a run cut short can go on; None keeps
+        steps: keeps finished batches and blocks, so that an interrupted run can go on; None keeps
             nothing.
 
     Raises:
@@ -69,7 +69,7 @@ def score(
         needed = workspace(groups, work.matrices, work.record.train_samples, options)
         place = choose(work, kept.folder, options, needed)
         if place != "disk" and kept.folder is not None and is_first():
-            (kept.folder / FILE).unlink(missing_ok=True)  # of a run that kept them: takes the room
+            (kept.folder / FILE).unlink(missing_ok=True)  # of a run that kept them: it takes room
         if place != "passes":
             factors = ESTIMATORS.find(options.estimator).by_position
             gradients = collected(work, place == "disk", factors, kept)

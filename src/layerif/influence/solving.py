@@ -71,7 +71,7 @@ def assembled(
     losses: torch.Tensor,
     order: torch.Tensor,
 ) -> LayerScores:
-    """The scores that the solutions of all blocks come to, in the order of the samples.
+    """The scores from the solutions of all blocks, in the order of the samples.
 
     Args:
         record: of the gradients; its seconds are those of all the work.

@@ -157,23 +157,19 @@ class _Walk:
             return losses
         block_of = {row: name for name, members in self.groups.items() for row in members}
         waiting: dict[int, FactoredGradients] = {}
+        seen: set[int] = set()
 
         def take(row: int, gradients: FactoredGradients) -> None:
-            if row in waiting:
+            if row in seen:
                 raise InputError(
                     f"{self.matrices[row].key} is used more than once in a forward pass, and the "
                     "norms of full gradients add up over single uses alone; choose another subspace"
                 )
+            seen.add(row)
             waiting[row] = gradients
             members = self.groups[block_of[row]]
             if all(member in waiting for member in members):
-                parts = FactoredRows([waiting[member] for member in members])
+                parts = FactoredRows([waiting.pop(member) for member in members])
                 opened[block_of[row]].observe(rows, parts)
-                for member in members:
-                    waiting[member] = _DONE
 
         return self.runner.factors(items, "training sample", take)
-
-
-# In place of gradients that were handed on, so that they need not stay.
-_DONE = FactoredGradients(torch.empty(0, 0, 0), torch.empty(0, 0, 0), 0.0)

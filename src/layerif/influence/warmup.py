@@ -66,7 +66,7 @@ def fresh_adapter(
     """Put a LoRA on the projections; at the end the model is as before.
 
     A is as a fresh LoRA of layerif has it and B = 0, in float32 (float64 in a float64 model)
-    whatever the model's dtype. Inside, no other parameter of the model wants a gradient.
+    whatever the model's dtype. Inside, no other parameter of the model requires a gradient.
 
     Args:
         model: without adapters.
@@ -172,7 +172,7 @@ def warmed_up(
         items: the training samples.
         lora: its rank, alpha and seed; A starts as there, and the seed orders the batches.
         options: with the steps of the optimiser, `warmup_steps`, and how batches are made.
-        kept: keeps the result, so that a run cut short need not train again.
+        kept: keeps the result, so that an interrupted run need not train again.
 
     Raises:
         InputError: the model has adapters already.

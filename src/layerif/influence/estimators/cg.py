@@ -1,6 +1,6 @@
 """Conjugate gradients (Hestenes and Stiefel, 1952) on H x = v; then I = G x.
 
-Nothing of size n x n or d x d is formed, so it stands where `exact` does not fit. It needs about as
+Nothing of size n x n or d x d is formed, so it works where `exact` does not fit. It needs about as
 many steps as H has distinct eigenvalues, at most n + 1 but for rounding.
 """
 
@@ -19,7 +19,7 @@ def cg(block: Block, options: SolveOptions) -> Solution:
     """Influence of every training sample through one block; one read of its gradients a step.
 
     The residual reported is taken from H x - v itself and not from the recursion, which drifts from
-    it: where the recursion alone has converged, the steps begin again from x.
+    it: where the recursion alone has converged, the steps start again from x.
     """
     ridge = options.dampings[0].of(block.mean_square(), block.size)
     if ridge == 0:

@@ -1,7 +1,7 @@
-"""Influence from gradients that come by several times and are not kept.
+"""Influence from gradients that are computed several times and never kept.
 
 What is remembered between the passes are vectors of n and of d numbers. The same code serves
-gradients that are kept: `read` sends a block's rows by as often as they are wanted.
+gradients that are kept: `read` reads a block's rows as often as needed.
 
     passes = DataInfPasses("layers.0.mlp.up_proj", [Part(...)], samples, [Damping()])
     while not passes.done:
@@ -35,7 +35,7 @@ class Pass(NamedTuple):
         take: what it does with rows (b,) and their gradients (b, d) float64.
         gathers: names of the attributes that `take` adds to. They are 0 before the pass, so what
             several processes gathered of some rows each adds up to what one gathers of all.
-        finish: what is worked out when every row has come by.
+        finish: what is worked out when every row has been taken.
     """
 
     take: Callable[[Rows, Gradients], None]
