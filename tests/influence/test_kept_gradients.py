@@ -1,5 +1,8 @@
 """Gradients as an artifact: kept, opened again, and solved without a model."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +78,22 @@ def test_kept_gradients_are_solved_without_a_model(layerif, kept, model, tmp_pat
     status, _, err = layerif("solve", out, "--out", solved, *again)
     assert status == 0, err
     assert "nothing is done again" in err
+
+
+def test_solving_imports_nothing_that_opens_models(kept, tmp_path):
+    program = """
+import contextlib, sys
+from layerif.cli import main
+with contextlib.suppress(SystemExit):
+    main()
+print(sorted({"transformers", "peft", "datasets", "scipy"} & sys.modules.keys()))
+"""
+    words = ["solve", kept[0], "--out", tmp_path / "solved"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "solved" / "scores.json").is_file(), done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_scoring_again_with_other_options_reuses_them(layerif, kept, monkeypatch):
