@@ -17,7 +17,7 @@ from layerif.influence.keeping import Step, finished
 from layerif.influence.memory import choose
 from layerif.influence.options import CollectOptions
 from layerif.influence.preparing import Prepared, Runner, Samples, prepared
-from layerif.influence.store import DiskStore, Gradients, GradientStore, MemoryStore
+from layerif.influence.store import DiskStore, Gradients, MemoryStore
 from layerif.influence.streaming import factors_by_position
 from layerif.influence.subspaces.base import Matrix
 from layerif.model.opening import Tokenizer
@@ -72,11 +72,9 @@ def collected(work: Prepared, on_disk: bool, factors: bool, steps: Steps) -> Gra
         steps: keeps what each batch leaves beside them; a batch with a step is not run again.
     """
     began = time.perf_counter()
-    store: GradientStore
-    if on_disk and steps.folder is not None:
-        store = DiskStore(steps.folder, work.matrices, len(work.train.items), work.dtype)
-    else:
-        store = MemoryStore(work.matrices, len(work.train.items), work.dtype)
+    kept = (work.matrices, len(work.train.items), work.dtype)
+    folder = steps.folder if on_disk else None
+    store = MemoryStore(*kept) if folder is None else DiskStore(folder, *kept)
     # Without the gradients, which stay in memory, what a batch left is of no use.
     steps = work.steps(steps, "disk") if on_disk else NO_STEPS
     with work.running(1 + factors) as runner:
@@ -91,7 +89,7 @@ def collected(work: Prepared, on_disk: bool, factors: bool, steps: Steps) -> Gra
 
 
 def _training_gradients(
-    runner: Runner, train: Samples, store: GradientStore, steps: Steps
+    runner: Runner, train: Samples, store: MemoryStore | DiskStore, steps: Steps
 ) -> torch.Tensor:
     """Bring the gradients of every training sample into the store; (n,) their losses."""
     losses = torch.empty(len(train.items), dtype=torch.float64)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from layerif.core.files import Kind, load_tensors, new_folder, save_tensors, wri
 from layerif.core.files.tensors import bytes_of, checksum
 from layerif.core.fingerprint import Fingerprint
 from layerif.errors import InputError
-from layerif.influence.estimators.block import Factors, Rows
+from layerif.influence.estimators.block import Factors
 from layerif.influence.subspaces.base import Matrix
 
 FILE = "gradients.bin"
@@ -28,25 +29,8 @@ VECTORS_FILE = "vectors.safetensors"
 GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (FILE, VECTORS_FILE))
 
 
-class GradientStore(Protocol):
-    """Per-sample gradients of every matrix."""
-
-    def put(self, first: int, gradients: Sequence[torch.Tensor]) -> int:
-        """Keep the gradients of a batch, (b, d) for each matrix, as the rows from `first` on.
-
-        Returns:
-            Their checksum, which tells later whether they are still there.
-        """
-
-    def checksum(self, first: int, count: int) -> int:
-        """That of `count` rows from `first` on as they are now."""
-
-    def of(self, matrix: int) -> Rows:
-        """(n, d) the gradients of one matrix."""
-
-
 class MemoryStore:
-    """One tensor a matrix in main memory."""
+    """One tensor a matrix in main memory; its methods are those of `DiskStore`."""
 
     def __init__(self, matrices: Sequence[Matrix], samples: int, dtype: torch.dtype) -> None:
         self._rows = [torch.empty(samples, matrix.size, dtype=dtype) for matrix in matrices]
@@ -67,9 +51,9 @@ class DiskStore:
     """One file, matrix after matrix; what is read of it is no longer than the slice asked for.
 
     The system keeps as much of the file in memory as it has room for and gives that room up when it
-    is wanted, so there is no need to choose beforehand. Written rows survive the process: killed,
-    another one goes on. Whether they survived a loss of power too, their checksum tells: they are
-    written in place, and the system may bring the step that vouches for them to the disk before.
+    is needed, so there is no need to choose beforehand. Written rows survive a process that is
+    killed, and another one goes on. Their checksum tells whether they survived a loss of power too:
+    they are written in place, and their step may reach the disk before they do.
 
     Raises:
         DiskError: as the file is opened or written to.
@@ -82,15 +66,19 @@ class DiskStore:
         self._samples = samples
         self._dtype = dtype
         self._sizes = [matrix.size for matrix in matrices]
-        ends = np.cumsum([samples * size for size in self._sizes], dtype=np.int64)
-        self._offsets = [int(end) - samples * s for end, s in zip(ends, self._sizes, strict=True)]
-        whole = int(ends[-1]) * dtype.itemsize
+        *self._offsets, numbers = (samples * d for d in accumulate(self._sizes, initial=0))
+        whole = numbers * dtype.itemsize
         # Opened without truncating it: another process may have written its rows already.
         with writing_to(self._path), self._path.open("ab") as file:
             if os.fstat(file.fileno()).st_size != whole:
                 file.truncate(whole)
 
     def put(self, first: int, gradients: Sequence[torch.Tensor]) -> int:
+        """Keep the gradients of a batch, (b, d) for each matrix, as the rows from `first` on.
+
+        Returns:
+            Their checksum, which tells later whether they are still there.
+        """
         found = 0
         with writing_to(self._path), self._path.open("r+b", buffering=0) as file:
             for size, offset, gradient in zip(self._sizes, self._offsets, gradients, strict=True):
@@ -101,6 +89,8 @@ class DiskStore:
         return found
 
     def checksum(self, first: int, count: int) -> int:
+        """That of `count` rows from `first` on as they are now."""
+
         def pieces() -> Iterator[bytes]:
             with self._path.open("rb") as file:
                 for size, offset in zip(self._sizes, self._offsets, strict=True):
@@ -114,12 +104,13 @@ class DiskStore:
         self._path = self._path.replace(folder / FILE)
 
     def of(self, matrix: int) -> FileRows:
+        """(n, d) the gradients of one matrix."""
         shape = (self._samples, self._sizes[matrix])
         return FileRows(self._path, self._offsets[matrix], shape, self._dtype)
 
 
 class FileRows:
-    """(n, d) gradients in a file; a slice is a copy, and nothing else of it stays in memory."""
+    """(n, d) gradients in a file; a slice is a copy, and nothing else stays in memory."""
 
     device = torch.device("cpu")
 
@@ -163,7 +154,7 @@ class Gradients:
     """
 
     record: GradientsRecord
-    store: GradientStore
+    store: MemoryStore | DiskStore
     means: Sequence[torch.Tensor]
     losses: torch.Tensor
     order: torch.Tensor

@@ -49,17 +49,11 @@ def exact(block: Block, dampings: Sequence[Damping], options: SolveOptions) -> l
             solutions.append(Solution.of_silence(len(block.parts), block.samples))
             continue
         found, rest = _refined(matrix, ridge, right, solver)
-        by_part, influence, residual = finish(block, matrix, ridge, found, rest)
-        start = block.validation.norm().item()
-        residual = residual / start if residual else 0.0
+        by_part, influence, left = finish(block, matrix, ridge, found, rest)
+        residual = left / block.validation.norm().item() if left else 0.0
+        converged = residual <= options.tolerance
         solutions.append(
-            Solution(
-                by_part,
-                influence,
-                ridge,
-                residual=residual,
-                converged=residual <= options.tolerance,
-            )
+            Solution(by_part, influence, ridge, residual=residual, converged=converged)
         )
     return solutions
 
