@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from layerif.core.checkpoint import Steps, resumable, tidy
 from layerif.core.files import Kind, check_target
@@ -18,12 +18,14 @@ from layerif.core.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import JsonArtifact
-from layerif.data import Corpus, Example, Task
-from layerif.data.batching import rope_borders
-from layerif.data.tokenizing import around
 from layerif.errors import InputError
-from layerif.evaluation.options import EvaluateOptions
-from layerif.model.opening import Tokenizer, setting
+
+if TYPE_CHECKING:
+    from layerif.data import Corpus, Example, Task
+    from layerif.evaluation.options import EvaluateOptions
+    from layerif.model.opening import Tokenizer
+
+# What opens models and texts is imported where it is used: `layerif solve` does without.
 
 R = TypeVar("R")
 J = TypeVar("J", bound=JsonArtifact)
@@ -131,6 +133,8 @@ def hash_samples(train: Sequence[Example], validation: Sequence[Example]) -> str
 
 def content_of(source: Task | Corpus, options: EvaluateOptions) -> list[Any]:
     """What is measured of a source, as plain values."""
+    from layerif.data import Corpus
+
     if isinstance(source, Corpus):
         return [source.name, source.text("evaluation")]
     rows = source.sample("test", options.samples, options.seed)
@@ -145,6 +149,8 @@ def fingerprint_of(
     Args:
         tokenizer: what the texts are read by; None where none are read.
     """
+    from layerif.model.opening import setting
+
     made_with = setting(model).model_dump() | read_with(model, tokenizer)
     return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})
 
@@ -155,6 +161,9 @@ def read_with(model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:
     The tokens that the tokenizer puts in front of every text and those behind it, which we leave
     out; and the lengths at which batches are divided for the sake of the model's positions.
     """
+    from layerif.data.batching import rope_borders
+    from layerif.data.tokenizing import around
+
     found = {
         "tokens_around": tokenizer is not None and around(tokenizer),
         "rope_borders": rope_borders(model),
