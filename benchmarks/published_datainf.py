@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from layerif.influence.estimators.base import EstimatorOptions
 from layerif.influence.estimators.block import Block
 from layerif.influence.estimators.registry import ESTIMATORS
+from layerif.influence.options import SolveOptions
 
 # For each sample, by its number, the gradient of each trainable weight by its name.
 Gradients = Mapping[int, Mapping[str, torch.Tensor]]
@@ -134,13 +134,15 @@ def main() -> None:
     train = by_sample(matrices)
     few = list(sizes)[: options.layers_per_sample * len(OUT_FEATURES)]
     means = {name: rows.double().mean(0) for name, rows in validation.items()}
-    solve, chosen = ESTIMATORS.find("datainf").solve, EstimatorOptions()
+    chosen = SolveOptions()
+    solutions = ESTIMATORS.find("datainf").solutions
 
     def ours(names: Iterable[str]) -> dict[str, torch.Tensor]:
-        return {
-            name: solve(Block.of(name, matrices[name], means[name]), chosen).influence
-            for name in names
-        }
+        found = {}
+        for name in names:
+            block = Block.of(name, matrices[name], means[name])
+            found[name] = solutions(block, chosen.dampings, chosen)[0].influence
+        return found
 
     engines = {
         "averaged": (averaged, list(sizes), options.pairs),

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from layerif.evaluation.harness import load_harness as load_harness
     from layerif.finetuning.finetune import finetune as finetune
     from layerif.finetuning.options import FinetuneOptions as FinetuneOptions
-    from layerif.influence.collecting import Gradients as Gradients
     from layerif.influence.collecting import collect as collect
     from layerif.influence.estimators.base import Solution as Solution
     from layerif.influence.estimators.registry import register_estimator as register_estimator
     from layerif.influence.options import ScoreOptions as ScoreOptions
     from layerif.influence.scoring import score as score
     from layerif.influence.solving import solve as solve
+    from layerif.influence.store import Gradients as Gradients
     from layerif.influence.subspaces.registry import register_subspace as register_subspace
     from layerif.metrics.base import MetricValues as MetricValues
     from layerif.metrics.measuring import metric_scores as metric_scores
@@ -62,7 +62,7 @@ _HOMES = {
     "Plan": "artifacts",
     "Corpus": "data",
     "Example": "data",
-    "Gradients": "influence.collecting",
+    "Gradients": "influence.store",
     "FinetuneOptions": "finetuning.options",
     "LayerScores": "artifacts",
     "LayerifError": "errors",

@@ -14,8 +14,7 @@ from layerif.adapters import LoraMoeConfig, LoraMoeLinear, routing
 from layerif.adapters.routing import BatchState, balance_loss, gates
 from layerif.artifacts import RouterLoad, RoutingUse
 from layerif.errors import InputError
-from layerif.report import plot_routing
-from layerif.report.routing import even_loads
+from layerif.report.routing import even_loads, plot_routing
 
 COEFFICIENT = 0.3
 

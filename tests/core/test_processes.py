@@ -189,7 +189,7 @@ def test_the_command_under_torchrun(model, layerif, tmp_path):
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(
         p.name for p in (tmp_path / "one").iterdir()
     )
-    assert "holds the result of this very work" in launch(*asked, "--out", tmp_path / "two").stderr
+    assert "already holds this result" in launch(*asked, "--out", tmp_path / "two").stderr
     other = launch(*asked[:-1], "500", "--out", tmp_path / "two")
     assert other.returncode != 0
     assert "already holds another result" in other.stderr

@@ -24,7 +24,7 @@ from layerif.compress.pruning.saving import save_pruned
 from layerif.core.checkpoint import check_out, steps_folder
 from layerif.core.files import check_target, new_file, new_folder, target, write_text
 from layerif.errors import InputError
-from layerif.report import plot_plan, plot_scores
+from layerif.report.plots import plot_plan, plot_scores
 from layerif.workflows.folder import RunFolder
 
 Save = Callable[[Path], object]

@@ -23,8 +23,7 @@ from layerif.core import progress as progress_module
 from layerif.core.checkpoint import steps_folder
 from layerif.core.progress import progress
 from layerif.core.terminal import Console, harmless, harmless_json
-from layerif.influence.estimators.estimator import Estimator
-from layerif.influence.estimators.grad_dot import grad_dot
+from layerif.influence.estimators.base import Estimator, Solution
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.metrics.base import MetricValues
 from layerif.metrics.registry import METRICS, register_metric
@@ -152,6 +151,10 @@ def test_a_short_piece_of_work_says_nothing_off_a_terminal(tmp_path):
         assert len(err.read_text().splitlines()) == lines
 
 
+def dots(block, _options):
+    return Solution.of(block.products(block.validation), None)
+
+
 @pytest.fixture
 def stopping():
     """A metric, and an estimator after the gradients, in which the process is asked to stop."""
@@ -163,7 +166,7 @@ def stopping():
 
     def estimator(*arguments):
         stop()
-        return grad_dot(*arguments)
+        return dots(*arguments)
 
     register_metric("stopping", lambda subject: stop() or MetricValues(np.ones(3), None))
     ESTIMATORS.register("stopping", Estimator(estimator, damped=False))
@@ -189,7 +192,7 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on(layerif, model, tmp_
         assert signal.getsignal(signal.SIGTERM) == before
     # The steps are those that the command goes on with.
     assert [*steps_folder(run).glob("*.safetensors")]
-    ESTIMATORS._registered["stopping"] = Estimator(grad_dot, damped=False)
+    ESTIMATORS._registered["stopping"] = Estimator(dots, damped=False)
     assert layerif(*command, "--out", run)[0] == 0
     assert LayerScores.load(run).record.estimator == "stopping"
 
@@ -232,6 +235,8 @@ def test_messages_of_the_library_name_options_as_they_are_typed(layerif, tmp_pat
         "max_length is 1; it must be more": "--max-length is 1; it must be more",
         "take rank=8, smooth=False": "take --rank 8, --no-smooth",
         "rank is 0, and there is no smooth curve": "rank is 0, and there is no smooth curve",
+        "choose another `rank` or `max_length`": "choose another --rank or --max-length",
+        "the model of `layerif` and its `name`": "the model of `layerif` and its `name`",
         "in runs/max_length/rank=8.json": "in runs/max_length/rank=8.json",
     }.items():
         assert as_typed(message, options) == shown

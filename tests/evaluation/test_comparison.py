@@ -16,7 +16,7 @@ from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import evaluate
 from layerif.evaluation.statistics import holm
-from layerif.report import comparison_lines
+from layerif.report.comparisons import comparison_lines
 
 ROWS = [
     Example(f"Question {i}?", choices[i % 2], choices, i % 2)

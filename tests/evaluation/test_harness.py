@@ -28,7 +28,7 @@ from layerif.errors import InputError, MissingDependencyError, NumericalError
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.harness import HarnessTasks, harness_results, load_harness
 from layerif.evaluation.statistics import wilson_interval
-from layerif.report import reported_lines, results_table
+from layerif.report.tables import reported_lines, results_table
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -27,7 +27,7 @@ from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
 from layerif.finetuning.finetune import finetune
 from layerif.finetuning.trainer import CompletionTrainer
-from layerif.report import finetuning_table
+from layerif.report.tables import finetuning_table
 
 
 @pytest.mark.parametrize("plan", [None, EXPERTS], ids=["lora", "experts"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from layerif.influence.estimators.base import Damping, EstimatorOptions
 from layerif.influence.estimators.block import Block, Part
 from layerif.influence.estimators.registry import ESTIMATORS
+from layerif.influence.options import SolveOptions
 
 
 def draw(samples, size, seed=0, *, rank=None, scale=1.0):
@@ -23,8 +23,14 @@ def solve(name, gradients, v, *, factor=0.1, value=None, shape=None, factors=Non
     made = Block.of(
         "b", torch.as_tensor(gradients), torch.as_tensor(v), shape=shape, factors=factors
     )
-    chosen = EstimatorOptions(name, Damping(factor, value), **options)
-    return ESTIMATORS.find(name).solve(made, chosen)
+    return solution(made, name, damping=factor, damping_value=value, **options)
+
+
+def solution(made, name, **options):
+    """The solution of a block, one damping alone."""
+    chosen = SolveOptions(estimator=name, **options)
+    (found,) = ESTIMATORS.find(name).solutions(made, chosen.dampings, chosen)
+    return found
 
 
 def rule(gradients, factor=0.1):

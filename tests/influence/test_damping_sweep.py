@@ -12,7 +12,7 @@ from helpers.tiny import LAYERS, tiny_model
 from layerif.artifacts import LayerScores
 from layerif.core.checkpoint import resumable
 from layerif.errors import InputError
-from layerif.report import sweep_lines
+from layerif.report.tables import sweep_lines
 
 PLACES = ("memory", "disk", "passes")
 FACTORS = (10.0, 0.01, 1000.0)

@@ -15,14 +15,13 @@ from helpers.estimator_oracles import (
     draw,
     layer_block,
     rule,
+    solution,
     solve,
 )
 from layerif.errors import InputError
-from layerif.influence.estimators.base import EstimatorOptions
 from layerif.influence.estimators.block import Factors, Part
 from layerif.influence.estimators.ekfac import FactorPasses
 from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
-from layerif.influence.estimators.registry import ESTIMATORS
 
 
 class TestEkfac:
@@ -56,7 +55,7 @@ class TestEkfac:
     def test_a_layer_is_block_diagonal_with_one_lambda(self):
         shapes = [(4, 3), (2, 5)]
         made, gradients, v = layer_block([a * b for a, b in shapes], shapes=shapes)
-        found = ESTIMATORS.find("ekfac").solve(made, EstimatorOptions("ekfac"))
+        found = solution(made, "ekfac")
         assert found.damping == pytest.approx(rule(gradients), rel=1e-12)
         for part, columns, shape in zip(
             found.by_part, (slice(12), slice(12, 22)), shapes, strict=True

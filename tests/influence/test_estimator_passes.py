@@ -11,12 +11,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from helpers.estimator_oracles import IN, OUT, close, draw, layer_block, rule, solve
+from helpers.estimator_oracles import IN, OUT, close, draw, layer_block, rule, solution, solve
 from layerif.errors import InputError
-from layerif.influence.estimators.base import Damping, EstimatorOptions
 from layerif.influence.estimators.block import Block, Factors
 from layerif.influence.estimators.registry import ESTIMATORS, register_estimator
-from layerif.influence.estimators.sweep import rank_stability, sweep
+from layerif.influence.options import Damping, SolveOptions
+from layerif.influence.sweeping import rank_stability
 
 STREAMED = [name for name in ESTIMATORS.names() if ESTIMATORS.find(name).passes is not None]
 
@@ -42,7 +42,7 @@ def stream(name, made, dampings, dtype=torch.float64, seed=0):
 def test_gradients_that_go_by_give_what_kept_ones_give(name, samples, value):
     made, _, _ = layer_block([8, 6], samples, shapes=[(4, 2), (2, 3)])
     damping = Damping(value=value)
-    kept = ESTIMATORS.find(name).solve(made, EstimatorOptions(name, damping))
+    kept = solution(made, name, damping_value=value)
     ((found,), _) = stream(name, made, [damping])
     close(found.by_part, kept.by_part.numpy(), 1e-12)
     assert (found.damping or 0) == pytest.approx(kept.damping or 0, rel=1e-12)
@@ -99,14 +99,19 @@ def test_passes_refuse_what_would_spoil_the_sums():
         done.observe(slice(0, 4), torch.ones(4, 12))
 
 
+def swept(made, name, factors, **options):
+    dampings = [Damping(factor) for factor in factors]
+    chosen = SolveOptions(estimator=name, **options)
+    return ESTIMATORS.find(name).solutions(made, dampings, chosen)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS.names())
 @pytest.mark.parametrize("samples", [7, 40])
 def test_a_sweep_gives_what_single_solutions_give(name, samples):
     gradients, v = draw(samples, 12)
     made = Block.of("b", torch.from_numpy(gradients), torch.from_numpy(v), shape=(OUT, IN))
     factors = [0.01, 0.1, 10.0]
-    options = EstimatorOptions(name, tolerance=1e-11, max_iterations=20_000)
-    solutions = sweep(made, [Damping(factor) for factor in factors], options)
+    solutions = swept(made, name, factors, tolerance=1e-11, max_iterations=20_000)
     for factor, found in zip(factors, solutions, strict=True):
         alone = solve(
             name,
@@ -126,7 +131,7 @@ def test_a_sweep_gives_what_single_solutions_give(name, samples):
 @pytest.mark.parametrize("name", ESTIMATORS.names())
 def test_a_sweep_over_a_silent_block_is_silent(name):
     made = Block.of("b", torch.zeros(4, 12), torch.ones(12), shape=(OUT, IN))
-    solutions = sweep(made, [Damping(0.1), Damping(1.0)], EstimatorOptions(name))
+    solutions = swept(made, name, [0.1, 1.0])
     assert [found.silent for found in solutions] == [True, True]
 
 
@@ -138,7 +143,7 @@ def test_a_sweep_reads_the_gradients_no_more_often_than_one_solution(name, most,
         monkeypatch.setattr(Block, method, lambda self, f=original: counted.append(f) or f(self))
     gradients, v = draw(7, 12)
     made = Block.of("b", torch.from_numpy(gradients), torch.from_numpy(v), shape=(OUT, IN))
-    sweep(made, [Damping(factor) for factor in (0.01, 0.1, 1.0, 10.0)], EstimatorOptions(name))
+    swept(made, name, [0.01, 0.1, 1.0, 10.0])
     assert len(counted) == most
 
 

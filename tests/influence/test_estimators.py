@@ -23,14 +23,15 @@ from helpers.estimator_oracles import (
     draw,
     layer_block,
     rule,
+    solution,
     solve,
 )
 from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators import block
-from layerif.influence.estimators.base import Damping, EstimatorOptions
 from layerif.influence.estimators.block import Block
 from layerif.influence.estimators.lissa import largest_eigenvalue
 from layerif.influence.estimators.registry import ESTIMATORS, register_estimator
+from layerif.influence.options import SolveOptions
 
 SOLVING = ("datainf", "exact", "cg", "lissa", "ekfac")
 
@@ -189,8 +190,7 @@ def test_the_largest_eigenvalue_is_found(shape):
 def test_a_block_of_several_matrices_is_one_matrix_and_its_parts_add_up(name, samples):
     sizes = [7, 3, 9]
     made, gradients, v = layer_block(sizes, samples)
-    options = EstimatorOptions(name, Damping(value=0.5), tolerance=1e-12)
-    found = ESTIMATORS.find(name).solve(made, options)
+    found = solution(made, name, damping_value=0.5, tolerance=1e-12)
     whole = solve(name, gradients, v, value=0.5, tolerance=1e-12)
     close(found.influence, whole.influence.numpy())
     close(found.by_part.sum(0), whole.influence.numpy())
@@ -322,11 +322,12 @@ def test_a_fixed_number_is_lambda_in_every_block():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Damping(0.0), "damping .*0.0"),
-        (lambda: Damping(math.nan), "damping .*nan"),
-        (lambda: Damping(value=-1.0), "damping value .*-1.0"),
-        (lambda: EstimatorOptions(tolerance=0.0), "tolerance"),
-        (lambda: EstimatorOptions(max_iterations=0), "max_iterations"),
+        (lambda: SolveOptions(damping=0.0), "damping=0.0"),
+        (lambda: SolveOptions(damping=math.nan), "damping=.*nan"),
+        (lambda: SolveOptions(damping_value=-1.0), "damping_value=-1.0"),
+        (lambda: SolveOptions(damping_sweep=(0.1, 0.0)), "damping_sweep=0.0"),
+        (lambda: SolveOptions(tolerance=0.0), "tolerance"),
+        (lambda: SolveOptions(max_iterations=0), "max_iterations"),
         (
             lambda: ESTIMATORS.find("datainv"),
             "'datainv'; did you mean datainf",

@@ -136,7 +136,7 @@ def test_positive_influence_means_that_the_sample_lowers_the_validation_loss():
         ):
             up = torch.from_numpy(gradients[sample]).view(projection.out_features, RANK)
             down = lora.down(projection).double()
-            projection.weight.sub_(1e-4 * lora.scaling * up @ down)
+            projection.weight.sub_(1e-4 * lora.alpha / lora.rank * up @ down)
         decreases.append(before - measure(stepped).record.validation_loss)
     # At a huge damping H is a multiple of the identity in each block, as a plain step assumes; the
     # blocks' own lambdas are taken out again to add them up.

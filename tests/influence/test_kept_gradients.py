@@ -1,5 +1,8 @@
 """Gradients as an artifact: kept, opened again, and solved without a model."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,8 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif import collect, score, solve
 from layerif.artifacts import LayerScores
 from layerif.errors import InputError
-from layerif.influence.collecting import Gradients
 from layerif.influence.options import ScoreOptions, SolveOptions
+from layerif.influence.store import Gradients
 from layerif.model import layers
 
 OPTIONS = {"rank": 2, "alpha": 4.0, "batch_tokens": 128}
@@ -77,6 +80,22 @@ def test_kept_gradients_are_solved_without_a_model(layerif, kept, model, tmp_pat
     assert "nothing is done again" in err
 
 
+def test_solving_imports_nothing_that_opens_models(kept, tmp_path):
+    program = """
+import contextlib, sys
+from layerif.cli import main
+with contextlib.suppress(SystemExit):
+    main()
+print(sorted({"transformers", "peft", "datasets", "scipy"} & sys.modules.keys()))
+"""
+    words = ["solve", kept[0], "--out", tmp_path / "solved"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "solved" / "scores.json").is_file(), done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_scoring_again_with_other_options_reuses_them(layerif, kept, monkeypatch):
     out, words = kept
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_a, **_k: pytest.fail("runs the model"))
@@ -129,7 +148,7 @@ def test_clean_removes_gradients_and_nothing_else(layerif, kept):
 
 def test_a_solve_that_fails_leaves_the_gradients(layerif, model, tmp_path, monkeypatch):
     from layerif.errors import NumericalError
-    from layerif.influence import blocks
+    from layerif.influence.estimators.base import Estimator
 
     out = tmp_path / "run"
     words = ["score", "--model", model, "--out", out, *SAMPLES]
@@ -138,7 +157,7 @@ def test_a_solve_that_fails_leaves_the_gradients(layerif, model, tmp_path, monke
         raise NumericalError("the block cannot be solved")
 
     with monkeypatch.context() as patch:
-        patch.setattr(blocks, "sweep", fails)
+        patch.setattr(Estimator, "solutions", fails)
         assert layerif(*words)[0] == 3
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_a, **_k: pytest.fail("runs the model"))
     status, _, err = layerif(*words, "--estimator", "exact")

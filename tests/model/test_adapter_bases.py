@@ -26,7 +26,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.modes import quiet_transformers
 from layerif.model.opening import open_model
 from layerif.model.peft_adapters import BASE_HASH, base_hash, with_adapter
-from layerif.report import adapter_card
+from layerif.report.cards import adapter_card
 from layerif.workflows.finetuning import finetune_into
 
 

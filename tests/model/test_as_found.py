@@ -18,7 +18,7 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
 from layerif.finetuning.finetune import finetune
 from layerif.finetuning.trainer import CompletionTrainer
-from layerif.influence.passes import Runner
+from layerif.influence.preparing import Runner
 from layerif.metrics.measuring import metric_scores
 from layerif.model.modes import as_found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerif.artifacts import LayerScores, MetricScores, Plan
-from layerif.report import plot_metric, plot_plan, plot_scores
+from layerif.report.plots import plot_metric, plot_plan, plot_scores
 
 SCORED = ["--task", "agreement", "--train-samples", 6, "--validation-samples", 3, "--rank", 2]
 CHUNKS = ["--calibration-samples", 4, "--context-length", 32]

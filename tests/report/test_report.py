@@ -21,19 +21,16 @@ from helpers.artifact_samples import MODEL, make_manifest, make_plan, make_resul
 from layerif.artifacts import MetricScores, Plan, Results
 from layerif.core.choices import Aggregation
 from layerif.plans.allocate import allocate_experts, allocate_sparsity
-from layerif.report import (
+from layerif.report.cards import pruned_card
+from layerif.report.plots import ACCENT, plot_metric, plot_plan, plot_scores
+from layerif.report.tables import (
     caveat_lines,
     manifest_lines,
     manifest_table,
     plan_table,
-    plot_metric,
-    plot_plan,
-    plot_scores,
-    pruned_card,
     results_table,
     scores_table,
 )
-from layerif.report.plots import ACCENT
 
 EXPERTS = Plan(kind="experts", allocation=[1, 2, 3, 4, 10], model=MODEL)
 
@@ -163,7 +160,7 @@ class TestPlots:
         code = (
             "import sys, matplotlib\n"
             "from layerif.artifacts import Plan\n"
-            "from layerif.report import plot_plan\n"
+            "from layerif.report.plots import plot_plan\n"
             f"folder = {str(tmp_path)!r}\n"
             "plot_plan(Plan.load(folder + '/plan.json'), folder + '/plan')\n"
             "print('matplotlib.pyplot' in sys.modules, matplotlib.rcParams['svg.hashsalt'])\n"

@@ -26,7 +26,7 @@ from layerif.evaluation.statistics import holm
 from layerif.model.layers import find_decoder_layers
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
-from layerif.report import agreement_table, plot_agreement
+from layerif.report.correlation import agreement_table, plot_agreement
 from layerif.validation.correlation import advice, agreements
 from layerif.validation.ground_truth import isolated, operating_point
 from layerif.validation.partial import PartialForward

@@ -16,14 +16,12 @@ from layerif.evaluation.comparison import compare_seeds, figures_of
 from layerif.evaluation.statistics import holm
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.model.peft_adapters import with_adapter
-from layerif.report import comparison_lines
+from layerif.report.comparisons import comparison_lines
 from layerif.workflows.compare_experts import (
     check_plans,
     compare_experts,
-    names_of,
     plans_of,
     scorer,
-    trained_parameters,
 )
 
 
@@ -45,9 +43,9 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
             losses = by_hand(adapted)
             found = result.measurements[0].outcomes
             assert found.nats == pytest.approx(losses, rel=1e-4)
-    shapes = trained_parameters(cells)
     routers = sum(p.in_features for p in projections(model))
-    assert shapes["uniform"] - shapes["lora"] == 2 * routers
+    trained = {name: own.trainable_parameters for name, own in cells.items()}
+    assert trained["uniform"] - trained["lora"] == 2 * routers
     monkeypatch.setattr(CompletionTrainer, "training_step", None)
     again = compared(tmp_path / "run", model)
     for name in cells:
@@ -159,7 +157,8 @@ def test_plans_by_name_have_one_total(tmp_path):
         check_plans(["lora", "layerif"], 9, model=model, options=STUDY, scored=False)
     with pytest.raises(InputError, match=r"there is no experts plan 'mola'.* or a .json file"):
         plan("mola")
-    assert names_of(["lora", "uniform", "lora"]) == ["uniform", "lora"]
+    found = plans_of(["lora", "uniform", "lora"], 9, scorer(model, None, 0), 4)
+    assert list(found) == ["uniform", "lora"]
 
 
 def test_the_command_prints_one_table(layerif, model, tmp_path, monkeypatch):

@@ -116,7 +116,8 @@ def test_help_lists_what_is_registered():
 
 @pytest.mark.usefixtures("registered")
 def test_a_kind_is_known_to_allocate_files_and_tables(tmp_path):
-    from layerif.report import plan_table, plot_plan
+    from layerif.report.plots import plot_plan
+    from layerif.report.tables import plan_table
 
     heads = replace(KINDS.find("experts"), name="heads", label="heads kept", level="{} heads")
     package.register_kind(heads)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import layerif
+from layerif.compress.registry import COMPRESSORS
 from layerif.errors import InputError
+from layerif.search.registry import KINDS
 
 SCORING = {"rank": 2, "train_samples": 8, "validation_samples": 4}
 PRUNING = {"calibration_samples": 4, "context_length": 32}
@@ -49,6 +51,17 @@ def test_an_adapter_is_trained_on_the_task(run):
     record = run().finetune(None, rank=2, max_steps=1, batch_size=4, **rows)
     assert record.steps == 1
     assert run().finetune(None, rank=2, max_steps=1, batch_size=4, **rows) == record
+
+
+def test_any_kind_that_is_registered_is_searched_for(run, monkeypatch):
+    for registry in (KINDS, COMPRESSORS):
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+        registry.register("zeros", registry.find("sparsity"))
+    few = {"rounds": 1, "tokens": 64, "held_out_tokens": 64, **PRUNING}
+    found = run().search(0.5, kind="zeros", name="zeros", **few)
+    assert found.allocation == run().search(0.5, **few).allocation
+    with pytest.raises(InputError, match="zeros"):
+        run().search(0.5, kind="ones", name="ones", **few)
 
 
 def test_what_is_not_there_is_refused(run):

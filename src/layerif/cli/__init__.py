@@ -7,41 +7,49 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from layerif.cli.command import ended_politely
-from layerif.cli.lazy import LazyGroup
+from layerif.cli.lazy import ListedGroup, docstring_of, imported
 from layerif.core import processes
 from layerif.errors import InputError, LayerifError
 
 # Commands that several processes work at together.
 SHARED_OUT = ("score", "finetune")
+# The module of each command.
+MODULES = {
+    "tasks": "tasks",
+    "score": "score",
+    "solve": "solve",
+    "clean": "run",
+    "doctor": "doctor",
+    "metric": "metric",
+    "allocate": "allocate",
+    "search": "search",
+    "prune": "prune",
+    "validate": "validate",
+    "compare": "compare",
+    "verify": "prune",
+    "merge": "prune",
+    "finetune": "finetune",
+    "evaluate": "evaluate",
+    "run": "run",
+    "init": "run",
+}
 
 
-class Commands(LazyGroup):
-    """Each is the module of its name."""
+class Commands(ListedGroup):
+    """The commands of layerif, each imported when it is called."""
 
-    modules = (
-        "tasks",
-        "score",
-        "solve",
-        "clean",
-        "doctor",
-        "metric",
-        "allocate",
-        "search",
-        "prune",
-        "validate",
-        "compare",
-        "verify",
-        "merge",
-        "finetune",
-        "evaluate",
-        "run",
-        "init",
-    )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            lambda: list(MODULES),
+            lambda name: docstring_of(f"layerif.cli.{MODULES[name]}", name),
+            lambda name: imported(f"layerif.cli.{MODULES[name]}", name),
+            **options,
+        )
 
 
 app = typer.Typer(
@@ -96,17 +104,13 @@ def main() -> None:
             sys.stdout.flush()
     except LayerifError as error:
         _fail(str(error), error.exit_code)
-    except OSError as error:
-        # The disk's own refusals: full, closed, gone.
-        _fail(_in_words(error), 2)
-
-
-def _in_words(error: OSError) -> str:
-    if error.filename is not None or error.strerror is None:
-        return f"{error.filename}: {error.strerror}" if error.strerror else str(error)
-    # What layerif writes is named where it is written; this is what it was printed to.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return f"standard output: {error.strerror}"
+    except OSError as error:  # the disk's own refusals: full, closed, gone
+        where = error.filename
+        if where is None and error.strerror is not None:
+            # What layerif writes is named where it is written; this is what it was printed to.
+            where = "standard output"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail(f"{where}: {error.strerror}" if error.strerror else str(error), 2)
 
 
 def _fail(message: str, status: int) -> NoReturn:

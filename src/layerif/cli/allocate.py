@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layerif.cli import options
-from layerif.cli.command import Command
 from layerif.cli.derived import expanded
-from layerif.cli.lazy import ListedGroup, docstring_of, group
-from layerif.cli.output import say
-from layerif.cli.plans import KindTotal, PlanOut, deliver, total_options
-from layerif.core.options import Options, Rule
+from layerif.cli.lazy import ListedGroup, docstring_of, single
+from layerif.cli.replay import finish
+from layerif.core.options import Options
 from layerif.errors import InputError
 from layerif.plans.kinds.registry import KINDS
+
+if TYPE_CHECKING:
+    from layerif.artifacts import Plan
+    from layerif.plans.kinds.base import PlanKind
+
+PlanOut = Annotated[Path | None, typer.Option(help="JSON file to write the plan to.")]
+
+
+class KindTotal(Options):
+    """What a plan gives out in all."""
+
+    title = "Plan"
+
+    @property
+    def value(self) -> float:
+        """The total, by whatever name its kind has for it."""
+        (total,) = self.values().values()
+        return total
+
+
+class SparsityTotal(KindTotal):
+    """For sparsity."""
+
+    sparsity: float
+    """Fraction of zeros over all projections."""
+
+
+class CountTotal(KindTotal):
+    """For whole numbers."""
+
+    total: int
+    """Sum over all layers."""
+
+
+def total_options(kind: PlanKind) -> type[KindTotal]:
+    """The option that says the total of a kind."""
+    return SparsityTotal if kind.weighted else CountTotal
 
 
 class ExpertOptions(Options):
@@ -27,62 +62,19 @@ class ExpertOptions(Options):
     """With --model: rank of each expert, for the number of trainable parameters."""
 
 
-class Kinds(ListedGroup):
-    """A command for every kind of plan, with the options of its maps."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return KINDS.names()
-
-    def help_of(self, name: str) -> str:
-        module = KINDS.module_of(name)
-        words = "" if module is None else docstring_of(module, name).partition(":")[2].strip()
-        return words[:1].upper() + words[1:]
-
-    def load(self, name: str) -> Any:
-        kind = KINDS.find(name)
-        command = expanded(
-            plan,
-            rules=RULES,
-            total=total_options(kind),
-            how=kind.options,
-            trained=ExpertOptions if name == "experts" else Options,
-        )
-        single = group()
-        single.command(name, cls=Command, help=f"{plan.__doc__}\n\n{self.help_of(name)}")(command)
-        return typer.main.get_command(single)
-
-
-app = group(cls=Kinds, no_args_is_help=True, help=__doc__)
-
-RULES = (
-    Rule("rank", lambda v: v.get("model") is not None, "with {model}"),
-    Rule("trust_remote_code", lambda v: v.get("model") is not None, "with {model}"),
-    Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),
-)
-
-
-@app.callback()
-def of_any_kind() -> None:
-    """Options of no kind."""
-
-
 def plan(
     context: typer.Context,
     scores: Annotated[
         Path,
         typer.Argument(
             help="Run folder of `layerif score`, file of `layerif metric`, or a .json, .csv or "
-            ".npy file of one number a layer.",
-            show_default=False,
+            ".npy file of one number a layer."
         ),
     ],
     total: KindTotal,
     how: Options,
     trained: Options,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Model that plain scores belong to.", show_default=False),
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model that plain scores belong to.")] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     out: PlanOut = None,
     overwrite: options.Overwrite = False,
@@ -117,6 +109,78 @@ def plan(
             f"{lora['rank']} in every layer, the nearest equal total of ranks: "
             f"{lora['parameters']:,}."
         ]
-    deliver(context, made, out, overwrite=overwrite, as_json=as_json, beside=beside)
-    for line in lines:
-        say(line, as_json=as_json)
+    if out is not None:
+        _keep(made, out, overwrite=overwrite)
+    deliver(context, made, out, *lines, beside=beside, as_json=as_json)
+
+
+def _keep(plan: Plan, out: Path, *, overwrite: bool) -> None:
+    """Save a plan, unless the file holds this very plan already; another one is not lost."""
+    from layerif.artifacts import Plan
+    from layerif.core.checkpoint import check_out
+
+    check_out(out, Plan.file_kind(), overwrite=overwrite)
+    if Plan.file_kind().is_finished(out):
+        try:
+            found = Plan.load(out)
+            if found == plan:
+                return
+            why = plan.differences(found)
+        except InputError as error:
+            why = str(error)
+        if not overwrite:
+            raise InputError(
+                f"{out} already holds another plan: {why}; choose another --out, or pass "
+                "--overwrite to replace it"
+            )
+    plan.save(out)
+
+
+def deliver(
+    context: typer.Context,
+    plan: Plan,
+    out: Path | None,
+    *lines: str,
+    beside: dict[str, Any] | None = None,
+    as_json: bool,
+) -> None:
+    """Print a plan, saved at `out` or not, and draw it.
+
+    Args:
+        beside: what goes beside the plan in JSON output.
+    """
+    from layerif.report.plots import leave_picture, plot_plan
+    from layerif.report.tables import plan_table
+
+    if out is not None:
+        leave_picture(plot_plan, plan, beside=out)
+    if plan.sizes is None and plan.rules.weighted:
+        lines = ("No model is named, so all layers count as equally large.", *lines)
+    value = plan.model_dump(mode="json") | (beside or {})
+    finish(context, out, plan_table(plan), value, *lines, as_json=as_json)
+
+
+def _purpose(name: str) -> str:
+    """What a kind of plan is for, by the docstring of its module."""
+    module = KINDS.module_of(name)
+    words = "" if module is None else docstring_of(module, name).partition(":")[2].strip()
+    return words[:1].upper() + words[1:]
+
+
+def _command(name: str) -> Any:
+    """The command of a kind, with the options of its maps."""
+    kind = KINDS.find(name)
+    command = expanded(
+        plan,
+        rules=(
+            options.beside("rank trust_remote_code", "model"),
+            options.beside("overwrite", "out"),
+        ),
+        total=total_options(kind),
+        how=kind.options,
+        trained=ExpertOptions if name == "experts" else Options,
+    )
+    return single(command, name, help=f"{plan.__doc__}\n\n{_purpose(name)}")
+
+
+app = ListedGroup(KINDS.names, _purpose, _command, help=__doc__)

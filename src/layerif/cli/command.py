@@ -46,20 +46,9 @@ class Command(TyperCommand):
             raise typer.Exit(128 + number) from stop
 
 
-def path_of(context: Any) -> str:
-    """The words that call a command: `allocate sparsity`."""
-    words: list[str] = []
-    while context.parent is not None:
-        words.insert(0, context.info_name)
-        context = context.parent
-    return " ".join(words)
-
-
 def parameters(command: Any) -> dict[str, Any]:
     """A command's parameters by the names they have in recipes: those of the command line."""
-    return {
-        (parameter.opts[0].lstrip("-").replace("-", "_")): parameter for parameter in command.params
-    }
+    return {each.opts[0].lstrip("-").replace("-", "_"): each for each in command.params}
 
 
 def values(context: Any) -> dict[str, Any]:
@@ -74,13 +63,6 @@ def given(context: Any) -> set[str]:
         for name, parameter in parameters(context.command).items()
         if getattr(context.get_parameter_source(parameter.name), "name", "DEFAULT") != "DEFAULT"
     }
-
-
-def idle_options(context: Any) -> set[str]:
-    """The options that have no effect beside the others, by their names in recipes."""
-    from layerif.core.options import idle
-
-    return idle(rules_of(context), values(context))
 
 
 def rules_of(context: Any) -> Sequence[Any]:
@@ -112,14 +94,12 @@ def _refuse_idle(context: Any) -> None:
 def as_typed(message: str, options: Sequence[Any]) -> str:
     """A message of the library with its arguments as options: `rank=8` becomes `--rank 8`.
 
-    A single word such as `rank`, plain English too, stays as it is where no value follows.
+    A single word such as `rank`, plain English too, is taken for an argument only in backticks or
+    where a value follows.
     """
-    flags: dict[str, Any] = {}
-    for of_library in (True, False):  # where names differ, that of the command line wins
-        for option in options:
-            if option.param_type_name == "option":
-                name = option.opts[0].lstrip("-").replace("-", "_")
-                flags[option.name if of_library else name] = option
+    options = [each for each in options if each.param_type_name == "option"]
+    typed = {each.opts[0].lstrip("-").replace("-", "_"): each for each in options}
+    flags = {each.name: each for each in options} | typed
 
     def assigned(found: re.Match[str]) -> str:
         option, value = flags.get(found[1]), found[2].strip("'\"")
@@ -131,14 +111,16 @@ def as_typed(message: str, options: Sequence[Any]) -> str:
         return f"{option.opts[0]} {value}"
 
     def named(found: re.Match[str]) -> str:
-        return str(flags[found[0]].opts[0]) if found[0] in flags else found[0]
+        option = flags.get(found[0].strip("`"))
+        return found[0] if option is None else str(option.opts[0])
 
     message = re.sub(
         r"(?<![\w./\\-])(\w+)=('[^']*'|\"[^\"]*\"|True|False|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)(?![\w/]|\.\w)",
         assigned,
         message,
     )
-    return re.sub(r"(?<![\w./\\'\"-])[a-z]+(?:_[a-z]+)+(?![\w/\\'\"=-]|\.\w)", named, message)
+    words = r"`[a-z_]+`|(?<![\w./\\'\"-])[a-z]+(?:_[a-z]+)+(?![\w/\\'\"=-]|\.\w)"
+    return re.sub(words, named, message)
 
 
 def _kept(options: Mapping[str, Any]) -> str:

@@ -2,27 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from layerif.cli import options
 from layerif.cli.command import Command
-from layerif.cli.compare_experts import COMPARED_SCORES, experts
 from layerif.cli.derived import with_rules
 from layerif.cli.lazy import group
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli.replay import finish
 from layerif.core.options import Rule, Values
-from layerif.data.options import CalibrationOptions, PromptOptions
+from layerif.data.options import CalibrationOptions, PromptOptions, TaskOptions
 from layerif.evaluation.options import EvaluateOptions, has_corpus, has_task
 from layerif.model.options import ModelOptions
-from layerif.plans.named import PLANS
-from layerif.workflows.options import SparsityStudy
+from layerif.plans.named import INFLUENCE, PLANS, plans_among
+from layerif.workflows.options import ExpertsStudy, SparsityStudy
 
-app = group(no_args_is_help=True, help="Try several plans on one model, under one recipe.")
-app.command("experts", cls=Command)(experts)
+if TYPE_CHECKING:
+    from layerif.workflows.compare_experts import Cells
+
+app = group(no_args_is_help=True, help=__doc__)
+
+InfluenceScores = Annotated[
+    Path | None, typer.Option(help="Run folder of `layerif score`, for the plan layerif.")
+]
+
+
+def _reads_influence(values: Values) -> bool:
+    """Whether a plan compared is made from influence."""
+    words = options.words(values["plans"])
+    return any(p.metric == INFLUENCE for kind in PLANS for p in plans_among(words, kind))
+
+
+COMPARED_SCORES = Rule(
+    "scores",
+    _reads_influence,
+    "where a plan made from influence, such as layerif, is among {plans}",
+)
+
+
+@app.command("experts", cls=Command)
+@with_rules(COMPARED_SCORES)
+def experts(
+    context: typer.Context,
+    model: ModelOptions,
+    task: TaskOptions,
+    total: Annotated[int, typer.Option(help="Experts of all layers together.")],
+    out: options.OutFolder,
+    study: ExpertsStudy,
+    plans: Annotated[
+        str,
+        typer.Option(
+            help=f"With commas: {', '.join(PLANS['experts'].names())}, or files of plans. mola "
+            "takes any digits, lora is plain, of equal total rank; uniform always comes first."
+        ),
+    ] = "mola-2468,alphalora,lora",
+    scores: InfluenceScores = None,
+    preset: options.PresetOption = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train by several plans of experts with equal steps and seeds, and measure all on test rows.
+
+    Every plan has the same experts in all, or as plain LoRA the same total rank. The table has the
+    mean over seeds; differences from the uniform plan are tested with seeds and rows resampled.
+    Interrupted, the same command goes on after the last whole checkpoint.
+    """
+    from layerif.artifacts import LayerScores
+    from layerif.workflows.folder import RunFolder
+
+    RunFolder(out, "compare experts").check()
+    influence = None if scores is None else LayerScores.load(scores)
+    data = task.load(model.model, trust_remote_code=model.trust_remote_code)
+
+    from layerif.workflows.compare_experts import check_plans, compare_experts, plans_of, scorer
+
+    opened, tokenizer = model.open()
+    names = options.words(plans)
+    check_plans(names, total, model=opened, options=study, scored=scores is not None)
+    chosen = plans_of(names, total, scorer(opened, influence, study.seed), study.rank)
+    cells = compare_experts(out, opened, tokenizer, chosen, study, task=data)
+    counted = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    title = f"{total} experts trained by several plans, {counted}"
+    table, value, lines = cells_shown(cells, title, out)
+    finish(context, out, table, value, *lines, as_json=as_json)
+
+
+def cells_shown(
+    cells: Mapping[str, Cells], title: str, folder: Path
+) -> tuple[Table, dict[str, Any], list[str]]:
+    """Plans trained in a folder: a table, the same for machines, and how they compare, in words."""
+    from layerif.artifacts import Comparisons
+    from layerif.report.comparisons import comparison_lines, seeds_table
+    from layerif.workflows.compare_experts import COMPARISON_FILE
+
+    rows = next(iter(cells.values())).results[0].measurements[0].count
+    figures = {name: own.figures for name, own in cells.items()}
+    parameters = {name: own.trainable_parameters for name, own in cells.items()}
+    value = {
+        name: {"trainable_parameters": parameters[name], "figures": figures[name]} for name in cells
+    }
+    table = seeds_table(figures, parameters, f"{title}, {rows:,} test rows")
+    comparisons = Comparisons.load(folder / COMPARISON_FILE).comparisons
+    return table, value, comparison_lines(comparisons)
 
 
 class ComparedOptions(EvaluateOptions):
@@ -34,33 +118,29 @@ class ComparedOptions(EvaluateOptions):
     )
 
 
-def _others(name: str) -> Callable[[Values], bool]:
-    """Whether another plan than one is compared."""
-    return lambda v: bool({*options.words(v["plans"])} - {name})
+def _tried(values: Values) -> bool:
+    """Whether another plan than the uniform one is compared."""
+    return bool({*options.words(values["plans"])} - {"uniform"})
 
 
+@app.command("sparsity", cls=Command)
 @with_rules(
     COMPARED_SCORES,
-    Rule("tries", _others("uniform"), "where another plan than uniform is among {plans}"),
+    Rule("tries", _tried, "where another plan than uniform is among {plans}"),
 )
 def sparsity(
     context: typer.Context,
     model: ModelOptions,
-    tasks: Annotated[
-        str,
-        typer.Option(
-            "--tasks", help="Tasks and corpora to measure on, with commas.", show_default=False
-        ),
-    ],
+    tasks: Annotated[str, typer.Option(help="Tasks and corpora to measure on, with commas.")],
     out: options.OutFolder,
     study: SparsityStudy,
     text: CalibrationOptions,
     prompts: PromptOptions,
     measuring: ComparedOptions,
     plans: Annotated[
-        str, typer.Option("--plans", help=f"With commas: {', '.join(PLANS['sparsity'].names())}.")
+        str, typer.Option(help=f"With commas: {', '.join(PLANS['sparsity'].names())}.")
     ] = "alphapruning,owl,dlp,marginal",
-    scores: options.InfluenceScores = None,
+    scores: InfluenceScores = None,
     as_json: options.Json = False,
 ) -> None:
     """Prune by several sparsity plans and measure all on the same items, beside the dense model.
@@ -83,14 +163,13 @@ def sparsity(
     words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
     sources = load_sources(options.words(tasks), **words)
 
-    from layerif.report import caveat_lines, comparison_lines, results_table
+    from layerif.report.comparisons import comparison_lines
+    from layerif.report.tables import caveat_lines, results_table
     from layerif.workflows.compare_sparsity import COMPARISON_FILE, compare_sparsity
 
-    opened, tokenizer = model.open()
     results = compare_sparsity(
         out,
-        opened,
-        tokenizer,
+        *model.open(),
         names,
         study,
         calibration=corpus,
@@ -98,17 +177,9 @@ def sparsity(
         options=measuring.part(EvaluateOptions),
         influence=influence,
     )
-    write_recipe(context, out)
-    value = {name: found.model_dump(mode="json") for name, found in results.items()}
     pattern = "" if study.nm is None else f", {study.nm}"
     title = f"Pruned to {study.sparsity:.0%} by {study.method}{pattern}"
-    emit(results_table(results, title), value, as_json=as_json)
-    for line in caveat_lines(results):
-        say(line, as_json=as_json)
-    found = Comparisons.load(out / COMPARISON_FILE) if len(results) > 2 else None
-    for line in comparison_lines(found.comparisons) if found else ():
-        say(line, as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
-
-
-app.command("sparsity", cls=Command)(sparsity)
+    lines = [*caveat_lines(results)]
+    if len(results) > 2:
+        lines += comparison_lines(Comparisons.load(out / COMPARISON_FILE).comparisons)
+    finish(context, out, results_table(results, title), results, *lines, as_json=as_json)

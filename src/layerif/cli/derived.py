@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from layerif.cli import options
 from layerif.cli.command import given
 from layerif.core.options import Options, Rule, Shown
 from layerif.core.registry import Registry
@@ -61,7 +62,8 @@ def expanded(
                     field: value
                     for field, info in kind.model_fields.items()
                     for value in (_value(info, values[field], field),)
-                    if recipe_name(field, info) in said or not _is_default(value, info)
+                    if flag_of(field, info)[2:].replace("-", "_") in said
+                    or not _is_default(value, info)
                 }
             )
         command(**own)
@@ -93,11 +95,6 @@ def _title(kind: type[Options], field: str) -> str | None:
 def _is_default(value: Any, info: FieldInfo) -> bool:
     default = info.get_default(call_default_factory=True)
     return bool(value == (list(default) if isinstance(default, tuple) else default))
-
-
-def recipe_name(name: str, info: FieldInfo) -> str:
-    """What recipes of commands call a field."""
-    return flag_of(name, info).removeprefix("--").replace("-", "_")
 
 
 def flag_of(name: str, info: FieldInfo) -> str:
@@ -155,14 +152,25 @@ def _typed(annotation: Any) -> Any:
 
 
 def _value(info: FieldInfo, value: Any, name: str) -> Any:
-    """What was typed, as the field takes it."""
+    """What was typed, as the field takes it.
+
+    Raises:
+        InputError: it does not: a word is no number, or a name has no value.
+    """
     annotation = info.annotation
     if get_origin(annotation) is dict:
         return dict(_named_value(text, flag_of(name, info)) for text in value or [])
     if get_origin(annotation) is tuple and isinstance(value, str | None):
         (each, *_) = get_args(annotation)
         read = _number if each == int | float else _typed(each)
-        return _listed(value or "", read, flag_of(name, info))
+        try:
+            return [read(word) for word in options.words(value or "")]
+        except ValueError:
+            what, such = ("whole numbers", "0,1,2") if read is int else ("numbers", "0.01,1")
+            raise InputError(
+                f"{flag_of(name, info)} takes {what} with commas between them, such as {such}, and "
+                f"not {value!r}"
+            ) from None
     return value
 
 
@@ -171,28 +179,8 @@ def _number(word: str) -> int | float:
     return int(word) if word.lstrip("+-").isdigit() else float(word)
 
 
-def _listed(text: str, kind: Callable[[str], Any], flag: str) -> list[Any]:
-    """The values of an option that takes several, with commas between them.
-
-    Raises:
-        InputError: one is not of the kind.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    try:
-        return [kind(word) for word in words]
-    except ValueError:
-        what, such = ("whole numbers", "0,1,2") if kind is int else ("numbers", "0.01,1")
-        raise InputError(
-            f"{flag} takes {what} with commas between them, such as {such}, and not {text!r}"
-        ) from None
-
-
 def _named_value(text: str, flag: str) -> tuple[str, Any]:
-    """Name and value: JSON's true, false, null and numbers where it is one, and else the text.
-
-    Raises:
-        InputError: no name and value.
-    """
+    """Name and value: JSON's true, false, null and numbers where it is one, and else the text."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise InputError(

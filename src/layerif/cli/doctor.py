@@ -9,15 +9,13 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.derived import expanded
-from layerif.cli.output import emit, say
+from layerif.cli.output import emit
 from layerif.data.options import SampleOptions, TaskOptions
 from layerif.errors import NumericalError
 from layerif.influence.options import ProbeOptions
 from layerif.model.options import OpeningOptions
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from layerif.influence.doctor import Diagnosis
 
 
@@ -32,10 +30,7 @@ class DoctorOptions(TaskOptions):
 def doctor(
     context: typer.Context,
     model: Annotated[
-        str,
-        typer.Argument(
-            help="Hub id, model folder, .gguf file, or the alias smollm2.", show_default=False
-        ),
+        str, typer.Argument(help="Hub id, model folder, .gguf file, or the alias smollm2.")
     ],
     task: DoctorOptions,
     samples: SampleOptions,
@@ -52,37 +47,20 @@ def doctor(
     train = samples.rows(data, "train", probe.seed)
     validation = samples.rows(data, "validation", probe.seed)
 
-    from layerif.influence.doctor import examine
-
-    opened, tokenizer = opening.open_named(model)
-    found = examine(opened, tokenizer, train, validation, options=probe)
-    emit(
-        _table(found, f"{model}, {opening.dtype}"),
-        {"model": model, **asdict(found)},
-        as_json=as_json,
-    )
-    for line in _estimate_lines(found):
-        say(line, as_json=as_json)
-    if not found.ok:
-        raise typer.Exit(NumericalError.exit_code)
-
-
-def _table(found: Diagnosis, title: str) -> Table:
     from rich.text import Text
 
+    from layerif.influence.doctor import examine
     from layerif.report.tables import plain_table
 
-    table = plain_table(title)
-    for column in ("check", "", "detail"):
-        table.add_column(column)
-    words = {
-        True: Text("ok", "green"),
-        False: Text("failed", "bold red"),
-        None: Text("-", "dim"),
-    }
+    found = examine(*opening.open_named(model), train, validation, options=probe)
+    table = plain_table(f"{model}, {opening.dtype}", "check", "", "detail")
+    words = {True: Text("ok", "green"), False: Text("failed", "bold red"), None: Text("-", "dim")}
     for check in found.checks:
         table.add_row(check.name, words[check.ok], check.detail)
-    return table
+    value = {"model": model, **asdict(found)}
+    emit(table, value, *_estimate_lines(found), as_json=as_json)
+    if not found.ok:
+        raise typer.Exit(NumericalError.exit_code)
 
 
 def _estimate_lines(found: Diagnosis) -> list[str]:

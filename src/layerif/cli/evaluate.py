@@ -9,7 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.derived import with_rules
-from layerif.cli.output import emit, say
+from layerif.cli.output import emit
 from layerif.cli.replay import write_recipe
 from layerif.core.options import Options, Rule, Shown
 from layerif.data.options import PromptOptions
@@ -41,10 +41,7 @@ class SourceOptions(Options):
     """Solved rows before a question."""
 
 
-@with_rules(
-    Rule("no_cache", lambda v: v.get("tasks") is not None, "with {tasks}"),
-    Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),
-)
+@with_rules(options.beside("no_cache", "tasks"), options.beside("overwrite", "out"))
 def evaluate(
     context: typer.Context,
     model: PlacedModelOptions,
@@ -52,17 +49,10 @@ def evaluate(
     prompts: PromptOptions,
     how: EvaluateOptions,
     on: SourceOptions,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="JSON file to write the results to.", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the results to.")] = None,
     against: Annotated[
         Path | None,
-        typer.Option(
-            "--against",
-            help="Results of another model on the same rows, to compare with in pairs.",
-            show_default=False,
-        ),
+        typer.Option(help="Results of another model on the same rows, to compare with in pairs."),
     ] = None,
     no_cache: options.NoCache = False,
     overwrite: options.Overwrite = False,
@@ -105,7 +95,8 @@ def evaluate(
     from layerif.evaluation.comparison import compare
     from layerif.evaluation.evaluate import check_same_items
     from layerif.model.opening import open_tokenizer
-    from layerif.report import caveat_lines, comparison_lines, reported_lines, results_table
+    from layerif.report.comparisons import comparison_lines
+    from layerif.report.tables import caveat_lines, reported_lines, results_table
     from layerif.workflows.stages import evaluate_into
 
     if reference is not None:
@@ -113,36 +104,27 @@ def evaluate(
             model.model, trust_remote_code=model.trust_remote_code
         )
         check_same_items(model.model, str(against), reference, own, sources, options=how)
-    opened, tokenizer = model.open(**adapter.values())
     results = evaluate_into(
         out,
-        opened,
-        tokenizer,
+        *model.open(**adapter.values()),
         sources,
         options=how,
         harness=loaded,
         cache=options.likelihood_cache(no_cache=no_cache),
         overwrite=overwrite,
     )
+    shown = {results.model.title: results}
+    lines = [*reported_lines(results), *caveat_lines(shown)]
     if out is not None:
         write_recipe(context, out)
-    own = {results.model.title: results}
-    value = results.model_dump(mode="json")
-    table = results_table(own, "Evaluation")
+        lines.append(f"wrote {out}")
     if reference is None or not as_json:
-        emit(table, value, as_json=as_json)
-    for line in [*reported_lines(results), *caveat_lines(own)]:
-        say(line, as_json=as_json)
-    if out is not None:
-        say(f"wrote {out}", as_json=as_json)
+        emit(results_table(shown, "Evaluation"), results, *lines, as_json=as_json)
     if reference is not None:
         # Last, so that figures which turn out to be of other rows are kept and shown all the same.
-        compared = compare({**own, str(against): reference}, str(against))
-        for line in comparison_lines(compared):
-            say(line, as_json=as_json)
-        if as_json:
-            comparisons = [comparison.model_dump(mode="json") for comparison in compared]
-            emit(table, {"results": value, "comparisons": comparisons}, as_json=True)
+        compared = compare({**shown, str(against): reference}, str(against))
+        value = {"results": results, "comparisons": compared}
+        emit(None, value, *comparison_lines(compared), as_json=as_json)
 
 
 def _names(listed: str | None) -> list[str]:
@@ -155,7 +137,7 @@ def _reference(path: Path, wanted: set[tuple[str, str]]) -> Results:
     `wanted` has the name and the scoring of what is to be measured.
     """
     from layerif.artifacts import Results
-    from layerif.report import titled
+    from layerif.report.tables import titled
 
     reference = Results.load(path)
     shared = [m for m in reference.measurements if (m.name, m.scoring) in wanted]

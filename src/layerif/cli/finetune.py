@@ -9,8 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.derived import expanded
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli.replay import finish
 from layerif.data.options import TaskOptions
 from layerif.finetuning.options import FinetuneOptions, PlannedOptions, RowOptions
 from layerif.model.options import PlacedModelOptions
@@ -27,7 +26,6 @@ def finetune(
     plan: Annotated[
         Path | None,
         typer.Option(
-            "--plan",
             help="Plan of experts or of ranks, from `layerif allocate`.",
             show_default="LoRA of one rank",
         ),
@@ -45,21 +43,18 @@ def finetune(
     """
     from layerif.artifacts import ADAPTER, Plan
     from layerif.core.checkpoint import check_out
-    from layerif.core.processes import is_first
 
     chosen = None if plan is None else Plan.load(plan)
     check_out(out, ADAPTER, overwrite=overwrite)
     data = task.load(model.model, trust_remote_code=model.trust_remote_code)
     train, measured = rows.rows(data, how.seed)
 
-    from layerif.report import finetuning_table
+    from layerif.report.tables import finetuning_table
     from layerif.workflows.finetuning import finetune_into
 
-    opened, tokenizer = model.open()
     record = finetune_into(
         out,
-        opened,
-        tokenizer,
+        *model.open(),
         data,
         train=train,
         validation=measured,
@@ -67,7 +62,4 @@ def finetune(
         options=how.part(FinetuneOptions),
         overwrite=overwrite,
     )
-    if is_first():
-        write_recipe(context, out)
-    emit(finetuning_table(record), record.model_dump(mode="json"), as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
+    finish(context, out, finetuning_table(record), record, as_json=as_json)

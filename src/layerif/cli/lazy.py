@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from abc import abstractmethod
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,32 +14,33 @@ from typer.core import TyperCommand, TyperGroup
 
 from layerif.cli.command import Command
 
-HERE = "layerif.cli"
-
 
 class ListedGroup(TyperGroup):
     """Commands that are known by name and by what they are for before they are loaded."""
 
     _listing = False
 
-    @abstractmethod
+    def __init__(
+        self,
+        names: Callable[[], list[str]],
+        help_of: Callable[[str], str],
+        load: Callable[[str], Any],
+        **options: Any,
+    ) -> None:
+        """Say what the commands are called, what each is for, and how it is loaded."""
+        usual: dict[str, Any] = {"rich_markup_mode": "markdown", "no_args_is_help": True}
+        super().__init__(**usual | options)
+        self._names, self._help_of, self._load = names, help_of, load
+
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names."""
-
-    @abstractmethod
-    def help_of(self, name: str) -> str:
-        """What a command is for."""
-
-    @abstractmethod
-    def load(self, name: str) -> Any:
-        """The command of a name."""
+        return self._names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in self._names():
             return None
         if self._listing:
-            return TyperCommand(cmd_name, help=self.help_of(cmd_name))
-        found = self.load(cmd_name)
+            return TyperCommand(cmd_name, help=self._help_of(cmd_name))
+        found = self._load(cmd_name)
         found.name = cmd_name
         return found
 
@@ -51,27 +52,19 @@ class ListedGroup(TyperGroup):
             self._listing = False
 
 
-class LazyGroup(ListedGroup):
-    """Commands each in a module of its name: a function of that name, or a group `app`.
+def imported(module: str, name: str) -> Any:
+    """The command of a name in a module: its group `app`, or a function of that name."""
+    found = import_module(module)
+    if not hasattr(found, "app"):
+        return single(getattr(found, name), name)
+    return typer.main.get_command(found.app) if isinstance(found.app, typer.Typer) else found.app
 
-    A listing shows the first words of their docstrings, which are read off the source.
-    """
 
-    modules: tuple[str, ...] = ()
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.modules)
-
-    def help_of(self, name: str) -> str:
-        return docstring_of(f"{HERE}.{name}", name)
-
-    def load(self, name: str) -> Any:
-        module = import_module(f"{HERE}.{name}")
-        if hasattr(module, "app"):
-            return typer.main.get_command(module.app)
-        single = group()
-        single.command(name, cls=Command)(getattr(module, name))
-        return typer.main.get_command(single)
+def single(function: Callable[..., None], name: str, **options: Any) -> Any:
+    """A function as a command."""
+    alone = group()
+    alone.command(name, cls=Command, **options)(function)
+    return typer.main.get_command(alone)
 
 
 def group(**options: Any) -> typer.Typer:

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import Field
 
 from layerif.cli import options
-from layerif.cli.command import Command, given
+from layerif.cli.command import given
 from layerif.cli.derived import expanded
-from layerif.cli.lazy import ListedGroup, docstring_of, group
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
-from layerif.core.options import GIVES_WAY, Options, Rule, Values
-from layerif.data.options import CalibrationOptions, SampleOptions, TaskOptions
+from layerif.cli.lazy import ListedGroup, docstring_of, single
+from layerif.cli.replay import finish
+from layerif.core.options import Options, Rule, Values
+from layerif.data.options import CalibrationOptions, TaskOptions
 from layerif.errors import InputError
 from layerif.metrics.options import MeasureOptions
 from layerif.metrics.registry import (
@@ -36,43 +34,6 @@ class MetricTaskOptions(TaskOptions):
     task: str | None = None  # type: ignore[assignment]
     """One of `layerif tasks`, or a JSONL, CSV or parquet file, in place of calibration text; for
     adapter_gain."""
-
-
-class MetricSampleOptions(SampleOptions):
-    """How many of its samples."""
-
-    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
-    """Validation rows of the task."""
-
-
-class Metrics(ListedGroup):
-    """A command for every metric that is registered, with its own options."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return METRICS.names()
-
-    def help_of(self, name: str) -> str:
-        module = METRICS.module_of(name)
-        return (
-            METRICS.find(name).function.__doc__ or ""
-            if module is None
-            else docstring_of(module, name)
-        )
-
-    def load(self, name: str) -> Any:
-        own = _own_options(name)
-        command = expanded(measure, rules=_rules(name), own=own)
-        single, (purpose, _, _) = group(), self.help_of(name).partition("\n\n")
-        single.command(name, cls=Command, help=f"{purpose}\n\n{measure.__doc__}")(command)
-        return typer.main.get_command(single)
-
-
-app = group(cls=Metrics, no_args_is_help=True, help=__doc__)
-
-
-@app.callback()
-def of_any_metric() -> None:
-    """Options of no metric."""
 
 
 def _own_options(name: str) -> type[Options]:
@@ -100,28 +61,22 @@ def _rules(name: str) -> tuple[Rule, ...]:
 
         return holds
 
-    def draws(name: str, of_metric: dict[str, Any]) -> bool:
-        return reads_text(name, of_metric) or is_seeded(name, of_metric)
-
     def taken(option: str) -> Callable[[Values], bool]:
         return when(lambda _name, of_metric: option in of_metric)
 
     reads = when(reads_text)
+    draws = when(lambda *metric: reads_text(*metric) or is_seeded(*metric))
     others = set(_own_options(name).model_fields) - set(METRICS.find(name).options.model_fields)
     return (
         *(Rule(option, taken(option), "with {of} a metric that takes it") for option in others),
-        Rule(
-            "train_samples validation_samples max_length",
-            lambda v: v.get("task") is not None,
-            "with {task}",
-        ),
+        options.beside("train_samples validation_samples max_length", "task"),
         Rule(
             "calibration calibration_samples context_length",
             lambda v: v.get("task") is None and reads(v),
             "for metrics that read calibration text, without {task}",
         ),
         Rule("batch_tokens data_dir", reads, "for metrics that run the model"),
-        Rule("seed", when(draws), "for metrics that draw text or numbers"),
+        Rule("seed", draws, "for metrics that draw text or numbers"),
         Rule("dtype device device_map", when(reads_model), "for metrics that read the model"),
     )
 
@@ -129,14 +84,12 @@ def _rules(name: str) -> tuple[Rule, ...]:
 def measure(
     context: typer.Context,
     model: PlacedModelOptions,
-    out: Annotated[
-        Path, typer.Option("--out", help="JSON file to write the scores to.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option(help="JSON file to write the scores to.")],
     own: Options,
     text: CalibrationOptions,
     how: MeasureOptions,
     task: MetricTaskOptions,
-    samples: MetricSampleOptions,
+    samples: options.MoreSampleOptions,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -151,7 +104,8 @@ def measure(
     of_metric = complete_options(name, {n: v for n, v in own.values().items() if n in said})
 
     from layerif.model.opening import open_skeleton
-    from layerif.report import leave_picture, metric_table, plot_metric
+    from layerif.report.plots import leave_picture, plot_metric
+    from layerif.report.tables import metric_table
     from layerif.workflows.stages import MetricSamples, measure_into
 
     on: Any = None
@@ -166,11 +120,11 @@ def measure(
         on = MetricSamples(data, train, samples.rows(data, "validation", how.seed))
     elif reads_text(name, of_metric):
         on = load_corpus(text.calibration, data_dir=task.data_dir)
-    tokenizer = None
     if reads_model(name, of_metric):
         opened, tokenizer = model.open()
     else:
         opened = open_skeleton(model.model, trust_remote_code=model.trust_remote_code)
+        tokenizer = None
     scores = measure_into(
         out,
         opened,
@@ -181,7 +135,23 @@ def measure(
         of_metric=of_metric,
         overwrite=overwrite,
     )
-    write_recipe(context, out)
     leave_picture(plot_metric, scores, beside=out)
-    emit(metric_table(scores), scores.model_dump(mode="json"), as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
+    finish(context, out, metric_table(scores), scores, as_json=as_json)
+
+
+def _purpose(name: str) -> str:
+    """What a metric is for, by its docstring."""
+    module = METRICS.module_of(name)
+    if module is None:
+        return METRICS.find(name).function.__doc__ or ""
+    return docstring_of(module, name)
+
+
+def _command(name: str) -> Any:
+    """The command of a metric, with its own options."""
+    command = expanded(measure, rules=_rules(name), own=_own_options(name))
+    purpose, _, _ = _purpose(name).partition("\n\n")
+    return single(command, name, help=f"{purpose}\n\n{measure.__doc__}")
+
+
+app = ListedGroup(METRICS.names, _purpose, _command, help=__doc__)

@@ -6,64 +6,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
-from layerif.core.choices import (
-    Dtype,
-    Preset,
-)
+from layerif.core.choices import Preset
+from layerif.core.options import GIVES_WAY, Rule
+from layerif.data.options import SampleOptions
 
-OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)]
-RunFolder = Annotated[
-    Path, typer.Option("--out", help="Run folder to write to.", show_default=False)
-]
-OutModel = Annotated[Path, typer.Option("--out", help="Model folder to write.", show_default=False)]
+OutFolder = Annotated[Path, typer.Option(help="Folder to write to.")]
+RunFolder = Annotated[Path, typer.Option(help="Run folder to write to.")]
 PresetOption = Annotated[
     Preset | None,
-    typer.Option(
-        "--preset",
-        help="paper: LayerIF's own setting in place of the defaults; what is given wins.",
-        show_default=False,
-    ),
+    typer.Option(help="paper: LayerIF's own setting in place of the defaults; what is given wins."),
 ]
-InfluenceScores = Annotated[
-    Path | None,
-    typer.Option(
-        "--scores",
-        help="Run folder of `layerif score`, for the plan layerif.",
-        show_default=False,
-    ),
-]
-Adapter = Annotated[
-    Path | None,
-    typer.Option(
-        "--adapter",
-        help="Folder of a LoRA, or of a mixture of LoRA experts, that PEFT has written.",
-        show_default=False,
-    ),
-]
-AdapterName = Annotated[
-    str, typer.Option("--adapter-name", help="Which one, where the folder holds several.")
-]
-PruningDtype = Annotated[
-    Dtype,
-    typer.Option(
-        "--dtype",
-        help="Precision of the computation. The folder keeps that of the model's files, where it "
-        "is narrower.",
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ..., or auto.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
 DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Folder of parquet data sets, instead of the hub."),
-]
-# Splits do not depend on it: two commands with different seeds would otherwise train on, or
-# calibrate with, what the other one tests on.
-Seed = Annotated[
-    int, typer.Option("--seed", min=0, help="Seed of all draws; splits do not depend on it.")
+    Path | None, typer.Option(help="Folder of parquet data sets, instead of the hub.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for machines.")]
 Overwrite = Annotated[
@@ -73,6 +32,18 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Keep no likelihoods for later, and use none kept before."),
 ]
+
+
+class MoreSampleOptions(SampleOptions):
+    """How many rows of a task, where its validation rows are what is measured."""
+
+    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
+    """Validation rows of the task."""
+
+
+def beside(names: str, other: str) -> Rule:
+    """That options have an effect only where another one is given."""
+    return Rule(names, lambda v: v.get(other) is not None, f"with {{{other}}}")
 
 
 def words(text: str) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from rich.table import Table
 
 from layerif.core.files import json_text
@@ -16,17 +17,19 @@ from layerif.core.terminal import Console, harmless_json
 console = Console()
 
 
-def emit(table: Table | None, value: Any, *, as_json: bool) -> None:
-    """Print the table, or with `as_json` the plain value."""
+def emit(table: Table | None, value: Any, *lines: str, as_json: bool) -> None:
+    """Print the table and the lines below it, or with `as_json` the value: artifacts or plain."""
     if not is_first():
         return
     if as_json:
-        print(harmless_json(json_text(value)))
-    elif table is not None:
+        print(harmless_json(json_text(to_jsonable_python(value, inf_nan_mode="constants"))))
+        return
+    if table is not None:
         console.print(table)
+    say(*lines)
 
 
-def say(message: str, *, as_json: bool) -> None:
-    """A line beside a table; left out of JSON output."""
-    if not as_json and is_first():
-        console.print(message, soft_wrap=True)
+def say(*lines: str) -> None:
+    """Print lines as they are, however long."""
+    for line in lines:
+        console.print(line, soft_wrap=True)

@@ -1,30 +1,43 @@
-"""`layerif prune`."""
+"""Pruned models: made, counted, and merged with a LoRA."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layerif.cli import options
 from layerif.cli.derived import expanded
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli.output import emit
+from layerif.cli.replay import finish
 from layerif.compress.pruning.options import PruneOptions
 from layerif.core.choices import Dtype
 from layerif.data.options import CalibrationOptions
 from layerif.data.registry import CORPORA
-from layerif.errors import InputError
-from layerif.model.options import PlacedModelOptions
+from layerif.errors import InputError, NumericalError
+from layerif.model.options import OpeningOptions, PlacedModelOptions
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from layerif.compress.pruning.verifying import Verification
+
+OutModel = Annotated[Path, typer.Option(help="Model folder to write.")]
+PrunedFolder = Annotated[Path, typer.Argument(help="Pruned model folder, with its manifest.")]
 
 
-class PrunedModelOptions(PlacedModelOptions):
-    """The model that is pruned."""
+class RewrittenOptions(OpeningOptions):
+    """How a model is opened that is written to another folder."""
 
     dtype: Dtype = "float32"
     """Precision of the computation. The folder keeps that of the model's files, where it is
     narrower."""
+
+
+class PrunedModelOptions(RewrittenOptions, PlacedModelOptions):
+    """The model that is pruned."""
 
 
 class TextOptions(CalibrationOptions):
@@ -41,15 +54,12 @@ class TextOptions(CalibrationOptions):
 def prune(
     context: typer.Context,
     model: PrunedModelOptions,
-    out: options.OutModel,
+    out: OutModel,
     how: PruneOptions,
     text: TextOptions,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="Sparsity plan to follow.", show_default=False)
-    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Sparsity plan to follow.")] = None,
     sparsity: Annotated[
-        float | None,
-        typer.Option("--sparsity", help="The same sparsity everywhere, instead of a plan."),
+        float | None, typer.Option(help="The same sparsity everywhere, instead of a plan.")
     ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -74,15 +84,91 @@ def prune(
     if reads_text(how.method):
         source = load_calibration(text.calibration, data_dir=text.data_dir)
 
-    from layerif.report import manifest_lines, manifest_table
+    from layerif.report.tables import manifest_lines, manifest_table
     from layerif.workflows.stages import prune_into
 
-    opened, tokenizer = model.open()
-    manifest = prune_into(
-        out, opened, tokenizer, wanted, calibration=source, options=how, overwrite=overwrite
+    made = prune_into(
+        out, *model.open(), wanted, calibration=source, options=how, overwrite=overwrite
     )
-    write_recipe(context, out)
-    emit(manifest_table(manifest), manifest.model_dump(mode="json"), as_json=as_json)
-    for line in manifest_lines(manifest):
-        say(line, as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
+    lines = manifest_lines(made)
+    finish(context, out, manifest_table(made), made, *lines, as_json=as_json)
+
+
+@expanded
+def merge(
+    context: typer.Context,
+    model: PrunedFolder,
+    adapter: Annotated[Path, typer.Option(help="Folder of a LoRA that PEFT wrote.")],
+    out: OutModel,
+    *,
+    adapter_name: Annotated[
+        str, typer.Option(help="Which one, where the folder holds several.")
+    ] = "default",
+    force: Annotated[
+        bool, typer.Option("--force", help="Merge an adapter trained on another model, too.")
+    ] = False,
+    opening: RewrittenOptions,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Merge a LoRA trained on a pruned model into its weights, and keep the zeros.
+
+    What the LoRA adds where the pruned weights are zero is lost, so measure the outcome.
+    """
+    from layerif.compress.pruning.merging import merge_into
+    from layerif.report.tables import manifest_table
+
+    made = merge_into(
+        out,
+        model,
+        adapter,
+        adapter_name=adapter_name,
+        force=force,
+        overwrite=overwrite,
+        **opening.values(),
+    )
+    finish(context, out, manifest_table(made), made, as_json=as_json)
+
+
+def verify(
+    folder: PrunedFolder,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Count a pruned model's zeros in its files, and compare them with its manifest.
+
+    N:M patterns are checked group by group. Exit status 3 where something differs.
+    """
+    from layerif.compress.pruning.verifying import verify as verify_folder
+
+    found = verify_folder(folder, trust_remote_code=trust_remote_code)
+    faults = [f"{each.module} {each.fault}" for each in found.modules if each.fault is not None]
+    emit(
+        _verified(found, str(folder)),
+        {"folder": str(folder), "ok": found.ok, **asdict(found)},
+        *faults,
+        f"{len(found.modules) - len(faults)} of {len(found.modules)} projections are as the "
+        f"manifest says: {found.sparsity:.2%} zeros counted, {found.said:.2%} said",
+        as_json=as_json,
+    )
+    if not found.ok:
+        raise typer.Exit(NumericalError.exit_code)
+
+
+def _verified(found: Verification, title: str) -> Table:
+    """One row a layer."""
+    from rich.text import Text
+
+    from layerif.report.tables import plain_table
+
+    table = plain_table(title, *(f">{name}" for name in ("layer", "said", "zeros", "patterns", "")))
+    for layer in sorted({verdict.layer for verdict in found.modules}):
+        own = [verdict for verdict in found.modules if verdict.layer == layer]
+        numel = sum(verdict.numel for verdict in own)
+        said = f"{sum(verdict.said for verdict in own) / numel:.2%}"
+        zeros = f"{sum(verdict.zeros or 0 for verdict in own) / numel:.2%}"
+        patterns = " ".join(sorted({verdict.pattern for verdict in own if verdict.pattern}))
+        holds = all(verdict.fault is None for verdict in own)
+        word = Text("ok", "green") if holds else Text("differs", "bold red")
+        table.add_row(str(layer), said, zeros, patterns, word)
+    return table

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layerif.cli.command import given, idle_options, parameters, path_of
-from layerif.core.options import GIVES_WAY
+from layerif.cli.command import given, parameters, rules_of, values
+from layerif.cli.output import emit
+from layerif.core.options import GIVES_WAY, idle
+from layerif.core.processes import is_first
 from layerif.errors import FieldError
 
 if TYPE_CHECKING:
-    from layerif.workflows.document import Document
+    from layerif.workflows.recipe import Document
 
 COMMAND = "command"
 # A recipe may be written by anybody: what replaces files and what runs a model's code is for those
@@ -31,34 +33,48 @@ UsageError: Any = typer.BadParameter.__base__
 NOT_WORK = ("json", *COMMAND_LINE_ONLY)
 
 
+def finish(
+    context: typer.Context, out: Path | None, table: Any, value: Any, *lines: str, as_json: bool
+) -> None:
+    """Leave the recipe of a command with its result, if it wrote one, and print what came out."""
+    if out is not None:
+        write_recipe(context, out)
+        lines = (*lines, f"wrote {out}")
+    emit(table, value, *lines, as_json=as_json)
+
+
 def write_recipe(context: typer.Context, out: Path) -> None:
     """Write the recipe of the command that `context` runs, into `out` or beside the file `out`.
 
-    A file there that is no such recipe stays as it is; so does one that a person has edited.
+    A file there that is no such recipe stays as it is; so does one that a person has edited. Of
+    several processes the first one writes it.
     """
     import yaml
 
     from layerif.core.files import keep_recipe, recipe_path
 
-    left_out = {*NOT_WORK, *idle_options(context), *_giving_way(context)}
+    if not is_first():
+        return
+    left_out = {*NOT_WORK, *idle(rules_of(context), values(context)), *_giving_way(context)}
     options = {
         name: _plain(context.params[parameter.name])
         for name, parameter in parameters(context.command).items()
         if name not in left_out and context.params.get(parameter.name) not in (None, (), [])
     }
-    text = yaml.safe_dump({COMMAND: path_of(context), **options}, sort_keys=False)
+    command = context.command_path.removeprefix(context.find_root().command_path).strip()
+    text = yaml.safe_dump({COMMAND: command, **options}, sort_keys=False)
     keep_recipe(recipe_path(out, folder=out.is_dir()), text)
 
 
 def _giving_way(context: typer.Context) -> set[str]:
     """The numbers of rows that were not given, and give way to what there is."""
-    classes = getattr(context.command.callback, "option_classes", ())
+    said = given(context)
     return {
         name
-        for kind in classes
+        for kind in getattr(context.command.callback, "option_classes", ())
         for name, field in kind.model_fields.items()
         if GIVES_WAY in field.metadata
-        and name not in given(context)
+        and name not in said
         and context.params[name] == field.default
     }
 
@@ -71,10 +87,10 @@ def refuse_commanded(document: Document) -> None:
     """
     for name, flag in COMMAND_LINE_ONLY.items():
         if document.value.get(name):
-            raise FieldError(
-                f"{document.path}, line {document.line(name)}: {name} is not taken from a recipe, "
-                f"which anybody may have written; take it out, and pass {flag} to `layerif run` "
-                "where you want it"
+            raise document.fault(
+                f"{name} is not taken from a recipe, which anybody may have written; take it out, "
+                f"and pass {flag} to `layerif run` where you want it",
+                name,
             )
 
 
@@ -108,9 +124,10 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
                 f"--{name.replace('_', '-')}; leave it out"
             )
 
-    def at(name: str) -> str:
-        line = "" if name not in written else f", line {document.line(name)}: {name}"
-        return f"{document.path}{line}"
+    def fault(name: str, why: object) -> FieldError:
+        if name in written:
+            return document.fault(f"{name}: {why}", name)
+        return FieldError(f"{document.path}: {why}")
 
     try:
         status = root.main(
@@ -121,9 +138,9 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
     except UsageError as error:
         asked = getattr(error, "param", None)
         name = next((n for n, p in known.items() if asked and p.name == asked.name), "")
-        raise FieldError(f"{at(name)}: {error.message or f'{name} is missing'}") from None
+        raise fault(name, error.message or f"{name} is missing") from None
     except IdleOptionError as error:
-        raise FieldError(f"{at(error.option)}: {error}") from None
+        raise fault(error.option, error) from None
     return status if isinstance(status, int) else 0
 
 
@@ -137,27 +154,26 @@ def _check_written(
 ) -> None:
     """Refuse what a command does not take, before it is called."""
     for name, value in written.items():
-        where = f"{document.path}, line {document.line(name)}"
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]}? It" if close else "it"
-            raise FieldError(
-                f"{where}: `layerif {' '.join(words)}` has no option {name!r}; {hint} takes "
-                f"{', '.join(n for n in known if n not in NOT_WORK)}"
+            raise document.fault(
+                f"`layerif {' '.join(words)}` has no option {name!r}; {hint} takes "
+                f"{', '.join(n for n in known if n not in NOT_WORK)}",
+                name,
             )
         if isinstance(value, dict) or (
             isinstance(value, list) and any(isinstance(each, dict | list) for each in value)
         ):
-            raise FieldError(f"{where}: {name} takes a word, a number or a list of them")
-    harness = written.get("harness")
-    listed = harness if isinstance(harness, list) else str(harness or "").split(",")
-    names = [str(each).strip() for each in listed]
-    files = [name for name in names if name.endswith((".yaml", ".yml"))]
+            raise document.fault(f"{name} takes a word, a number or a list of them", name)
+    harness = written.get("harness") or ""
+    listed = harness if isinstance(harness, list) else str(harness).split(",")
+    files = [name for each in listed if (name := str(each).strip()).endswith((".yaml", ".yml"))]
     if files and not trusted:
-        raise FieldError(
-            f"{document.path}, line {document.line('harness')}: {files[0]} is a task file of "
-            "lm-evaluation-harness, which may run Python code that lies beside it; read it, and "
-            "pass --trust-remote-code to `layerif run` to run it"
+        raise document.fault(
+            f"{files[0]} is a task file of lm-evaluation-harness, which may run Python code that "
+            "lies beside it; read it, and pass --trust-remote-code to `layerif run` to run it",
+            "harness",
         )
 
 
@@ -165,20 +181,17 @@ def _arguments(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]
     """Options by their names in recipes as words of a command line."""
     arguments, positional = [], []
     for name, value in values.items():
+        parameter, listed = known[name], value if isinstance(value, list) else [value]
         if value is None:
             continue
-        parameter = known[name]
         if parameter.param_type_name == "argument":
             positional.append(str(value))
         elif isinstance(value, bool):
-            flags = parameter.opts if value else parameter.secondary_opts
-            arguments += flags[:1]
+            arguments += (parameter.opts if value else parameter.secondary_opts)[:1]
         elif getattr(parameter, "multiple", False):
-            each = value if isinstance(value, list) else [value]
-            arguments += [f"{parameter.opts[0]}={item}" for item in each]
+            arguments += [f"{parameter.opts[0]}={each}" for each in listed]
         else:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            arguments.append(f"{parameter.opts[0]}={text}")
+            arguments.append(f"{parameter.opts[0]}={','.join(map(str, listed))}")
     return [*arguments, "--", *positional]
 
 
@@ -188,19 +201,16 @@ def _command(context: Any, root: Any, document: Document) -> tuple[Any, list[str
     words = str(document.value[COMMAND]).split()
     if words == ["metric"] and "name" in document.value:  # as layerif 0.1 wrote it
         words.append(str(document.value["name"]))
+    called = f"`layerif {' '.join(words)}`"
     for word in words:
         names = found.list_commands(context) if hasattr(found, "list_commands") else []
         if word not in names:
-            raise FieldError(
-                f"{document.path}, line {document.line(COMMAND)}: there is no command "
-                f"`layerif {' '.join(words)}`; known here: {', '.join(names) or 'none'}"
+            raise document.fault(
+                f"there is no command {called}; known here: {', '.join(names) or 'none'}", COMMAND
             )
         found = found.get_command(context, word)
     if hasattr(found, "list_commands") or words == ["run"]:
-        raise FieldError(
-            f"{document.path}, line {document.line(COMMAND)}: `layerif {' '.join(words)}` is no "
-            "command that a recipe can replay"
-        )
+        raise document.fault(f"{called} is not a command that a recipe can replay", COMMAND)
     return found, words
 
 

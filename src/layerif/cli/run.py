@@ -1,4 +1,4 @@
-"""`layerif run`."""
+"""Recipes written and followed, and run folders cleaned: `layerif init`, `run` and `clean`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ from typing import Annotated, Any
 import typer
 
 from layerif.cli import options
-from layerif.cli.command import given
-from layerif.cli.compare_experts import cells_lines, cells_table, cells_value
+from layerif.cli.command import given, values
+from layerif.cli.compare import cells_shown
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, refuse_commanded, replay
+from layerif.errors import InputError
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe to start from; `layerif run` follows it."""
+    from layerif.core.files import check_place, write_text
+    from layerif.workflows.template import template
+
+    check_place(path, folder=False)
+    if path.exists():
+        raise InputError(f"{path} already exists; name another file: layerif init other.yaml")
+    write_text(path, template())
+    say(f"wrote {path}; look it over, then: layerif run {path}")
 
 
 def run(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe to follow.", show_default=False)],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Run folder, instead of the recipe's.", show_default=False),
-    ] = None,
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe to follow.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder, instead of the recipe's.")] = None,
     data_dir: options.DataDir = None,
     no_cache: options.NoCache = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -32,23 +44,14 @@ def run(
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
     that another command wrote is replayed.
     """
-    from layerif.errors import InputError
-    from layerif.workflows.document import Document
-    from layerif.workflows.recipe import Recipe
+    from layerif.workflows.recipe import Document, Recipe
 
     document = Document.read(recipe)
     if isinstance(document.value, dict):
         refuse_commanded(document)
         if COMMAND in document.value:
-            written = {
-                "out": out,
-                "data_dir": data_dir,
-                "no_cache": no_cache,
-                "trust_remote_code": trust_remote_code,
-                "overwrite": overwrite,
-                "json": as_json,
-            }
-            changed = {name: value for name, value in written.items() if name in given(context)}
+            said = given(context) - {"recipe"}
+            changed = {name: value for name, value in values(context).items() if name in said}
             raise typer.Exit(replay(context, document, changed))
     followed = Recipe.of(document)
     if overwrite:
@@ -57,16 +60,13 @@ def run(
             "nothing else; leave it out"
         )
     placed = {"out": out, "data_dir": data_dir}
-    followed = followed.model_copy(
-        update={name: str(value) for name, value in placed.items() if value is not None}
-    )
-
+    followed = followed.model_copy(update={n: str(v) for n, v in placed.items() if v is not None})
     context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons
-    from layerif.report import caveat_lines, comparison_lines, results_table
-    from layerif.workflows.pipeline import COMPARISON_FILE, run_recipe
-    from layerif.workflows.trained import FOLDER
+    from layerif.report.comparisons import comparison_lines
+    from layerif.report.tables import caveat_lines, results_table
+    from layerif.workflows.pipeline import COMPARISON_FILE, TRAINED_FOLDER, run_recipe
 
     outcome = run_recipe(
         followed,
@@ -74,16 +74,35 @@ def run(
         trust_remote_code=trust_remote_code,
     )
     results = outcome.pruned
-    value: dict[str, Any] = {n: result.model_dump(mode="json") for n, result in results.items()}
+    value: dict[str, Any] = dict(results)
     if outcome.trained:
-        value[FOLDER] = cells_value(outcome.trained)
+        place = Path(followed.out) / TRAINED_FOLDER
+        trained = cells_shown(outcome.trained, "Experts trained by plan", place)
+        value[TRAINED_FOLDER] = trained[1]
     title = f"{followed.model} at {followed.sparsity.target:.0%} sparsity"
-    emit(results_table(results, title), value, as_json=as_json)
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
-    for line in [*comparison_lines(found.comparisons), *caveat_lines(results)]:
-        say(line, as_json=as_json)
-    if outcome.trained and not as_json:
-        emit(cells_table(outcome.trained, "Experts trained by plan"), {}, as_json=False)
-        for line in cells_lines(Path(followed.out) / FOLDER):
-            say(line, as_json=False)
-    say(f"Scores, plans, pictures and the pruned models are in {followed.out}", as_json=as_json)
+    lines = [*comparison_lines(found.comparisons), *caveat_lines(results)]
+    emit(results_table(results, title), value, *lines, as_json=as_json)
+    if as_json:
+        return
+    if outcome.trained:
+        emit(trained[0], {}, *trained[2], as_json=False)
+    say(f"Scores, plans, pictures and the pruned models are in {followed.out}")
+
+
+def clean(
+    folder: Annotated[Path, typer.Argument(help="Run folder, or the result of a command.")],
+) -> None:
+    """Remove what a run folder keeps for later: gradients, and steps of interrupted work.
+
+    Results stay.
+    """
+    from layerif.core.checkpoint import steps_folder
+    from layerif.workflows.stages import remove_kept
+
+    places = remove_kept(folder)
+    if not places:
+        raise InputError(
+            f"{folder} keeps nothing for later: neither gradients nor {steps_folder(folder)} exist"
+        )
+    say(*(f"removed {place} ({size / 1e9:.2f} GB)" for place, size in places))

@@ -9,8 +9,7 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.derived import expanded
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli.replay import finish
 from layerif.data.options import SampleOptions, TaskOptions
 from layerif.influence.options import ScoreOptions
 from layerif.model.options import AdapterOptions, PlacedModelOptions
@@ -56,11 +55,9 @@ def score(
 
     from layerif.workflows.stages import score_into
 
-    opened, tokenizer = model.open(**adapter.values())
     scores = score_into(
         out,
-        opened,
-        tokenizer,
+        *model.open(**adapter.values()),
         data,
         train=train,
         validation=validation,
@@ -75,12 +72,10 @@ def show(context: typer.Context, scores: LayerScores, out: Path, *, as_json: boo
     """Scores that a run folder now holds: recipe, picture and table."""
     from layerif.artifacts import SCORES
     from layerif.core.processes import is_first
-    from layerif.report import leave_picture, plot_scores, scores_table, sweep_lines
+    from layerif.report.plots import leave_picture, plot_scores
+    from layerif.report.tables import scores_table, sweep_lines
 
     if is_first():
-        write_recipe(context, out)
         leave_picture(plot_scores, scores, beside=out / SCORES.mark)
-    emit(scores_table(scores), scores.summary(), as_json=as_json)
-    for line in sweep_lines(scores):
-        say(line, as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
+    table, value = scores_table(scores), scores.summary()
+    finish(context, out, table, value, *sweep_lines(scores), as_json=as_json)

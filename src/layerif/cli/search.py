@@ -7,10 +7,9 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from layerif.cli import options
-from layerif.cli.command import Command
+from layerif.cli.allocate import KindTotal, PlanOut, deliver, total_options
 from layerif.cli.derived import expanded
-from layerif.cli.lazy import ListedGroup, group
-from layerif.cli.plans import KindTotal, PlanOut, deliver, total_options
+from layerif.cli.lazy import ListedGroup, single
 from layerif.core.options import Rule, Shown
 from layerif.data.options import CalibrationOptions, PromptOptions, has_styles
 from layerif.model.options import ModelOptions
@@ -33,34 +32,6 @@ class TargetOptions(PromptOptions):
 
     target: Annotated[str | None, Shown("the calibration text")] = None
     """Task or corpus whose loss counts."""
-
-
-class Searched(ListedGroup):
-    """A command for every kind of plan that can be searched for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return KINDS.names()
-
-    def help_of(self, name: str) -> str:
-        return f"Search for a plan of kind {name}."
-
-    def load(self, name: str) -> Any:
-        command = expanded(
-            search,
-            rules=(Rule("overwrite", lambda v: v.get("out") is not None, "with {out}"),),
-            total=total_options(PLAN_KINDS.find(name)),
-        )
-        single = group()
-        single.command(name, cls=Command, help=search.__doc__)(command)
-        return typer.main.get_command(single)
-
-
-app = group(cls=Searched, no_args_is_help=True, help=__doc__)
-
-
-@app.callback()
-def of_any_kind() -> None:
-    """Options of no kind."""
 
 
 def search(
@@ -93,11 +64,9 @@ def search(
 
     from layerif.workflows.searching import search_into
 
-    opened, tokenizer = model.open()
     plan = search_into(
         out,
-        opened,
-        tokenizer,
+        *model.open(),
         total.value,
         calibration=corpus,
         target=target,
@@ -105,4 +74,19 @@ def search(
         options=how,
         overwrite=overwrite,
     )
-    deliver(context, plan, out, kept=True, overwrite=overwrite, as_json=as_json)
+    deliver(context, plan, out, as_json=as_json)
+
+
+def _command(name: str) -> Any:
+    """The command of a kind of plan that can be searched for."""
+    command = expanded(
+        search,
+        rules=(options.beside("overwrite", "out"),),
+        total=total_options(PLAN_KINDS.find(name)),
+    )
+    return single(command, name, help=search.__doc__)
+
+
+app = ListedGroup(
+    KINDS.names, lambda name: f"Search for a plan of kind {name}.", _command, help=__doc__
+)

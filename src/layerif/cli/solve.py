@@ -35,10 +35,9 @@ def solve(
     """
     from layerif.artifacts import SCORES
     from layerif.core.checkpoint import check_out
-    from layerif.influence.collecting import GRADIENTS, Gradients
-    from layerif.workflows.stages import GRADIENTS_FOLDER, solve_into
+    from layerif.influence.store import GRADIENTS, Gradients
+    from layerif.workflows.solving import GRADIENTS_FOLDER, solve_into
 
-    how.solver()
     check_out(out, SCORES, overwrite=overwrite)
     inside = gradients / GRADIENTS_FOLDER
     kept = Gradients.open(inside if GRADIENTS.is_finished(inside) else gradients)

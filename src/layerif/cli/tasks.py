@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = group(invoke_without_command=True)
 
 SplitOption = Annotated[
-    Literal["train", "validation", "test"], typer.Option("--split", help="Which examples.")
+    Literal["train", "validation", "test"], typer.Option(help="Which examples.")
 ]
 
 
@@ -31,14 +31,12 @@ def tasks(context: typer.Context, as_json: options.Json = False) -> None:
     """List the tasks and corpora; `layerif tasks show NAME` prints examples of a task."""
     if context.invoked_subcommand is not None:
         return
-    from rich.table import Table
-
     from layerif.data import listings
+    from layerif.report.tables import plain_table
 
     found = listings()
-    table = Table(title="Tasks, and corpora of running text")
-    for column in ("name", "source", "candidates", "what it asks, or holds"):
-        table.add_column(column)
+    columns = ("name", "source", "candidates", "what it asks, or holds")
+    table = plain_table("Tasks, and corpora of running text", *columns)
     for listing in found:
         table.add_row(*(cell or "-" for cell in listing))
     emit(table, [listing._asdict() for listing in found], as_json=as_json)
@@ -57,15 +55,14 @@ class ShownOptions(PromptOptions):
 @expanded
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Task, or a file of examples.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Task, or a file of examples.")],
     prompts: ShownOptions,
     split: SplitOption = "test",
-    count: Annotated[int, typer.Option("--count", help="How many examples.")] = 3,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Model whose template --style chat is.", show_default=False),
-    ] = None,
-    seed: options.Seed = 0,
+    count: Annotated[int, typer.Option(help="How many examples.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Model whose template --style chat is.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of all draws; splits do not depend on it.")
+    ] = 0,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:

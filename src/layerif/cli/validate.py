@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from pydantic import Field
 
 from layerif.cli import options
 from layerif.cli.derived import with_rules
-from layerif.cli.output import emit, say
-from layerif.cli.replay import write_recipe
+from layerif.cli.replay import finish
 from layerif.core.choices import PruningTruth, TruthKind
-from layerif.core.options import GIVES_WAY, Rule, Values
-from layerif.data.options import CalibrationOptions, SampleOptions, TaskOptions
+from layerif.core.options import Rule, Values
+from layerif.data.options import CalibrationOptions, TaskOptions
 from layerif.errors import InputError
 from layerif.model.options import PlacedModelOptions
 from layerif.validation.options import CapacityOptions, PointOptions
@@ -30,13 +28,6 @@ class CapacityTaskOptions(TaskOptions):
     """Of capacity: one of `layerif tasks`, or a JSONL, CSV or parquet file."""
     max_length: int = 512
     """Tokens kept of an example; a longer prompt is cut from the left."""
-
-
-class CapacitySampleOptions(SampleOptions):
-    """How many rows of it."""
-
-    validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 100
-    """Validation rows of the task."""
 
 
 def _of_capacity(values: Values) -> bool:
@@ -64,24 +55,17 @@ def validate(
     context: typer.Context,
     model: PlacedModelOptions,
     scores: Annotated[
-        str,
-        typer.Option(
-            "--scores",
-            help="Run folders and files of scores, with commas between them.",
-            show_default=False,
-        ),
+        str, typer.Option(help="Run folders and files of scores, with commas between them.")
     ],
     out: options.OutFolder,
     point: PointOptions,
     text: CalibrationOptions,
     training: CapacityOptions,
     task: CapacityTaskOptions,
-    samples: CapacitySampleOptions,
+    samples: options.MoreSampleOptions,
     truth: Annotated[
         TruthKind | None,
-        typer.Option(
-            "--truth", help="One ground truth alone.", show_default="isolated and operating_point"
-        ),
+        typer.Option(help="One ground truth alone.", show_default="isolated and operating_point"),
     ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -123,7 +107,7 @@ def validate(
         corpus = load_corpus(text.calibration, data_dir=task.data_dir)
 
     from layerif.model.opening import describe
-    from layerif.report import agreement_table
+    from layerif.report.correlation import agreement_table
     from layerif.validation.correlation import advice, agreements
 
     opened, tokenizer = model.open()
@@ -156,8 +140,5 @@ def validate(
                 )
     found = agreements(vectors, truths, seed=point.seed)
     verdict = write_verdict(out, vectors, truths, found)
-    write_recipe(context, out)
-    emit(agreement_table(found), verdict, as_json=as_json)
-    for kind, rows in found.items():
-        say(f"{kind}: {advice(rows)}", as_json=as_json)
-    say(f"wrote {out}", as_json=as_json)
+    lines = [f"{kind}: {advice(rows)}" for kind, rows in found.items()]
+    finish(context, out, agreement_table(found), verdict, *lines, as_json=as_json)

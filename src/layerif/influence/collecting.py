@@ -1,118 +1,26 @@
-"""Gradients collected once and kept, for estimators that read them as often as they like."""
+"""Gradients are collected once, for estimators that read them as often as they like."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from layerif.artifacts.gradients import GRADIENTS_FILE, GradientsRecord
 from layerif.core.checkpoint import NO_STEPS, Steps
-from layerif.core.files import Kind, load_tensors, new_folder, save_tensors
-from layerif.core.fingerprint import Fingerprint
 from layerif.core.options import takes
 from layerif.data.base import Example
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.influence.estimators.block import Factors
+from layerif.influence.keeping import Step, finished
 from layerif.influence.memory import choose
 from layerif.influence.options import CollectOptions
-from layerif.influence.passes import Runner, Samples, Step, finished
-from layerif.influence.preparing import Prepared, prepared
-from layerif.influence.store import FILE, DiskStore, GradientStore, MemoryStore
+from layerif.influence.preparing import Prepared, Runner, Samples, prepared
+from layerif.influence.store import DiskStore, Gradients, MemoryStore
 from layerif.influence.streaming import factors_by_position
 from layerif.influence.subspaces.base import Matrix
 from layerif.model.opening import Tokenizer
-
-VECTORS_FILE = "vectors.safetensors"
-GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (FILE, VECTORS_FILE))
-
-
-@dataclass(frozen=True, eq=False)
-class Gradients:
-    """The gradients of training samples, and the mean gradient of validation samples.
-
-    Attributes:
-        record: what they are of.
-        store: of every matrix (n, d), batch by batch.
-        means: for each matrix (d,) float64, the mean validation gradient.
-        losses: (n,) float64 of the training samples, batch by batch.
-        order: (n,) which sample each row is of.
-        factors: of each matrix by its key, for estimators that go by positions; else empty.
-    """
-
-    record: GradientsRecord
-    store: GradientStore
-    means: Sequence[torch.Tensor]
-    losses: torch.Tensor
-    order: torch.Tensor
-    factors: Mapping[str, Factors] = field(default_factory=dict)
-
-    @property
-    def matrices(self) -> list[Matrix]:
-        """Keys and shapes of the matrices that the gradients are of."""
-        return [Matrix(m.key, m.projection, m.shape) for m in self.record.matrices]
-
-    @classmethod
-    def open(cls, folder: Path) -> Gradients:
-        """Gradients that were kept in a folder; they are read as they are needed.
-
-        Raises:
-            InputError: the folder holds none, or not all of them.
-        """
-        if not (folder / GRADIENTS_FILE).is_file():
-            raise InputError(
-                f"{folder} holds no kept gradients; a folder that `layerif score --keep-gradients` "
-                "wrote is expected"
-            )
-        record = GradientsRecord.load(folder / GRADIENTS_FILE)
-        vectors = load_tensors(folder / VECTORS_FILE)
-        dtype = getattr(torch, record.dtype)
-        numbers = sum(m.shape[0] * m.shape[1] for m in record.matrices)
-        size = record.train_samples * numbers * dtype.itemsize
-        path = folder / FILE
-        if vectors is None or not path.is_file() or path.stat().st_size != size:
-            raise InputError(
-                f"{folder} does not hold all of its gradients ({FILE} of {size:,} bytes and an "
-                f"undamaged {VECTORS_FILE} are expected); collect them again"
-            )
-        found = cls(record, _NO_STORE, (), vectors["losses"], vectors["order"])
-        sizes = [matrix.size for matrix in found.matrices]
-        factors = {
-            m.key: Factors(vectors[f"inputs/{m.key}"], vectors[f"outputs/{m.key}"])
-            for m in record.matrices
-            if f"inputs/{m.key}" in vectors
-        }
-        store = DiskStore(folder, found.matrices, record.train_samples, dtype)
-        return cls(record, store, vectors["means"].split(sizes), found.losses, found.order, factors)
-
-    def keep(self, folder: Path, fingerprint: Fingerprint) -> None:
-        """Move gradients that lie on disk into a folder, from which `open` reads them.
-
-        Raises:
-            InputError: the folder holds something else, or the gradients are in memory.
-        """
-        if not isinstance(self.store, DiskStore):
-            raise InputError("gradients in memory are not kept; collect them with keep='disk'")
-        record = self.record.model_copy(update={"fingerprint": fingerprint})
-        with new_folder(folder, GRADIENTS) as part:
-            save_tensors(part / VECTORS_FILE, self._vectors())
-            record.save(part / GRADIENTS_FILE)
-            self.store.move(part)
-
-    def _vectors(self) -> dict[str, torch.Tensor]:
-        """All but the gradients themselves, as `open` reads it."""
-        found = {"means": torch.cat(list(self.means)), "losses": self.losses, "order": self.order}
-        for key, own in self.factors.items():
-            found |= {f"inputs/{key}": own.inputs, f"outputs/{key}": own.outputs}
-        return found
-
-
-_NO_STORE = MemoryStore((), 0, torch.float32)
 
 
 @takes(CollectOptions)
@@ -137,7 +45,7 @@ def collect(
         options: whose gradients, and where they are kept: in memory, or on disk beside `steps`.
         factors: gather what the estimator ekfac needs too, by one more pass.
         task: where the samples come from, for the record.
-        steps: keeps finished batches, so that a run cut short can go on; None keeps nothing.
+        steps: keeps finished batches, so that an interrupted run can go on; None keeps nothing.
 
     Raises:
         InputError: no sample is left to use, or the gradients have room nowhere.
@@ -164,11 +72,9 @@ def collected(work: Prepared, on_disk: bool, factors: bool, steps: Steps) -> Gra
         steps: keeps what each batch leaves beside them; a batch with a step is not run again.
     """
     began = time.perf_counter()
-    store: GradientStore
-    if on_disk and steps.folder is not None:
-        store = DiskStore(steps.folder, work.matrices, len(work.train.items), work.dtype)
-    else:
-        store = MemoryStore(work.matrices, len(work.train.items), work.dtype)
+    kept = (work.matrices, len(work.train.items), work.dtype)
+    folder = steps.folder if on_disk else None
+    store = MemoryStore(*kept) if folder is None else DiskStore(folder, *kept)
     # Without the gradients, which stay in memory, what a batch left is of no use.
     steps = work.steps(steps, "disk") if on_disk else NO_STEPS
     with work.running(1 + factors) as runner:
@@ -183,7 +89,7 @@ def collected(work: Prepared, on_disk: bool, factors: bool, steps: Steps) -> Gra
 
 
 def _training_gradients(
-    runner: Runner, train: Samples, store: GradientStore, steps: Steps
+    runner: Runner, train: Samples, store: MemoryStore | DiskStore, steps: Steps
 ) -> torch.Tensor:
     """Bring the gradients of every training sample into the store; (n,) their losses."""
     losses = torch.empty(len(train.items), dtype=torch.float64)
@@ -216,7 +122,7 @@ def mean_gradients(
         matrices: of the subspace.
         samples: each counts alike.
         kind: of the samples, for errors and the names of their steps.
-        steps: keeps what each batch comes to.
+        steps: keeps the sums of each batch.
     """
     sizes = [matrix.size for matrix in matrices]
     total = torch.zeros(sum(sizes), dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Does scoring work on this model? A few samples by every way there is, before a long run.
+"""Does scoring work on this model? A few samples in every way there is, before a long run.
 
-What the hooks give is held against autograd of the weights themselves, one sample at a time and
-with none of the code that scoring shares; a batch is held against its samples one by one.
+What the hooks give is compared with autograd of the weights themselves, one sample at a time and
+with none of the code that scoring shares; a batch is compared with its samples one by one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from layerif.errors import NumericalError
 from layerif.influence.estimating import Estimate, estimate
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.options import ProbeOptions
+from layerif.influence.preparing import dtype_of
 from layerif.influence.subspaces.base import Matrix
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.model.checks import check_tokens
@@ -111,20 +112,26 @@ def examine(
     few = [by_length[i] for i in sorted({0, len(alike) // 2, len(alike) - 1})][:SAMPLES]
     lora = FreshLora(options.rank, options.alpha, options.seed)
     matrices = lora.matrices(layers.projections)
-    dtype = str(_floating(model)).removeprefix("torch.")
+    dtype = str(dtype_of(model)).removeprefix("torch.")
     with frozen(model), PerSampleGradients(model, layers.projections, matrices) as per_sample:
         try:
-            # First, as memory that other work still held would hide the peak.
+            # First, as memory that is still held by other work would hide the peak.
             found = estimate(model, per_sample, matrices, items, others, options.batch_tokens)
             together = per_sample(_batch(model, few))[1]
             alone = [per_sample(_batch(model, [item]))[1] for item in few]
-            reached = _reached(matrices, together)
+            silent = [m.key for m, g in zip(matrices, together, strict=True) if not g.any()]
         except NumericalError as error:
             missed = [m.key for m, uses in zip(matrices, per_sample.uses, strict=True) if not uses]
             return _stopped(error, missed, len(matrices))
     checks = (
         Check(QUESTIONS[0], True, f"{len(few)} samples, {len(matrices)} projections"),
-        reached,
+        Check(
+            QUESTIONS[1],
+            not silent,
+            f"the gradient is zero at {_listed(silent)}"
+            if silent
+            else "no gradient is zero throughout",
+        ),
         _against_autograd(model, layers.projections, matrices, few, alone, TOLERANCES[dtype]),
         _against_the_batch(model, layers, few, matrices, together, alone, dtype),
     )
@@ -132,23 +139,14 @@ def examine(
 
 
 def _stopped(error: NumericalError, missed: Sequence[str], matrices: int) -> Diagnosis:
-    """What is known where a pass did not come to its end."""
+    """What is known after a pass that failed."""
+    answers: list[tuple[bool | None, str]] = [(None, "not asked")] * len(QUESTIONS)
     if 0 < len(missed) < matrices:
-        reached = f"no gradient reaches {_listed(missed)}"
-        answers: tuple[tuple[bool | None, str], ...] = ((None, "not asked"), (False, reached))
+        answers[1] = (False, f"no gradient reaches {_listed(missed)}")
     else:
-        answers = ((False, str(error)), (None, "not asked"))
-    answers += ((None, "not asked"), (None, "not asked"))
-    return Diagnosis(
-        tuple(Check(q, *answer) for q, answer in zip(QUESTIONS, answers, strict=True)), None
-    )
-
-
-def _reached(matrices: Sequence[Matrix], gradients: Sequence[torch.Tensor]) -> Check:
-    silent = [m.key for m, g in zip(matrices, gradients, strict=True) if not g.any()]
-    if silent:
-        return Check(QUESTIONS[1], False, f"the gradient is zero at {_listed(silent)}")
-    return Check(QUESTIONS[1], True, "no gradient is zero throughout")
+        answers[0] = (False, str(error))
+    checks = (Check(q, *answer) for q, answer in zip(QUESTIONS, answers, strict=True))
+    return Diagnosis(tuple(checks), None)
 
 
 def _against_autograd(
@@ -171,13 +169,12 @@ def _against_autograd(
         return Check(QUESTIONS[2], True, "every weight is quantised: there is nothing to compare")
     failing = [key for key, error in worst.items() if not error <= tolerance]
     key = max(worst, key=worst.__getitem__)
-    figure = f"largest difference {worst[key]:.1g} of the gradient, at {key}, allowed {tolerance:g}"
+    detail = f"largest difference {worst[key]:.1g} of the gradient, at {key}, allowed {tolerance:g}"
     if failing:
-        return Check(QUESTIONS[2], False, f"they differ at {_listed(failing)}; {figure}")
-    left_out = len(matrices) - len(worst)
-    return Check(
-        QUESTIONS[2], True, figure + (f"; {left_out} quantised left out" if left_out else "")
-    )
+        detail = f"they differ at {_listed(failing)}; {detail}"
+    elif left_out := len(matrices) - len(worst):
+        detail += f"; {left_out} quantised left out"
+    return Check(QUESTIONS[2], not failing, detail)
 
 
 def literal_gradients(
@@ -221,16 +218,16 @@ def literal_gradients(
 
 
 def _groups(projections: Sequence[Projection]) -> Iterator[list[int]]:
+    """Rows of the projections that are not quantised, as many together as may be held at once."""
     group: list[int] = []
     size = 0
     for row, projection in enumerate(projections):
-        if projection.packed:
-            continue
-        if group and size + projection.weight.nbytes > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(row)
-        size += projection.weight.nbytes
+        if not projection.packed:
+            if group and size + projection.weight.nbytes > GROUP_BYTES:
+                yield group
+                group, size = [], 0
+            group.append(row)
+            size += projection.weight.nbytes
     if group:
         yield group
 
@@ -254,11 +251,14 @@ def _against_the_batch(
     ]
     failing = [m.key for m, error in zip(matrices, worst, strict=True) if not error <= tolerance]
     row = max(range(len(worst)), key=worst.__getitem__)
-    figure = f"largest difference {worst[row]:.1g} of the gradient, at {matrices[row].key}"
-    if failing:
-        # Backward passes go down, so the cause lies at the uppermost.
-        return Check(QUESTIONS[3], False, f"gradients differ from {failing[-1]} down; {figure}")
-    return Check(QUESTIONS[3], True, f"{figure}, allowed {tolerance:g}")
+    detail = f"largest difference {worst[row]:.1g} of the gradient, at {matrices[row].key}"
+    # Backward passes go down, so the cause lies at the uppermost.
+    detail = (
+        f"gradients differ from {failing[-1]} down; {detail}"
+        if failing
+        else f"{detail}, allowed {tolerance:g}"
+    )
+    return Check(QUESTIONS[3], not failing, detail)
 
 
 def _first_that_differs(
@@ -322,10 +322,6 @@ def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     found, expected = found.double().cpu(), expected.double().cpu()
     scale = max(found.norm().item(), expected.norm().item())
     return (found - expected).norm().item() / scale if scale else 0.0
-
-
-def _floating(model: Any) -> torch.dtype:
-    return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
 def _listed(keys: Sequence[str], most: int = 3) -> str:

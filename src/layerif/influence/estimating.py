@@ -19,7 +19,7 @@ import torch
 
 from layerif.data.batching import Encoded, collate
 from layerif.influence.gradients import PerSampleGradients
-from layerif.influence.passes import Samples
+from layerif.influence.preparing import Samples, dtype_of
 from layerif.influence.subspaces.base import Matrix
 
 # Between two looks at the process's memory; a large batch takes hundreds of them.
@@ -77,12 +77,9 @@ def estimate(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
-    floating = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    itemsize = torch.promote_types(floating, torch.float32).itemsize
+    itemsize = torch.promote_types(dtype_of(model), torch.float32).itemsize
     tokens = sum(len(item.input_ids) for batch in batches for item in batch)
-    free = psutil.virtual_memory().available
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+    cuda = device.type == "cuda"
     return Estimate(
         samples=len(train) + len(validation),
         tokens=tokens,
@@ -91,7 +88,9 @@ def estimate(
         weights=sum(p.nbytes for p in model.parameters()),
         gradients=len(train) * sum(matrix.size for matrix in matrices) * itemsize,
         activations=memory.bytes,
-        free_memory=free,
+        free_memory=torch.cuda.mem_get_info(device)[0]
+        if cuda
+        else psutil.virtual_memory().available,
         free_disk=shutil.disk_usage(Path.cwd()).free,
     )
 
@@ -107,7 +106,10 @@ def _peak(device: torch.device) -> Any:
         found.bytes = torch.cuda.max_memory_allocated(device) - before
         return
     process, done = psutil.Process(), threading.Event()
-    _give_back()
+    # Freed memory goes back to the system, so that its next use counts; where glibc has a way.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
     before = process.memory_info().rss
 
     def watch() -> None:
@@ -121,10 +123,3 @@ def _peak(device: torch.device) -> Any:
     finally:
         done.set()
         watcher.join()
-
-
-def _give_back() -> None:
-    """Hand freed memory back to the system, so that its next use counts; where glibc has a way."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)

@@ -44,7 +44,7 @@ class PerSampleGradients:
         self._take: Take = lambda _row, _gradients: None
         self._reached = [0] * len(matrices)
         self._rows = self._positions = 0
-        self._hooks = ExitStack()
+        self._open = ExitStack()
         self._at: dict[int, list[int]] = {}
         for row, matrix in enumerate(matrices):
             self._at.setdefault(matrix.projection, []).append(row)
@@ -52,17 +52,15 @@ class PerSampleGradients:
         self._idle: set[str] = set()
 
     def __enter__(self) -> Self:
-        with self._hooks as hooks:
-            self._calls = hooks.enter_context(expert_calls(self._projections))
-            for index, rows in self._at.items():
-                projection = self._projections[index]
-                handle = projection.module.register_forward_hook(self._observer(projection, rows))
-                hooks.callback(handle.remove)
-            self._hooks = hooks.pop_all()
+        self._calls = self._open.enter_context(expert_calls(self._projections))
+        for index, rows in self._at.items():
+            projection = self._projections[index]
+            observe = self._observer(projection, rows)
+            self._open.enter_context(projection.module.register_forward_hook(observe))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hooks.close()
+        self._open.close()
 
     def __call__(
         self, batch: Batch, kind: str = "sample"
@@ -80,22 +78,18 @@ class PerSampleGradients:
         Raises:
             NumericalError: a sample's loss or gradient is not finite.
         """
-        found: list[torch.Tensor | None] = [None] * len(self._matrices)
+        found: dict[int, torch.Tensor] = {}
 
         def add(row: int, gradients: FactoredGradients) -> None:
             # A projection that is used twice has the sum of both uses as its gradient.
-            kept = found[row]
-            found[row] = gradients.formed() if kept is None else kept + gradients.formed()
+            formed = gradients.formed()
+            found[row] = found[row] + formed if row in found else formed
 
         losses = self.visit(batch, add, kind)
-        gradients = []
-        for matrix, gradient in zip(self._matrices, found, strict=True):
-            assert gradient is not None
-            _require_finite(
-                gradient.flatten(1).sum(1), f"gradient at {matrix.key} of {kind}", batch
-            )
-            gradients.append(gradient)
-        return losses, gradients
+        for row, matrix in enumerate(self._matrices):
+            sums = found[row].flatten(1).sum(1)
+            _require_finite(sums, f"gradient at {matrix.key} of {kind}", batch)
+        return losses, [found[row] for row in range(len(self._matrices))]
 
     def visit(self, batch: Batch, take: Take, kind: str = "sample") -> torch.Tensor:
         """The same with the gradients handed to `take` one by one, in factors, as they come.
@@ -149,11 +143,8 @@ class PerSampleGradients:
             if not output.requires_grad:
                 return  # the first pass under gradient checkpointing; the second one counts
             inputs = args[0].detach().to(output.device)
-            if any(side is not None and _elsewhere(side, inputs) for pair in maps for side in pair):
-                # Brought once to where the projection computes, and in its precision.
-                maps[:] = [
-                    (_brought(left, inputs), _brought(right, inputs)) for left, right in maps
-                ]
+            # Brought once to where the projection computes, and in its precision.
+            maps[:] = [(_brought(left, inputs), _brought(right, inputs)) for left, right in maps]
             samples = self._calls.samples(projection, inputs, self._rows)
             seen = [
                 inputs if right is None else nn.functional.linear(inputs, right)
@@ -205,10 +196,6 @@ def spread(values: torch.Tensor, samples: torch.Tensor | None, batch: int) -> to
 
 def _brought(side: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor | None:
     return None if side is None else side.to(inputs)
-
-
-def _elsewhere(side: torch.Tensor, inputs: torch.Tensor) -> bool:
-    return side.dtype != inputs.dtype or side.device != inputs.device
 
 
 def _require_finite(values: torch.Tensor, what: str, batch: Batch) -> None:

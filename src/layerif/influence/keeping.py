@@ -1,14 +1,16 @@
-"""The state of passes on their way: kept as steps now and then, and summed over processes.
+"""What is kept of unfinished work, and shared between processes: pieces, and the state of passes.
 
-The step `passes` is what the first process has; what each of the others has gathered beside it is a
-step of its own. A generation, counted up whenever the first one takes in what the others have, says
-which of those still belong to it.
+A piece of work (a batch, a block) that is finished is a step. The state of passes over the samples
+is kept now and then: the step `passes` is what the first process has; what each of the others has
+gathered beside it is a step of its own. A generation, counted up whenever the first one takes in
+what the others have, says which of those still belong to it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +23,58 @@ from layerif.influence.estimators.passes import Passes
 INTERVAL = 60.0
 WORK_TO_WRITING = 20.0
 STEP = "passes"
+
+T = TypeVar("T")
+Step = dict[str, torch.Tensor]
+
+
+def finished(
+    work: Sequence[T],
+    kind: str,
+    steps: Steps,
+    do: Callable[[int, T], Step],
+    is_whole: Callable[[int, Step], bool] = lambda _number, _step: True,
+    worth: float = 0.0,
+) -> Iterator[tuple[T, Step, bool]]:
+    """What each piece of work leaves, in order; pieces with a step are not done again.
+
+    Of several processes each does its share of those that are to do, and reads the steps of all.
+    What the pieces leave does not depend on who did them, so neither does the result.
+
+    Args:
+        work: the pieces, the same in every process.
+        kind: of the pieces, for the names of their steps.
+        steps: where they are kept; with several processes, in a folder that all of them see.
+        do: does one piece, and returns what its step keeps.
+        is_whole: whether what a piece has left beside its step is still there as it was.
+        worth: seconds; one process alone keeps no piece that took less.
+
+    Yields:
+        The piece, what it left, and whether that was read and not done here.
+    """
+    names = [f"{kind}-{number:05d}" for number in range(len(work))]
+
+    def kept(number: int) -> Step | None:
+        found = steps.load(names[number])
+        return found if found is not None and is_whole(number, found) else None
+
+    done = set()
+    together = processes.count() > 1
+    if together:
+        missing = processes.agreed(lambda: [n for n in range(len(work)) if kept(n) is None])
+        for number in processes.share(missing):
+            steps.save(names[number], do(number, work[number]))
+            done.add(number)
+        processes.barrier()
+    for number, name in enumerate(names):
+        found = steps.awaited(name) if together else kept(number)
+        if found is None:
+            began = time.perf_counter()
+            found = do(number, work[number])
+            if time.perf_counter() - began >= worth:
+                steps.save(name, found)
+            done.add(number)
+        yield work[number], found, number not in done
 
 
 class Keeping:
@@ -49,7 +103,7 @@ class Keeping:
         return self._any.finished
 
     def to_do(self, starts: Sequence[int]) -> list[int]:
-        """The batches that this pass has not taken in; the first process knows of those of all.
+        """The batches that this pass has not taken yet; the first process knows it for all.
 
         Args:
             starts: the first sample of each batch.
@@ -67,7 +121,7 @@ class Keeping:
                     tensor.zero_()
 
     def after_batch(self) -> None:
-        """Keep the state where that was not done for long."""
+        """Keep the state if that is long ago."""
         began = time.monotonic()
         if began >= self._due:
             self._save()
@@ -108,29 +162,29 @@ class Keeping:
         return self._generation
 
     def _gathered(self) -> dict[str, torch.Tensor]:
-        found = {
-            f"{name}/{key}": tensor
-            for name, passes in self._opened.items()
-            for key, tensor in passes.gathered().items()
-        }
+        """What this pass has added up so far."""
+        found = self._of_blocks(Passes.gathered)
         return found | ({"losses": self._losses} if self.finished == 0 else {})
 
+    def _of_blocks(
+        self, part: Callable[[Passes], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}/{key}": tensor
+            for name, passes in self._opened.items()
+            for key, tensor in part(passes).items()
+        }
+
     def _save(self) -> None:
-        if self._steps.folder is None:
-            return
         marks = {
             "generation": torch.tensor(self._generation),
             "processes": torch.tensor(processes.count()),
         }
-        if not processes.is_first():
+        if processes.is_first():
+            kept = self._of_blocks(Passes.state) | {"losses": self._losses}
+            self._steps.save(STEP, kept | marks)
+        else:
             self._steps.save(_part(processes.rank()), self._gathered() | marks)
-            return
-        state = {
-            f"{name}/{key}": tensor
-            for name, passes in self._opened.items()
-            for key, tensor in passes.state().items()
-        }
-        self._steps.save(STEP, state | marks | {"losses": self._losses})
 
     def _restore(self, base: dict[str, torch.Tensor]) -> None:
         states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._opened}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -14,11 +15,33 @@ from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.subspaces.registry import SUBSPACES, subspace_kind
 
 if TYPE_CHECKING:
-    from layerif.influence.estimators.base import EstimatorOptions
-    from layerif.influence.estimators.estimator import Estimator
+    from layerif.influence.estimators.base import Estimator
 
-# Above every eigenvalue of float32 gradients, and far enough from where float64 ends.
-Damping = Annotated[float, Field(gt=0, le=1e100)]
+# At most above every eigenvalue of float32 gradients, and far enough from where float64 ends.
+DampingFactor = Annotated[float, Field(gt=0, le=1e100)]
+
+
+@dataclass(frozen=True)
+class Damping:
+    """lambda in H = mean_i g_i g_i^T + lambda I: a rule, or a number.
+
+    Attributes:
+        factor: of the rule lambda = factor * mean_i |g_i|^2 / d, for each block by itself. The mean
+            of H's eigenvalues without lambda is mean |g|^2 / d, so 0.1 is a tenth of it.
+        value: lambda itself in every block, in place of the rule; unit of a squared gradient.
+    """
+
+    factor: float = 0.1
+    value: float | None = None
+
+    def of(self, mean_square: float, size: int) -> float:
+        """lambda of a block with mean_i |g_i|^2 = `mean_square` and d = `size`.
+
+        It is 0 for a silent block, one without any gradient, whatever the rule or the number.
+        """
+        if mean_square == 0:
+            return 0.0
+        return self.factor * mean_square / size if self.value is None else self.value
 
 
 class ProbeOptions(Options):
@@ -79,7 +102,7 @@ class CollectOptions(ProbeOptions):
 
 
 class SolveOptions(Options):
-    """How influence follows from gradients."""
+    """How influence follows from gradients; estimators read their options here."""
 
     title = "Influence"
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -102,11 +125,11 @@ class SolveOptions(Options):
 
     estimator: Annotated[str, ESTIMATORS] = "datainf"
     """How influence is estimated."""
-    damping: Damping = 0.1
+    damping: DampingFactor = 0.1
     """Damping of each block's Hessian: lambda = damping * mean(|g|^2) / d."""
-    damping_value: Damping | None = None
+    damping_value: DampingFactor | None = None
     """lambda itself, in place of that rule."""
-    damping_sweep: tuple[Damping, ...] = ()
+    damping_sweep: tuple[DampingFactor, ...] = ()
     """More factors, as in 0.01,1,100: how far the ranking of layers depends on them."""
     block: BlockGranularity = "matrix"
     """What one inverse Hessian covers."""
@@ -119,27 +142,22 @@ class SolveOptions(Options):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all draws; splits do not depend on it."""
 
-    def solver(self) -> EstimatorOptions:
-        """What the estimator takes.
+    @property
+    def dampings(self) -> tuple[Damping, ...]:
+        """What every block is solved at: the damping, and those of the sweep."""
+        return (Damping(self.damping, self.damping_value), *map(Damping, self.damping_sweep))
+
+    def check_sweep(self) -> None:
+        """Refuse a sweep over a damping that the estimator does not have.
 
         Raises:
-            InputError: a sweep over a damping that the estimator does not have.
+            InputError: there is one.
         """
-        from layerif.influence.estimators.base import Damping, EstimatorOptions
-
         if self.damping_sweep and not ESTIMATORS.find(self.estimator).damped:
             raise InputError(
                 f"the estimator {self.estimator} has no damping to sweep over; leave out "
                 "damping_sweep, or choose datainf, exact or ekfac"
             )
-        return EstimatorOptions(
-            self.estimator,
-            Damping(self.damping, self.damping_value),
-            self.tolerance,
-            self.max_iterations,
-            self.seed,
-            self.damping_sweep,
-        )
 
 
 class ScoreOptions(CollectOptions, SolveOptions):
@@ -184,7 +202,7 @@ class ScoreOptions(CollectOptions, SolveOptions):
         Raises:
             InputError: options that exclude each other; says which and what helps.
         """
-        self.solver()
+        self.check_sweep()
         kind = subspace_kind(self.subspace)
         if kind.of_adapter and (adapter is None) == (self.warmup_steps == 0):
             raise InputError(

@@ -1,26 +1,33 @@
-"""From a model and examples to what can be run: batches, trainable matrices, hooks."""
+"""From a model and examples to what can be run: batches, trainable matrices, hooks.
+
+Batches are fixed before the first is run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from layerif.artifacts import ProjectionInfo
 from layerif.artifacts.gradients import GradientsRecord, MatrixRecord
+from layerif.core import processes
 from layerif.core.checkpoint import Steps
-from layerif.core.progress import progress
+from layerif.core.choices import PaddingSide
+from layerif.core.progress import Advance, note, progress
 from layerif.data.base import Example
+from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.data.chunks import usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
 from layerif.estimates import Pass, largest, note_memory
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.options import CollectOptions
-from layerif.influence.passes import Runner, Samples
 from layerif.influence.subspaces.base import Matrix
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.influence.subspaces.registry import subspace_kind
@@ -28,6 +35,87 @@ from layerif.influence.warmup import warmed_up
 from layerif.model.layers import DecoderLayers, find_decoder_layers, unwrapped
 from layerif.model.modes import checkpointed
 from layerif.model.opening import Tokenizer, describe, input_device, setting
+
+
+@dataclass
+class Samples:
+    """Samples as batches; which batch a sample is in depends on all of them and on nothing else.
+
+    Attributes:
+        items: the samples, in the order of results.
+        batches: the same, packed by length.
+    """
+
+    items: Sequence[Encoded]
+    batches: list[list[Encoded]]
+
+    @classmethod
+    def of(cls, items: Sequence[Encoded], batch_tokens: int, model: Any = None) -> Samples:
+        """Samples packed into batches of at most `batch_tokens`, for this model."""
+        return cls(items, pack(items, batch_tokens, model))
+
+    @property
+    def order(self) -> torch.Tensor:
+        """(n,) the samples' places in `items`, batch by batch."""
+        place = {item.index: row for row, item in enumerate(self.items)}
+        return torch.tensor([place[item.index] for batch in self.batches for item in batch])
+
+    @property
+    def starts(self) -> list[int]:
+        """For each batch how many samples come before it, batch by batch."""
+        return list(accumulate((len(batch) for batch in self.batches[:-1]), initial=0))
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(item.input_ids) for item in self.items)
+
+
+@dataclass
+class Runner:
+    """Runs batches forward and back, and says after the first how long all of them will take.
+
+    Attributes:
+        per_sample: the hooks.
+        device: of the model's inputs.
+        padding_side: of batches.
+        total_tokens: of all passes together.
+        advance: the progress bar's.
+    """
+
+    per_sample: PerSampleGradients
+    device: torch.device
+    padding_side: PaddingSide
+    total_tokens: int
+    advance: Advance
+    _timed: bool = False
+
+    def gradients(
+        self, items: Sequence[Encoded], kind: str
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(B,) losses of a batch's samples, and for each matrix (B, d) their gradients."""
+        losses, gradients = self._run(items, lambda batch: self.per_sample(batch, kind))
+        return losses, [gradient.flatten(1) for gradient in gradients]
+
+    def factors(self, items: Sequence[Encoded], kind: str, take: Any) -> torch.Tensor:
+        """(B,) losses, with the gradients handed to `take` as they come."""
+        losses: torch.Tensor = self._run(items, lambda b: self.per_sample.visit(b, take, kind))
+        return losses
+
+    def skip(self, items: Sequence[Encoded]) -> None:
+        """A batch that was run before."""
+        self.advance(sum(len(item.input_ids) for item in items))
+
+    def _run(self, items: Sequence[Encoded], run: Callable[[Batch], Any]) -> Any:
+        began = time.perf_counter()
+        batch = collate(items, device=self.device, padding_side=self.padding_side)
+        found = run(batch)
+        if not self._timed:
+            self._timed = True
+            seconds = (time.perf_counter() - began) / batch.tokens * self.total_tokens
+            seconds /= processes.count()
+            note(f"{self.total_tokens:,} tokens, forward and backward: about {seconds:.0f} s")
+        self.skip(items)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +143,7 @@ class Prepared:
     @property
     def dtype(self) -> torch.dtype:
         """Of the gradients: float32 at least."""
-        return torch.promote_types(_dtype_of(self.model), torch.float32)
+        return getattr(torch, self.record.dtype)
 
     def steps(self, steps: Steps, *kind: Any) -> Steps:
         """Steps of work of one kind on these very batches and matrices."""
@@ -138,7 +226,7 @@ def prepared(
                     MatrixRecord(key=m.key, projection=m.projection, shape=m.shape)
                     for m in matrices
                 ],
-                dtype=str(torch.promote_types(_dtype_of(model), torch.float32)).partition(".")[2],
+                dtype=str(torch.promote_types(dtype_of(model), torch.float32)).partition(".")[2],
                 subspace=compared.name,
                 subspace_options=compared.record,
                 seed=options.seed,
@@ -152,6 +240,6 @@ def prepared(
         )
 
 
-def _dtype_of(model: Any) -> torch.dtype:
+def dtype_of(model: Any) -> torch.dtype:
     """The precision that the model computes in; quantised weights are integers."""
     return next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -11,13 +11,12 @@ from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
 from layerif.core.processes import is_first
 from layerif.data.base import Example
-from layerif.influence import blocks
 from layerif.influence.collecting import collected
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.memory import choose
 from layerif.influence.options import ScoreOptions
 from layerif.influence.preparing import prepared
-from layerif.influence.solving import assembled, solve
+from layerif.influence.solving import assembled, group, solve, workspace
 from layerif.influence.store import FILE
 from layerif.influence.streaming import stream
 from layerif.model.opening import Tokenizer
@@ -55,7 +54,7 @@ def score(
         validation: samples whose mean loss they are measured on.
         options: whose gradients, and how influence follows; each by keyword too.
         task: where the samples come from, for the record.
-        steps: keeps finished batches and blocks, so that a run cut short can go on; None keeps
+        steps: keeps finished batches and blocks, so that an interrupted run can go on; None keeps
             nothing.
 
     Raises:
@@ -63,20 +62,19 @@ def score(
         NumericalError: a loss or gradient is not finite; names the sample.
     """
     began = time.perf_counter()
-    solver, kept = options.solver(), steps or NO_STEPS
+    kept = steps or NO_STEPS
+    options.check_sweep()
     with prepared(model, tokenizer, train, validation, options, task=task, steps=kept) as work:
-        groups = blocks.group(work.record, options.block)
-        workspace = blocks.workspace(groups, work.matrices, work.record.train_samples, solver)
-        place = choose(work, kept.folder, solver, workspace)
+        groups = group(work.record, options.block)
+        needed = workspace(groups, work.matrices, work.record.train_samples, options)
+        place = choose(work, kept.folder, options, needed)
         if place != "disk" and kept.folder is not None and is_first():
-            (kept.folder / FILE).unlink(missing_ok=True)  # of a run that kept them: takes the room
+            (kept.folder / FILE).unlink(missing_ok=True)  # of a run that kept them: it takes room
         if place != "passes":
             factors = ESTIMATORS.find(options.estimator).by_position
             gradients = collected(work, place == "disk", factors, kept)
             return solve(gradients, options=options, steps=kept if place == "disk" else None)
-        found = stream(work, groups, solver, kept)
-    seconds = time.perf_counter() - began
-    record = work.record.model_copy(
-        update={"validation_loss": found.validation_loss, "seconds": seconds}
-    )
-    return assembled(record, options, groups, found.solutions, found.losses, work.train.order)
+        solutions, losses, validation_loss = stream(work, groups, options, kept)
+    found = {"validation_loss": validation_loss, "seconds": time.perf_counter() - began}
+    record = work.record.model_copy(update=found)
+    return assembled(record, options, groups, solutions, losses, work.train.order)

@@ -1,4 +1,4 @@
-"""From gradients to LayerScores."""
+"""From gradients to LayerScores: block by block, each by one inverse Hessian."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from layerif.artifacts import LayerScores, ScoringRecord
+from layerif.artifacts import BlockRecord, LayerScores, ScoringRecord
 from layerif.artifacts.gradients import GradientsRecord
 from layerif.core.checkpoint import NO_STEPS, Steps
+from layerif.core.choices import BlockGranularity
 from layerif.core.options import takes
-from layerif.errors import InputError
-from layerif.influence import blocks
-from layerif.influence.collecting import Gradients
+from layerif.core.progress import note, progress
+from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators.base import Solution
+from layerif.influence.estimators.block import Block, Part
 from layerif.influence.estimators.registry import ESTIMATORS
+from layerif.influence.keeping import Step, finished
 from layerif.influence.options import SolveOptions
+from layerif.influence.store import Gradients
+from layerif.influence.subspaces.base import Matrix
 from layerif.influence.sweeping import swept
+
+# Seconds that a block takes to solve, from which on it is kept: writing it takes about as long.
+WORTH = 0.05
+# For each block its name, and the places of its matrices among all.
+Groups = Mapping[str, Sequence[int]]
 
 
 @takes(SolveOptions)
@@ -40,15 +49,15 @@ def solve(
         NumericalError: a block cannot be solved; names it.
     """
     began = time.perf_counter()
-    solver = options.solver()
+    options.check_sweep()
     if ESTIMATORS.find(options.estimator).by_position and not gradients.factors:
         raise InputError(
             f"the estimator {options.estimator} needs factors by position, which were not "
             "collected beside these gradients; collect them again for it"
         )
-    groups = blocks.group(gradients.record, options.block)
+    groups = group(gradients.record, options.block)
     own = (steps or NO_STEPS).of_kind("solve", options.recorded())
-    solutions = blocks.solve_blocks(gradients, groups, solver, own)
+    solutions = solve_blocks(gradients, groups, options, own)
     seconds = gradients.record.seconds + time.perf_counter() - began
     record = gradients.record.model_copy(update={"seconds": seconds})
     return assembled(record, options, groups, solutions, gradients.losses, gradients.order)
@@ -57,12 +66,12 @@ def solve(
 def assembled(
     record: GradientsRecord,
     options: SolveOptions,
-    groups: Mapping[str, Sequence[int]],
+    groups: Groups,
     solutions: Mapping[str, Sequence[Solution]],
     losses: torch.Tensor,
     order: torch.Tensor,
 ) -> LayerScores:
-    """The scores that the solutions of all blocks come to, in the order of the samples.
+    """The scores from the solutions of all blocks, in the order of the samples.
 
     Args:
         record: of the gradients; its seconds are those of all the work.
@@ -72,8 +81,8 @@ def assembled(
         losses, order: (n,) losses batch by batch, and which sample each is of.
     """
     first = {name: at_each[0] for name, at_each in solutions.items()}
-    solver, chosen = options.solver(), ESTIMATORS.find(options.estimator)
-    blocks.note_unconverged(first, solver)
+    chosen = ESTIMATORS.find(options.estimator)
+    _note_unconverged(first, options)
     sizes = [out * into for out, into in (matrix.shape for matrix in record.matrices)]
     shares = {
         name: 1.0 if options.normalise == "none" else 1 / sum(sizes[row] for row in rows)
@@ -120,10 +129,110 @@ def assembled(
             dropped_train=record.dropped_train,
             dropped_validation=record.dropped_validation,
             silent_blocks=[name for name, solution in first.items() if solution.silent],
-            blocks={name: blocks.record(solution) for name, solution in first.items()},
+            blocks={
+                name: BlockRecord.model_validate(solution, from_attributes=True)
+                for name, solution in first.items()
+            },
             validation_loss=record.validation_loss,
             seconds=round(record.seconds, 3),
             setting=record.setting,
         ),
-        damping_sweep=swept(solver, solutions, by_layer) if options.damping_sweep else None,
+        damping_sweep=swept(options, solutions, by_layer) if options.damping_sweep else None,
     )
+
+
+def group(record: GradientsRecord, block: BlockGranularity) -> dict[str, list[int]]:
+    """The blocks that the matrices make."""
+    groups: dict[str, list[int]] = {}
+    for row, matrix in enumerate(record.matrices):
+        projection = record.projections[matrix.projection]
+        name = {
+            "matrix": matrix.key,
+            "projection": f"layers.{projection.layer}.{projection.name}",
+            "layer": f"layers.{projection.layer}",
+        }[block]
+        groups.setdefault(name, []).append(row)
+    return groups
+
+
+def solve_blocks(
+    gradients: Gradients, groups: Groups, options: SolveOptions, steps: Steps
+) -> dict[str, list[Solution]]:
+    """The solutions of every block by its name, one a damping; each block is a step.
+
+    Args:
+        gradients: that were collected.
+        groups: as `group` gives them.
+        options: the estimator, and at which dampings.
+        steps: keeps the solutions, and shares them between processes.
+
+    Raises:
+        InputError: an estimator of the user's own gives a solution of another shape.
+    """
+    estimator, record = ESTIMATORS.find(options.estimator), gradients.record
+
+    def one(_number: int, name: str) -> Step:
+        rows, means = groups[name], gradients.means
+        parts = tuple(
+            Part(m.key, means[row], m.shape, gradients.factors.get(m.key))
+            for row, m in ((row, record.matrices[row]) for row in rows)
+        )
+        block = Block(name, parts, tuple(gradients.store.of(row) for row in rows))
+        found: Step = {}
+        try:
+            solutions = estimator.solutions(block, options.dampings, options)
+        except NumericalError as error:
+            error.keeps_steps = True  # the gradients are sound, and another damping may do
+            raise
+        for number, solution in enumerate(solutions):
+            own, whole = solution.by_part.shape, solution.influence.shape
+            if own != (len(rows), block.samples) or whole != own[1:]:
+                raise InputError(
+                    f"the estimator {options.estimator} gives block {name} influence of shape "
+                    f"{tuple(whole)} and {tuple(own)} by part; expected {(block.samples,)} and "
+                    f"{(len(rows), block.samples)}"
+                )
+            found |= {f"{number}/{key}": tensor for key, tensor in solution.tensors().items()}
+        return found
+
+    solutions = {}
+    with progress("influence", len(groups)) as advance:
+        for name, kept, _ in finished(list(groups), "influence", steps, one, worth=WORTH):
+            found: list[Step] = [{} for _ in options.dampings]
+            for key, tensor in kept.items():
+                number, _, attribute = key.partition("/")
+                found[int(number)][attribute] = tensor
+            solutions[name] = list(map(Solution.of_tensors, found))
+            advance()
+    return solutions
+
+
+def workspace(
+    groups: Groups, matrices: Sequence[Matrix], samples: int, options: SolveOptions
+) -> int:
+    """Bytes that the estimator takes beside the gradients: in the block where it takes most, and
+    for what it keeps of all.
+    """
+    estimator = ESTIMATORS.find(options.estimator)
+    if estimator.workspace is None:
+        return 0
+    needed = estimator.workspace
+    # Factors by position are gathered for all blocks at once, in float64.
+    factors = sum(8 * (m.shape[0] ** 2 + m.shape[1] ** 2) for m in matrices)
+    return (factors if estimator.by_position else 0) + max(
+        needed([matrices[row].shape for row in rows], samples) for rows in groups.values()
+    )
+
+
+def _note_unconverged(solutions: Mapping[str, Solution], options: SolveOptions) -> None:
+    """Say which blocks an iterative estimator has not solved."""
+    residuals = {name: s.residual or 0.0 for name, s in solutions.items() if not s.converged}
+    if residuals:
+        worst = max(residuals, key=residuals.__getitem__)
+        steps = solutions[worst].iterations
+        remedy = f" after {steps} iterations: raise them, or the damping"
+        note(
+            f"{options.estimator} did not reach the residual {options.tolerance:g} in "
+            f"{len(residuals)} of {len(solutions)} blocks; the largest is {residuals[worst]:.2g}, "
+            f"in {worst}{remedy if steps else ': raise the damping'}"
+        )

@@ -7,7 +7,7 @@ numbers a block. For full weights the gradients of a batch are never formed eith
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -15,38 +15,22 @@ from layerif.core import processes
 from layerif.core.checkpoint import Steps
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
-from layerif.influence.estimators.base import EstimatorOptions, Solution
+from layerif.influence.estimators.base import Solution
 from layerif.influence.estimators.block import Factors, Part
 from layerif.influence.estimators.ekfac import FactorPasses
 from layerif.influence.estimators.factored import FactoredGradients, FactoredRows
 from layerif.influence.estimators.passes import Passes
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.keeping import Keeping
-from layerif.influence.passes import Runner, Samples
-from layerif.influence.preparing import Prepared
+from layerif.influence.options import SolveOptions
+from layerif.influence.preparing import Prepared, Runner, Samples
+from layerif.influence.solving import Groups
 from layerif.influence.subspaces.base import Matrix
 
-# For each block its name, and the places of its matrices.
-Groups = Mapping[str, Sequence[int]]
 
-
-@dataclass(frozen=True)
-class Streamed:
-    """What passes over the samples come to.
-
-    Attributes:
-        solutions: of each block by its name, for the samples batch by batch: one for each of the
-            options' dampings.
-        losses: (n,) float64 of the training samples, batch by batch.
-        validation_loss: mean over the validation samples.
-    """
-
-    solutions: dict[str, list[Solution]]
-    losses: torch.Tensor
-    validation_loss: float
-
-
-def stream(work: Prepared, groups: Groups, options: EstimatorOptions, steps: Steps) -> Streamed:
+def stream(
+    work: Prepared, groups: Groups, options: SolveOptions, steps: Steps
+) -> tuple[dict[str, list[Solution]], torch.Tensor, float]:
     """Run the validation samples once and the training samples as often as the estimator asks.
 
     Args:
@@ -55,30 +39,30 @@ def stream(work: Prepared, groups: Groups, options: EstimatorOptions, steps: Ste
         groups: the blocks that the matrices make.
         options: the estimator, which has a form in passes, and its damping.
         steps: keeps the state of the passes at least every minute, to go on from.
+
+    Returns:
+        The solutions of each block by its name, one for each of the options' dampings; (n,) float64
+        losses of the training samples, both batch by batch; mean loss of the validation samples.
     """
-    estimator = ESTIMATORS.find(options.name)
+    estimator, dampings = ESTIMATORS.find(options.estimator), options.dampings
     open_passes = estimator.passes
     assert open_passes is not None
-    steps = work.steps(steps, "passes", asdict(options), groups)
-    with work.running(_passes_needed(options)) as runner:
+    steps = work.steps(steps, "passes", options.part(SolveOptions).recorded(), groups)
+    of_any = open_passes("any", [Part("any", torch.zeros(1), (1, 1))], 1, dampings)
+    with work.running(of_any.needed) as runner:
         means, validation_loss = _validation(runner, work.matrices, work.validation, steps)
+        parts = [Part(m.key, v, m.shape) for m, v in zip(work.matrices, means, strict=True)]
+        count = len(work.train.items)
         opened = {
-            name: open_passes(
-                name,
-                [
-                    Part(work.matrices[row].key, means[row], work.matrices[row].shape)
-                    for row in rows
-                ],
-                len(work.train.items),
-                options.dampings,
-            )
+            name: open_passes(name, [parts[row] for row in rows], count, dampings)
             for name, rows in groups.items()
         }
         means.clear()
+        parts.clear()
         walk = _Walk(runner, work.matrices, groups, work.formed and not estimator.by_position)
         losses = _run(walk, opened, work.train, steps)
     solutions = {name: passes.solutions() for name, passes in opened.items()}
-    return Streamed(solutions, losses, validation_loss)
+    return solutions, losses, validation_loss
 
 
 def factors_by_position(runner: Runner, work: Prepared, steps: Steps) -> dict[str, Factors]:
@@ -123,7 +107,6 @@ def _validation(
     runner: Runner, matrices: Sequence[Matrix], validation: Samples, steps: Steps
 ) -> tuple[list[torch.Tensor], float]:
     """For each matrix (d,) float64 the mean gradient of the validation samples; their mean loss."""
-    step = "validation"
     means = [torch.zeros(matrix.size, dtype=torch.float64) for matrix in matrices]
     loss = torch.zeros((), dtype=torch.float64)
 
@@ -131,7 +114,7 @@ def _validation(
         ones = torch.ones(len(gradients.errors), device=gradients.errors.device)
         means[row] += gradients.weighted(ones).to(means[row])
 
-    if processes.agreed(lambda: steps.load(step) is None):
+    if processes.agreed(lambda: steps.load("validation") is None):
         own = {id(items) for items in processes.share(validation.batches)}
         for items in validation.batches:
             if id(items) in own:
@@ -139,25 +122,17 @@ def _validation(
             else:
                 runner.skip(items)
         processes.add([loss, *means])
-        for mean in means:
-            mean.div_(len(validation.items))
-        loss /= len(validation.items)
+        for total in (loss, *means):
+            total.div_(len(validation.items))
         if processes.is_first():
-            steps.save(step, {"loss": loss} | {f"{row}": mean for row, mean in enumerate(means)})
+            sums = {f"{row}": mean for row, mean in enumerate(means)}
+            steps.save("validation", {"loss": loss} | sums)
     else:
-        kept = steps.awaited(step)
+        kept = steps.awaited("validation")
         means, loss = [kept[f"{row}"] for row in range(len(matrices))], kept["loss"]
         for items in validation.batches:
             runner.skip(items)
     return means, loss.item()
-
-
-def _passes_needed(options: EstimatorOptions) -> int:
-    """How often the training samples have to be run."""
-    open_passes = ESTIMATORS.find(options.name).passes
-    assert open_passes is not None
-    any_part = Part("any", torch.zeros(1), (1, 1))
-    return open_passes("any", [any_part], 1, options.dampings).needed
 
 
 @dataclass
@@ -182,23 +157,19 @@ class _Walk:
             return losses
         block_of = {row: name for name, members in self.groups.items() for row in members}
         waiting: dict[int, FactoredGradients] = {}
+        seen: set[int] = set()
 
         def take(row: int, gradients: FactoredGradients) -> None:
-            if row in waiting:
+            if row in seen:
                 raise InputError(
                     f"{self.matrices[row].key} is used more than once in a forward pass, and the "
                     "norms of full gradients add up over single uses alone; choose another subspace"
                 )
+            seen.add(row)
             waiting[row] = gradients
             members = self.groups[block_of[row]]
             if all(member in waiting for member in members):
-                parts = FactoredRows([waiting[member] for member in members])
+                parts = FactoredRows([waiting.pop(member) for member in members])
                 opened[block_of[row]].observe(rows, parts)
-                for member in members:
-                    waiting[member] = _DONE
 
         return self.runner.factors(items, "training sample", take)
-
-
-# In place of gradients that were handed on, so that they need not stay.
-_DONE = FactoredGradients(torch.empty(0, 0, 0), torch.empty(0, 0, 0), 0.0)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from layerif.artifacts import DampingSweep
 from layerif.core.choices import Aggregation
-from layerif.influence.estimators.base import EstimatorOptions, Solution
-from layerif.influence.estimators.sweep import rank_stability
-from layerif.plans.maps.scores import aggregate
+from layerif.errors import InputError
+from layerif.influence.estimators.base import Solution
+from layerif.influence.options import SolveOptions
+from layerif.plans.maps.scores import aggregate, check_scores
 
 
 def swept(
-    options: EstimatorOptions,
+    options: SolveOptions,
     solutions: Mapping[str, Sequence[Solution]],
     by_layer: Callable[[int], NDArray[np.float64]],
 ) -> DampingSweep:
@@ -37,15 +38,53 @@ def swept(
     influences = [by_layer(places[factor]) for factor in factors]
     scores = {how: [aggregate(i, how) for i in influences] for how in get_args(Aggregation)}
     stability = {how: rank_stability(factors, rows) for how, rows in scores.items()}
+    residuals = [
+        [at_each[places[factor]].residual for at_each in solutions.values()] for factor in factors
+    ]
     return DampingSweep(
         dampings=factors,
         scores={how: [row.tolist() for row in rows] for how, rows in scores.items()},
         spearman={how: found["spearman"] for how, found in stability.items()},
         least={how: found["least"] for how, found in stability.items()},
-        residuals=[_largest_residual(solutions, places[factor]) for factor in factors],
+        residuals=[max((r for r in of if r is not None), default=None) for of in residuals],
     )
 
 
-def _largest_residual(solutions: Mapping[str, Sequence[Solution]], place: int) -> float | None:
-    found = [at_each[place].residual for at_each in solutions.values()]
-    return max((residual for residual in found if residual is not None), default=None)
+def rank_stability(factors: Sequence[float], scores: ArrayLike) -> dict[str, Any]:
+    """How far the ranking of the layers depends on the damping.
+
+    Args:
+        factors: of each damping.
+        scores: (dampings, layers) one score a layer at each.
+
+    Returns:
+        Plain values: `dampings`, the factors; `spearman`, the rank correlation of the layers'
+        scores between each pair of them, None where one of the two does not tell the layers apart;
+        `least`, the smallest of those between different dampings, None where there is none.
+
+    Raises:
+        InputError: the scores are not one finite vector for each factor.
+    """
+    from scipy.stats import spearmanr
+
+    rows = [check_scores(row) for row in np.atleast_2d(np.asarray(scores))]
+    if len(rows) != len(factors):
+        raise InputError(
+            f"there are {len(rows)} score vectors for {len(factors)} dampings; expected one "
+            "for each"
+        )
+    constant = [np.ptp(row) == 0 for row in rows]
+    table = [
+        [
+            None if constant[i] or constant[j] else 1.0 if i == j else float(spearmanr(a, b)[0])
+            for j, b in enumerate(rows)
+        ]
+        for i, a in enumerate(rows)
+    ]
+    pairs = [table[i][j] for i in range(len(rows)) for j in range(i)]
+    known = [value for value in pairs if value is not None]
+    return {
+        "dampings": [float(factor) for factor in factors],
+        "spearman": table,
+        "least": min(known, default=None),
+    }

@@ -12,7 +12,7 @@ from layerif.core.options import Options
 from layerif.core.progress import progress
 from layerif.influence.collecting import mean_gradients
 from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.passes import Runner, Samples
+from layerif.influence.preparing import Runner, Samples
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.model.opening import input_device

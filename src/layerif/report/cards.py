@@ -25,8 +25,7 @@ print(tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=20)[0]))"""
 
 def adapter_card(record: Finetuning) -> str:
     """The card of a folder with an adapter that layerif has trained."""
-    base, options = record.model, record.options
-    rows = record.rows
+    base, options, rows = record.model, record.options, record.rows
     plan = record.plan or Plan(
         kind="ranks", allocation=[int(options["rank"])] * base.layers, how={"map": "uniform"}
     )
@@ -40,10 +39,8 @@ def adapter_card(record: Finetuning) -> str:
         "options": ", ".join(f"{name} {options[name]}" for name in sorted(options)),
         "steps": f"{record.steps:,}"
         + (f", kept after step {record.best_step}" if record.best_step else ""),
-        "training loss": ", ".join(f"{e.loss:.4f} (step {e.step})" for e in _ends(record.losses)),
-        "validation loss": ", ".join(
-            f"{e.loss:.4f} (step {e.step})" for e in _ends(record.evaluations)
-        ),
+        "training loss": _ends(record.losses),
+        "validation loss": _ends(record.evaluations),
         **_setting(record),
     }
     return f"""{_front(base, "peft")}
@@ -149,9 +146,9 @@ def _setting(record: Finetuning | Manifest) -> dict[str, str]:
     return {"precision": f"{made.dtype} on {made.device}", "versions": _said(made.versions)}
 
 
-def _ends(entries: list[Any]) -> list[Any]:
+def _ends(losses: list[Any]) -> str:
     """The first and the last."""
-    return entries[:1] + entries[1:][-1:]
+    return ", ".join(f"{e.loss:.4f} (step {e.step})" for e in losses[:1] + losses[1:][-1:])
 
 
 def _said(values: Mapping[str, Any]) -> str:
@@ -167,9 +164,6 @@ def _said(values: Mapping[str, Any]) -> str:
 
 def _table(facts: Mapping[str, str]) -> str:
     """Two columns of Markdown, without what is empty."""
-    rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value]
+    cells = {name: " ".join(value.split()).replace("|", "\\|") for name, value in facts.items()}
+    rows = [f"| {name} | {cell} |" for name, cell in cells.items() if cell]
     return "\n".join(["| | |", "| --- | --- |", *rows])
-
-
-def _cell(value: str) -> str:
-    return " ".join(value.split()).replace("|", "\\|")

@@ -1,15 +1,19 @@
-"""Comparisons in plain language."""
+"""Models compared: differences in plain language, and a table of plans trained by several seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.table import Table
 
 from layerif.artifacts import Comparison
 from layerif.artifacts.comparison import SIGNIFICANCE
-from layerif.report.tables import titled
+from layerif.report.tables import plain_table, titled
 
 _WORDS = {"accuracy": "accuracy", "perplexity": "perplexity", "completion_loss": "answer loss"}
+_UNITS = {"accuracy": "accuracy ↑", "completion_loss": "answer loss ↓"}
 
 
 def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
@@ -35,25 +39,43 @@ def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _line(found: Comparison) -> str:
+    form, scale, unit = (".2f" if found.metric == "perplexity" else ".3f"), 1, ""
+    shown = form
     if found.metric == "accuracy":
-        first, second = f"{found.value:.1%}", f"{found.baseline_value:.1%}"
-        form, scale, unit = "{:+.1f}", 100, " points"
-    else:
-        digits = 2 if found.metric == "perplexity" else 3
-        first, second = f"{found.value:.{digits}f}", f"{found.baseline_value:.{digits}f}"
-        form, scale, unit = f"{{:+.{digits}f}}", 1, ""
+        shown, form, scale, unit = ".1%", ".1f", 100, " points"
     interval = ""
     if found.low is not None and found.high is not None:
-        interval = f" [{form.format(scale * found.low)}, {form.format(scale * found.high)}]"
+        interval = f" [{scale * found.low:+{form}}, {scale * found.high:+{form}}]"
     p = "p < 0.001" if found.p_holm < 0.001 else f"p = {found.p_holm:.2g}"
-    figure = f"{titled(found.name, found.scoring)} {_WORDS[found.metric]}"
+    better = (found.difference > 0) == (found.metric == "accuracy")
+    verdict = "inside the noise" if found.inside_noise else "better" if better else "worse"
     return (
-        f"{figure}: {found.model} {first} against {found.baseline} "
-        f"{second}: {form.format(scale * found.difference)}{unit}{interval}, {p}: {_verdict(found)}"
+        f"{titled(found.name, found.scoring)} {_WORDS[found.metric]}: {found.model} "
+        f"{found.value:{shown}} against {found.baseline} {found.baseline_value:{shown}}: "
+        f"{scale * found.difference:+{form}}{unit}{interval}, {p}: {verdict}"
     )
 
 
-def _verdict(found: Comparison) -> str:
-    if found.inside_noise:
-        return "inside the noise"
-    return "better" if (found.difference > 0) == (found.metric == "accuracy") else "worse"
+def seeds_table(
+    figures: Mapping[str, Sequence[tuple[str, str, Sequence[float]]]],
+    parameters: Mapping[str, int],
+    title: str,
+) -> Table:
+    """Plans side by side, one row each: mean over seeds, ± the standard deviation among them.
+
+    Args:
+        figures: of each plan (task, metric, one value a seed).
+        parameters: trainable ones of each plan.
+    """
+    measured = [f">{name}\n{_UNITS[metric]}" for name, metric, _ in next(iter(figures.values()))]
+    table = plain_table(title, "", ">trainable\nparameters", *measured)
+    for plan, own in figures.items():
+        row = [_over_seeds(metric, np.asarray(values)) for _, metric, values in own]
+        table.add_row(plan, f"{parameters[plan]:,}", *row)
+    return table
+
+
+def _over_seeds(metric: str, values: np.ndarray) -> str:
+    form = ".1%" if metric == "accuracy" else ".3f"
+    spread = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{values.mean():{form}}{spread}"

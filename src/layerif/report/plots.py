@@ -45,7 +45,9 @@ def plot_scores(
     scores: LayerScores, stem: str | Path, *, aggregate: Aggregation = "positive"
 ) -> list[Path]:
     """Draw the score of each layer; returns the PNG and the SVG written to `stem`.png, .svg."""
-    figure, axes = _figure(f"Influence per decoder layer ({aggregate})", _model_line(scores))
+    record = scores.record
+    made = f"{scores.model.name}, {task_name(record.task)}, {record.train_samples} training samples"
+    figure, axes = _figure(f"Influence per decoder layer ({aggregate})", made)
     _powered_bars(axes, scores.aggregate(aggregate), "summed influence")
     return save_figure(figure, Path(stem))
 
@@ -63,11 +65,9 @@ def plot_plan(plan: Plan, stem: str | Path) -> list[Path]:
     Sparsities lie close together, so their bars start at the uniform plan's line; experts
     and ranks are counted from zero.
     """
-    name = plan.model.name if plan.model else "any model"
-    rules = plan.rules
-    label = rules.label
-    how = plan.how.get("map", "given")
-    figure, axes = _figure(f"{label[0].upper()}{label[1:]} per decoder layer ({how})", name)
+    rules, label, how = plan.rules, plan.rules.label, plan.how.get("map", "given")
+    title = f"{label[0].upper()}{label[1:]} per decoder layer ({how})"
+    figure, axes = _figure(title, plan.model.name if plan.model else "any model")
     values = np.asarray(plan.allocation, dtype=float)
     mean = plan.realised_total / (1 if rules.weighted else len(values))
     _bars(axes, values, start=mean if rules.weighted else 0.0)
@@ -84,12 +84,6 @@ def plot_plan(plan: Plan, stem: str | Path) -> list[Path]:
     )
     axes.set_ylabel(label)
     return save_figure(figure, Path(stem))
-
-
-def _model_line(scores: LayerScores) -> str:
-    record = scores.record
-    samples = f"{record.train_samples} training samples"
-    return f"{scores.model.name}, {task_name(record.task)}, {samples}"
 
 
 def task_name(task: Mapping[str, Any] | None) -> str:

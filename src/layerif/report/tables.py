@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerif.artifacts import (
+    Finetuning,
     LayerScores,
     Manifest,
     Measurement,
@@ -27,6 +28,8 @@ from layerif.report.plots import task_name
 BAR, LEAST = 24, 4  # characters of a bar, and what tables may shorten it to
 SAME_TOTAL = 5e-7
 SIDE_BY_SIDE = 4  # measurements that fit beside each other into an ordinary terminal
+STEPS_SHOWN = 12  # of a fine-tuning run
+METHODS = {"lora": "LoRA", "lora_moe": "a mixture of LoRA experts"}
 
 
 def scores_table(scores: LayerScores, aggregate: Aggregation = "positive") -> Table:
@@ -58,8 +61,7 @@ def sweep_lines(scores: LayerScores) -> list[str]:
     if len(sweep.dampings) < 2:
         return ["The sweep has one damping, so there are no rankings of layers to compare."]
     dampings = ", ".join(f"{factor:g}" for factor in sweep.dampings)
-    least = {how: value for how, value in sweep.least.items() if value is not None}
-    figures = ", ".join(f"{how} {value:.2f}" for how, value in least.items())
+    figures = ", ".join(f"{how} {rho:.2f}" for how, rho in sweep.least.items() if rho is not None)
     return [
         f"At dampings {dampings}, the rankings of layers correlate at least so (Spearman): "
         f"{figures or 'nowhere, the layers all score alike'}."
@@ -125,14 +127,13 @@ def manifest_lines(manifest: Manifest) -> list[str]:
             f"The plan asks for {asked:.4%} zeros; {manifest.asked_sparsity:.4%} is the nearest "
             f"that {manifest.nm} with its N by projection can be."
         )
-    damped = [m for m in manifest.modules if m.damping is not None]
-    least = min((m.damping for m in damped if m.damping is not None), default=None)
-    more = [m for m in damped if m.damping != least]
-    if more:
+    dampings = {m.module: m.damping for m in manifest.modules if m.damping is not None}
+    least = min(dampings.values(), default=0.0)
+    if more := [f"{name} ({value:g})" for name, value in dampings.items() if value != least]:
+        others = " and others" if len(more) > SIDE_BY_SIDE else ""
         lines.append(
             f"{len(more)} Hessians needed more damping than {least:g}: "
-            + ", ".join(f"{m.module} ({m.damping:g})" for m in more[:SIDE_BY_SIDE])
-            + ("" if len(more) <= SIDE_BY_SIDE else " and others")
+            f"{', '.join(more[:SIDE_BY_SIDE])}{others}"
         )
     if manifest.precision is not None:
         lines.append(
@@ -142,17 +143,40 @@ def manifest_lines(manifest: Manifest) -> list[str]:
     return lines
 
 
+def finetuning_table(record: Finetuning) -> Table:
+    """The losses as training went; of a long run, a dozen rows and that of the adapter kept.
+
+    The training loss is the mean over the steps since the row above.
+    """
+    measured = {entry.step: entry.loss for entry in record.evaluations}
+    table = plain_table(
+        f"{record.model.name} fine-tuned on {task_name(record.task)}: "
+        f"{METHODS[record.method]}, {record.trainable_parameters:,} trainable parameters",
+        *(">step", ">training loss", *([">validation loss"] if measured else [])),
+    )
+    steps = sorted(measured) or [entry.step for entry in record.losses]
+    shown = {steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)}
+    if record.best_step is not None:
+        shown.add(record.best_step)
+    above = 0
+    for step in sorted(shown):
+        since = [e.loss for e in record.losses if above < e.step <= step]
+        kept = " (kept)" if step == record.best_step else ""
+        row = [f"{step}", f"{sum(since) / len(since):.4f}" if since else ""]
+        table.add_row(*row, *([f"{measured[step]:.4f}{kept}"] if measured else []))
+        above = step
+    return table
+
+
 def results_table(results: Mapping[str, Results], title: str) -> Table:
     """Models side by side, one row each, one column a measurement.
 
     Many measurements of a single model have a row each instead.
     """
-    if len(results) == 1:
-        ((name, result),) = results.items()
-        if len(result.measurements) > SIDE_BY_SIDE:
-            return _one_below_the_other(name, result, title)
+    name, first = next(iter(results.items()))
+    if len(results) == 1 and len(first.measurements) > SIDE_BY_SIDE:
+        return _one_below_the_other(name, first, title)
     columns = ["", ">sparsity"]
-    first = next(iter(results.values()))
     for measurement in first.measurements:
         unit = _unit(measurement)
         if measurement.scoring != "likelihood":
@@ -179,15 +203,14 @@ def _one_below_the_other(name: str, result: Results, title: str) -> Table:
 
 def reported_lines(results: Results) -> list[str]:
     """What lm-evaluation-harness reports beside measurements: of groups, and of other metrics."""
-    reported = results.how.get("harness", {}).get("reported", {})
-    shown = {
-        name: [f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, float)]
-        for name, metrics in reported.items()
-    }
-    return [f"{titled(name, 'harness')}: {', '.join(all_)}" for name, all_ in shown.items() if all_]
+    lines = []
+    for name, metrics in results.how.get("harness", {}).get("reported", {}).items():
+        if shown := [f"{key} {v:.4g}" for key, v in metrics.items() if isinstance(v, float)]:
+            lines.append(f"{titled(name, 'harness')}: {', '.join(shown)}")
+    return lines
 
 
-def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
+def caveat_lines(results: Mapping[str, Results]) -> list[str]:
     """What a reader must know beside the figures."""
     first = next(iter(results.values()))
     lines = [
@@ -197,12 +220,14 @@ def caveat_lines(results: Mapping[str, Results]) -> Sequence[str]:
     ]
     for name, result in results.items():
         of_model = f" of {name}" if len(results) > 1 else ""
-        lines += [
-            f"{m.details['parse_failures']} of {m.count:,} answers{of_model} on {m.name} could not "
-            f"be read, and count as wrong{_of_the_others(m)}."
-            for m in result.measurements
-            if m.details.get("parse_failures")
-        ]
+        for m in result.measurements:
+            if failures := m.details.get("parse_failures"):
+                right = m.details.get("accuracy_of_parsed")
+                others = "" if right is None else f"; of the others {right:.1%} are right"
+                lines.append(
+                    f"{failures} of {m.count:,} answers{of_model} on {m.name} could not be read, "
+                    f"and count as wrong{others}."
+                )
     if first.model.caveat:
         lines.append(f"{first.model.name} is {first.model.caveat}, not the published checkpoint.")
     return lines
@@ -224,11 +249,10 @@ def _counted(measurement: Measurement) -> str:
 
 
 def _figures(measurement: Measurement) -> list[str]:
-    accuracy = measurement.metric == "accuracy"
-    form = "{:.1%}" if accuracy else "{:.2f}"
-    shown = form.format(measurement.value)
+    form = ".1%" if measurement.metric == "accuracy" else ".2f"
+    shown = f"{measurement.value:{form}}"
     if measurement.low is not None and measurement.high is not None:
-        shown += " ± " + form.format((measurement.high - measurement.low) / 2)
+        shown += f" ± {(measurement.high - measurement.low) / 2:{form}}"
     loss = _answer_loss(measurement)
     return [shown] if loss is None else [shown, f"{loss:.3f}"]
 
@@ -237,12 +261,6 @@ def _answer_loss(measurement: Measurement) -> float | None:
     """Mean loss of the right answer, where answers were chosen by likelihood."""
     loss: float | None = measurement.details.get("completion_loss")
     return loss if measurement.metric == "accuracy" else None
-
-
-def _of_the_others(measurement: Measurement) -> str:
-    """How many of the answers that could be read are right."""
-    share = measurement.details.get("accuracy_of_parsed")
-    return "" if share is None else f"; of the others {share:.1%} are right"
 
 
 def _bar(value: float, highest: float) -> Bar:

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.adapters import trainable_parameters
-from layerif.artifacts import (
-    Comparisons,
-    Finetuning,
-    LayerScores,
-    Plan,
-    Results,
-    hash_texts,
-)
+from layerif.artifacts import Comparisons, Finetuning, LayerScores, Plan, Results, hash_texts
 from layerif.core.checkpoint import Steps
 from layerif.core.files import require_disk, taken
 from layerif.core.progress import note, progress
@@ -31,7 +24,7 @@ from layerif.model.layers import unwrapped
 from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer, describe
 from layerif.model.peft_adapters import with_adapter
-from layerif.plans.named import INFLUENCE, NamedPlan, Scorer, check_influence, find_plan
+from layerif.plans.named import INFLUENCE, Scorer, check_influence, find_plan
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ExpertsStudy
@@ -40,11 +33,6 @@ from layerif.workflows.stage import content_of, json_stage
 STUDY = "compare experts"
 COMPARISON_FILE, CELLS = "comparison.json", "cells"
 BASELINE = "uniform"
-
-
-def names_of(words: Iterable[str]) -> list[str]:
-    """What plans are called, the uniform one first, since all are compared with it."""
-    return list(dict.fromkeys((BASELINE, *words)))
 
 
 def check_titles(names: Iterable[str]) -> list[str]:
@@ -88,10 +76,10 @@ def check_plans(
 
 
 def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dict[str, Plan]:
-    """The plans of experts by name, all of one total.
+    """The plans of experts by name, all of one total, and first the uniform one.
 
     Args:
-        names: of plans, or files ending in .json.
+        names: of plans that are compared with it, or files ending in .json.
         total: experts of all layers together.
         scores: makes the scores, as `scorer`.
         rank: of each expert.
@@ -99,12 +87,24 @@ def plans_of(names: Iterable[str], total: int, scores: Scorer, rank: int) -> dic
     Raises:
         InputError: no such plan, or one of another total.
     """
-    return {
-        name: _read(Path(name), total, rank)
-        if name.endswith(".json")
-        else _named(name).plans("experts", total, scores, rank=rank)[0]
-        for name in names
-    }
+    return {n: _plan(n, total, scores, rank) for n in dict.fromkeys((BASELINE, *names))}
+
+
+def _plan(name: str, total: int, scores: Scorer, rank: int) -> Plan:
+    if not name.endswith(".json"):
+        try:
+            named = find_plan(name, "experts")
+        except InputError as error:
+            raise InputError(f"{error}, or a .json file of a plan") from None
+        return named.plans("experts", total, scores, rank=rank)[0]
+    plan = Plan.load(Path(name))
+    ranks = plan.rules.ranks
+    if ranks is None or sum(ranks(plan.allocation, rank)) != total * rank:
+        raise InputError(
+            f"the plan {name} has {plan.kind} of {plan.realised_total:g} in all; plans are "
+            f"compared at equal parameters: expected {total} experts, or ranks of {total * rank}"
+        )
+    return plan
 
 
 def scorer(model: Any, influence: LayerScores | None, seed: int) -> Scorer:
@@ -117,24 +117,6 @@ def scorer(model: Any, influence: LayerScores | None, seed: int) -> Scorer:
         return nothing if metric is None else metric_scores(model, metric, seed=seed, **own)
 
     return scores
-
-
-def _named(name: str) -> NamedPlan:
-    try:
-        return find_plan(name, "experts")
-    except InputError as error:
-        raise InputError(f"{error}, or a .json file of a plan") from None
-
-
-def _read(path: Path, total: int, rank: int) -> Plan:
-    plan = Plan.load(path)
-    ranks = plan.rules.ranks
-    if ranks is None or sum(ranks(plan.allocation, rank)) != total * rank:
-        raise InputError(
-            f"the plan {path} has {plan.kind} of {plan.realised_total:g} in all; plans are "
-            f"compared at equal parameters: expected {total} experts, or ranks of {total * rank}"
-        )
-    return plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +132,16 @@ class Cells:
     plan: Plan
     records: list[Finetuning]
     results: list[Results]
+
+    @property
+    def trainable_parameters(self) -> int:
+        """What is trained of the model."""
+        return self.records[0].trainable_parameters
+
+    @property
+    def figures(self) -> list[tuple[str, str, list[float]]]:
+        """(task, metric, one value a seed)."""
+        return [(f.name, f.metric, f.by_seed.tolist()) for f in figures_of(self.results)]
 
 
 def compare_experts(
@@ -241,16 +233,3 @@ def _measured(
             return evaluate(with_adapter(model, cell), tokenizer, [task], options=options)
 
     return json_stage(path, wanted, Results, work, overwrite=True)
-
-
-def trained_parameters(cells: Mapping[str, Cells]) -> dict[str, int]:
-    """Trainable parameters of each plan."""
-    return {name: own.records[0].trainable_parameters for name, own in cells.items()}
-
-
-def figures_by_seed(cells: Mapping[str, Cells]) -> dict[str, list[tuple[str, str, list[float]]]]:
-    """Of each plan (task, metric, one value a seed)."""
-    return {
-        name: [(f.name, f.metric, f.by_seed.tolist()) for f in figures_of(own.results)]
-        for name, own in cells.items()
-    }

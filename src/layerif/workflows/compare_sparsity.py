@@ -78,25 +78,23 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
         influence: scores for the plan `layerif`.
 
     Raises:
-        InputError: a plan has not what it needs, or a text is too short, before any long work; or
+        InputError: a plan lacks what it needs, or a text is too short, before any long work; or
             the folder holds something else, or a plan that was edited.
         NumericalError: what is measured is not finite.
     """
     if influence is None:
         check_influence(names, "sparsity")
-    _check_tries(names, study.tries)
+    for name in names:  # none may have fewer tries than another
+        named, tries = find_plan(name, "sparsity"), study.tries
+        if named.tuned is not None and (most := len(named.tries("sparsity", tries))) < tries:
+            raise InputError(f"the plan {name} has {most} values to try, not {tries}")
     model = unwrapped(model)
     if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
         raise InputError(
             f"the scores are of {influence.model.name}, whose layers are not those of this model; "
             "expected scores of the model that is pruned"
         )
-    check_sources(
-        model,
-        tokenizer,
-        on,
-        options=options,
-    )
+    check_sources(model, tokenizer, on, options=options)
     bench = _Bench(folder, model, tokenizer, study, calibration)
     claimed = RunFolder(folder, STUDY)
     with claimed.claimed():
@@ -121,18 +119,6 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
             comparisons = compare(pruned, "uniform", beside=beside)
             Comparisons(comparisons=comparisons).save(folder / COMPARISON_FILE)
     return results
-
-
-def _check_tries(names: Sequence[str], tries: int) -> None:
-    """Refuse more tries than one of the plans has values for: none may have fewer than another.
-
-    Raises:
-        InputError: names the plan, and how many it has.
-    """
-    for name in names:
-        plan = find_plan(name, "sparsity")
-        if plan.tuned is not None and (most := len(plan.tries("sparsity", tries))) < tries:
-            raise InputError(f"the plan {name} has {most} values to try, not {tries}")
 
 
 class _Bench:
@@ -165,9 +151,19 @@ class _Bench:
         """The plan of a way with the least loss on the held-out text, and what was tried."""
         study, named = self._study, find_plan(name, "sparsity")
         if named.searched:
-            plan = self._marginal()
-            losses = [each["held_out_loss"] for each in plan.how["rounds"]]
-            return plan, {"tried": plan.how["rounds"], "held_out_loss": min(losses)}
+            path = self._folder / "marginal.json"
+            check_unedited(path)
+            plan = search_into(
+                path,
+                self._model,
+                self._tokenizer,
+                study.sparsity,
+                calibration=self._calibration,
+                options=study.part(SearchOptions).but(rounds=study.tries),
+                overwrite=True,
+            )
+            tried = plan.how["rounds"]
+            return plan, {"tried": tried, "held_out_loss": min(t["held_out_loss"] for t in tried)}
 
         def scores(metric: str | None, options: Mapping[str, Any]) -> LayerScores | MetricScores:
             if metric == INFLUENCE and influence is not None:
@@ -175,13 +171,11 @@ class _Bench:
             return self._metric(metric or "uniform", **options)
 
         plans = named.plans("sparsity", study.sparsity, scores, tries=study.tries)
-        losses = []
-        for number, plan in enumerate(plans):
-            note(f"{name}: try {number + 1} of {len(plans)}")
-            losses.append(self._loss(plan))
-        tried = [
-            {**plan.how, "held_out_loss": loss} for plan, loss in zip(plans, losses, strict=True)
-        ]
+        tried = []
+        for number, plan in enumerate(plans, start=1):
+            note(f"{name}: try {number} of {len(plans)}")
+            tried.append({**plan.how, "held_out_loss": self._loss(plan)})
+        losses = [each["held_out_loss"] for each in tried]
         least = int(np.argmin(losses))
         return plans[least], {"tried": tried, "held_out_loss": losses[least]}
 
@@ -208,20 +202,6 @@ class _Bench:
                 return evaluate(self._model, self._tokenizer, on, options=options)
 
         return json_stage(path, wanted, Results, work, overwrite=True)
-
-    def _marginal(self) -> Plan:
-        study = self._study
-        path = self._folder / "marginal.json"
-        check_unedited(path)
-        return search_into(
-            path,
-            self._model,
-            self._tokenizer,
-            study.sparsity,
-            calibration=self._calibration,
-            options=study.part(SearchOptions).but(rounds=study.tries),
-            overwrite=True,
-        )
 
     def _metric(self, name: str, **options: Any) -> MetricScores:
         key = (name, *options.items())
@@ -262,9 +242,8 @@ class _Bench:
             shares = plan.modules or plan.allocation
             asked["plan"] = [s if isinstance(s, int | float) else s.sparsity for s in shares]
             text = hash_texts([self._calibration.text("calibration")])
-            study = {
-                name: value for name, value in self._study.recorded().items() if name != "tries"
-            }
+            study = self._study.recorded()
+            del study["tries"]
             asked |= {"study": study, "calibration": text}
         asked |= setting(self._model).model_dump() | read_with(self._model, self._tokenizer)
         return Fingerprint(model=self._hash, data=data, options=asked)

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import (
-    ADAPTER,
-    CARD_FILE,
-    FINETUNING_FILE,
-    Finetuning,
-    Plan,
-    hash_texts,
-)
+from layerif.artifacts import ADAPTER, CARD_FILE, FINETUNING_FILE, Finetuning, Plan
 from layerif.core.checkpoint import Steps
 from layerif.core.files import new_folder, write_text
 from layerif.core.processes import is_first
@@ -23,8 +15,9 @@ from layerif.finetuning.finetune import finetune, routing_on
 from layerif.finetuning.options import FinetuneOptions
 from layerif.model.modes import as_found, quiet_transformers
 from layerif.model.opening import Tokenizer
-from layerif.report import adapter_card, plot_routing
-from layerif.workflows.stage import Stage, fingerprint_of
+from layerif.report.cards import adapter_card
+from layerif.report.routing import plot_routing
+from layerif.workflows.stage import Stage, fingerprint_of, hash_samples
 
 ROUTING = "routing"
 
@@ -53,8 +46,10 @@ def finetune_into(  # noqa: PLR0913  # where to, the model, what on, the options
             settings.
         NumericalError: as `finetune`.
     """
-    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
-    wanted = fingerprint_of(model, data, finetuning_options(plan, options), tokenizer)
+    asked = {**options.recorded(), "plan": plan and {plan.kind: plan.allocation}}
+    wanted = fingerprint_of(model, hash_samples(train, validation), asked, tokenizer)
+    # Whether some layer has several experts, between which tokens are sent.
+    routed = plan is not None and plan.kind == "experts" and max(plan.allocation) > 1
 
     def work(steps: Steps) -> Finetuning:
         with as_found(model):
@@ -74,7 +69,7 @@ def finetune_into(  # noqa: PLR0913  # where to, the model, what on, the options
                     adapted.save_pretrained(part, save_embedding_layers=False)
                     record.save(part / FINETUNING_FILE)
                     write_text(part / CARD_FILE, adapter_card(record))
-                    if validation and plan is not None and has_routers(plan):
+                    if validation and routed:
                         use = routing_on(adapted, tokenizer, validation, options)
                         use.save(part / f"{ROUTING}.json")
                         plot_routing(use, part / ROUTING)
@@ -82,16 +77,3 @@ def finetune_into(  # noqa: PLR0913  # where to, the model, what on, the options
 
     stage = Stage(ADAPTER, Finetuning.load, together=True)
     return stage.run(folder, wanted, work, overwrite=overwrite)
-
-
-def has_routers(plan: Plan) -> bool:
-    """Whether some layer of a plan has several experts, between which tokens are sent."""
-    return plan.kind == "experts" and max(plan.allocation) > 1
-
-
-def finetuning_options(plan: Plan | None, options: FinetuneOptions) -> dict[str, Any]:
-    """What a fine-tuned adapter depends on beside model and rows."""
-    return {
-        **options.recorded(),
-        "plan": None if plan is None else {plan.kind: plan.allocation},
-    }

@@ -64,7 +64,7 @@ class RunFolder:
             recipe: its text, which is written there; None where the caller writes it.
 
         Raises:
-            InputError: as `check`; or another process is at it, or its recipe was edited.
+            InputError: as `check`; or another process uses it, or its recipe was edited.
         """
         self.check()
         place = target(self.path)
@@ -113,7 +113,7 @@ class RunFolder:
                     f"{path} is not the plan that this recipe makes, and it was edited; carry it "
                     "out with `layerif prune --plan`, and move it out of this folder"
                 )
-        # Noted before it is written: killed in between, the plan that stands is still ours.
+        # Noted before it is written: killed in between, the plan that is there is still ours.
         text = json_text(plan.model_dump(mode="json")) + "\n"
         hashed = hashlib.sha256(text.encode()).hexdigest()
         self._write({**written, path.name: [*ours, hashed]})

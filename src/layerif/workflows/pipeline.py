@@ -2,18 +2,19 @@
 compare the two plans on the same items; and where it asks for that, train the plan of experts.
 
 Each result carries the fingerprint of what it was made from, so that nothing finished is done
-twice, a changed option redoes just what depends on it, and a run that was cut short goes on after
+twice, a changed option redoes just what depends on it, and an interrupted run goes on after
 its last finished step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import SCORES, Comparisons, LayerScores, Plan, Results
+from layerif.artifacts import SCORES, Comparisons, LayerScores, MetricScores, Plan, Results
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.targets import check_pattern
 from layerif.core.progress import note, progress
@@ -32,31 +33,42 @@ from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import check_sources
 from layerif.evaluation.options import EvaluateOptions
+from layerif.finetuning.finetune import encoded_rows
+from layerif.finetuning.options import FinetuneOptions
 from layerif.influence.options import ScoreOptions
+from layerif.metrics.options import MeasureOptions
 from layerif.model.layers import find_decoder_layers
-from layerif.model.opening import describe, open_model, open_skeleton, open_tokenizer, parse_device
+from layerif.model.opening import (
+    Tokenizer,
+    describe,
+    open_model,
+    open_skeleton,
+    open_tokenizer,
+    parse_device,
+)
 from layerif.model.peft_adapters import with_adapter
 from layerif.plans.allocate import allocate
-from layerif.report import leave_picture, plot_plan, plot_scores
-from layerif.workflows.beside import Open, check_beside, plans_beside
-from layerif.workflows.compare_experts import Cells
+from layerif.plans.named import INFLUENCE, find_plan
+from layerif.report.plots import leave_picture, plot_plan, plot_scores
+from layerif.search.options import SearchOptions
+from layerif.workflows.compare_experts import (
+    Cells,
+    check_plans,
+    check_titles,
+    compare_experts,
+    plans_of,
+    scorer,
+)
 from layerif.workflows.folder import RunFolder
+from layerif.workflows.options import ExpertsStudy
 from layerif.workflows.recipe import EvaluateStage, Recipe, ScoreStage
-from layerif.workflows.stages import evaluate_into, prune_into, score_into
-from layerif.workflows.trained import check_finetuning, trained_plans
+from layerif.workflows.searching import check_unedited, search_into
+from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
 
 COMPARISON_FILE = "comparison.json"
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Everything the recipe needs beside the model, loaded before the first stage."""
-
-    task: Task
-    train: list[Example]
-    validation: list[Example]
-    calibration: Corpus | SelfText
-    sources: list[Task | Corpus]
+# Of a run folder, where the trained plans of experts are.
+TRAINED_FOLDER = "finetuned"
+TITLE = "LayerIF"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,28 +114,18 @@ def run_recipe(
         trust_remote_code=trust_remote_code,
     )
     with folder.claimed(recipe.text()):
-        scores = _score(recipe, folder.path, data, opened)
-        allocations = _plan(recipe, folder, scores)
-        plan, uniform = allocations["sparsity"], allocations["uniform"]
-        measure = partial(_measure, recipe, folder.path, data, cache, opened)
-        plans = {"uniform": uniform}
-        if isinstance(data.calibration, Corpus):
-            plans |= plans_beside(recipe, folder, scores, data.calibration, opened)
-        plans["LayerIF"] = plan
-        results = {"dense": measure(name="dense", plan=None)}
-        with progress("plans", len(plans), bar=False) as advance:
-            for title, each in plans.items():
-                results[title] = measure(name=title.lower(), plan=each)
-                advance()
-        # What a run asks is whether a plan pays; that pruning costs, nobody doubts.
-        pruned = {title: results[title] for title in plans}
-        comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
-        comparisons.save(folder.path / COMPARISON_FILE)
-        experts = allocations.get("experts")
-        trained = {}
-        if experts is not None:
-            trained = trained_plans(recipe, folder.path, data.task, scores, experts, opened)
-    return Outcome(results, trained)
+        return _Run(recipe, folder, data, opened, cache).outcome()
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Everything the recipe needs beside the model, loaded before the first stage."""
+
+    task: Task
+    train: list[Example]
+    validation: list[Example]
+    calibration: Corpus | SelfText
+    sources: list[Task | Corpus]
 
 
 def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
@@ -135,17 +137,16 @@ def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
         tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
 
     def words(of: ScoreStage | EvaluateStage) -> dict[str, Any]:
-        options = of.template_options
-        return {"style": of.style, "tokenizer": tokenizer, "template_options": options}
+        own = {"style": of.style, "template_options": of.template_options}
+        return {**own, "tokenizer": tokenizer, "data_dir": data_dir}
 
-    task = load_task(stage.task, data_dir=data_dir, **words(stage))
-
+    task = load_task(stage.task, **words(stage))
     return _Data(
         task=task,
         train=stage.rows(task, "train", seed),
         validation=stage.rows(task, "validation", seed),
-        calibration=load_calibration(recipe.prune.calibration, data_dir=data_dir, **words(stage)),
-        sources=load_sources(recipe.evaluate.tasks, data_dir=data_dir, **words(recipe.evaluate)),
+        calibration=load_calibration(recipe.prune.calibration, **words(stage)),
+        sources=load_sources(recipe.evaluate.tasks, **words(recipe.evaluate)),
     )
 
 
@@ -153,7 +154,11 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
     """Everything that can be found out before the first stage, with no weights."""
     parse_device(recipe.device)
     recipe.score.check(recipe.score.adapter)
-    check_beside(recipe, data.calibration)
+    if recipe.sparsity.beside and not isinstance(data.calibration, Corpus):
+        raise InputError(
+            "the plans beside LayerIF's read a corpus or a text file; give one as the calibration "
+            f"of pruning in place of {recipe.prune.calibration!r}, or leave `beside` empty"
+        )
     bare = partial(open_skeleton, recipe.model, trust_remote_code=trust_remote_code)
     tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
     skeleton = bare()
@@ -164,19 +169,17 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
                 f"the recipe asks for {stage.total} {kind}, fewer than the {layers} decoder layers "
                 f"of {recipe.model}, each of which needs one; ask for {layers} or more"
             )
-    check_finetuning(recipe, skeleton, tokenizer, data.task)
+    if recipe.finetune is not None:
+        _check_finetuning(recipe, skeleton, tokenizer, data.task)
     max_length = usable_length(skeleton, recipe.score.max_length)
     encode_samples(tokenizer, data.train, max_length, "training")
     encode_samples(tokenizer, data.validation, max_length, "validation")
     if recipe.calibrates:
-        check_context_length(skeleton, recipe.prune.context_length)
-    if recipe.calibrates and isinstance(data.calibration, Corpus):
-        text = data.calibration.text("calibration")
-        draw(
-            cut(tokenizer, text, recipe.prune.context_length),
-            recipe.prune.calibration_samples,
-            recipe.seed,
-        )
+        length = recipe.prune.context_length
+        check_context_length(skeleton, length)
+        if isinstance(data.calibration, Corpus):
+            chunks = cut(tokenizer, data.calibration.text("calibration"), length)
+            draw(chunks, recipe.prune.calibration_samples, recipe.seed)
     if recipe.prune.nm is not None:
         check_pattern(find_decoder_layers(skeleton).projections, recipe.prune.nm)
     if recipe.score.adapter is not None:
@@ -184,78 +187,164 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
     check_sources(skeleton, tokenizer, data.sources, options=recipe.evaluate.part(EvaluateOptions))
 
 
-def _score(recipe: Recipe, folder: Path, data: _Data, opened: Open) -> LayerScores:
-    stage = recipe.score
-    note(f"scores: {len(data.train)} + {len(data.validation)} samples of {data.task.name}")
-    model, tokenizer = opened(recipe.model, adapter=stage.adapter, adapter_name=stage.adapter_name)
-    return score_into(
-        folder,
-        model,
-        tokenizer,
-        data.task,
-        train=data.train,
-        validation=data.validation,
-        options=stage.part(ScoreOptions),
-        overwrite=True,
-    )
+def _check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: Task) -> None:
+    """Plans of experts that cannot be made, rows that cannot be trained or measured on."""
+    stage = recipe.finetune
+    assert stage is not None
+    if recipe.experts is None:
+        raise InputError(
+            "the recipe fine-tunes by a plan of experts and makes none; add the stage `experts`, "
+            "or leave `finetune` out"
+        )
+    options = stage.part(FinetuneOptions)
+    check_titles(["uniform", *stage.plans, TITLE])
+    check_plans(stage.plans, recipe.experts.total, model=skeleton, options=options)
+    train, validation = stage.rows(task, recipe.seed)
+    encoded_rows(skeleton, tokenizer, train, validation, options)
+    check_sources(skeleton, tokenizer, [task], options=stage.measuring)
 
 
-def _plan(recipe: Recipe, folder: RunFolder, scores: LayerScores) -> dict[str, Plan]:
-    """The plans of `sparsity`, of it `uniform`, and of `experts` and `ranks` if asked for."""
-    stage = recipe.sparsity
-    plan = allocate(
-        scores,
-        "sparsity",
-        stage.target,
-        aggregate=stage.aggregate,
-        epsilon=stage.epsilon,
-        smooth=stage.smooth,
-        orientation=stage.orientation,
-    )
-    uniform = allocate(scores, "sparsity", stage.target, map="uniform")
-    plans = {"sparsity": plan, "uniform": uniform}
-    for name, counts in (("experts", recipe.experts), ("ranks", recipe.ranks)):
-        if counts is not None:
-            plans[name] = allocate(scores, name, **counts.model_dump())
-    scored = folder.path / SCORES.mark
-    leave_picture(plot_scores, scores, beside=scored, aggregate=stage.aggregate)
-    for name, allocation in plans.items():
-        folder.keep_plan(name, allocation)
-        if name != "uniform":
-            leave_picture(plot_plan, allocation, beside=folder.path / f"{name}.json")
-    return plans
+@dataclass(frozen=True)
+class _Run:
+    """A recipe that is followed, in its folder."""
 
+    recipe: Recipe
+    folder: RunFolder
+    data: _Data
+    open: Callable[..., tuple[Any, Tokenizer]]
+    cache: Path | None
 
-def _measure(
-    recipe: Recipe,
-    folder: Path,
-    data: _Data,
-    cache: Path | None,
-    opened: Open,
-    *,
-    name: str,
-    plan: Plan | None,
-) -> Results:
-    """Results of the model pruned by `plan` (dense for None), as it stands on disk."""
-    measured = recipe.model
-    if plan is not None:
-        note(f"{name}: pruning")
-        measured = str(folder / ("pruned" if name == "layerif" else f"pruned-{name}"))
-        stage = recipe.prune
-        prune_into(
-            Path(measured),
-            *opened(recipe.model),
-            plan,
-            calibration=data.calibration,
-            options=stage.part(PruneOptions),
+    def outcome(self) -> Outcome:
+        """All stages, one after the other."""
+        scores = self._scores()
+        plans = self._plans(scores)
+        compared = {"uniform": plans["uniform"]}
+        for name in self.recipe.sparsity.beside:
+            title = find_plan(name, "sparsity").title or name
+            note(f"{title}: the plan")
+            compared[title] = self._plan_beside(name, scores)
+        compared[TITLE] = plans["sparsity"]
+        results = {"dense": self._measured("dense", None)}
+        with progress("plans", len(compared), bar=False) as advance:
+            for title, plan in compared.items():
+                results[title] = self._measured(title.lower(), plan)
+                advance()
+        # A run asks whether a plan pays, not whether pruning costs: the dense model is left out.
+        pruned = {title: results[title] for title in compared}
+        comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
+        comparisons.save(self.folder.path / COMPARISON_FILE)
+        return Outcome(results, self._trained(scores, plans))
+
+    def _scores(self) -> LayerScores:
+        data, stage = self.data, self.recipe.score
+        note(f"scores: {len(data.train)} + {len(data.validation)} samples of {data.task.name}")
+        return score_into(
+            self.folder.path,
+            *self.open(self.recipe.model, adapter=stage.adapter, adapter_name=stage.adapter_name),
+            data.task,
+            train=data.train,
+            validation=data.validation,
+            options=stage.part(ScoreOptions),
             overwrite=True,
         )
-    note(f"{name}: evaluating")
-    return evaluate_into(
-        folder / f"{name}-results.json",
-        *opened(measured),
-        data.sources,
-        options=recipe.evaluate.part(EvaluateOptions),
-        cache=cache,
-        overwrite=True,
-    )
+
+    def _plans(self, scores: LayerScores) -> dict[str, Plan]:
+        """The plans of `sparsity`, of it `uniform`, and of `experts` and `ranks` if asked for."""
+        stage = self.recipe.sparsity
+        names = ("aggregate", "epsilon", "smooth", "orientation")
+        how = {name: getattr(stage, name) for name in names}
+        plans = {
+            "sparsity": allocate(scores, "sparsity", stage.target, **how),
+            "uniform": allocate(scores, "sparsity", stage.target, map="uniform"),
+        }
+        for name, counts in (("experts", self.recipe.experts), ("ranks", self.recipe.ranks)):
+            if counts is not None:
+                plans[name] = allocate(scores, name, **counts.model_dump())
+        scored = self.folder.path / SCORES.mark
+        leave_picture(plot_scores, scores, beside=scored, aggregate=stage.aggregate)
+        for name, plan in plans.items():
+            self.folder.keep_plan(name, plan)
+            if name != "uniform":
+                leave_picture(plot_plan, plan, beside=self.folder.path / f"{name}.json")
+        return plans
+
+    def _plan_beside(self, name: str, influence: LayerScores) -> Plan:
+        """A plan that is measured beside LayerIF's, with its authors' own parameter."""
+        sparsity, stage, text = self.recipe.sparsity, self.recipe.prune, self.data.calibration
+        assert isinstance(text, Corpus)
+        named, opened = find_plan(name, "sparsity"), self.open(self.recipe.model)
+        if named.searched:
+            path = self.folder.path / "marginal.json"
+            check_unedited(path)
+            return search_into(
+                path,
+                *opened,
+                sparsity.target,
+                calibration=text,
+                options=stage.part(SearchOptions).but(
+                    rounds=sparsity.rounds,
+                    tokens=sparsity.round_tokens,
+                    held_out_tokens=sparsity.round_tokens,
+                ),
+                overwrite=True,
+            )
+
+        def scores(metric: str | None, options: Mapping[str, Any]) -> LayerScores | MetricScores:
+            if metric in (None, INFLUENCE):
+                return influence
+            return measure_into(
+                self.folder.path / f"{metric}.json",
+                *opened,
+                metric,
+                on=text,
+                options=stage.part(MeasureOptions),
+                of_metric=dict(options),
+                overwrite=True,
+            )
+
+        plan = named.plans("sparsity", sparsity.target, scores)[0]
+        self.folder.keep_plan(name, plan)
+        return plan
+
+    def _measured(self, name: str, plan: Plan | None) -> Results:
+        """Results of the model pruned by `plan` (dense for None), as its folder holds it."""
+        recipe, measured = self.recipe, self.recipe.model
+        if plan is not None:
+            note(f"{name}: pruning")
+            pruned = self.folder.path / ("pruned" if name == "layerif" else f"pruned-{name}")
+            prune_into(
+                pruned,
+                *self.open(recipe.model),
+                plan,
+                calibration=self.data.calibration,
+                options=recipe.prune.part(PruneOptions),
+                overwrite=True,
+            )
+            measured = str(pruned)
+        note(f"{name}: evaluating")
+        return evaluate_into(
+            self.folder.path / f"{name}-results.json",
+            *self.open(measured),
+            self.data.sources,
+            options=recipe.evaluate.part(EvaluateOptions),
+            cache=self.cache,
+            overwrite=True,
+        )
+
+    def _trained(self, scores: LayerScores, plans: Mapping[str, Plan]) -> dict[str, Cells]:
+        """What each plan of experts came to, LayerIF's last; nothing without `finetune`."""
+        stage, experts = self.recipe.finetune, self.recipe.experts
+        if stage is None or experts is None:
+            return {}
+        note("fine-tuning")
+        model, tokenizer = self.open(self.recipe.model)
+        scored = scorer(model, scores, self.recipe.seed)
+        others = plans_of(stage.plans, experts.total, scored, stage.rank)
+        return compare_experts(
+            self.folder.path / TRAINED_FOLDER,
+            model,
+            tokenizer,
+            {**others, TITLE: plans["experts"]},
+            stage.part(ExpertsStudy),
+            task=self.data.task,
+        )

@@ -35,7 +35,7 @@ class FinetuningRun(RowOptions, FinetuneOptions):
 
 
 class Run:
-    """Results on one model in one folder; what is finished is reused, what was cut short goes on.
+    """Results on one model in one folder; finished work is reused, interrupted work goes on.
 
         run = layerif.Run("runs/mine", model="smollm2", task="agreement")
         plan = layerif.allocate(run.score(rank=8), "sparsity", 0.5)
@@ -120,13 +120,21 @@ class Run:
         )
 
     @takes(SearchOptions)
-    def search(self, total: float, *, options: SearchOptions, name: str = "searched") -> Plan:
-        """`search` for a sparsity plan, in `<name>.json`."""
+    def search(
+        self,
+        total: float,
+        *,
+        options: SearchOptions,
+        kind: str = "sparsity",
+        name: str = "searched",
+    ) -> Plan:
+        """`search_plan` for any kind of plan that can be searched for, in `<name>.json`."""
         return search_into(
             self.folder / f"{name}.json",
             *self._model.open(),
             total,
             calibration=load_corpus(self._calibration, **self._data),
+            kind=kind,
             options=options,
             overwrite=self._overwrite,
         )

@@ -1,4 +1,4 @@
-"""A stage: work that writes one result, is never done twice, and goes on where it was cut short.
+"""A stage: work that writes one result, is never done twice, and goes on after an interruption.
 
 A result carries the fingerprint of what it was made from. Asked for again, a stage reuses it; a
 result from different settings is refused, or with `overwrite` replaced.
@@ -6,24 +6,26 @@ result from different settings is refused, or with `overwrite` replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from layerif.core.checkpoint import Steps, resumable, tidy
 from layerif.core.files import Kind, check_target
-from layerif.core.fingerprint import Fingerprint, hash_model
+from layerif.core.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import JsonArtifact
-from layerif.data import Corpus, Task
-from layerif.data.batching import rope_borders
-from layerif.data.tokenizing import around
 from layerif.errors import InputError
-from layerif.evaluation.options import EvaluateOptions
-from layerif.model.opening import Tokenizer, setting
+
+if TYPE_CHECKING:
+    from layerif.data import Corpus, Example, Task
+    from layerif.evaluation.options import EvaluateOptions
+    from layerif.model.opening import Tokenizer
+
+# What opens models and texts is imported where it is used: `layerif solve` does without.
 
 R = TypeVar("R")
 J = TypeVar("J", bound=JsonArtifact)
@@ -54,7 +56,7 @@ class Stage(Generic[R]):
         overwrite: bool,
         resumed_by: Fingerprint | None = None,
     ) -> R:
-        """The result at `out` where it is of the very work that is wanted; else the work is done.
+        """The result at `out` where it was made from what is wanted; else the work is done.
 
         Args:
             out: the file or folder of the result.
@@ -73,7 +75,7 @@ class Stage(Generic[R]):
             return work(steps)
 
     def found(self, out: Path, wanted: Fingerprint, *, overwrite: bool) -> R | None:
-        """The finished result at `out`, where it is of the very work that is wanted; else None.
+        """The finished result at `out`, where it was made from what is wanted; else None.
 
         Raises:
             InputError: it is from different settings, and may not be replaced, saying which part
@@ -86,7 +88,7 @@ class Stage(Generic[R]):
             found = self.load(out / self.kind.mark if self.kind.whole else out)
             made_from = self.made_from(found)
             if made_from == wanted:
-                note(f"{out} holds the result of this very work: nothing is done again")
+                note(f"{out} already holds this result: nothing is done again")
                 if is_first():
                     tidy(out)
                 return found
@@ -97,8 +99,8 @@ class Stage(Generic[R]):
             why = str(error)
         if not overwrite:
             raise InputError(
-                f"{out} already holds another result: {why}; choose another --out, or pass "
-                "--overwrite to replace it"
+                f"{out} already holds another result: {why}; choose another `out`, or pass "
+                "overwrite=True to replace it"
             )
         check_target(out, self.kind)
         note(f"{out} is made again: {why}")
@@ -124,8 +126,15 @@ def json_stage(
     return stage.run(path, wanted, saved, overwrite=overwrite)
 
 
+def hash_samples(train: Sequence[Example], validation: Sequence[Example]) -> str:
+    """The hash of the rows that a stage reads."""
+    return hash_texts([[astuple(row) for row in rows] for rows in (train, validation)])
+
+
 def content_of(source: Task | Corpus, options: EvaluateOptions) -> list[Any]:
     """What is measured of a source, as plain values."""
+    from layerif.data import Corpus
+
     if isinstance(source, Corpus):
         return [source.name, source.text("evaluation")]
     rows = source.sample("test", options.samples, options.seed)
@@ -140,6 +149,8 @@ def fingerprint_of(
     Args:
         tokenizer: what the texts are read by; None where none are read.
     """
+    from layerif.model.opening import setting
+
     made_with = setting(model).model_dump() | read_with(model, tokenizer)
     return Fingerprint(model=hash_model(model), data=data, options={**options, **made_with})
 
@@ -150,6 +161,9 @@ def read_with(model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:
     The tokens that the tokenizer puts in front of every text and those behind it, which we leave
     out; and the lengths at which batches are divided for the sake of the model's positions.
     """
+    from layerif.data.batching import rope_borders
+    from layerif.data.tokenizing import around
+
     found = {
         "tokens_around": tokenizer is not None and around(tokenizer),
         "rope_borders": rope_borders(model),

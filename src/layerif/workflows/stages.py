@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import (
     PRUNED,
-    SCORES,
     Fingerprint,
     LayerScores,
     Manifest,
@@ -21,7 +21,8 @@ from layerif.artifacts import (
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
-from layerif.core.checkpoint import Steps
+from layerif.core.checkpoint import Steps, remove_leftover, steps_folder
+from layerif.core.files import check_target, taken
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import versions
@@ -30,11 +31,12 @@ from layerif.errors import InputError
 from layerif.evaluation.evaluate import evaluate
 from layerif.evaluation.harness import HarnessTasks, harness_results
 from layerif.evaluation.options import EvaluateOptions
-from layerif.influence.collecting import GRADIENTS, Gradients, collect
+from layerif.influence.collecting import collect
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.options import CollectOptions, ScoreOptions, SolveOptions
 from layerif.influence.scoring import score
 from layerif.influence.solving import solve
+from layerif.influence.store import GRADIENTS, Gradients
 from layerif.likelihood import rows_within
 from layerif.metrics.measuring import metric_scores
 from layerif.metrics.options import MeasureOptions
@@ -43,12 +45,9 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, setting
 from layerif.model.precision import stored_precision, word_of
 from layerif.plans.allocate import note_cautions
-from layerif.workflows.stage import Stage, content_of, fingerprint_of, json_stage
+from layerif.workflows.solving import GRADIENTS_FOLDER, SCORING, saved
+from layerif.workflows.stage import Stage, content_of, fingerprint_of, hash_samples, json_stage
 
-# Of a run folder, where its gradients are kept.
-GRADIENTS_FOLDER = "gradients"
-
-SCORING = Stage(SCORES, LayerScores.load, together=True)
 PRUNING = Stage(PRUNED, Manifest.load)
 
 
@@ -87,7 +86,7 @@ def score_into(  # noqa: PLR0913  # where to, the model, what on, the options
         InputError: as `score` and `resumable`; or the folder holds scores from different settings.
         NumericalError: as `score`.
     """
-    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
+    data = hash_samples(train, validation)
     wanted = fingerprint_of(model, data, options.recorded(), tokenizer)
     if keep_gradients and options.keep not in ("auto", "disk"):
         raise InputError(
@@ -118,40 +117,12 @@ def score_into(  # noqa: PLR0913  # where to, the model, what on, the options
             scores = score(model, tokenizer, **samples, options=options, steps=steps)
         else:
             scores = solve(gradients, options=options.part(SolveOptions), steps=steps)
-        scores = _saved(scores, wanted, folder)
+        scores = saved(scores, wanted, folder)
         if gradients is not None and not reused and is_first():
             gradients.keep(place, of_gradients)
         return scores
 
     return SCORING.run(folder, wanted, work, overwrite=overwrite, resumed_by=of_gradients)
-
-
-def solve_into(
-    folder: Path, gradients: Gradients, options: SolveOptions, *, overwrite: bool = False
-) -> LayerScores:
-    """`solve` saved to a run folder, as `score_into` with the same options saves it.
-
-    Raises:
-        InputError: as `solve` and `resumable`; or the folder holds scores from different settings.
-        NumericalError: as `solve`.
-    """
-    made_from = gradients.record.fingerprint
-    assert made_from is not None
-    asked = {**made_from.options, **options.recorded()}
-    wanted = Fingerprint(model=made_from.model, data=made_from.data, options=asked)
-
-    def work(steps: Steps) -> LayerScores:
-        return _saved(solve(gradients, options=options, steps=steps), wanted, folder)
-
-    return SCORING.run(folder, wanted, work, overwrite=overwrite)
-
-
-def _saved(scores: LayerScores, wanted: Fingerprint, folder: Path) -> LayerScores:
-    record = scores.record.model_copy(update={"fingerprint": wanted})
-    scores = replace(scores, record=record)
-    if is_first():
-        scores.save(folder)
-    return scores
 
 
 def _kept_gradients(folder: Path, wanted: Fingerprint, *, factors: bool) -> Gradients | None:
@@ -234,7 +205,7 @@ def prune_into(
 ) -> Manifest:
     """`prune` with `options`, in place and saved to a model folder; finished layers survive.
 
-    Where the folder holds this very work, `model` is left as it is.
+    Where the folder already holds this result, `model` is left as it is.
 
     Raises:
         InputError: as `prune` and `resumable`; or the folder holds a model pruned otherwise.
@@ -333,3 +304,28 @@ def evaluate_into(
     data = hash_texts(texts)
     wanted = fingerprint_of(model, data, {**options.values(), **asked}, tokenizer)
     return json_stage(path, wanted, Results, lambda _steps: measured(), overwrite=overwrite)
+
+
+def remove_kept(folder: Path) -> list[tuple[Path, int]]:
+    """Remove gradients that a run folder keeps, and steps beside it that no process is at.
+
+    Returns:
+        What was removed, and the bytes that it took.
+
+    Raises:
+        InputError: files that layerif did not write lie among the gradients.
+    """
+    removed = []
+    gradients = folder / GRADIENTS_FOLDER
+    if GRADIENTS.is_finished(gradients):
+        check_target(gradients, GRADIENTS)
+        size = sum(map(taken, gradients.iterdir()))
+        shutil.rmtree(gradients)
+        removed.append((gradients, size))
+    steps = steps_folder(folder)
+    if steps.is_dir():
+        size = sum(map(taken, steps.iterdir()))
+        remove_leftover(folder)
+        if not steps.is_dir():
+            removed.append((steps, size))
+    return removed

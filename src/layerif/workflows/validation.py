@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,12 +27,13 @@ from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
 from layerif.plans.score_files import read_scores
-from layerif.report import leave_picture, plot_agreement
+from layerif.report.correlation import plot_agreement
+from layerif.report.plots import leave_picture
 from layerif.validation.capacity import capacity
 from layerif.validation.correlation import advice
 from layerif.validation.ground_truth import isolated, operating_point
 from layerif.validation.options import CapacityOptions, PointOptions
-from layerif.workflows.stage import fingerprint_of, json_stage
+from layerif.workflows.stage import fingerprint_of, hash_samples, json_stage
 
 FloatArray = NDArray[np.float64]
 
@@ -64,13 +65,14 @@ def truth_into(
     wanted = fingerprint_of(model, hash_texts([text]), asked, tokenizer)
     origin = {"name": calibration.name, **calibration.origin}
     origin |= {"context_length": options.context_length, "seed": options.seed}
-    shared: dict[str, Any] = {"batch_tokens": options.batch_tokens, "text": origin}
+    measured: Callable[..., GroundTruth] = isolated
+    if kind == "operating_point":
+        measured = partial(operating_point, delta=options.delta)
 
     def measure(steps: Steps) -> GroundTruth:
-        if kind == "isolated":
-            return isolated(model, chunks, options.sparsity, steps=steps, **shared)
-        return operating_point(
-            model, chunks, options.sparsity, delta=options.delta, steps=steps, **shared
+        batch_tokens = options.batch_tokens
+        return measured(
+            model, chunks, options.sparsity, batch_tokens=batch_tokens, text=origin, steps=steps
         )
 
     return json_stage(path, wanted, GroundTruth, measure, overwrite=overwrite)
@@ -99,9 +101,8 @@ def capacity_into(  # noqa: PLR0913  # where to, the model, what on, the options
         InputError: as `capacity`; or the file holds one from different settings.
         NumericalError: as `capacity`.
     """
-    data = hash_texts([[astuple(e) for e in train], [astuple(e) for e in validation]])
     asked = {"kind": "capacity", "max_length": max_length, **options.recorded()}
-    wanted = fingerprint_of(model, data, asked, tokenizer)
+    wanted = fingerprint_of(model, hash_samples(train, validation), asked, tokenizer)
 
     def measure(steps: Steps) -> GroundTruth:
         length = usable_length(model, max_length)
@@ -125,7 +126,8 @@ def scores_of(paths: Sequence[Path]) -> dict[str, FloatArray]:
     """
     if not paths:
         raise InputError("no scores are named; give run folders or files, with commas between them")
-    names = [_name_of(path) for path in paths]
+    # A run folder has no suffix, whatever dots its name has; `.` is called as the folder it is.
+    names = [path.absolute().name if path.is_dir() else path.stem for path in paths]
     found: dict[str, FloatArray] = {}
     for path, name in zip(paths, names, strict=True):
         if paths.count(path) > 1:
@@ -136,11 +138,6 @@ def scores_of(paths: Sequence[Path]) -> dict[str, FloatArray]:
         else:
             found[title] = np.array(scores.scores) if isinstance(scores, MetricScores) else scores
     return found
-
-
-def _name_of(path: Path) -> str:
-    # A run folder has no suffix, whatever dots are in its name; `.` is called as the folder it is.
-    return path.absolute().name if path.is_dir() else path.stem
 
 
 def check_layers(vectors: Mapping[str, FloatArray], model: ModelInfo) -> None:

@@ -17,7 +17,7 @@ from layerif.model.modes import quiet_transformers
 from layerif.model.opening import Tokenizer
 from layerif.model.peft_adapters import refuse_adapted
 from layerif.model.precision import stored_precision, word_of
-from layerif.report import pruned_card
+from layerif.report.cards import pruned_card
 
 
 def save_pruned(

@@ -1,84 +1,22 @@
-"""What every estimator shares: its options, and the solution that it gives for a block.
+"""What every estimator shares: the solution that it gives for a block, and what else it can do.
 
 An estimator is one function, `(block, options) -> Solution`; `registry.register` gives it a name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from layerif.errors import InputError
+from layerif.influence.options import Damping, SolveOptions
 
-# Above every eigenvalue of float32 gradients, and far enough from where float64 ends.
-MOST_DAMPING = 1e100
-
-
-@dataclass(frozen=True)
-class Damping:
-    """lambda in H = mean_i g_i g_i^T + lambda I: a rule, or a number.
-
-    Attributes:
-        factor: of the rule lambda = factor * mean_i |g_i|^2 / d, for each block by itself. The mean
-            of H's eigenvalues without lambda is mean |g|^2 / d, so 0.1 is a tenth of it.
-        value: lambda itself in every block, in place of the rule; unit of a squared gradient.
-    """
-
-    factor: float = 0.1
-    value: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, number in (("damping", self.factor), ("damping value", self.value)):
-            if number is not None and not 0 < number <= MOST_DAMPING:
-                raise InputError(
-                    f"{name} must be positive and at most {MOST_DAMPING:g}, not {number}"
-                )
-
-    def of(self, mean_square: float, size: int) -> float:
-        """lambda of a block with mean_i |g_i|^2 = `mean_square` and d = `size`.
-
-        It is 0 for a silent block, one without any gradient, whatever the rule or the number.
-        """
-        if mean_square == 0:
-            return 0.0
-        return self.factor * mean_square / size if self.value is None else self.value
-
-
-@dataclass(frozen=True)
-class EstimatorOptions:
-    """Which estimator, and all that changes its result.
-
-    Attributes:
-        name: as registered.
-        damping: lambda's rule or number.
-        tolerance: relative residual |H x - v| / |v| at which an iterative estimator stops, and
-            above which a solution counts as not converged.
-        max_iterations: where it stops at the latest; each takes one read of the gradients.
-        seed: of its random numbers, which are drawn for each block by its name.
-        sweep: factors of the damping rule at which every block is solved besides, in the same
-            reads of the gradients.
-    """
-
-    name: str = "datainf"
-    damping: Damping = Damping()
-    tolerance: float = 1e-8
-    max_iterations: int = 1000
-    seed: int = 0
-    sweep: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise InputError(f"tolerance must lie between 0 and 1, not {self.tolerance}")
-        if self.max_iterations < 1:
-            raise InputError(f"max_iterations must be at least 1, not {self.max_iterations}")
-        for factor in self.sweep:
-            Damping(factor)  # checks it
-
-    @property
-    def dampings(self) -> tuple[Damping, ...]:
-        """The damping, and those of the sweep."""
-        return (self.damping, *map(Damping, self.sweep))
+if TYPE_CHECKING:
+    from layerif.influence.estimators.block import Block, Part
+    from layerif.influence.estimators.passes import Passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,33 +48,69 @@ class Solution:
         """The solution whose influence is the sum of its parts."""
         return cls(by_part, by_part.sum(0), damping, **more)  # type: ignore[arg-type]
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All of it as tensors; what is None is left out."""
-        numbers = {
-            "damping": self.damping,
-            "iterations": self.iterations,
-            "residual": self.residual,
-        }
-        return {
-            "by_part": self.by_part.cpu(),
-            "influence": self.influence.cpu().clone(),
-            "silent": torch.tensor(self.silent),
-            "converged": torch.tensor(self.converged),
-        } | {
-            name: torch.tensor(number, dtype=torch.float64 if name != "iterations" else torch.int64)
-            for name, number in numbers.items()
-            if number is not None
-        }
-
-    @classmethod
-    def of_tensors(cls, tensors: dict[str, torch.Tensor]) -> Solution:
-        """The solution of which `tensors` gave these."""
-        vectors = {"by_part", "influence"}
-        numbers = {name: t.item() for name, t in tensors.items() if name not in vectors}
-        return cls(tensors["by_part"], tensors["influence"], **{"damping": None, **numbers})  # type: ignore[arg-type]
-
     @classmethod
     def of_silence(cls, parts: int, samples: int, damping: float | None = 0.0) -> Solution:
         """The solution of a block in which every gradient is zero: no influence, and no 0/0."""
         nothing = torch.zeros(parts, samples, dtype=torch.float64)
         return cls(nothing, nothing[0], damping, silent=True)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it as tensors; what is None is left out."""
+        return {
+            name: value.cpu().clone()
+            if isinstance(value, torch.Tensor)
+            else torch.from_numpy(np.array(value))
+            for name, value in vars(self).items()
+            if value is not None
+        }
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, torch.Tensor]) -> Solution:
+        """The solution of which `tensors` gave these."""
+        values = {name: t if t.ndim else t.item() for name, t in tensors.items()}
+        return cls(**{"damping": None, **values})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A registered estimator; it has at least one of `solve`, `sweep` and `passes`.
+
+    Attributes:
+        solve: influence through one block, at the options' damping.
+        damped: whether the result depends on the damping.
+        iterative: whether it depends on the tolerance and on the most iterations.
+        sweep: for several dampings, with what does not depend on them worked out once.
+        passes: opens the form for gradients that are not kept (block name, parts, n, dampings).
+        by_position: it uses the factors of the gradients position by position, for which the
+            training samples are run once more where gradients are kept.
+        workspace: bytes it takes beside the gradients of a block, from the (out, in) of its
+            matrices and n; left out where that is little.
+    """
+
+    solve: Callable[[Block, SolveOptions], Solution] | None = None
+    damped: bool = True
+    iterative: bool = False
+    sweep: Callable[[Block, Sequence[Damping], SolveOptions], list[Solution]] | None = None
+    passes: Callable[[str, Sequence[Part], int, Sequence[Damping]], Passes] | None = None
+    by_position: bool = False
+    workspace: Callable[[Sequence[tuple[int, int]], int], int] | None = None
+
+    def solutions(
+        self, block: Block, dampings: Sequence[Damping], options: SolveOptions
+    ) -> list[Solution]:
+        """The block's solution at each damping, with what they share worked out once.
+
+        Args:
+            block: its gradients and parts.
+            dampings: in place of the options' damping.
+            options: the others.
+        """
+        if self.sweep is not None:
+            return self.sweep(block, dampings, options)
+        if self.solve is None:
+            assert self.passes is not None
+            return self.passes(block.name, block.parts, block.samples, dampings).read(block)
+        if not self.damped:
+            return [self.solve(block, options)] * len(dampings)
+        each = (options.but(damping=d.factor, damping_value=d.value) for d in dampings)
+        return [self.solve(block, own) for own in each]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, Protocol, Self
 
 import torch
 
 from layerif.errors import InputError
-from layerif.influence.estimators.factored import split_times
+from layerif.influence.estimators.factored import columns_of, split_times
 
 # Numbers brought to float64 at a time, 1.25 MiB: measured fastest. A piece stays in a core's cache
 # between its conversion and its use, and memory of that size is reused without page faults.
@@ -138,7 +137,7 @@ class Block:
         return torch.cat([part.validation for part in self.parts])
 
     def rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows of G in float64, (b, d) at a time; each piece stands until the next is asked for."""
+        """Rows of G in float64, (b, d) at a time; each piece lasts until the next is asked for."""
         step = min(max(1, CHUNK // self.size), self.samples)
         device = self.gradients[0].device
         # One buffer for all pieces: fresh memory for each costs more than what is done with it.
@@ -175,7 +174,16 @@ class Block:
         return found
 
 
-def columns_of(parts: Sequence[Part]) -> list[slice]:
-    """Which columns of a block belong to each of its parts."""
-    ends = accumulate(part.size for part in parts)
-    return [slice(end - part.size, end) for end, part in zip(ends, parts, strict=True)]
+@dataclass(frozen=True, eq=False)
+class Hessian:
+    """H = G^T G / n + lambda I of one block, which is never formed."""
+
+    block: Block
+    damping: float
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        """H x (d,) for x (d,): one read of the gradients, each piece used twice."""
+        product = self.damping * x
+        for _, rows in self.block.rows():
+            product.addmv_(rows.T, rows @ x, alpha=1 / self.block.samples)
+        return product

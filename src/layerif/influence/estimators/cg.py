@@ -1,6 +1,6 @@
 """Conjugate gradients (Hestenes and Stiefel, 1952) on H x = v; then I = G x.
 
-Nothing of size n x n or d x d is formed, so it stands where `exact` does not fit. It needs about as
+Nothing of size n x n or d x d is formed, so it works where `exact` does not fit. It needs about as
 many steps as H has distinct eigenvalues, at most n + 1 but for rounding.
 """
 
@@ -10,19 +10,18 @@ import math
 
 import torch
 
-from layerif.influence.estimators.base import EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block
-from layerif.influence.estimators.estimator import Estimator
-from layerif.influence.estimators.hessian import Hessian
+from layerif.influence.estimators.base import Estimator, Solution
+from layerif.influence.estimators.block import Block, Hessian
+from layerif.influence.options import SolveOptions
 
 
-def cg(block: Block, options: EstimatorOptions) -> Solution:
+def cg(block: Block, options: SolveOptions) -> Solution:
     """Influence of every training sample through one block; one read of its gradients a step.
 
     The residual reported is taken from H x - v itself and not from the recursion, which drifts from
-    it: where the recursion alone has converged, the steps begin again from x.
+    it: where the recursion alone has converged, the steps start again from x.
     """
-    ridge = options.damping.of(block.mean_square(), block.size)
+    ridge = options.dampings[0].of(block.mean_square(), block.size)
     if ridge == 0:
         return Solution.of_silence(len(block.parts), block.samples)
     start = block.validation.norm().item()

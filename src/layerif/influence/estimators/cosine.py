@@ -8,17 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from layerif.influence.estimators.base import EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block
-from layerif.influence.estimators.estimator import Estimator
+from layerif.influence.estimators.base import Estimator
 from layerif.influence.estimators.grad_dot import DotPasses
-
-
-def cosine(block: Block, options: EstimatorOptions) -> Solution:
-    """Influence of every training sample through one block; one read of its gradients."""
-    passes = CosinePasses(block.name, block.parts, block.samples, [options.damping])
-    (solution,) = passes.read(block)
-    return solution
 
 
 class CosinePasses(DotPasses):
@@ -30,4 +21,4 @@ class CosinePasses(DotPasses):
         return self._products / lengths.masked_fill(lengths == 0, 1)
 
 
-COSINE = Estimator(cosine, damped=False, passes=CosinePasses)
+COSINE = Estimator(damped=False, passes=CosinePasses)

@@ -16,24 +16,11 @@ from collections.abc import Sequence
 
 import torch
 
-from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block, Part
-from layerif.influence.estimators.estimator import Estimator
+from layerif.influence.estimators.base import Estimator, Solution
+from layerif.influence.estimators.block import Part
 from layerif.influence.estimators.factored import Gradients, add_weighted, norms, split_times, times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
-
-
-def datainf(block: Block, options: EstimatorOptions) -> Solution:
-    """Influence of every training sample through one block; three reads of its gradients."""
-    (solution,) = datainf_sweep(block, [options.damping], options)
-    return solution
-
-
-def datainf_sweep(
-    block: Block, dampings: Sequence[Damping], _options: EstimatorOptions
-) -> list[Solution]:
-    """The same for several dampings in the same three reads."""
-    return DataInfPasses(block.name, block.parts, block.samples, dampings).read(block)
+from layerif.influence.options import Damping
 
 
 class DataInfPasses(Passes):
@@ -91,15 +78,7 @@ class DataInfPasses(Passes):
         self._x = (self.validation[:, None] - self._x / self.samples) / self._ridges
 
     def _solutions(self) -> list[Solution]:
-        mean_square = self._norms.mean().item()
-        solutions = []
-        for column, damping in enumerate(self.dampings):
-            ridge = damping.of(mean_square, self.size)
-            if ridge == 0:
-                solutions.append(Solution.of_silence(len(self.parts), self.samples))
-            else:
-                solutions.append(Solution.of(self._products[..., column], ridge))
-        return solutions
+        return self._by_damping(self._products, self._norms.mean().item())
 
 
-DATAINF = Estimator(datainf, sweep=datainf_sweep, passes=DataInfPasses)
+DATAINF = Estimator(passes=DataInfPasses)

@@ -24,28 +24,11 @@ from collections.abc import Sequence
 import torch
 
 from layerif.errors import InputError
-from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block, Factors, Part
-from layerif.influence.estimators.estimator import Estimator
-from layerif.influence.estimators.factored import FactoredRows, Gradients, formed, split_times
+from layerif.influence.estimators.base import Estimator, Solution
+from layerif.influence.estimators.block import Factors, Part
+from layerif.influence.estimators.factored import FactoredRows, Gradients, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
-
-
-def ekfac(block: Block, options: EstimatorOptions) -> Solution:
-    """Influence of every training sample through one block; three reads, two with factors given.
-
-    Raises:
-        InputError: the shape of a part is not known, or its factors are of another.
-    """
-    (solution,) = ekfac_sweep(block, [options.damping], options)
-    return solution
-
-
-def ekfac_sweep(
-    block: Block, dampings: Sequence[Damping], _options: EstimatorOptions
-) -> list[Solution]:
-    """The same for several dampings in the same reads."""
-    return EkfacPasses(block.name, block.parts, block.samples, dampings).read(block)
+from layerif.influence.options import Damping
 
 
 def ekfac_workspace(shapes: Sequence[tuple[int, int]], _samples: int) -> int:
@@ -81,10 +64,9 @@ class EkfacPasses(Passes):
         if isinstance(rows, FactoredRows):
             self._gather_positions(rows)
             return
-        gradients = rows
         for part, own, factors in zip(self.parts, self.columns, self._factors, strict=True):
             if part.factors is None:
-                matrices = gradients[:, own].unflatten(1, _shape(part))  # (b, out, in)
+                matrices = rows[:, own].unflatten(1, _shape(part))  # (b, out, in)
                 by_input = matrices.flatten(0, 1)
                 by_output = matrices.transpose(0, 1).flatten(1)
                 factors.inputs.addmm_(by_input.T, by_input)
@@ -100,10 +82,10 @@ class EkfacPasses(Passes):
                 factors.outputs.add_((errors.T @ errors).to(factors.outputs))
 
     def _gather_eigenvalues(self, _index: Rows, rows: Gradients) -> None:
-        gradients = formed(rows)
+        gradients = rows.formed() if isinstance(rows, FactoredRows) else rows
         for part, own, basis in zip(self.parts, self.columns, self._bases, strict=True):
-            matrices = gradients[:, own].unflatten(1, _shape(part))
             out, columns = _shape(part)
+            matrices = gradients[:, own].unflatten(1, (out, columns))
             turned = basis.outputs.T @ matrices.transpose(0, 1).flatten(1)  # (out, b in)
             turned = turned.view(out, -1, columns) @ basis.inputs
             self._eigenvalues[own] += turned.square().sum(1).flatten()
@@ -120,7 +102,9 @@ class EkfacPasses(Passes):
 
     def _solve(self) -> None:
         self._eigenvalues /= self.samples
-        for column, ridge in enumerate(self._ridges()):
+        mean_square = self._eigenvalues.sum().item()
+        for column, damping in enumerate(self.dampings):
+            ridge = damping.of(mean_square, self.size)
             for part, own, basis in zip(self.parts, self.columns, self._bases, strict=True):
                 shape = _shape(part)
                 turned = basis.outputs.T @ self.validation[own].view(shape) @ basis.inputs
@@ -129,17 +113,8 @@ class EkfacPasses(Passes):
                 turned = basis.outputs @ turned @ basis.inputs.T
                 self._x[own, column] = turned.flatten()
 
-    def _ridges(self) -> list[float]:
-        mean_square = self._eigenvalues.sum().item()
-        return [damping.of(mean_square, self.size) for damping in self.dampings]
-
     def _solutions(self) -> list[Solution]:
-        return [
-            Solution.of(self._products[..., column], ridge)
-            if ridge
-            else Solution.of_silence(len(self.parts), self.samples)
-            for column, ridge in enumerate(self._ridges())
-        ]
+        return self._by_damping(self._products, self._eigenvalues.sum().item())
 
     def _start(self, part: Part) -> Factors:
         """The factors given, or zeros to gather them in."""
@@ -181,10 +156,4 @@ def _shape(part: Part) -> tuple[int, int]:
     return part.shape
 
 
-EKFAC = Estimator(
-    ekfac,
-    sweep=ekfac_sweep,
-    passes=EkfacPasses,
-    by_position=True,
-    workspace=ekfac_workspace,
-)
+EKFAC = Estimator(passes=EkfacPasses, by_position=True, workspace=ekfac_workspace)

@@ -17,29 +17,21 @@ from collections.abc import Callable, Sequence
 import torch
 
 from layerif.errors import NumericalError
-from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
+from layerif.influence.estimators.base import Estimator, Solution
 from layerif.influence.estimators.block import Block
-from layerif.influence.estimators.estimator import Estimator
+from layerif.influence.options import Damping, SolveOptions
 
 REFINEMENTS = 3
 
 Solver = Callable[[torch.Tensor], torch.Tensor]
 
 
-def exact(block: Block, options: EstimatorOptions) -> Solution:
+def exact(block: Block, dampings: Sequence[Damping], options: SolveOptions) -> list[Solution]:
     """Influence of every training sample through one block; memory of three min(n, d)^2 matrices.
 
     Raises:
         NumericalError: lambda is too small beside the gradients for the matrix to be factorised.
     """
-    (solution,) = exact_sweep(block, [options.damping], options)
-    return solution
-
-
-def exact_sweep(
-    block: Block, dampings: Sequence[Damping], options: EstimatorOptions
-) -> list[Solution]:
-    """The same for several dampings, with one eigendecomposition in place of the factorisations."""
     by_samples = block.samples <= block.size
     matrix, right = _by_samples(block) if by_samples else _by_entries(block)
     mean_square = matrix.trace().item()
@@ -57,17 +49,11 @@ def exact_sweep(
             solutions.append(Solution.of_silence(len(block.parts), block.samples))
             continue
         found, rest = _refined(matrix, ridge, right, solver)
-        by_part, influence, residual = finish(block, matrix, ridge, found, rest)
-        start = block.validation.norm().item()
-        residual = residual / start if residual else 0.0
+        by_part, influence, left = finish(block, matrix, ridge, found, rest)
+        residual = left / block.validation.norm().item() if left else 0.0
+        converged = residual <= options.tolerance
         solutions.append(
-            Solution(
-                by_part,
-                influence,
-                ridge,
-                residual=residual,
-                converged=residual <= options.tolerance,
-            )
+            Solution(by_part, influence, ridge, residual=residual, converged=converged)
         )
     return solutions
 
@@ -160,4 +146,4 @@ def _finish_by_entries(
     return by_part, by_part.sum(0), rest.norm().item()
 
 
-EXACT = Estimator(exact, sweep=exact_sweep, workspace=exact_workspace)
+EXACT = Estimator(sweep=exact, workspace=exact_workspace)

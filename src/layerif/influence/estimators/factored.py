@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from itertools import accumulate
+from typing import Any, Self
 
 import torch
 
@@ -73,12 +74,8 @@ class FactoredGradients:
             pairs.mul_(torch.bmm(self.inputs, self.inputs.transpose(1, 2)))
             squares = pairs.sum((1, 2), dtype=torch.float64)
         else:
-            squares = torch.stack(
-                [
-                    (errors.T @ inputs).square_().sum(dtype=torch.float64)
-                    for errors, inputs in zip(self.errors, self.inputs, strict=True)
-                ]
-            )
+            pieces = zip(self.errors, self.inputs, strict=True)
+            squares = torch.stack([(e.T @ a).square_().sum(dtype=torch.float64) for e, a in pieces])
         # Rounding alone can bring the ghost identity below 0.
         return (squares * self.scale**2).clamp_(min=0)
 
@@ -112,34 +109,29 @@ class FactoredRows:
         """(b, d) float64 the rows themselves."""
         return torch.cat([part.formed().flatten(1).double().cpu() for part in self.parts], 1)
 
-    def _columns(self) -> list[slice]:
-        ends = torch.tensor([part.size for part in self.parts]).cumsum(0).tolist()
-        return [slice(end - p.size, end) for end, p in zip(ends, self.parts, strict=True)]
-
     def norms(self) -> torch.Tensor:
         return torch.stack([part.norms().cpu() for part in self.parts]).sum(0)
 
     def split_times(self, x: torch.Tensor) -> torch.Tensor:
         """(parts, b, k) share of each part in rows times x (d, k)."""
+        pieces = zip(self.parts, columns_of(self.parts), strict=True)
         return torch.stack(
-            [
-                torch.stack([part.times(column) for column in x[own].T], -1).cpu()
-                for part, own in zip(self.parts, self._columns(), strict=True)
-            ]
+            [torch.stack([p.times(column) for column in x[own].T], -1).cpu() for p, own in pieces]
         )
 
     def add_weighted(self, total: torch.Tensor, weights: torch.Tensor) -> None:
-        for part, own in zip(self.parts, self._columns(), strict=True):
+        for part, own in zip(self.parts, columns_of(self.parts), strict=True):
             for column, each in enumerate(weights.T):
                 total[own, column] += part.weighted(each).to(total)
 
 
+def columns_of(parts: Sequence[Any]) -> list[slice]:
+    """Which columns of a block belong to each of its parts, by their sizes."""
+    ends = accumulate(part.size for part in parts)
+    return [slice(end - part.size, end) for end, part in zip(ends, parts, strict=True)]
+
+
 Gradients = torch.Tensor | FactoredRows
-
-
-def formed(rows: Gradients) -> torch.Tensor:
-    """(b, d) the rows themselves."""
-    return rows.formed() if isinstance(rows, FactoredRows) else rows
 
 
 def norms(rows: Gradients) -> torch.Tensor:

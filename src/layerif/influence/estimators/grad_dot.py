@@ -6,18 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block, Part
-from layerif.influence.estimators.estimator import Estimator
+from layerif.influence.estimators.base import Estimator, Solution
+from layerif.influence.estimators.block import Part
 from layerif.influence.estimators.factored import Gradients, norms, split_times
 from layerif.influence.estimators.passes import Pass, Passes, Rows
-
-
-def grad_dot(block: Block, options: EstimatorOptions) -> Solution:
-    """Influence of every training sample through one block; one read of its gradients."""
-    passes = DotPasses(block.name, block.parts, block.samples, [options.damping])
-    (solution,) = passes.read(block)
-    return solution
+from layerif.influence.options import Damping
 
 
 class DotPasses(Passes):
@@ -45,4 +38,4 @@ class DotPasses(Passes):
         return self._products
 
 
-GRAD_DOT = Estimator(grad_dot, damped=False, passes=DotPasses)
+GRAD_DOT = Estimator(damped=False, passes=DotPasses)

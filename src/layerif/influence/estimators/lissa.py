@@ -10,31 +10,22 @@ lambda = 0.01 lambda_max on it does.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 
-from layerif.influence.estimators.base import Damping, EstimatorOptions, Solution
-from layerif.influence.estimators.block import Block
-from layerif.influence.estimators.estimator import Estimator
-from layerif.influence.estimators.hessian import Hessian
+from layerif.influence.estimators.base import Estimator, Solution
+from layerif.influence.estimators.block import Block, Hessian
+from layerif.influence.options import Damping, SolveOptions
+from layerif.influence.subspaces.base import generator_for
 
 # Power iteration comes near lambda_max from below; half of it would do for the fixed point.
 POWER_ITERATIONS = 50
 POWER_TOLERANCE = 1e-3
 
 
-def lissa(block: Block, options: EstimatorOptions) -> Solution:
+def lissa(block: Block, dampings: Sequence[Damping], options: SolveOptions) -> list[Solution]:
     """Influence of every training sample through one block; one read of its gradients a step."""
-    (solution,) = lissa_sweep(block, [options.damping], options)
-    return solution
-
-
-def lissa_sweep(
-    block: Block, dampings: Sequence[Damping], options: EstimatorOptions
-) -> list[Solution]:
-    """The same for several dampings, with lambda_max found once."""
     mean_square = block.mean_square()
     if mean_square == 0:
         return [Solution.of_silence(len(block.parts), block.samples) for _ in dampings]
@@ -45,7 +36,7 @@ def lissa_sweep(
     ]
 
 
-def _iterate(block: Block, ridge: float, largest: float, options: EstimatorOptions) -> Solution:
+def _iterate(block: Block, ridge: float, largest: float, options: SolveOptions) -> Solution:
     if ridge == 0:
         return Solution.of_silence(len(block.parts), block.samples)
     hessian, v = Hessian(block, ridge), block.validation
@@ -71,8 +62,7 @@ def _iterate(block: Block, ridge: float, largest: float, options: EstimatorOptio
 
 def largest_eigenvalue(block: Block, seed: int) -> float:
     """lambda_max of G^T G / n by power iteration, from a start drawn by seed and block name."""
-    digest = hashlib.sha256(f"{seed}:{block.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = generator_for(seed, block.name)
     start = torch.randn(block.size, generator=generator, dtype=torch.float64)
     direction = (start / start.norm()).to(block.validation.device)
     hessian, found = Hessian(block, 0.0), 0.0
@@ -86,4 +76,4 @@ def largest_eigenvalue(block: Block, seed: int) -> float:
     return found
 
 
-LISSA = Estimator(lissa, iterative=True, sweep=lissa_sweep)
+LISSA = Estimator(iterative=True, sweep=lissa)

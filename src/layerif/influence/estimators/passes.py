@@ -1,7 +1,7 @@
-"""Influence from gradients that come by several times and are not kept.
+"""Influence from gradients that are computed several times and never kept.
 
 What is remembered between the passes are vectors of n and of d numbers. The same code serves
-gradients that are kept: `read` sends a block's rows by as often as they are wanted.
+gradients that are kept: `read` reads a block's rows as often as needed.
 
     passes = DataInfPasses("layers.0.mlp.up_proj", [Part(...)], samples, [Damping()])
     while not passes.done:
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from layerif.errors import InputError
-from layerif.influence.estimators.base import Damping, Solution
-from layerif.influence.estimators.block import CHUNK, Block, Factors, Part, columns_of
-from layerif.influence.estimators.factored import FactoredRows, Gradients
+from layerif.influence.estimators.base import Solution
+from layerif.influence.estimators.block import CHUNK, Block, Factors, Part
+from layerif.influence.estimators.factored import FactoredRows, Gradients, columns_of
+from layerif.influence.options import Damping
 
 Rows = slice | torch.Tensor
 
@@ -34,7 +35,7 @@ class Pass(NamedTuple):
         take: what it does with rows (b,) and their gradients (b, d) float64.
         gathers: names of the attributes that `take` adds to. They are 0 before the pass, so what
             several processes gathered of some rows each adds up to what one gathers of all.
-        finish: what is worked out when every row has come by.
+        finish: what is worked out when every row has been taken.
     """
 
     take: Callable[[Rows, Gradients], None]
@@ -45,11 +46,18 @@ class Pass(NamedTuple):
 class Passes(ABC):
     """One estimator on one block, fed with batches of per-sample gradients.
 
+    What it remembers between batches are tensors, and lists of factors, in attributes that begin
+    with `_`.
+
     Args:
         name: of the block.
         parts: its trainable matrices with their validation gradients, which have to be known first.
         samples: n.
         dampings: one solution is made for each, all in the same passes.
+
+    Attributes:
+        finished: passes that have ended.
+        seen: (n,) how often each sample was observed in this pass.
     """
 
     def __init__(
@@ -61,8 +69,8 @@ class Passes(ABC):
         self.dampings = dampings
         self.columns = columns_of(parts)
         self.validation = torch.cat([part.validation.double() for part in parts])
-        self._seen = torch.zeros(samples, dtype=torch.int64)
-        self._finished = 0
+        self.seen = torch.zeros(samples, dtype=torch.int64)
+        self.finished = 0
 
     @property
     def size(self) -> int:
@@ -77,7 +85,7 @@ class Passes(ABC):
     @property
     def done(self) -> bool:
         """Every pass is finished, and the solutions are there."""
-        return self._finished == self.needed
+        return self.finished == self.needed
 
     def observe(self, rows: Rows, gradients: Gradients) -> None:
         """Take in the gradients of some samples.
@@ -97,9 +105,9 @@ class Passes(ABC):
                 else f"gradients of shape {tuple(gradients.shape)} for {len(index)} rows do not "
                 f"belong to block {self.name}; expected ({len(index)}, {self.size})"
             )
-        self._seen.index_add_(0, index, torch.ones_like(index))
+        self.seen.index_add_(0, index, torch.ones_like(index))
         device = self.validation.device
-        take = self._plan()[self._finished].take
+        take = self._plan()[self.finished].take
         if isinstance(gradients, FactoredRows):
             take(index.to(device), gradients)
             return
@@ -107,24 +115,14 @@ class Passes(ABC):
         for own, piece in zip(index.split(step), gradients.split(step), strict=True):
             take(own.to(device), piece.to(device).double())
 
-    @property
-    def finished(self) -> int:
-        """Passes that have ended."""
-        return self._finished
-
-    @property
-    def seen(self) -> torch.Tensor:
-        """(n,) how often each sample was observed in this pass."""
-        return self._seen
-
     def gathered(self) -> dict[str, torch.Tensor]:
         """What this pass has added up so far, by name: the tensors themselves."""
-        return self._named(["_seen", *self._plan()[self._finished].gathers])
+        return self._named(["seen", *self._plan()[self.finished].gathers])
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that is remembered between batches, by name: the tensors themselves."""
-        own = [name for name, value in vars(self).items() if name[0] == "_" and _tensors(value)]
-        return {"finished": torch.tensor(self._finished), **self._named(own)}
+        own = [name for name in vars(self) if name[0] == "_"]
+        return {"finished": torch.tensor(self.finished), **self._named(["seen", *own])}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from the `state` of passes that were opened with the same.
@@ -132,13 +130,13 @@ class Passes(ABC):
         Its tensors are copied: those read from a file may begin anywhere in memory, and products
         round by that.
         """
-        self._finished = int(state["finished"])
+        self.finished = int(state["finished"])
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor) and name in state:
                 setattr(self, name, state[name].to(value.device, copy=True))
             elif isinstance(value, list) and name[0] == "_":
-                keys = _keys(name, state)
-                own = [state[key].to(self.validation, copy=True) for key in keys]
+                count = sum(key.startswith(f"{name}.") for key in state)
+                own = [state[f"{name}.{k}"].to(self.validation, copy=True) for k in range(count)]
                 setattr(self, name, [Factors(*p) for p in zip(own[::2], own[1::2], strict=True)])
 
     def end_pass(self) -> None:
@@ -147,16 +145,16 @@ class Passes(ABC):
         Raises:
             InputError: it has not, or more often.
         """
-        wrong = (self._seen != 1).nonzero()
+        wrong = (self.seen != 1).nonzero()
         if len(wrong):
             row = int(wrong[0, 0])
             raise InputError(
-                f"sample {row} was observed {int(self._seen[row])} times in pass "
-                f"{self._finished + 1} over block {self.name}; each pass takes every sample once"
+                f"sample {row} was observed {int(self.seen[row])} times in pass "
+                f"{self.finished + 1} over block {self.name}; each pass takes every sample once"
             )
-        self._seen.zero_()
-        self._plan()[self._finished].finish()
-        self._finished += 1
+        self.seen.zero_()
+        self._plan()[self.finished].finish()
+        self.finished += 1
 
     def solutions(self) -> list[Solution]:
         """One for each damping.
@@ -166,7 +164,7 @@ class Passes(ABC):
         """
         if not self.done:
             raise InputError(
-                f"block {self.name} has had {self._finished} of its {self.needed} passes; its "
+                f"block {self.name} has had {self.finished} of its {self.needed} passes; its "
                 "solutions come after the last one"
             )
         return self._solutions()
@@ -180,14 +178,26 @@ class Passes(ABC):
         return self._solutions()
 
     def _named(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors in attributes: of one its name, of those in a list of factors by number."""
         found = {}
         for name in names:
             value = getattr(self, name)
             if isinstance(value, torch.Tensor):
                 found[name] = value
-            else:
-                found |= {f"{name}.{k}": tensor for k, tensor in enumerate(_tensors(value))}
+            elif isinstance(value, list):
+                tensors = [side for own in value for side in (own.inputs, own.outputs)]
+                found |= {f"{name}.{k}": tensor for k, tensor in enumerate(tensors)}
         return found
+
+    def _by_damping(self, products: torch.Tensor, mean_square: float) -> list[Solution]:
+        """The solutions of (parts, n, dampings) products; silent where lambda is 0."""
+        ridges = [damping.of(mean_square, self.size) for damping in self.dampings]
+        return [
+            Solution.of(products[..., column], ridge)
+            if ridge
+            else Solution.of_silence(len(self.parts), self.samples)
+            for column, ridge in enumerate(ridges)
+        ]
 
     @abstractmethod
     def _solutions(self) -> list[Solution]:
@@ -196,18 +206,3 @@ class Passes(ABC):
     @abstractmethod
     def _plan(self) -> Sequence[Pass]:
         """The passes in order."""
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """The tensors of an attribute: one, or those of a list of factors."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if not isinstance(value, list):
-        return []
-    return [tensor for factors in value for tensor in (factors.inputs, factors.outputs)]
-
-
-def _keys(name: str, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Where a list's tensors stand in a state, in order."""
-    count = sum(key.startswith(f"{name}.") for key in state)
-    return [f"{name}.{k}" for k in range(count)]

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from layerif.core.registry import Registry
 
 if TYPE_CHECKING:
-    from layerif.influence.estimators.estimator import Estimator, Solve
+    from layerif.influence.estimators.base import Estimator, Solution
+    from layerif.influence.estimators.block import Block
+    from layerif.influence.options import SolveOptions
 
-_HERE = "layerif.influence.estimators"
+_OWN = ("datainf", "grad_dot", "cosine", "exact", "cg", "lissa", "ekfac")
 
 ESTIMATORS: Registry[Estimator] = Registry(
-    "estimator",
-    {
-        "datainf": f"{_HERE}.datainf:DATAINF",
-        "grad_dot": f"{_HERE}.grad_dot:GRAD_DOT",
-        "cosine": f"{_HERE}.cosine:COSINE",
-        "exact": f"{_HERE}.exact:EXACT",
-        "cg": f"{_HERE}.cg:CG",
-        "lissa": f"{_HERE}.lissa:LISSA",
-        "ekfac": f"{_HERE}.ekfac:EKFAC",
-    },
+    "estimator", {name: f"{__package__}.{name}:{name.upper()}" for name in _OWN}
 )
 
 
-def register_estimator(name: str, estimator: Solve | Estimator) -> None:
+def register_estimator(
+    name: str, estimator: Callable[[Block, SolveOptions], Solution] | Estimator
+) -> None:
     """Give an estimator a name: `score(..., estimator=name)` then uses it.
 
     Args:
@@ -35,7 +31,7 @@ def register_estimator(name: str, estimator: Solve | Estimator) -> None:
     Raises:
         InputError: the name is taken.
     """
-    from layerif.influence.estimators.estimator import Estimator
+    from layerif.influence.estimators.base import Estimator
 
     known = estimator if isinstance(estimator, Estimator) else Estimator(estimator)
     ESTIMATORS.register(name, known)

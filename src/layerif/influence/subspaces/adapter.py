@@ -1,4 +1,4 @@
-"""The matrices of a LoRA that stands in the model already, fine-tuned on the task: the paper's way.
+"""The matrices of a LoRA that is in the model already, fine-tuned on the task: the paper's way.
 
 With x the input of the projection and B A the adapter, y = W x + s B A x, so
 
@@ -74,15 +74,12 @@ class AdapterSubspace:
             if layer is None or self.adapter not in layer.lora_A:
                 continue
             self._check(layer, projection)
-            up, down = (
-                getattr(layer, name)[self.adapter].weight.detach() for name in ("lora_B", "lora_A")
-            )
-            scale = float(layer.scaling[self.adapter])
-            rank = len(down)
-            key = projection.key
-            out, features = projection.out_features, projection.in_features
+            up = layer.lora_B[self.adapter].weight.detach()  # (out, rank)
+            down = layer.lora_A[self.adapter].weight.detach()  # (rank, in)
+            key, scale, rank = projection.key, float(layer.scaling[self.adapter]), len(down)
+            out, into = projection.out_features, projection.in_features
             found.append(Matrix(f"{key}.lora_B", row, (out, rank), right=down, scale=scale))
-            found.append(Matrix(f"{key}.lora_A", row, (rank, features), left=up.T, scale=scale))
+            found.append(Matrix(f"{key}.lora_A", row, (rank, into), left=up.T, scale=scale))
         if not found:
             raise InputError(
                 f"the LoRA adapter {self.adapter!r} targets no projection of the decoder layers"
@@ -90,20 +87,16 @@ class AdapterSubspace:
         return found
 
     def _refuse_other_kinds(self) -> None:
+        """What is trained outside the decoder layers belongs to none of them, and is left out."""
         config = getattr(self.model, "peft_config", {}).get(self.adapter)
         if config is None:
             return
-        if config.peft_type == "LORA":
-            self._refuse_other_parts(config)
-        else:
+        if config.peft_type != "LORA":
             raise InputError(
                 f"the adapter {self.adapter!r} is of the kind {config.peft_type.value}, and the "
                 "subspace adapter is that of a LoRA, whose maps are the same for every token; "
                 "score the model that it is in by the subspace fresh_lora, two_sided or full"
             )
-
-    def _refuse_other_parts(self, config: Any) -> None:
-        """What is trained outside the decoder layers belongs to none of them, and is left out."""
         parts = []
         if config.lora_bias:
             parts.append("biases of B (lora_bias)")

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from layerif.model.layers import Projection
-
 if TYPE_CHECKING:
     from layerif.influence.options import CollectOptions
+    from layerif.model.layers import Projection
 
 
 @dataclass(frozen=True, eq=False)

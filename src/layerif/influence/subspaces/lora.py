@@ -40,10 +40,6 @@ class FreshLora:
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
-
     def down(self, projection: Projection) -> torch.Tensor:
         """A (rank, in_features), float32: kaiming_uniform(a = sqrt 5), i.e. U(-1, 1) / sqrt(in)."""
         bound = 1 / math.sqrt(projection.in_features)
@@ -63,7 +59,7 @@ class FreshLora:
                 projection=row,
                 shape=(projection.out_features, self.rank),
                 right=self.down(projection),
-                scale=self.scaling,
+                scale=self.alpha / self.rank,
             )
             for row, projection in enumerate(projections)
         ]

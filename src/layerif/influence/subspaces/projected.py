@@ -44,23 +44,17 @@ class TwoSided:
         Raises:
             InputError: the size is above both sides of one, which would not be projected at all.
         """
-        for projection in projections:
-            sides = projection.out_features, projection.in_features
-            if self.size > max(sides):
-                raise InputError(
-                    f"the size {self.size} is above both sides of {projection.key} "
-                    f"({sides[0]} x {sides[1]}), which would not be projected: it can be at most "
-                    f"{max(sides)}"
-                )
         found = []
         for row, projection in enumerate(projections):
-            left = self._map(f"{projection.key}:out", projection.out_features)
-            right = self._map(f"{projection.key}:in", projection.in_features)
-            shape = (
-                projection.out_features if left is None else self.size,
-                projection.in_features if right is None else self.size,
-            )
-            found.append(Matrix(projection.key, row, shape, left, right))
+            key, out, into = projection.key, projection.out_features, projection.in_features
+            if self.size > max(out, into):
+                raise InputError(
+                    f"the size {self.size} is above both sides of {key} ({out} x {into}), which "
+                    f"would not be projected: it can be at most {max(out, into)}"
+                )
+            shape = (min(out, self.size), min(into, self.size))
+            left, right = self._map(f"{key}:out", out), self._map(f"{key}:in", into)
+            found.append(Matrix(key, row, shape, left, right))
         return found
 
     def _map(self, key: str, features: int) -> torch.Tensor | None:
