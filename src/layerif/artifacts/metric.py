@@ -6,24 +6,18 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.naming import check_module_names, layer_of
+from layerif.artifacts.naming import OfModule, check_modules
 from layerif.core.fingerprint import Fingerprint
-from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
+from layerif.core.record import JsonArtifact, ModelInfo, Setting
 
 METRIC_FORMAT: Literal["layerif.metric/1"] = "layerif.metric/1"
 
 
-class ProjectionScore(Record):
+class ProjectionScore(OfModule):
     """The score of one projection, by its canonical name (`layers.7.mlp.up_proj`), and its size."""
 
-    module: str
     score: float
     numel: int = Field(ge=1)
-
-    @property
-    def layer(self) -> int:
-        """Index of its decoder layer."""
-        return layer_of(self.module)
 
 
 class MetricScores(JsonArtifact):
@@ -60,13 +54,13 @@ class MetricScores(JsonArtifact):
                 f"{self.model.layers} decoder layers"
             )
         if self.projections is not None:
-            check_module_names([p.module for p in self.projections])
-            sizes = dict.fromkeys(range(self.model.layers), 0)
+            check_modules(self.projections, self.model.layers)
+            sizes = [0] * self.model.layers
             for projection in self.projections:
-                sizes[projection.layer] = sizes.get(projection.layer, 0) + projection.numel
-            if list(sizes.values()) != self.model.layer_sizes:
+                sizes[projection.layer] += projection.numel
+            if sizes != self.model.layer_sizes:
                 raise ValueError(
-                    f"the projections have {list(sizes.values())} parameters in each layer; right "
-                    f"would be {self.model.layer_sizes}"
+                    f"the projections have {sizes} parameters in each layer; expected "
+                    f"{self.model.layer_sizes}"
                 )
         return self

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from layerif.artifacts.gradients import Collected, ProjectionInfo
 from layerif.core.choices import Aggregation, BlockGranularity, Normalise
 from layerif.core.files import Kind, json_text, new_file, read_json, read_numbers, sync
 from layerif.core.fingerprint import Fingerprint
-from layerif.core.record import ModelInfo, Record, Setting
+from layerif.core.record import ModelInfo, Record
 from layerif.errors import InputError
 from layerif.plans.maps.aggregation import aggregate
 
@@ -24,14 +25,6 @@ FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
 SCORES_FILE = "scores.json"
 INFLUENCE_FILE = "influence.safetensors"
 ARRAYS = ("influence", "projection_influence", "train_losses")
-
-
-class ProjectionInfo(Record):
-    """A row of the projection x sample matrix: which projection it belongs to, and its size."""
-
-    layer: int
-    name: str
-    numel: int
 
 
 class BlockRecord(Record):
@@ -49,12 +42,12 @@ class BlockRecord(Record):
     converged: bool = True
 
 
-class ScoringRecord(Record):
+class ScoringRecord(Collected):
     """How scores were made: all that changes them.
 
     Attributes:
         estimator: of influence.
-        subspace, subspace_options: whose gradients it saw.
+        subspace_options: that the subspace was made with.
         block: what one inverse Hessian covers: each trainable `matrix` by itself, or all those of a
             `projection` or a `layer` together.
         normalise: `per_parameter` where influence through a block was divided by its d.
@@ -64,19 +57,13 @@ class ScoringRecord(Record):
         tolerance, max_iterations: residual at which an iterative estimator stops, and its most
             iterations; None for one that is not iterative.
         sign: `helpful_positive`: positive influence means that the sample lowers the loss.
-        seed: of the sample draw and of the LoRA matrices.
-        max_length: tokens kept of an example.
-        task: name and origin of the examples; None for examples handed over in memory.
-        train_samples, validation_samples: how many were used.
-        dropped_train, dropped_validation: indices of examples that did not fit `max_length`.
         silent_blocks: blocks in which every gradient is zero; they contribute nothing.
         blocks: how each block was solved, by its name.
         validation_loss: mean completion loss of the validation samples, nats per token.
-        fingerprint: what all of it depends on; None for a model scored in memory.
+        seconds: that collecting and solving took.
     """
 
     estimator: str
-    subspace: str
     subspace_options: dict[str, Any] = Field(default_factory=dict)
     block: BlockGranularity
     normalise: Normalise = "none"
@@ -85,19 +72,10 @@ class ScoringRecord(Record):
     tolerance: float | None = None
     max_iterations: int | None = None
     sign: Literal["helpful_positive"]
-    seed: int
-    max_length: int
-    task: dict[str, Any] | None
-    train_samples: int
-    validation_samples: int
-    dropped_train: list[int]
-    dropped_validation: list[int]
     silent_blocks: list[str]
     blocks: dict[str, BlockRecord] = Field(default_factory=dict)
     validation_loss: float
     seconds: float
-    setting: Setting
-    fingerprint: Fingerprint | None = None
 
 
 class DampingSweep(Record):
@@ -202,16 +180,16 @@ class LayerScores:
 
     def summary(self) -> dict[str, Any]:
         """What `scores.json` holds: the record and the aggregated scores, without the matrices."""
-        found = {
-            "format": FORMAT,
-            "model": self.model.model_dump(mode="json"),
-            "record": self.record.model_dump(mode="json"),
-            "scores": {how: self.aggregate(how).tolist() for how in get_args(Aggregation)},
-            "projections": [[p.layer, p.name, p.numel] for p in self.projections],
-        }
-        if self.damping_sweep is not None:
-            found["damping_sweep"] = self.damping_sweep.model_dump(mode="json")
-        return found
+        header = ScoresHeader(
+            format=FORMAT,
+            model=self.model,
+            record=self.record,
+            scores={how: self.aggregate(how).tolist() for how in get_args(Aggregation)},
+            projections=[(p.layer, p.name, p.numel) for p in self.projections],
+            damping_sweep=self.damping_sweep,
+        )
+        unset = {"damping_sweep"} if self.damping_sweep is None else set()
+        return header.model_dump(mode="json", exclude=unset)
 
     def save(self, folder: str | Path) -> None:
         """Write `influence.safetensors`, then `scores.json`, whose presence says all is there.

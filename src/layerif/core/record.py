@@ -128,8 +128,11 @@ class JsonArtifact(Record):
         Raises:
             InputError: `path` cannot be written, or is a file that is not of this kind.
         """
-        kind = self.file_kind() if "format" in type(self).model_fields else None
-        write_json(Path(path), self.model_dump(mode="json"), kind)
+        value, kind = self.model_dump(mode="json"), None
+        if "format" in value:
+            # First, where `Kind.wrote` looks for it.
+            value, kind = {"format": value.pop("format"), **value}, self.file_kind()
+        write_json(Path(path), value, kind)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from layerif.artifacts import Comparison
-from layerif.artifacts.comparison import SIGNIFICANCE
+from layerif.artifacts.results import SIGNIFICANCE
 from layerif.report.tables import titled
 
 _WORDS = {"accuracy": "accuracy", "perplexity": "perplexity", "completion_loss": "answer loss"}
