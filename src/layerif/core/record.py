@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -11,6 +10,7 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from layerif.core.choices import instead_of
 from layerif.core.files import Kind, brief, quoted, read_json, write_json
 from layerif.errors import FieldError, InputError
 
@@ -40,7 +40,7 @@ class Record(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             faults = "; ".join(
-                ": ".join([*([".".join(map(str, path))] if path else []), fault])
+                f"{'.'.join(map(str, path))}: {fault}" if path else fault
                 for path, fault in faults_of(error, cls)
             )
             raise FieldError(
@@ -70,10 +70,8 @@ def faults_of(error: ValidationError, record: type[BaseModel]) -> Iterator[tuple
             if path[-1] in renamed:
                 yield path, f"there is no such field; it is called {renamed[path[-1]]} now"
                 continue
-            known = [name for each in records for name in each.model_fields]
-            close = difflib.get_close_matches(str(path[-1]), known, n=1)
-            hint = f"did you mean {close[0]}? Known" if close else "known"
-            yield path, f"there is no such field; {hint} here are {', '.join(known) or 'none'}"
+            known = (name for each in records for name in each.model_fields)
+            yield path, f"there is no such field; {instead_of(path[-1], known)}"
         else:
             yield path, expected(fault)
 

@@ -9,19 +9,8 @@ from layerif.core.registry import Registry
 if TYPE_CHECKING:
     from layerif.influence.estimators.estimator import Estimator, Solve
 
-_HERE = "layerif.influence.estimators"
-
-ESTIMATORS: Registry[Estimator] = Registry(
-    "estimator",
-    {
-        "datainf": f"{_HERE}.datainf:DATAINF",
-        "grad_dot": f"{_HERE}.grad_dot:GRAD_DOT",
-        "cosine": f"{_HERE}.cosine:COSINE",
-        "exact": f"{_HERE}.exact:EXACT",
-        "cg": f"{_HERE}.cg:CG",
-        "lissa": f"{_HERE}.lissa:LISSA",
-        "ekfac": f"{_HERE}.ekfac:EKFAC",
-    },
+ESTIMATORS: Registry[Estimator] = Registry.of(
+    __package__, "estimator", "datainf grad_dot cosine exact cg lissa ekfac"
 )
 
 
