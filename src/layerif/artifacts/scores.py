@@ -221,7 +221,7 @@ class LayerScores:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(f"no run folder at {folder}; `layerif score --out` makes one")
+            raise InputError(f"no run folder at {folder}; `layerif score` makes one")
         path, what = folder / SCORES_FILE, "the scores that `layerif score` writes"
         header = ScoresHeader.parse(read_json(path, what), str(path))
         arrays = read_numbers(folder / INFLUENCE_FILE, what)

@@ -1,4 +1,4 @@
-"""Long work that may be cut short: finished steps stand beside the result until it is whole.
+"""Long work that may be cut short: finished steps lie beside the result until it is whole.
 
 A stage that writes `runs/demo` keeps its steps in `runs/.demo.steps`: one safetensors file a step,
 written aside and renamed, so that a step is either finished or absent; one that is not as it was
@@ -12,7 +12,7 @@ import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -53,21 +53,38 @@ VISIBLE_WITHIN = 90.0
 
 
 class Steps:
-    """Where a stage keeps what it has finished; here nowhere, for work in memory or too short."""
+    """Where a stage keeps what it has finished: a file a step, in a folder made by `resumable`.
 
-    # For files too large to be a step of their own; None where nothing is kept.
+    Attributes:
+        folder: also for files too large to be a step of their own. None where nothing is kept, for
+            work in memory or too short.
+    """
+
     folder: Path | None = None
+    _kind = ""
 
-    def of_kind(self, *_kind: Any) -> Self:
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def of_kind(self, *kind: Any) -> Self:
         """The same place for work of one kind; a step of another kind counts as absent.
 
         Args:
-            _kind: plain JSON values that the steps depend on beside the fingerprint of the stage.
+            kind: plain JSON values that the steps depend on beside the fingerprint of the stage.
         """
-        return self
+        own = copy(self)
+        own._kind = hash_texts([self._kind, *kind])
+        return own
 
     def load(self, step: str) -> dict[str, torch.Tensor] | None:
         """The tensors of a finished step; None where it is still to do, or damaged."""
+        if self.folder is None:
+            return None
+        path = _path(self.folder, step)
+        kept = load_tensors(path, self._kind)
+        if kept is None and path.exists():
+            note(f"{path} is damaged, or of work done in another way: computed again")
+        return kept
 
     def awaited(
         self, step: str, wanted: Callable[[dict[str, torch.Tensor]], bool] = lambda _kept: True
@@ -77,10 +94,20 @@ class Steps:
         Args:
             wanted: tells it from an earlier one.
         """
-        raise InputError(f"the step {step} is not kept, so no other process can take it")
+        if self.folder is None:
+            raise InputError(f"the step {step} is not kept, so no other process can take it")
+        path = _path(self.folder, step)
+
+        def read() -> dict[str, torch.Tensor] | None:
+            kept = load_tensors(path, self._kind)
+            return kept if kept is not None and wanted(kept) else None
+
+        return _awaited(path, read)
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
         """Keep a finished step; one that is there is replaced."""
+        if self.folder is not None:
+            save_tensors(_path(self.folder, step), tensors, self._kind)
 
     def reserve(self, size: float, what: str, of: str = "*") -> None:
         """Refuse beforehand to write `size` bytes where there is no room for them.
@@ -90,50 +117,15 @@ class Steps:
             what: takes the room, for the error.
             of: pattern of the names of what is there already and counts.
         """
+        if self.folder is not None:
+            require_disk(self.folder, size - sum(map(taken, self.folder.glob(of))), what)
 
 
 NO_STEPS = Steps()
 
 
-class DiskSteps(Steps):
-    """Steps as files of one folder; made by `resumable`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = self._folder = folder
-        self._kind = ""
-
-    def of_kind(self, *kind: Any) -> Self:
-        own = copy(self)
-        own._kind = hash_texts([self._kind, *kind])
-        return own
-
-    def load(self, step: str) -> dict[str, torch.Tensor] | None:
-        path = self._path(step)
-        kept = load_tensors(path, self._kind)
-        if kept is None and path.exists():
-            note(f"{path} is damaged, or of work done in another way: computed again")
-        return kept
-
-    def awaited(
-        self, step: str, wanted: Callable[[dict[str, torch.Tensor]], bool] = lambda _kept: True
-    ) -> dict[str, torch.Tensor]:
-        path = self._path(step)
-
-        def read() -> dict[str, torch.Tensor] | None:
-            kept = load_tensors(path, self._kind)
-            return kept if kept is not None and wanted(kept) else None
-
-        return _awaited(path, read)
-
-    def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        save_tensors(self._path(step), tensors, self._kind)
-
-    def reserve(self, size: float, what: str, of: str = "*") -> None:
-        there = sum(map(taken, self._folder.glob(of)))
-        require_disk(self._folder, size - there, what)
-
-    def _path(self, step: str) -> Path:
-        return self._folder / f"{step}.safetensors"
+def _path(folder: Path, step: str) -> Path:
+    return folder / f"{step}.safetensors"
 
 
 def steps_folder(out: Path) -> Path:
@@ -147,7 +139,7 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock that one process at a time can have; the system frees that of a killed one.
 
     Args:
-        lock: the file that stands for it.
+        lock: its file.
         out: what the lock guards, for the message.
         wait: wait for another process to be done, instead of refusing.
 
@@ -169,7 +161,7 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
             if not wait:
                 raise InputError(
                     f"another process is writing {out} at this moment (it holds {lock}); "
-                    "wait for it, or choose another --out"
+                    "wait for it, or choose another place"
                 ) from None
             note(f"another process is writing {out}; waiting for it")
             waited = True
@@ -191,7 +183,7 @@ def resumable(
     restart: bool = False,
     wait: bool = False,
     together: bool = False,
-) -> Iterator[DiskSteps]:
+) -> Iterator[Steps]:
     """Keep the steps of the stage that writes `out`; they go when the block ends without an error.
 
     Args:
@@ -209,12 +201,12 @@ def resumable(
     folder = steps_folder(out)
     if together and processes.count() > 1:
         with _together(out, fingerprint, restart=restart, wait=wait):
-            yield DiskSteps(folder)
+            yield Steps(folder)
         return
     with alone(folder / LOCK_FILE, out, wait=wait):
         try:
             _match(folder, out, fingerprint, restart=restart)
-            yield DiskSteps(folder)
+            yield Steps(folder)
         except NumericalError as error:
             if not error.keeps_steps:
                 # It would come out the same again: there is nothing to go on with.
@@ -258,7 +250,7 @@ def _awaited(path: Path, read: Callable[[], T | None]) -> T:
         if time.monotonic() > end:
             raise InputError(
                 f"process {processes.rank()} does not see {path}, which another process has "
-                "written; the run folder (--out) has to lie on a disk that all machines share"
+                "written; the run folder has to lie on a disk that all machines share"
             )
         time.sleep(0.1)
     return found
@@ -283,13 +275,12 @@ def check_out(out: Path, kind: Kind, *, overwrite: bool) -> None:
     check_place(recipe_path(out, folder=folder), folder=False)
     place = target(out)
     if (study := study_of(place)) is not None:
-        raise InputError(f"{out} holds the results of `layerif {study}`; choose another --out")
+        raise InputError(f"{out} holds the results of `layerif {study}`; choose another place")
     if processes.is_first():
         sweep(place)
     unfinished = steps_folder(out).is_dir()
-    finished = kind.is_finished(place)
-    if finished and processes.is_first():
-        tidy(out)
+    if (finished := kind.is_finished(place)) and processes.is_first():
+        remove_leftover(out)
     if overwrite or not finished:
         check_target(out, kind, overwrite=overwrite or unfinished, mixed=unfinished)
 
@@ -320,11 +311,8 @@ def remove_leftover(out: Path) -> None:
 
     folder = steps_folder(out)
     if folder.is_dir():
-        try:
-            with FileLock(folder / LOCK_FILE, timeout=0):
-                _remove(folder)
-        except Timeout:
-            pass
+        with suppress(Timeout), FileLock(folder / LOCK_FILE, timeout=0):
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -353,26 +341,22 @@ def _empty(folder: Path) -> None:
 
 
 def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> None:
-    path = folder / FINGERPRINT_FILE
+    """Begin the folder, unless it holds steps of the work that is wanted, or may not be emptied."""
+    path, found = folder / FINGERPRINT_FILE, None
     steps = len(list(folder.glob("*.safetensors")))
-    if path.exists() and (found := _readable(path)) is not None:
-        if found == wanted:
-            note(f"resuming: {steps} finished steps of {out} found")
-            return
-        if not restart and steps:
-            raise InputError(
-                f"an unfinished run for {out} is kept in {folder}, and it has other settings: "
-                f"{wanted.differences(found)}; finish that one by its own command, pass "
-                "--overwrite to begin again, or choose another --out"
-            )
+    if path.exists():
+        try:
+            found = Fingerprint.load(path)
+        except (InputError, OSError) as error:
+            note(f"the steps kept in {folder} cannot be used, and are done again: {error}")
+    if found == wanted:
+        note(f"resuming: {steps} finished steps of {out} found")
+        return
+    if found is not None and steps and not restart:
+        raise InputError(
+            f"an unfinished run for {out} is kept in {folder}, and it has other settings: "
+            f"{wanted.differences(found)}; finish that one by its own command, pass "
+            "overwrite=True to begin again, or choose another place"
+        )
     _empty(folder)
     wanted.save(path)
-
-
-def _readable(path: Path) -> Fingerprint | None:
-    """The fingerprint of a folder of steps; None where it is damaged, so that none can be used."""
-    try:
-        return Fingerprint.load(path)
-    except (InputError, OSError) as error:
-        note(f"the steps kept in {path.parent} cannot be used, and are done again: {error}")
-        return None

@@ -117,7 +117,7 @@ def _talking() -> Iterator[Any]:
     except RuntimeError as error:
         raise ProcessError(
             f"process {rank()} of {count()} has lost the others: one of them ended, and says why "
-            "itself, or its machine cannot be reached; what is finished stands, and the same "
+            "itself, or its machine cannot be reached; what is finished is kept, and the same "
             f"command goes on from there, with any number of processes ({_first_line(error)})"
         ) from error
 
@@ -143,7 +143,7 @@ def _group() -> Any:
 
 
 def _end() -> None:
-    """End the group's threads while Python still stands: one that outlives it aborts the process.
+    """End the group's threads while Python still runs: one that outlives it aborts the process.
 
     Such a thread may still hold the tensors of the last exchange, and freeing them takes Python's
     lock. `destroy_process_group` only forgets a group; its threads are waited for when the last

@@ -13,7 +13,7 @@ DISK_MARGIN = 1.1
 
 
 def require_disk(
-    folder: Path, size: float, what: str, *, remedy: str = "choose another --out"
+    folder: Path, size: float, what: str, *, remedy: str = "choose another place"
 ) -> None:
     """Refuse beforehand to write `size` bytes to the disk of `folder` where there is no room.
 

@@ -133,7 +133,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
 
 
 def check_columns(names: Sequence[str], where: str) -> None:
-    """Refuse a name that stands twice.
+    """Refuse a name that is there twice.
 
     Raises:
         InputError: there is one.

@@ -19,7 +19,7 @@ from layerif.errors import InputError
 
 # Bytes of a name: what lies hidden beside a result has a longer one, and disks take 255.
 LONGEST_NAME = 220
-# Where the format stands in what layerif writes: JSON begins with it, safetensors and pictures
+# Where the format is in what layerif writes: JSON begins with it, safetensors and pictures
 # have it in their headers.
 _HEAD = 4096
 _NAMED = 3
@@ -116,8 +116,8 @@ def check_target(path: Path, kind: Kind, *, overwrite: bool = True, mixed: bool 
         _refuse(path, place, kind, foreign)
     if not overwrite and _holds(place):
         raise InputError(
-            f"{path} already holds another result; choose another --out, "
-            f"or pass overwrite=True to replace it"
+            f"{path} already holds another result; choose another place, "
+            "or pass overwrite=True to replace it"
         )
 
 
@@ -183,7 +183,7 @@ def check_ordinary(path: Path, *, folder: bool) -> None:
 def _check_name(path: Path) -> None:
     text = str(path)
     if text == "-":
-        raise InputError("'-' names no file; --json prints the result instead of a table")
+        raise InputError("'-' names no file; as_json prints the result instead of a table")
     if re.search(r"[\0-\x1f\x7f-\x9f]", text):
         raise InputError(f"{text!a} cannot be written: it holds control characters")
     name = target(path).name
