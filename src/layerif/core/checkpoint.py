@@ -9,6 +9,7 @@ the last one, with the same result to the bit; the folder goes when the result e
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -154,6 +155,8 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if isinstance(error, FileExistsError) and not os.path.lexists(lock.parent):
+                continue  # it went while mkdir looked at it
             raise disk_error(error, lock) from error
         try:
             held.acquire(timeout=-1 if waited else 0)
@@ -165,7 +168,7 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
                 ) from None
             note(f"another process is writing {out}; waiting for it")
             waited = True
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             pass  # the other was done at this moment, and its folder went
         except OSError as error:
             raise disk_error(error, lock) from error
@@ -311,7 +314,10 @@ def remove_leftover(out: Path) -> None:
 
     folder = steps_folder(out)
     if folder.is_dir():
-        with suppress(Timeout), FileLock(folder / LOCK_FILE, timeout=0):
+        with (
+            suppress(Timeout, FileNotFoundError, FileExistsError),
+            FileLock(folder / LOCK_FILE, timeout=0),
+        ):
             _remove(folder)
 
 

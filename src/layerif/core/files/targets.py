@@ -114,7 +114,8 @@ def check_target(path: Path, kind: Kind, *, overwrite: bool = True, mixed: bool 
     place = target(path)
     if foreign := kind.foreign(place, mixed=mixed):
         _refuse(path, place, kind, foreign)
-    if not overwrite and _holds(place):
+    holds = any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size
+    if holds and not overwrite:
         raise InputError(
             f"{path} already holds another result; choose another place, "
             "or pass overwrite=True to replace it"
@@ -198,22 +199,14 @@ def _check_name(path: Path) -> None:
         )
 
 
-def _holds(place: Path) -> bool:
-    if place.is_dir():
-        return any(place.iterdir())
-    return place.exists() and place.stat().st_size > 0
-
-
 def _refuse(path: Path, place: Path, kind: Kind, foreign: Sequence[str]) -> None:
     expected = kind.format or "such a result"
     if foreign == [place.name] and place.is_file():
-        raise InputError(
-            f"{path} is a file that is not of the form {expected}, and is not replaced; choose "
-            "another place, or move it away"
+        found = f"is a file that is not of the form {expected}, and is not replaced"
+    else:
+        more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+        found = (
+            f"already holds files that are no part of {expected}, and they are not replaced: "
+            f"{', '.join(foreign[:_NAMED])}{more}"
         )
-    named = ", ".join(foreign[:_NAMED])
-    more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
-    raise InputError(
-        f"{path} already holds files that are no part of {expected}, and they are not replaced: "
-        f"{named}{more}; choose another place, or move them away"
-    )
+    raise InputError(f"{path} {found}; choose another place, or move this away")
