@@ -203,8 +203,13 @@ def resumable(
     """
     folder = steps_folder(out)
     if together and processes.count() > 1:
-        with _together(out, fingerprint, restart=restart, wait=wait):
+        with ExitStack() as held:
+            kept = resumable(out, fingerprint, restart=restart, wait=wait)
+            processes.agreed(lambda: held.enter_context(kept) and None)  # in the first process
+            path = folder / FINGERPRINT_FILE
+            _awaited(path, lambda: path.is_file() or None)
             yield Steps(folder)
+            processes.barrier()
         return
     with alone(folder / LOCK_FILE, out, wait=wait):
         try:
@@ -220,22 +225,6 @@ def resumable(
                 _remove(folder)
             raise
         _remove(folder)
-
-
-@contextmanager
-def _together(out: Path, fingerprint: Fingerprint, *, restart: bool, wait: bool) -> Iterator[None]:
-    """`resumable` in the first of several processes; the others begin and end with it."""
-    folder = steps_folder(out)
-    with ExitStack() as held:
-        if processes.is_first():
-            kept = resumable(out, fingerprint, restart=restart, wait=wait)
-            processes.agreed(lambda: held.enter_context(kept) and None)
-        else:
-            processes.agreed(lambda: None)
-            path = folder / FINGERPRINT_FILE
-            _awaited(path, lambda: path.is_file() or None)
-        yield
-        processes.barrier()
 
 
 def _awaited(path: Path, read: Callable[[], T | None]) -> T:
