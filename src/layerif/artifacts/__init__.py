@@ -12,9 +12,16 @@ from layerif.artifacts.gradients import GradientsRecord, MatrixRecord, Projectio
 from layerif.artifacts.ground_truth import Agreement, GroundTruth
 from layerif.artifacts.kinds import ADAPTER, CARD_FILE, CONVERTED, PRUNED, SCORES
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
-from layerif.artifacts.metric import METRIC_FORMAT, MetricScores, ProjectionScore
 from layerif.artifacts.plan import ModuleSparsity, Plan
 from layerif.artifacts.results import Comparison, Comparisons, Measurement, Outcomes, Results
-from layerif.artifacts.scores import BlockRecord, DampingSweep, LayerScores, ScoringRecord
+from layerif.artifacts.scores import (
+    METRIC_FORMAT,
+    BlockRecord,
+    DampingSweep,
+    LayerScores,
+    MetricScores,
+    ProjectionScore,
+    ScoringRecord,
+)
 from layerif.core.fingerprint import Fingerprint, hash_model, hash_texts
 from layerif.core.record import ModelInfo, Record, Setting, versions

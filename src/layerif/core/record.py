@@ -15,8 +15,6 @@ from layerif.core.files import Kind, brief, quoted, read_json, write_json
 from layerif.errors import FieldError, InputError
 
 RECORDED_PACKAGES = ("layerif", "torch", "transformers", "numpy")
-
-
 # Letters of what is wrong with a record, in a message.
 MOST_FAULTS = 400
 
@@ -67,11 +65,10 @@ def faults_of(error: ValidationError, record: type[BaseModel]) -> Iterator[tuple
         elif fault["type"] == "extra_forbidden":
             records = _records_at(record, path[:-1])
             renamed = {k: v for each in records for k, v in getattr(each, "renamed", {}).items()}
-            if path[-1] in renamed:
-                yield path, f"there is no such field; it is called {renamed[path[-1]]} now"
-                continue
             known = (name for each in records for name in each.model_fields)
-            yield path, f"there is no such field; {instead_of(path[-1], known)}"
+            new = renamed.get(path[-1])
+            hint = f"it is called {new} now" if new else instead_of(path[-1], known)
+            yield path, f"there is no such field; {hint}"
         else:
             yield path, expected(fault)
 

@@ -7,9 +7,11 @@ be walked, in YAML by aliases too.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +168,7 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
             if depth > MOST_DEEP:
                 raise _at(event, f"it is nested deeper than {MOST_DEEP} levels")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return ({} if node is None else _Plain()(node)), node
+        return ({} if node is None else _plain(node, itertools.count(1))), node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
@@ -182,32 +184,26 @@ def _at(node: Any, reason: str) -> Exception:
     return yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
 
 
-class _Plain:
-    """The value of a YAML node, its aliases written out."""
+def _plain(node: Any, nodes: Iterator[int], depth: int = 0) -> Any:
+    """The value of a YAML node, its aliases written out; `nodes` counts all there are."""
+    import yaml
 
-    def __init__(self) -> None:
-        self._nodes = 0
-
-    def __call__(self, node: Any, depth: int = 0) -> Any:
-        import yaml
-
-        self._nodes += 1
-        if self._nodes > MOST_NODES or depth > MOST_DEEP:
-            raise _at(node, "its aliases make it endless")
-        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
-            raise _at(node, f"the tag {quoted(node.tag)} is not read")
-        if isinstance(node, yaml.MappingNode):
-            value: dict[str, Any] = {}
-            for key, child in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise _at(key, "a key must be a text")
-                if key.value in value:
-                    raise _at(key, f"the key {quoted(key.value)} is given twice")
-                value[key.value] = self(child, depth + 1)
-            return value
-        if isinstance(node, yaml.SequenceNode):
-            return [self(child, depth + 1) for child in node.value]
-        return _scalar(node)
+    if next(nodes) > MOST_NODES or depth > MOST_DEEP:
+        raise _at(node, "its aliases make it endless")
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+        raise _at(node, f"the tag {quoted(node.tag)} is not read")
+    if isinstance(node, yaml.MappingNode):
+        value: dict[str, Any] = {}
+        for key, child in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _at(key, "a key must be a text")
+            if key.value in value:
+                raise _at(key, f"the key {quoted(key.value)} is given twice")
+            value[key.value] = _plain(child, nodes, depth + 1)
+        return value
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, nodes, depth + 1) for child in node.value]
+    return _scalar(node)
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
