@@ -115,10 +115,11 @@ def _talking() -> Iterator[Any]:
     try:
         yield _group()
     except RuntimeError as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ProcessError(
             f"process {rank()} of {count()} has lost the others: one of them ended, and says why "
             "itself, or its machine cannot be reached; what is finished is kept, and the same "
-            f"command goes on from there, with any number of processes ({_first_line(error)})"
+            f"command goes on from there, with any number of processes ({why})"
         ) from error
 
 
@@ -164,7 +165,3 @@ def _distributed() -> Any:
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else otherwise
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
