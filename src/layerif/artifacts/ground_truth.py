@@ -87,7 +87,7 @@ class Agreement(Record):
 
     @property
     def orientation(self) -> Orientation | None:
-        """The orientation that the ground truth speaks for.
+        """The orientation that the ground truth supports.
 
         None where the interval holds 0, or chance does as well.
         """

@@ -193,13 +193,13 @@ def resumable(
         out: the file or folder that the stage will write.
         fingerprint: what the result depends on.
         restart: throw away steps of another fingerprint instead of refusing.
-        wait: wait for a process that is at it, instead of refusing.
+        wait: wait for a process that works on it, instead of refusing.
         together: every process that was started with this one comes here, for the same work; the
             first holds the lock for all.
 
     Raises:
-        InputError: another process is at it, or the steps there are from different settings, saying
-            which part differs.
+        InputError: another process works on it, or the steps there are from different settings;
+            says which part differs.
     """
     folder = steps_folder(out)
     if together and processes.count() > 1:
@@ -217,7 +217,7 @@ def resumable(
             yield Steps(folder)
         except NumericalError as error:
             if not error.keeps_steps:
-                # It would come out the same again: there is nothing to go on with.
+                # The result would be the same again, so the steps are of no use.
                 _remove(folder)
             raise
         except BaseException:
@@ -298,7 +298,7 @@ def tidy(out: Path) -> None:
 
 
 def remove_leftover(out: Path) -> None:
-    """Remove steps that were left beside a finished result, unless a process is at them."""
+    """Remove steps that were left beside a finished result, unless a process works on them."""
     from filelock import FileLock, Timeout
 
     folder = steps_folder(out)

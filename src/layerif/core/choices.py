@@ -33,7 +33,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 
 def instead_of(name: object, known: Iterable[str]) -> str:
-    """What there is in place of a name that there is not, for a message: the nearest, then all."""
+    """The names there are, for a message on one that does not exist: the nearest first."""
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]}? There" if close else "there"

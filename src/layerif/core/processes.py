@@ -131,7 +131,7 @@ def _group() -> Any:
         missing = [name for name in names if name not in os.environ]
         if missing:
             raise InputError(
-                f"the environment speaks of {count()} processes (WORLD_SIZE), and {missing[0]} is "
+                f"the environment says {count()} processes (WORLD_SIZE), and {missing[0]} is "
                 "not set; start them by torchrun or accelerate launch, or unset WORLD_SIZE to work "
                 "alone"
             )

@@ -140,7 +140,7 @@ class JsonArtifact(Record):
 
 
 class ModelInfo(Record):
-    """Which model an artifact speaks of.
+    """Which model an artifact is about.
 
     Attributes:
         name: as it was opened.

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Kind:
     format: str = ""
     mark: str = ""
     names: tuple[str, ...] = ()
-    checks: dict[str, Callable[[Path], bool]] = field(default_factory=dict)
+    checks: Mapping[str, Callable[[Path], bool]] = field(default_factory=dict)
     whole: bool = True
 
     def wrote(self, path: Path) -> bool:
