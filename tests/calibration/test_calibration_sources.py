@@ -11,7 +11,7 @@ import torch
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from layerif.calibration.text import sampled_chunks
 from layerif.compress.pruning.runner import prune
-from layerif.core.checkpoint import DiskSteps
+from layerif.core.checkpoint import Steps
 from layerif.data import Corpus, SelfText, load_calibration, load_task
 from layerif.errors import InputError, NumericalError
 from layerif.model.layers import find_decoder_layers
@@ -106,13 +106,13 @@ def test_pruning_by_text_of_its_own_is_what_its_chunks_give(tmp_path):
     tokenizer = tiny_tokenizer(bos=True)
     options = {"tokenizer": tokenizer, "calibration_samples": 4, "context_length": 24, "seed": 3}
     models = [tiny_model() for _ in range(3)]
-    first = prune(models[0], 0.5, calibration=SelfText(), steps=DiskSteps(tmp_path), **options)
+    first = prune(models[0], 0.5, calibration=SelfText(), steps=Steps(tmp_path), **options)
     assert first.calibration["text"] == {"name": "self", "source": "sampled from the model"}
     half = models[1].model.layers[0].mlp.up_proj.weight.data
     half.zero_()
     for number in (1, 2):
         (tmp_path / f"layer-{number:04d}.safetensors").unlink()
-    prune(models[1], 0.5, calibration=SelfText(), steps=DiskSteps(tmp_path), **options)
+    prune(models[1], 0.5, calibration=SelfText(), steps=Steps(tmp_path), **options)
     prune(models[2], 0.5, calibration=SelfText(), **options)
     for other in models[1:]:
         for a, b in zip(

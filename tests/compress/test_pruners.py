@@ -15,7 +15,7 @@ from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.sparsegpt import sparsegpt
 from layerif.compress.pruning.targets import Pattern, Target
 from layerif.compress.pruning.wanda import wanda_mask
-from layerif.core.checkpoint import DiskSteps
+from layerif.core.checkpoint import Steps
 from layerif.data.batching import collate
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
@@ -269,7 +269,7 @@ def test_hidden_states_on_disk_change_nothing(architecture, dtype, tmp_path):
     in_memory, on_disk = (tiny_model(architecture, dtype) for _ in range(2))
     seen = []
 
-    class Watched(DiskSteps):
+    class Watched(Steps):
         def save(self, step, tensors):
             seen.append(len(list((tmp_path / "hidden").glob("*.bin"))))
             super().save(step, tensors)
@@ -286,7 +286,7 @@ class Stopped(Exception):
     pass
 
 
-class StoppingSteps(DiskSteps):
+class StoppingSteps(Steps):
     """Steps of a run that is stopped after some layers."""
 
     def __init__(self, folder, layers):
@@ -308,7 +308,7 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(method, nm, tmp_path):
     expected = prune_tiny(whole, plan, method=method, nm=nm)
     with pytest.raises(Stopped):
         prune_tiny(tiny_model(), plan, method=method, nm=nm, steps=StoppingSteps(tmp_path, 2))
-    found = prune_tiny(resumed, plan, method=method, nm=nm, steps=DiskSteps(tmp_path))
+    found = prune_tiny(resumed, plan, method=method, nm=nm, steps=Steps(tmp_path))
     for key, weight in weights_of(whole).items():
         assert torch.equal(weight, weights_of(resumed)[key])
 

@@ -24,7 +24,7 @@ from helpers.stages import (
 )
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import GroundTruth, LayerScores
-from layerif.core.checkpoint import FINGERPRINT_FILE, DiskSteps, resumable, steps_folder
+from layerif.core.checkpoint import FINGERPRINT_FILE, Steps, resumable, steps_folder
 from layerif.errors import InputError
 from layerif.influence import solving
 from layerif.validation.options import PointOptions
@@ -38,7 +38,7 @@ def killed_after(monkeypatch):
     """Run some work and end it after so many finished steps."""
 
     def run(work, saves):
-        save, left = DiskSteps.save, [saves]
+        save, left = Steps.save, [saves]
 
         def dying(self, step, tensors):
             save(self, step, tensors)
@@ -47,7 +47,7 @@ def killed_after(monkeypatch):
                 raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(DiskSteps, "save", dying)
+            patch.setattr(Steps, "save", dying)
             patch.setattr(solving, "WORTH", 0.0)  # blocks of tiny models take no time
             with pytest.raises(Killed):
                 work()
@@ -57,7 +57,7 @@ def killed_after(monkeypatch):
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_step_is_what_was_kept_or_absent(damage, tmp_path):
-    steps = DiskSteps(tmp_path)
+    steps = Steps(tmp_path)
     steps.save("one", KEPT)
     kept = steps.load("one")
     assert kept.keys() == KEPT.keys()
@@ -69,7 +69,7 @@ def test_a_step_is_what_was_kept_or_absent(damage, tmp_path):
 
 
 def test_a_step_of_another_kind_is_absent(tmp_path):
-    steps = DiskSteps(tmp_path)
+    steps = Steps(tmp_path)
     steps.of_kind("disk").save("one", KEPT)
     assert steps.load("one") is None
     assert steps.of_kind("passes").load("one") is None

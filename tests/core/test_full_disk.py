@@ -21,7 +21,7 @@ from layerif.artifacts import CONVERTED
 from layerif.calibration.hidden import hidden_states
 from layerif.compress.pruning.merging import merge_into
 from layerif.core import caching
-from layerif.core.checkpoint import DiskSteps, resumable, steps_folder
+from layerif.core.checkpoint import Steps, resumable, steps_folder
 from layerif.core.files import new_folder, taken, writing_to
 from layerif.errors import DiskError, InputError
 from layerif.evaluation.perplexity import perplexity
@@ -125,7 +125,7 @@ def test_room_is_checked_beforehand_and_what_is_there_counts(disk):
     assert sorted(path.name for path in disk.iterdir()) == ["filler"]
     work("auto")  # which finds another way
     free(disk)
-    stopped = DiskSteps.save
+    stopped = Steps.save
 
     def dying(self, step, tensors):
         stopped(self, step, tensors)
@@ -133,7 +133,7 @@ def test_room_is_checked_beforehand_and_what_is_there_counts(disk):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DiskSteps, "save", dying)
+        patch.setattr(Steps, "save", dying)
         with pytest.raises(Killed):
             work("disk", batch_tokens=500)
     written = taken(steps_folder(disk / "run") / "gradients.bin")

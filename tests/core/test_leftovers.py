@@ -9,10 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from helpers.folders import FOLDER, fill, names
+from layerif.core.checkpoint import alone
 from layerif.core.files import Kind, new_folder, sweep, write_text
 
 PRELUDE = """
@@ -152,3 +155,25 @@ for _ in range(40):
     text = path.read_text()
     assert text in {word * 1000 for word in "abc"}
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
+def test_a_folder_swept_while_it_is_locked_is_made_again(error, tmp_path: Path) -> None:
+    """Python's mkdir says that a folder exists where it goes between two of its questions."""
+    acquire, left = FileLock.acquire, [error("swept")]
+
+    def swept(lock: FileLock, *arguments: Any, **options: Any) -> Any:
+        if left:
+            os.rmdir(Path(lock.lock_file).parent)
+            raise left.pop()
+        return acquire(lock, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileLock, "acquire", swept)
+        write_text(tmp_path / "a.txt", "whole")
+        left.append(error("swept"))
+        with alone(tmp_path / "steps" / "lock", tmp_path / "out"):
+            pass
+    assert not left
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert names(tmp_path) == ["a.txt", "steps"]

@@ -57,7 +57,7 @@ def slowly(steps):
     """Leaves a mark for each time that it is begun."""
     steps.save(f"begun-{time.monotonic_ns()}", {"x": torch.zeros(1)})
     time.sleep(0.5)
-    return {"times": torch.tensor([len(list(steps._folder.glob("begun-*")))])}
+    return {"times": torch.tensor([len(list(steps.folder.glob("begun-*")))])}
 
 
 @pytest.mark.parametrize("optional", [False, True])

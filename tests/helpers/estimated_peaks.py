@@ -107,7 +107,7 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
         model(torch.tensor([[1, 2, 3]]))
     for name, (work, how, kept) in plan.items():
         peak = peak_of(work)
-        told[name] = [memory(model, how, tokens, kept=kept()).total + weights, peak + weights]
+        told[name] = [memory(model, how, tokens, kept=kept()) + weights, peak + weights]
     model = AutoModelForCausalLM.from_config(config).eval()  # without adapters
     about = examine(model, tokenizer, samples, samples, **run).estimate
     peak = peak_of(lambda: score(model, tokenizer, samples, samples, keep="memory", **run))

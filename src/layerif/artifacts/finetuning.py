@@ -1,8 +1,11 @@
-"""The record of a fine-tuned adapter: by what plan, on what, and how the loss went."""
+"""The record of a fine-tuned adapter, and of how its routers use their experts."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from layerif.artifacts.plan import Plan
 from layerif.core.fingerprint import Fingerprint
@@ -70,3 +73,62 @@ class Finetuning(JsonArtifact):
     processes: int
     setting: Setting
     fingerprint: Fingerprint | None = None
+
+
+class RouterLoad(Record):
+    """The use of one router's experts.
+
+    Attributes:
+        module: canonical name of the projection, `layers.7.mlp.up_proj`.
+        layer: its decoder layer.
+        top_k: experts that a token is sent to.
+        tokens: seen, padding left out.
+        counts: tokens that each expert was sent.
+        entropy: mean entropy of a token's probabilities before the top k, in nats.
+    """
+
+    module: str
+    layer: int = Field(ge=0)
+    top_k: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    counts: list[int]
+    entropy: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.counts) < 2 or min(self.counts) < 0:
+            raise ValueError("counts must be those of two experts or more, none of them negative")
+        if sum(self.counts) != self.top_k * self.tokens:
+            raise ValueError(
+                f"{self.tokens} tokens sent to {self.top_k} experts each make "
+                f"{self.top_k * self.tokens}, and counts add up to {sum(self.counts)}"
+            )
+        if not 0 <= self.entropy <= math.log(len(self.counts)) + 1e-6:
+            raise ValueError(f"entropy must lie within 0 and ln {len(self.counts)}")
+        return self
+
+    @property
+    def load(self) -> list[float]:
+        """The share of each expert in all assignments."""
+        return [count / (self.top_k * self.tokens) for count in self.counts]
+
+
+class RoutingUse(JsonArtifact):
+    """The use of all routers of an adapter on some text.
+
+    Attributes:
+        model: that the adapter is in.
+        adapter: its name.
+        routers: those of more than one expert, in the order of the model.
+    """
+
+    format: Literal["layerif.routing/1"] = "layerif.routing/1"
+    model: ModelInfo
+    adapter: str
+    routers: list[RouterLoad] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(router.layer >= self.model.layers for router in self.routers):
+            raise ValueError(f"layers of routers must be below {self.model.layers}")
+        return self

@@ -6,11 +6,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from layerif.artifacts.scores import ProjectionInfo
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
 GRADIENTS_FILE = "gradients.json"
+
+
+class ProjectionInfo(Record):
+    """A row of the projection x sample matrix: which projection it belongs to, and its size."""
+
+    layer: int
+    name: str
+    numel: int
 
 
 class MatrixRecord(Record):
@@ -27,33 +34,21 @@ class MatrixRecord(Record):
     shape: tuple[int, int]
 
 
-class GradientsRecord(JsonArtifact):
-    """Whose gradients were collected, and how: all that they depend on.
+class Collected(Record):
+    """Of which samples gradients were taken, and how: in the record of the gradients and of scores.
 
     Attributes:
-        model, setting: the model, and what it ran on.
-        projections: of its decoder layers.
-        matrices: whose gradients these are.
-        dtype: of the numbers in the file.
-        subspace, subspace_options: that the matrices belong to.
+        subspace: of the matrices whose gradients these are.
         seed: of the subspace and of the samples' draw.
         max_length: tokens kept of an example.
         task: name and origin of the examples; None for examples handed over in memory.
         train_samples, validation_samples: how many were used.
         dropped_train, dropped_validation: indices of examples that did not fit `max_length`.
-        validation_loss: mean completion loss of the validation samples, nats per token.
-        seconds: that collecting took.
+        setting: what the model ran on.
         fingerprint: what all of it depends on; None in memory.
     """
 
-    format: Literal["layerif.gradients/1"] = "layerif.gradients/1"
-    model: ModelInfo
-    setting: Setting
-    projections: list[ProjectionInfo]
-    matrices: list[MatrixRecord]
-    dtype: str
     subspace: str
-    subspace_options: dict[str, Any]
     seed: int
     max_length: int
     task: dict[str, Any] | None
@@ -61,6 +56,28 @@ class GradientsRecord(JsonArtifact):
     validation_samples: int
     dropped_train: list[int]
     dropped_validation: list[int]
+    setting: Setting
+    fingerprint: Fingerprint | None = None
+
+
+class GradientsRecord(Collected, JsonArtifact):
+    """Whose gradients were collected, and how: all that they depend on.
+
+    Attributes:
+        model: that they are of.
+        projections: of its decoder layers.
+        matrices: whose gradients these are.
+        dtype: of the numbers in the file.
+        subspace_options: that the subspace was made with.
+        validation_loss: mean completion loss of the validation samples, nats per token.
+        seconds: that collecting took.
+    """
+
+    format: Literal["layerif.gradients/1"] = "layerif.gradients/1"
+    model: ModelInfo
+    projections: list[ProjectionInfo]
+    matrices: list[MatrixRecord]
+    dtype: str
+    subspace_options: dict[str, Any]
     validation_loss: float = 0.0
     seconds: float = 0.0
-    fingerprint: Fingerprint | None = None

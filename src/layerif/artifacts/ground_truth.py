@@ -12,7 +12,6 @@ from layerif.core.choices import Orientation, TruthKind
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
-FORMAT: Literal["layerif.ground_truth/1"] = "layerif.ground_truth/1"
 FloatArray = NDArray[np.float64]
 
 
@@ -32,7 +31,7 @@ class GroundTruth(JsonArtifact):
         fingerprint: what all of it depends on.
     """
 
-    format: Literal["layerif.ground_truth/1"] = FORMAT
+    format: Literal["layerif.ground_truth/1"] = "layerif.ground_truth/1"
     kind: TruthKind
     sparsity: float | None
     delta: float | None
@@ -88,7 +87,7 @@ class Agreement(Record):
 
     @property
     def orientation(self) -> Orientation | None:
-        """The orientation that the ground truth speaks for.
+        """The orientation that the ground truth supports.
 
         None where the interval holds 0, or chance does as well.
         """

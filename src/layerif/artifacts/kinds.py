@@ -11,31 +11,16 @@ from layerif.core.files import RECIPE_FILE, Kind, is_recipe
 
 CARD_FILE = "README.md"
 # What transformers writes for a model and its tokenizer.
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json",
-    "configuration_*.py",
-    "modeling_*.py",
-    "tokenization_*.py",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab*.json",
-    "vocab*.txt",
-    "merges.txt",
-    "normalizer.json",
-    "*.tiktoken",
-    "tokenizer.model*",
-    "sentencepiece*.model",
-    "spiece.model",
-    "spm*.model",
-)
+_OF_MODELS = """
+config.json generation_config.json configuration_*.py modeling_*.py tokenization_*.py
+model.safetensors model-?????-of-?????.safetensors model.safetensors.index.json
+tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
+chat_template.jinja chat_template.json vocab*.json vocab*.txt merges.txt normalizer.json
+*.tiktoken tokenizer.model* sentencepiece*.model spiece.model spm*.model
+"""
+MODEL_FILES = tuple(_OF_MODELS.split())
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ROUTING_FILES = ("routing.json", "routing.png", "routing.svg")
 
 
 def _is_card(path: Path) -> bool:
@@ -44,24 +29,12 @@ def _is_card(path: Path) -> bool:
         return file.read(4) == b"---\n"
 
 
+# What layerif writes beside a model or an adapter, which a person may have written too.
+BESIDE = {CARD_FILE: _is_card, RECIPE_FILE: is_recipe}
 SCORES = Kind("layerif.scores", SCORES_FILE, (INFLUENCE_FILE,), whole=False)
-PRUNED = Kind(
-    "layerif.manifest",
-    MANIFEST_FILE,
-    (*MODEL_FILES, CARD_FILE, RECIPE_FILE),
-    {CARD_FILE: _is_card, RECIPE_FILE: is_recipe},
-)
+PRUNED = Kind("layerif.manifest", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
 ADAPTER = Kind(
-    "layerif.finetuning",
-    FINETUNING_FILE,
-    (
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        *(f"routing.{suffix}" for suffix in ("json", "png", "svg")),
-        CARD_FILE,
-        RECIPE_FILE,
-    ),
-    {CARD_FILE: _is_card, RECIPE_FILE: is_recipe},
+    "layerif.finetuning", FINETUNING_FILE, (*ADAPTER_FILES, *ROUTING_FILES, *BESIDE), BESIDE
 )
 # A plain model in the cache, which has no format of ours.
 CONVERTED = Kind("", "config.json", MODEL_FILES)

@@ -8,16 +8,16 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.naming import check_module_names, layer_of
+from layerif.artifacts.naming import OfModule, check_modules
 from layerif.artifacts.plan import Plan
 from layerif.core.fingerprint import Fingerprint
-from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
+from layerif.core.record import JsonArtifact, ModelInfo, Setting
 from layerif.errors import InputError
 
 MANIFEST_FILE = "layerif_manifest.json"
 
 
-class PrunedModule(Record):
+class PrunedModule(OfModule):
     """One pruned projection: zeros asked for, zeros counted afterwards, and all its weights.
 
     Attributes:
@@ -28,7 +28,6 @@ class PrunedModule(Record):
         seconds: that choosing and changing its weights took, statistics aside.
     """
 
-    module: str
     asked: int
     zeros: int
     numel: int = Field(ge=1)
@@ -75,9 +74,7 @@ class Manifest(JsonArtifact):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_module_names([module.module for module in self.modules])
-        if any(layer_of(m.module) >= len(self.plan.allocation) for m in self.modules):
-            raise ValueError(f"a module lies outside the {len(self.plan.allocation)} layers")
+        check_modules(self.modules, len(self.plan.allocation))
         return self
 
     @classmethod

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from layerif.artifacts.naming import check_module_names, layer_of
+from layerif.artifacts.naming import OfModule, check_modules, layer_of
 from layerif.core.fingerprint import differing
-from layerif.core.record import JsonArtifact, ModelInfo, Record
+from layerif.core.record import JsonArtifact, ModelInfo
 from layerif.errors import InputError
 from layerif.plans.kinds.base import PlanKind
 from layerif.plans.kinds.registry import KINDS
@@ -20,17 +20,11 @@ TOTAL_TOLERANCE = 1e-4
 SAID = 5
 
 
-class ModuleSparsity(Record):
+class ModuleSparsity(OfModule):
     """The sparsity of one projection, by its canonical name (`layers.7.mlp.up_proj`)."""
 
-    module: str
     sparsity: float = Field(ge=0, le=1)
     numel: int = Field(ge=1)
-
-    @property
-    def layer(self) -> int:
-        """Index of its decoder layer."""
-        return layer_of(self.module)
 
 
 class Plan(JsonArtifact):
@@ -87,9 +81,7 @@ class Plan(JsonArtifact):
     def _check_modules(self, modules: list[ModuleSparsity]) -> None:
         if not self.rules.by_projection:
             raise ValueError(f"a plan of {self.kind} goes by layers alone, and has no modules")
-        check_module_names([module.module for module in modules])
-        if any(module.layer >= len(self.allocation) for module in modules):
-            raise ValueError(f"a module lies outside the {len(self.allocation)} layers")
+        check_modules(modules, len(self.allocation))
         for layer, value in enumerate(self.allocation):
             own = [module for module in modules if module.layer == layer]
             size = sum(module.numel for module in own)
@@ -111,10 +103,10 @@ class Plan(JsonArtifact):
         """
         if self.modules is None:
             return float(self.allocation[layer_of(module)])
-        for own in self.modules:
-            if own.module == module:
-                return own.sparsity
-        raise InputError(f"the plan has no sparsity for {module}; make a plan for this model")
+        own = next((own.sparsity for own in self.modules if own.module == module), None)
+        if own is None:
+            raise InputError(f"the plan has no sparsity for {module}; make a plan for this model")
+        return own
 
     @classmethod
     def of_modules(cls, modules: Sequence[ModuleSparsity], **fields: Any) -> Self:

@@ -1,37 +1,33 @@
-"""LayerScores: how training samples move the validation loss through each layer, kept whole.
+"""Scores: LayerScores of influence, and MetricScores, one number a layer from any other metric.
 
-The artifact is the matrix, not a score: the aggregations of METHOD section 1 are taken from it.
+LayerScores say how training samples move the validation loss through each layer. The artifact is
+the matrix, not a score: the aggregations of METHOD section 1 are taken from it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from layerif.artifacts.gradients import Collected, ProjectionInfo
+from layerif.artifacts.naming import OfModule, check_modules
 from layerif.core.choices import Aggregation, BlockGranularity, Normalise
 from layerif.core.files import Kind, json_text, new_file, read_json, read_numbers, sync
 from layerif.core.fingerprint import Fingerprint
-from layerif.core.record import ModelInfo, Record, Setting
+from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 from layerif.errors import InputError
 from layerif.plans.maps.scores import aggregate
 
 FORMAT: Literal["layerif.scores/1"] = "layerif.scores/1"
+METRIC_FORMAT: Literal["layerif.metric/1"] = "layerif.metric/1"
 SCORES_FILE = "scores.json"
 INFLUENCE_FILE = "influence.safetensors"
 ARRAYS = ("influence", "projection_influence", "train_losses")
-
-
-class ProjectionInfo(Record):
-    """A row of the projection x sample matrix: which projection it belongs to, and its size."""
-
-    layer: int
-    name: str
-    numel: int
 
 
 class BlockRecord(Record):
@@ -49,12 +45,12 @@ class BlockRecord(Record):
     converged: bool = True
 
 
-class ScoringRecord(Record):
+class ScoringRecord(Collected):
     """How scores were made: all that changes them.
 
     Attributes:
         estimator: of influence.
-        subspace, subspace_options: whose gradients it saw.
+        subspace_options: that the subspace was made with.
         block: what one inverse Hessian covers: each trainable `matrix` by itself, or all those of a
             `projection` or a `layer` together.
         normalise: `per_parameter` where influence through a block was divided by its d.
@@ -64,19 +60,13 @@ class ScoringRecord(Record):
         tolerance, max_iterations: residual at which an iterative estimator stops, and its most
             iterations; None for one that is not iterative.
         sign: `helpful_positive`: positive influence means that the sample lowers the loss.
-        seed: of the sample draw and of the LoRA matrices.
-        max_length: tokens kept of an example.
-        task: name and origin of the examples; None for examples handed over in memory.
-        train_samples, validation_samples: how many were used.
-        dropped_train, dropped_validation: indices of examples that did not fit `max_length`.
         silent_blocks: blocks in which every gradient is zero; they contribute nothing.
         blocks: how each block was solved, by its name.
         validation_loss: mean completion loss of the validation samples, nats per token.
-        fingerprint: what all of it depends on; None for a model scored in memory.
+        seconds: that collecting and solving took.
     """
 
     estimator: str
-    subspace: str
     subspace_options: dict[str, Any] = Field(default_factory=dict)
     block: BlockGranularity
     normalise: Normalise = "none"
@@ -85,19 +75,10 @@ class ScoringRecord(Record):
     tolerance: float | None = None
     max_iterations: int | None = None
     sign: Literal["helpful_positive"]
-    seed: int
-    max_length: int
-    task: dict[str, Any] | None
-    train_samples: int
-    validation_samples: int
-    dropped_train: list[int]
-    dropped_validation: list[int]
     silent_blocks: list[str]
     blocks: dict[str, BlockRecord] = Field(default_factory=dict)
     validation_loss: float
     seconds: float
-    setting: Setting
-    fingerprint: Fingerprint | None = None
 
 
 class DampingSweep(Record):
@@ -202,16 +183,16 @@ class LayerScores:
 
     def summary(self) -> dict[str, Any]:
         """What `scores.json` holds: the record and the aggregated scores, without the matrices."""
-        found = {
-            "format": FORMAT,
-            "model": self.model.model_dump(mode="json"),
-            "record": self.record.model_dump(mode="json"),
-            "scores": {how: self.aggregate(how).tolist() for how in get_args(Aggregation)},
-            "projections": [[p.layer, p.name, p.numel] for p in self.projections],
-        }
-        if self.damping_sweep is not None:
-            found["damping_sweep"] = self.damping_sweep.model_dump(mode="json")
-        return found
+        header = ScoresHeader(
+            format=FORMAT,
+            model=self.model,
+            record=self.record,
+            scores={how: self.aggregate(how).tolist() for how in get_args(Aggregation)},
+            projections=[(p.layer, p.name, p.numel) for p in self.projections],
+            damping_sweep=self.damping_sweep,
+        )
+        unset = {"damping_sweep"} if self.damping_sweep is None else set()
+        return header.model_dump(mode="json", exclude=unset)
 
     def save(self, folder: str | Path) -> None:
         """Write `influence.safetensors`, then `scores.json`, whose presence says all is there.
@@ -243,7 +224,7 @@ class LayerScores:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(f"no run folder at {folder}; `layerif score --out` makes one")
+            raise InputError(f"no run folder at {folder}; `layerif score` makes one")
         path, what = folder / SCORES_FILE, "the scores that `layerif score` writes"
         header = ScoresHeader.parse(read_json(path, what), str(path))
         arrays = read_numbers(folder / INFLUENCE_FILE, what)
@@ -262,3 +243,56 @@ class LayerScores:
             )
         except InputError as error:
             raise InputError(f"the scores in {folder} are damaged: {error}") from None
+
+
+class ProjectionScore(OfModule):
+    """The score of one projection, by its canonical name (`layers.7.mlp.up_proj`), and its size."""
+
+    score: float
+    numel: int = Field(ge=1)
+
+
+class MetricScores(JsonArtifact):
+    """How a metric ranks the decoder layers of a model, and their projections.
+
+    Attributes:
+        metric: its name.
+        options: its parameters.
+        scores: one number a layer, in the metric's own unit.
+        projections: one number a projection, layer by layer; None for a metric that knows layers
+            alone. Only where the metric says so do these make up the layer's.
+        model: of which model.
+        calibration: text, tokens and seed that the activations come from, or task and number of its
+            samples; None where the metric needs none.
+        fingerprint: what all of it depends on; None for a model measured in memory.
+    """
+
+    format: Literal["layerif.metric/1"] = METRIC_FORMAT
+    metric: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    scores: list[float] = Field(min_length=1)
+    projections: list[ProjectionScore] | None = None
+    model: ModelInfo
+    calibration: dict[str, Any] | None = None
+    seconds: float
+    setting: Setting
+    fingerprint: Fingerprint | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.scores) != self.model.layers:
+            raise ValueError(
+                f"there are {len(self.scores)} scores, but {self.model.name} has "
+                f"{self.model.layers} decoder layers"
+            )
+        if self.projections is not None:
+            check_modules(self.projections, self.model.layers)
+            sizes = [0] * self.model.layers
+            for projection in self.projections:
+                sizes[projection.layer] += projection.numel
+            if sizes != self.model.layer_sizes:
+                raise ValueError(
+                    f"the projections have {sizes} parameters in each layer; expected "
+                    f"{self.model.layer_sizes}"
+                )
+        return self

@@ -12,16 +12,5 @@ if TYPE_CHECKING:
 COMPRESSORS: Registry[Held] = Registry(
     "compressor", {"sparsity": "layerif.compress.pruning.compressor:PruningCompressor.held"}
 )
-
-
-def register_compressor(kind: str, held: Held) -> None:
-    """Let searches of a kind of plan compress a model.
-
-    Args:
-        kind: of plan, which has no compressor yet.
-        held: holds a model, as `PruningCompressor.held` does.
-
-    Raises:
-        InputError: the kind has one.
-    """
-    COMPRESSORS.register(kind, held)
+# Of a kind of plan that has none yet: what holds a model, as `PruningCompressor.held` does.
+register_compressor = COMPRESSORS.register

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerif.core.checkpoint import NO_STEPS, DiskSteps, Steps, resumable, tidy
+from layerif.core.checkpoint import NO_STEPS, Steps, resumable, tidy
 from layerif.core.files import load_tensors, save_tensors
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.progress import note
@@ -50,7 +50,7 @@ def remembered(
         with resumable(path, fingerprint, wait=True) as steps:
             found = load_tensors(path)  # another process may have been faster
             if found is None:
-                found = compute(_WhileThereIsRoom(steps) if optional else steps)
+                found = compute(_WhileThereIsRoom(steps.folder) if optional else steps)
                 save_tensors(path, found)
     except DiskError as error:
         if not optional:
@@ -59,20 +59,18 @@ def remembered(
     return compute(NO_STEPS) if found is None else found
 
 
-class _WhileThereIsRoom(DiskSteps):
+class _WhileThereIsRoom(Steps):
     """Steps that the work can do without: the first that cannot be kept is the last."""
 
-    def __init__(self, steps: DiskSteps) -> None:
-        super().__init__(steps._folder)
-        self._full = False
+    _full = False
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        if not self._full:
+        if self.folder is not None and not self._full:
             try:
                 super().save(step, tensors)
             except DiskError as error:
                 self._full = True
-                _note_unkept(self._folder.parent, error.reason)
+                _note_unkept(self.folder.parent, error.reason)
 
 
 @cache

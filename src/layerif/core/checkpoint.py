@@ -1,4 +1,4 @@
-"""Long work that may be cut short: finished steps stand beside the result until it is whole.
+"""Long work that may be cut short: finished steps lie beside the result until it is whole.
 
 A stage that writes `runs/demo` keeps its steps in `runs/.demo.steps`: one safetensors file a step,
 written aside and renamed, so that a step is either finished or absent; one that is not as it was
@@ -9,10 +9,11 @@ the last one, with the same result to the bit; the folder goes when the result e
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -53,21 +54,38 @@ VISIBLE_WITHIN = 90.0
 
 
 class Steps:
-    """Where a stage keeps what it has finished; here nowhere, for work in memory or too short."""
+    """Where a stage keeps what it has finished: a file a step, in a folder made by `resumable`.
 
-    # For files too large to be a step of their own; None where nothing is kept.
+    Attributes:
+        folder: also for files too large to be a step of their own. None where nothing is kept, for
+            work in memory or too short.
+    """
+
     folder: Path | None = None
+    _kind = ""
 
-    def of_kind(self, *_kind: Any) -> Self:
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def of_kind(self, *kind: Any) -> Self:
         """The same place for work of one kind; a step of another kind counts as absent.
 
         Args:
-            _kind: plain JSON values that the steps depend on beside the fingerprint of the stage.
+            kind: plain JSON values that the steps depend on beside the fingerprint of the stage.
         """
-        return self
+        own = copy(self)
+        own._kind = hash_texts([self._kind, *kind])
+        return own
 
     def load(self, step: str) -> dict[str, torch.Tensor] | None:
         """The tensors of a finished step; None where it is still to do, or damaged."""
+        if self.folder is None:
+            return None
+        path = _path(self.folder, step)
+        kept = load_tensors(path, self._kind)
+        if kept is None and path.exists():
+            note(f"{path} is damaged, or of work done in another way: computed again")
+        return kept
 
     def awaited(
         self, step: str, wanted: Callable[[dict[str, torch.Tensor]], bool] = lambda _kept: True
@@ -77,10 +95,20 @@ class Steps:
         Args:
             wanted: tells it from an earlier one.
         """
-        raise InputError(f"the step {step} is not kept, so no other process can take it")
+        if self.folder is None:
+            raise InputError(f"the step {step} is not kept, so no other process can take it")
+        path = _path(self.folder, step)
+
+        def read() -> dict[str, torch.Tensor] | None:
+            kept = load_tensors(path, self._kind)
+            return kept if kept is not None and wanted(kept) else None
+
+        return _awaited(path, read)
 
     def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
         """Keep a finished step; one that is there is replaced."""
+        if self.folder is not None:
+            save_tensors(_path(self.folder, step), tensors, self._kind)
 
     def reserve(self, size: float, what: str, of: str = "*") -> None:
         """Refuse beforehand to write `size` bytes where there is no room for them.
@@ -90,50 +118,15 @@ class Steps:
             what: takes the room, for the error.
             of: pattern of the names of what is there already and counts.
         """
+        if self.folder is not None:
+            require_disk(self.folder, size - sum(map(taken, self.folder.glob(of))), what)
 
 
 NO_STEPS = Steps()
 
 
-class DiskSteps(Steps):
-    """Steps as files of one folder; made by `resumable`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = self._folder = folder
-        self._kind = ""
-
-    def of_kind(self, *kind: Any) -> Self:
-        own = copy(self)
-        own._kind = hash_texts([self._kind, *kind])
-        return own
-
-    def load(self, step: str) -> dict[str, torch.Tensor] | None:
-        path = self._path(step)
-        kept = load_tensors(path, self._kind)
-        if kept is None and path.exists():
-            note(f"{path} is damaged, or of work done in another way: computed again")
-        return kept
-
-    def awaited(
-        self, step: str, wanted: Callable[[dict[str, torch.Tensor]], bool] = lambda _kept: True
-    ) -> dict[str, torch.Tensor]:
-        path = self._path(step)
-
-        def read() -> dict[str, torch.Tensor] | None:
-            kept = load_tensors(path, self._kind)
-            return kept if kept is not None and wanted(kept) else None
-
-        return _awaited(path, read)
-
-    def save(self, step: str, tensors: dict[str, torch.Tensor]) -> None:
-        save_tensors(self._path(step), tensors, self._kind)
-
-    def reserve(self, size: float, what: str, of: str = "*") -> None:
-        there = sum(map(taken, self._folder.glob(of)))
-        require_disk(self._folder, size - there, what)
-
-    def _path(self, step: str) -> Path:
-        return self._folder / f"{step}.safetensors"
+def _path(folder: Path, step: str) -> Path:
+    return folder / f"{step}.safetensors"
 
 
 def steps_folder(out: Path) -> Path:
@@ -147,7 +140,7 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock that one process at a time can have; the system frees that of a killed one.
 
     Args:
-        lock: the file that stands for it.
+        lock: its file.
         out: what the lock guards, for the message.
         wait: wait for another process to be done, instead of refusing.
 
@@ -162,6 +155,8 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if isinstance(error, FileExistsError) and not os.path.lexists(lock.parent):
+                continue  # it went while mkdir looked at it
             raise disk_error(error, lock) from error
         try:
             held.acquire(timeout=-1 if waited else 0)
@@ -169,11 +164,11 @@ def alone(lock: Path, out: Path, *, wait: bool = False) -> Iterator[None]:
             if not wait:
                 raise InputError(
                     f"another process is writing {out} at this moment (it holds {lock}); "
-                    "wait for it, or choose another --out"
+                    "wait for it, or choose another place"
                 ) from None
             note(f"another process is writing {out}; waiting for it")
             waited = True
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             pass  # the other was done at this moment, and its folder went
         except OSError as error:
             raise disk_error(error, lock) from error
@@ -191,33 +186,38 @@ def resumable(
     restart: bool = False,
     wait: bool = False,
     together: bool = False,
-) -> Iterator[DiskSteps]:
+) -> Iterator[Steps]:
     """Keep the steps of the stage that writes `out`; they go when the block ends without an error.
 
     Args:
         out: the file or folder that the stage will write.
         fingerprint: what the result depends on.
         restart: throw away steps of another fingerprint instead of refusing.
-        wait: wait for a process that is at it, instead of refusing.
+        wait: wait for a process that works on it, instead of refusing.
         together: every process that was started with this one comes here, for the same work; the
             first holds the lock for all.
 
     Raises:
-        InputError: another process is at it, or the steps there are from different settings, saying
-            which part differs.
+        InputError: another process works on it, or the steps there are from different settings;
+            says which part differs.
     """
     folder = steps_folder(out)
     if together and processes.count() > 1:
-        with _together(out, fingerprint, restart=restart, wait=wait):
-            yield DiskSteps(folder)
+        with ExitStack() as held:
+            kept = resumable(out, fingerprint, restart=restart, wait=wait)
+            processes.agreed(lambda: held.enter_context(kept) and None)  # in the first process
+            path = folder / FINGERPRINT_FILE
+            _awaited(path, lambda: path.is_file() or None)
+            yield Steps(folder)
+            processes.barrier()
         return
     with alone(folder / LOCK_FILE, out, wait=wait):
         try:
             _match(folder, out, fingerprint, restart=restart)
-            yield DiskSteps(folder)
+            yield Steps(folder)
         except NumericalError as error:
             if not error.keeps_steps:
-                # It would come out the same again: there is nothing to go on with.
+                # The result would be the same again, so the steps are of no use.
                 _remove(folder)
             raise
         except BaseException:
@@ -225,22 +225,6 @@ def resumable(
                 _remove(folder)
             raise
         _remove(folder)
-
-
-@contextmanager
-def _together(out: Path, fingerprint: Fingerprint, *, restart: bool, wait: bool) -> Iterator[None]:
-    """`resumable` in the first of several processes; the others begin and end with it."""
-    folder = steps_folder(out)
-    with ExitStack() as held:
-        if processes.is_first():
-            kept = resumable(out, fingerprint, restart=restart, wait=wait)
-            processes.agreed(lambda: held.enter_context(kept) and None)
-        else:
-            processes.agreed(lambda: None)
-            path = folder / FINGERPRINT_FILE
-            _awaited(path, lambda: path.is_file() or None)
-        yield
-        processes.barrier()
 
 
 def _awaited(path: Path, read: Callable[[], T | None]) -> T:
@@ -258,7 +242,7 @@ def _awaited(path: Path, read: Callable[[], T | None]) -> T:
         if time.monotonic() > end:
             raise InputError(
                 f"process {processes.rank()} does not see {path}, which another process has "
-                "written; the run folder (--out) has to lie on a disk that all machines share"
+                "written; the run folder has to lie on a disk that all machines share"
             )
         time.sleep(0.1)
     return found
@@ -283,13 +267,12 @@ def check_out(out: Path, kind: Kind, *, overwrite: bool) -> None:
     check_place(recipe_path(out, folder=folder), folder=False)
     place = target(out)
     if (study := study_of(place)) is not None:
-        raise InputError(f"{out} holds the results of `layerif {study}`; choose another --out")
+        raise InputError(f"{out} holds the results of `layerif {study}`; choose another place")
     if processes.is_first():
         sweep(place)
     unfinished = steps_folder(out).is_dir()
-    finished = kind.is_finished(place)
-    if finished and processes.is_first():
-        tidy(out)
+    if (finished := kind.is_finished(place)) and processes.is_first():
+        remove_leftover(out)
     if overwrite or not finished:
         check_target(out, kind, overwrite=overwrite or unfinished, mixed=unfinished)
 
@@ -315,16 +298,16 @@ def tidy(out: Path) -> None:
 
 
 def remove_leftover(out: Path) -> None:
-    """Remove steps that were left beside a finished result, unless a process is at them."""
+    """Remove steps that were left beside a finished result, unless a process works on them."""
     from filelock import FileLock, Timeout
 
     folder = steps_folder(out)
     if folder.is_dir():
-        try:
-            with FileLock(folder / LOCK_FILE, timeout=0):
-                _remove(folder)
-        except Timeout:
-            pass
+        with (
+            suppress(Timeout, FileNotFoundError, FileExistsError),
+            FileLock(folder / LOCK_FILE, timeout=0),
+        ):
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -353,26 +336,22 @@ def _empty(folder: Path) -> None:
 
 
 def _match(folder: Path, out: Path, wanted: Fingerprint, *, restart: bool) -> None:
-    path = folder / FINGERPRINT_FILE
+    """Begin the folder, unless it holds steps of the work that is wanted, or may not be emptied."""
+    path, found = folder / FINGERPRINT_FILE, None
     steps = len(list(folder.glob("*.safetensors")))
-    if path.exists() and (found := _readable(path)) is not None:
-        if found == wanted:
-            note(f"resuming: {steps} finished steps of {out} found")
-            return
-        if not restart and steps:
-            raise InputError(
-                f"an unfinished run for {out} is kept in {folder}, and it has other settings: "
-                f"{wanted.differences(found)}; finish that one by its own command, pass "
-                "--overwrite to begin again, or choose another --out"
-            )
+    if path.exists():
+        try:
+            found = Fingerprint.load(path)
+        except (InputError, OSError) as error:
+            note(f"the steps kept in {folder} cannot be used, and are done again: {error}")
+    if found == wanted:
+        note(f"resuming: {steps} finished steps of {out} found")
+        return
+    if found is not None and steps and not restart:
+        raise InputError(
+            f"an unfinished run for {out} is kept in {folder}, and it has other settings: "
+            f"{wanted.differences(found)}; finish that one by its own command, pass "
+            "overwrite=True to begin again, or choose another place"
+        )
     _empty(folder)
     wanted.save(path)
-
-
-def _readable(path: Path) -> Fingerprint | None:
-    """The fingerprint of a folder of steps; None where it is damaged, so that none can be used."""
-    try:
-        return Fingerprint.load(path)
-    except (InputError, OSError) as error:
-        note(f"the steps kept in {path.parent} cannot be used, and are done again: {error}")
-        return None

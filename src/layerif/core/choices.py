@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from layerif.errors import InputError
@@ -30,12 +32,19 @@ TaskScoring = Literal["likelihood", "generation"]
 Schedule = Literal["linear", "cosine", "constant"]
 
 
+def instead_of(name: object, known: Iterable[str]) -> str:
+    """The names there are, for a message on one that does not exist: the nearest first."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]}? There" if close else "there"
+    return f"{hint} are {', '.join(known) or 'none'}"
+
+
 def check_choice(value: str, choices: Any, name: str) -> None:
     """Refuse a `value` that is not among the strings of the Literal type `choices`.
 
     Raises:
         InputError: it is not; the message lists those that are.
     """
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise InputError(f"there is no {name} {value!r}; choose one of {', '.join(allowed)}")
+    if value not in get_args(choices):
+        raise InputError(f"there is no {name} {value!r}; {instead_of(value, get_args(choices))}")

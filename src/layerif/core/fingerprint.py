@@ -36,7 +36,7 @@ class Fingerprint(JsonArtifact):
     @classmethod
     def _as_json(cls, options: dict[str, Any]) -> dict[str, Any]:
         # Through JSON once, so that tuples and the like equal what is read back; NaN, no part of
-        # JSON, becomes a word here and is refused by whom it concerns.
+        # JSON, becomes a word here, and is refused by what reads it.
         plain: dict[str, Any] = json.loads(json.dumps(options), parse_constant=str)
         return plain
 

@@ -6,9 +6,9 @@ recipes, what presets may set, what fingerprints hold, and the keyword arguments
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from layerif.core.choices import instead_of
 from layerif.core.files import quoted
 from layerif.core.record import Record, expected
 from layerif.errors import InputError
@@ -110,13 +111,15 @@ class Options(Record):
 
     def part(self, kind: type[Part]) -> Part:
         """Those of the options that another class has, whatever its own defaults are."""
-        found = {}
-        for name, field in kind.model_fields.items():
-            if name in type(self).model_fields:
-                value = getattr(self, name)
-                if name in self.model_fields_set or field.is_required() or value != field.default:
-                    found[name] = value
-        return kind(**found)
+        own = self.values()
+        return kind(
+            **{
+                name: own[name]
+                for name, field in kind.model_fields.items()
+                if name in self.model_fields_set
+                or (name in own and (field.is_required() or own[name] != field.default))
+            }
+        )
 
     def left_out(self) -> set[str]:
         """The options that give way to what there is, as they were not given."""
@@ -141,10 +144,7 @@ def _first_fault(error: ValidationError, kind: type[Options]) -> str:
     if fault["type"] == "extra_forbidden":
         if name in kind.renamed:
             return f"there is no option {name}; it is called {kind.renamed[name]} now"
-        close = difflib.get_close_matches(name, kind.model_fields, n=1)
-        hint = f"did you mean {close[0]}? There are" if close else "there are"
-        known = ", ".join(kind.model_fields) or "none"
-        return f"there is no option {name}; {hint} {known}"
+        return f"there is no option {name}; {instead_of(name, kind.model_fields)}"
     if fault["type"] == "missing":
         return f"{name} is missing"
     if not name or fault["type"] == "value_error":
@@ -169,7 +169,7 @@ def refuse_idle(
     for rule in rules:
         for option in rule.options.split():
             if option in given and not rule.active(values):
-                when = rule.when.format_map(_Flags(flag))
+                when = re.sub(r"{(\w+)}", lambda named: flag(named[1]), rule.when)
                 raise IdleOptionError(
                     option,
                     f"{flag(option)} has no effect here, and applies only {when}; leave it out",
@@ -193,16 +193,6 @@ class IdleOptionError(InputError):
         self.option = option
 
 
-class _Flags(dict[str, str]):
-    """The names in braces, as the reader writes them."""
-
-    def __init__(self, flag: Callable[[str], str]) -> None:
-        self._flag = flag
-
-    def __missing__(self, name: str) -> str:
-        return self._flag(name)
-
-
 def options_class(name: str, defaults: Values) -> type[Options]:
     """A class of options from their defaults, whose types are theirs."""
     fields: Any = {option: (type(value), value) for option, value in defaults.items()}
@@ -222,15 +212,10 @@ def takes(kind: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]
 
         @functools.wraps(function)
         def called(*args: Any, **arguments: Any) -> R:
-            others = own.parameters
-            names = [
-                n
-                for n in arguments
-                if n not in others and (n in known or n in kind.renamed or closed)
-            ]
+            others = [name for name in arguments if name not in own.parameters]
+            names = [n for n in others if n in known or n in kind.renamed or closed]
             changes = {name: arguments.pop(name) for name in names}
             options = arguments.pop("options", None)
-            options = kind() if options is None and not _needed(kind) else options
             chosen = kind(**changes) if options is None else options.but(**changes)
             return function(*args, options=chosen, **arguments)
 
@@ -240,24 +225,19 @@ def takes(kind: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]
     return decorate
 
 
-def _needed(kind: type[Options]) -> bool:
-    return any(field.is_required() for field in kind.model_fields.values())
-
-
 def _with_keywords(own: inspect.Signature, kind: type[Options]) -> inspect.Signature:
-    optional = own.parameters["options"].replace(default=None)
-    parameters = [p for p in own.parameters.values() if p.name != "options"]
+    parameters, keyword = dict(own.parameters), inspect.Parameter.KEYWORD_ONLY
+    optional = parameters.pop("options").replace(default=None, kind=keyword)
     by_keyword = [
         inspect.Parameter(
             name,
-            inspect.Parameter.KEYWORD_ONLY,
+            keyword,
             default=inspect.Parameter.empty if field.is_required() else field.get_default(),
             annotation=field.annotation,
         )
         for name, field in kind.model_fields.items()
-        if name not in own.parameters
+        if name not in parameters
     ]
-    optional = optional.replace(kind=inspect.Parameter.KEYWORD_ONLY)
     return own.replace(
-        parameters=sorted([*parameters, optional, *by_keyword], key=lambda p: p.kind)
+        parameters=sorted([*parameters.values(), optional, *by_keyword], key=lambda p: p.kind)
     )

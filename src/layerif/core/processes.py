@@ -115,10 +115,11 @@ def _talking() -> Iterator[Any]:
     try:
         yield _group()
     except RuntimeError as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ProcessError(
             f"process {rank()} of {count()} has lost the others: one of them ended, and says why "
-            "itself, or its machine cannot be reached; what is finished stands, and the same "
-            f"command goes on from there, with any number of processes ({_first_line(error)})"
+            "itself, or its machine cannot be reached; what is finished is kept, and the same "
+            f"command goes on from there, with any number of processes ({why})"
         ) from error
 
 
@@ -130,7 +131,7 @@ def _group() -> Any:
         missing = [name for name in names if name not in os.environ]
         if missing:
             raise InputError(
-                f"the environment speaks of {count()} processes (WORLD_SIZE), and {missing[0]} is "
+                f"the environment says {count()} processes (WORLD_SIZE), and {missing[0]} is "
                 "not set; start them by torchrun or accelerate launch, or unset WORLD_SIZE to work "
                 "alone"
             )
@@ -143,7 +144,7 @@ def _group() -> Any:
 
 
 def _end() -> None:
-    """End the group's threads while Python still stands: one that outlives it aborts the process.
+    """End the group's threads while Python still runs: one that outlives it aborts the process.
 
     Such a thread may still hold the tensors of the last exchange, and freeing them takes Python's
     lock. `destroy_process_group` only forgets a group; its threads are waited for when the last
@@ -164,7 +165,3 @@ def _distributed() -> Any:
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else otherwise
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

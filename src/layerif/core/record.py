@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -11,12 +10,11 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from layerif.core.choices import instead_of
 from layerif.core.files import Kind, brief, quoted, read_json, write_json
 from layerif.errors import FieldError, InputError
 
 RECORDED_PACKAGES = ("layerif", "torch", "transformers", "numpy")
-
-
 # Letters of what is wrong with a record, in a message.
 MOST_FAULTS = 400
 
@@ -40,7 +38,7 @@ class Record(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             faults = "; ".join(
-                ": ".join([*([".".join(map(str, path))] if path else []), fault])
+                f"{'.'.join(map(str, path))}: {fault}" if path else fault
                 for path, fault in faults_of(error, cls)
             )
             raise FieldError(
@@ -67,13 +65,10 @@ def faults_of(error: ValidationError, record: type[BaseModel]) -> Iterator[tuple
         elif fault["type"] == "extra_forbidden":
             records = _records_at(record, path[:-1])
             renamed = {k: v for each in records for k, v in getattr(each, "renamed", {}).items()}
-            if path[-1] in renamed:
-                yield path, f"there is no such field; it is called {renamed[path[-1]]} now"
-                continue
-            known = [name for each in records for name in each.model_fields]
-            close = difflib.get_close_matches(str(path[-1]), known, n=1)
-            hint = f"did you mean {close[0]}? Known" if close else "known"
-            yield path, f"there is no such field; {hint} here are {', '.join(known) or 'none'}"
+            known = (name for each in records for name in each.model_fields)
+            new = renamed.get(path[-1])
+            hint = f"it is called {new} now" if new else instead_of(path[-1], known)
+            yield path, f"there is no such field; {hint}"
         else:
             yield path, expected(fault)
 
@@ -128,8 +123,11 @@ class JsonArtifact(Record):
         Raises:
             InputError: `path` cannot be written, or is a file that is not of this kind.
         """
-        kind = self.file_kind() if "format" in type(self).model_fields else None
-        write_json(Path(path), self.model_dump(mode="json"), kind)
+        value, kind = self.model_dump(mode="json"), None
+        if "format" in value:
+            # First, where `Kind.wrote` looks for it.
+            value, kind = {"format": value.pop("format"), **value}, self.file_kind()
+        write_json(Path(path), value, kind)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -142,7 +140,7 @@ class JsonArtifact(Record):
 
 
 class ModelInfo(Record):
-    """Which model an artifact speaks of.
+    """Which model an artifact is about.
 
     Attributes:
         name: as it was opened.

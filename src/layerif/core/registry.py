@@ -7,7 +7,7 @@ theirs as entry points of the group `layerif.<kinds>`.
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+from layerif.core.choices import instead_of
 from layerif.errors import InputError
 
 T = TypeVar("T")
@@ -37,17 +38,30 @@ class Registry(Generic[T]):
         self._own = {name: place for name, place in own.items() if isinstance(place, str)}
         self._registered = {n: entry for n, entry in own.items() if not isinstance(entry, str)}
 
+    @classmethod
+    def of(cls, package: str, kind: str, entries: str, *, objects: bool = False) -> Registry[T]:
+        """A registry of what the modules of a package hold, each under its name in capitals.
+
+        Args:
+            package: `__package__` of the caller.
+            kind, objects: as above.
+            entries: their names, with blanks between them; `module:name` where the module is not
+                called like its entry.
+        """
+        places = (entry.rpartition(":") for entry in entries.split())
+        own = {name: f"{package}.{module or name}:{name.upper()}" for module, _, name in places}
+        return cls(kind, own, objects=objects)
+
     @cached_property
     def _places(self) -> dict[str, EntryPoint]:
-        plural = f"{self.kind.removesuffix('y')}ies" if self.kind.endswith("y") else f"{self.kind}s"
-        group = f"layerif.{plural}".replace(" ", "_")
+        group = f"layerif.{re.sub('y$', 'ie', self.kind)}s".replace(" ", "_")
         added = {point.name: point for point in entry_points(group=group)}
         own = {name: EntryPoint(name, place, group) for name, place in self._own.items()}
         ours = {*own, *self._registered}
         return own | {name: point for name, point in added.items() if name not in ours}
 
     def register(self, name: str, entry: T) -> None:
-        """Give an entry a name.
+        """Give an entry a name, which functions, commands and recipes then take.
 
         Raises:
             InputError: the name is taken.
@@ -81,11 +95,8 @@ class Registry(Generic[T]):
         Raises:
             InputError: nothing has it; lists the names that exist.
         """
-        known = self.names()
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {close[0]}? There are " if close else "; there are "
-            raise InputError(f"there is no {self.kind} {name!r}{hint}{', '.join(known)}")
+        if name not in (known := self.names()):
+            raise InputError(f"there is no {self.kind} {name!r}; {instead_of(name, known)}")
         return name
 
     def __get_pydantic_core_schema__(

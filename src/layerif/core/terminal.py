@@ -24,17 +24,12 @@ _HARMFUL = re.compile(
 
 def harmless(text: str) -> str:
     """The text with each harmful character as a visible escape: `\\x1b`, `\\u202e`."""
-    return _HARMFUL.sub(lambda found: _escape(found[0]), text)
+    return _HARMFUL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def harmless_json(text: str) -> str:
     """JSON text that says the same, with harmful characters as JSON's own escapes."""
     return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class Console(rich.console.Console):

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from layerif.artifacts import Comparison, Measurement, Outcomes, Results
-from layerif.artifacts.comparison import SIGNIFICANCE
+from layerif.artifacts.results import SIGNIFICANCE
 from layerif.errors import InputError
 from layerif.evaluation.statistics import (
     PairedDifference,

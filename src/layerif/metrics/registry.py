@@ -12,21 +12,11 @@ from layerif.errors import InputError
 if TYPE_CHECKING:
     from layerif.metrics.base import Metric, MetricFunction
 
-_HERE = "layerif.metrics"
-
-METRICS: Registry[Metric] = Registry(
+METRICS: Registry[Metric] = Registry.of(
+    __package__,
     "metric",
-    {
-        "pl_alpha": f"{_HERE}.pl_alpha:PL_ALPHA",
-        "outlier_ratio": f"{_HERE}.outlier_ratio:OUTLIER_RATIO",
-        "dlp": f"{_HERE}.dlp:DLP",
-        "block_influence": f"{_HERE}.block_influence:BLOCK_INFLUENCE",
-        "marginal": f"{_HERE}.marginal:MARGINAL",
-        "adapter_gain": f"{_HERE}.adapter_gain:ADAPTER_GAIN",
-        "uniform": f"{_HERE}.controls:UNIFORM",
-        "random": f"{_HERE}.controls:RANDOM",
-        "shuffled": f"{_HERE}.controls:SHUFFLED",
-    },
+    "pl_alpha outlier_ratio dlp block_influence marginal adapter_gain "
+    "controls:uniform controls:random controls:shuffled",
 )
 
 

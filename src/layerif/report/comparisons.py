@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from layerif.artifacts import Comparison
-from layerif.artifacts.comparison import SIGNIFICANCE
+from layerif.artifacts.results import SIGNIFICANCE
 from layerif.report.tables import plain_table, titled
 
 _WORDS = {"accuracy": "accuracy", "perplexity": "perplexity", "completion_loss": "answer loss"}

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from layerif.artifacts import RoutingUse
-from layerif.artifacts.routing import RouterLoad
+from layerif.artifacts import RouterLoad, RoutingUse
 from layerif.report.plots import INK, one_line, save_figure
 
 COLUMNS = 4

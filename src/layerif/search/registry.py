@@ -18,28 +18,7 @@ if TYPE_CHECKING:
 KINDS: Registry[Among] = Registry(
     "searched kind", {"sparsity": "layerif.search.sparsity:SparsityKind.among"}
 )
-STRATEGIES: Registry[Strategy] = Registry(
-    "strategy",
-    {
-        "marginal": "layerif.search.rounds:MARGINAL",
-        "evolution": "layerif.search.evolution:EVOLUTION",
-    },
-)
-
-
-def register_kind(name: str, among: Among) -> None:
-    """Let `search` give out another kind of budget, which a compressor of that name spends.
-
-    Raises:
-        InputError: the name is taken.
-    """
-    KINDS.register(name, among)
-
-
-def register_strategy(name: str, strategy: Strategy) -> None:
-    """Give a strategy a name: `search(..., strategy=name)` then uses it.
-
-    Raises:
-        InputError: the name is taken.
-    """
-    STRATEGIES.register(name, strategy)
+STRATEGIES: Registry[Strategy] = Registry.of(__package__, "strategy", "rounds:marginal evolution")
+# A kind of budget that is registered is spent by the compressor of that name.
+register_kind = KINDS.register
+register_strategy = STRATEGIES.register

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from layerif.artifacts import Agreement, GroundTruth
-from layerif.artifacts.comparison import SIGNIFICANCE
+from layerif.artifacts.results import SIGNIFICANCE
 from layerif.core.choices import TruthKind
 from layerif.errors import InputError
 from layerif.evaluation.statistics import holm

@@ -9,25 +9,8 @@ from layerif.core.registry import Registry
 if TYPE_CHECKING:
     from layerif.compress.pruning.base import Pruner
 
-_HERE = "layerif.compress.pruning"
-
-PRUNERS: Registry[Pruner] = Registry(
-    "pruner",
-    {
-        "magnitude": f"{_HERE}.magnitude:MAGNITUDE",
-        "wanda": f"{_HERE}.wanda:WANDA",
-        "sparsegpt": f"{_HERE}.sparsegpt:SPARSEGPT",
-    },
-)
-
-
-def register_pruner(name: str, pruner: Pruner) -> None:
-    """Give a pruner a name: `prune(..., method=name)` then uses it.
-
-    Raises:
-        InputError: the name is taken.
-    """
-    PRUNERS.register(name, pruner)
+PRUNERS: Registry[Pruner] = Registry.of(__package__, "pruner", "magnitude wanda sparsegpt")
+register_pruner = PRUNERS.register
 
 
 def reads_text(name: str) -> bool:

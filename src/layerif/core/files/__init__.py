@@ -1,7 +1,6 @@
 """The disk: what may be written and how, and what is read from files of others."""
 
-from layerif.core.files.arrays import read_npy, read_numbers
-from layerif.core.files.failures import disk_error, writing_to
+from layerif.core.files.disk import disk_error, has_room, require_disk, taken, writing_to
 from layerif.core.files.leftovers import sweep
 from layerif.core.files.patterns import check_patterns
 from layerif.core.files.plain import parse_json, read_json, read_yaml
@@ -12,15 +11,20 @@ from layerif.core.files.reading import (
     file_hash,
     parsing,
     quoted,
-    read_bytes,
     read_text,
 )
 from layerif.core.files.recipes import RECIPE_FILE, is_recipe, keep_recipe, recipe_path
-from layerif.core.files.room import has_room, require_disk, taken
-from layerif.core.files.sealing import is_whole, seal
-from layerif.core.files.tables import READERS, check_columns, read_cells, read_parquet, read_rows
+from layerif.core.files.tables import (
+    READERS,
+    check_columns,
+    read_cells,
+    read_npy,
+    read_numbers,
+    read_parquet,
+    read_rows,
+)
 from layerif.core.files.targets import Kind, check_place, check_target, target
-from layerif.core.files.tensors import load_tensors, save_tensors
+from layerif.core.files.tensors import is_whole, load_tensors, save_tensors, seal
 from layerif.core.files.writing import (
     cache_folder,
     json_text,
@@ -30,50 +34,3 @@ from layerif.core.files.writing import (
     write_json,
     write_text,
 )
-
-__all__ = [
-    "READERS",
-    "RECIPE_FILE",
-    "Kind",
-    "brief",
-    "cache_folder",
-    "cause",
-    "check_columns",
-    "check_file",
-    "check_patterns",
-    "check_place",
-    "check_target",
-    "disk_error",
-    "file_hash",
-    "has_room",
-    "is_recipe",
-    "is_whole",
-    "json_text",
-    "keep_recipe",
-    "load_tensors",
-    "new_file",
-    "new_folder",
-    "parse_json",
-    "parsing",
-    "quoted",
-    "read_bytes",
-    "read_cells",
-    "read_json",
-    "read_npy",
-    "read_numbers",
-    "read_parquet",
-    "read_rows",
-    "read_text",
-    "read_yaml",
-    "recipe_path",
-    "require_disk",
-    "save_tensors",
-    "seal",
-    "sweep",
-    "sync",
-    "taken",
-    "target",
-    "write_json",
-    "write_text",
-    "writing_to",
-]

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK_FILE = "lock"
@@ -32,8 +32,8 @@ def beside(place: Path) -> Iterator[Path]:
         try:
             lock.acquire(timeout=0)
             break
-        except (Timeout, FileNotFoundError):
-            pass  # another process has swept it, before it was locked
+        except (Timeout, FileNotFoundError, FileExistsError):
+            pass  # another process has swept it, before it was locked or at that moment
     try:
         yield folder
     finally:
@@ -56,11 +56,9 @@ def sweep(place: Path) -> None:
     except OSError:
         return
     for folder in (place.parent / name for name in names if result_of(name) == place.name):
-        try:
-            with FileLock(folder / LOCK_FILE, timeout=0):
-                _clear(folder, place)
-        except (Timeout, OSError):
-            pass  # its process is alive, or it is another user's
+        # Not where its process is alive, or it is another user's.
+        with suppress(Timeout, OSError), FileLock(folder / LOCK_FILE, timeout=0):
+            _clear(folder, place)
 
 
 def _clear(folder: Path, place: Path) -> None:

@@ -30,7 +30,7 @@ _PLAIN = re.compile(r"[\w.\\^$-]*")
 
 
 def check_patterns(patterns: Sequence[str], texts: Sequence[str], where: str) -> None:
-    """Refuse regular expressions that are none, or that take longer than `SECONDS` in all.
+    """Refuse regular expressions that are not valid, or that take longer than `SECONDS` in all.
 
     Args:
         patterns: as they will be matched, whole.

@@ -7,6 +7,7 @@ be walked, in YAML by aliases too.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -31,7 +32,9 @@ _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _BRACKETS = re.compile(rf"{_STRING}|[][{{}}]", re.S)
 _TOKENS = re.compile(rf'({_STRING})(\s*:)?|[][{{}}]|[^][{{}}:,\s"]++', re.S)
-_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+# A surrogate pair or half of one as JSON writes it, and a half as it is read.
+_PAIR_OR_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class _Fault(ValueError):
@@ -59,26 +62,19 @@ def parse_json(text: str, where: str, what: str, first_line: int | None = 1) -> 
     Raises:
         InputError: it is not JSON, or ambiguous or endless as this module says; names the line.
     """
-    reason: str | None = None
-    place = 0
     try:
         if _deep(text):
             raise _Fault(f"it is nested deeper than {MOST_DEEP} levels")
-        value = json.loads(
-            text,
-            parse_int=_whole,
-            parse_float=_finite,
-            parse_constant=_constant,
-            object_pairs_hook=_object,
-        )
-        if not _HALF_PAIR.search(text) or not any(map(_is_half, _strings(text))):
-            return value
-        raise _Fault("half of a surrogate pair")
+        value = json.loads(text, object_pairs_hook=_object, **_NUMBERS)
+        if _PAIR_OR_HALF.search(text) and any(
+            _HALF.search(json.loads(found[1])) for found in _TOKENS.finditer(text) if found[1]
+        ):
+            raise _Fault("half of a surrogate pair")
+        return value
     except json.JSONDecodeError as error:
-        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-        place = error.pos
+        place, reason = error.pos, f"{error.msg.removesuffix(' at')} at column {error.colno}"
     except (_Fault, RecursionError) as error:
-        place, reason = next(_faults(text), (0, str(error)))
+        place, reason = _fault_in(text) or (0, str(error))
     line = "" if first_line is None else f", line {first_line + text.count(chr(10), 0, place)}"
     raise InputError(f"{where}{line}: {reason}; expected {what}")
 
@@ -110,6 +106,13 @@ def _constant(name: str) -> None:
     raise _Fault(f"{name} is not a number that JSON has")
 
 
+_NUMBERS: dict[str, Any] = {
+    "parse_int": _whole,
+    "parse_float": _finite,
+    "parse_constant": _constant,
+}
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -117,56 +120,32 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _strings(text: str) -> Iterator[str]:
-    return (found[1] for found in _TOKENS.finditer(text) if found[1])
-
-
-def _is_half(token: str) -> bool:
-    return bool(_HALF_PAIR.search(token)) and not _encodes(json.loads(token))
-
-
-def _string(token: str) -> str | None:
-    """What a string says; None where it is none."""
-    try:
-        return str(json.loads(token))
-    except json.JSONDecodeError:
-        return None
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _faults(text: str) -> Iterator[tuple[int, str]]:
-    """Place and reason of each fault, found again token by token, which the fast way cannot say."""
+def _fault_in(text: str) -> tuple[int, str] | None:
+    """Place and reason of the first fault, found token by token: the fast way cannot say where."""
     keys: list[set[str]] = []
     for found in _TOKENS.finditer(text):
         token, place = found[0], found.start()
         if token in ("[", "{"):
             keys.append(set())
             if len(keys) > MOST_DEEP:
-                yield place, f"it is nested deeper than {MOST_DEEP} levels"
-        elif token in ("]", "}"):
+                return place, f"it is nested deeper than {MOST_DEEP} levels"
+            continue
+        if token in ("]", "}"):
             keys = keys[:-1]
-        elif found[1] is None:
-            try:
-                json.loads(token, parse_int=_whole, parse_float=_finite, parse_constant=_constant)
-            except _Fault as fault:
-                yield place, str(fault)
-            except json.JSONDecodeError:
-                return
-        elif (name := _string(found[1])) is None:
-            return
-        elif _is_half(found[1]):
-            yield place, f"{quoted(name)} has half of a surrogate pair"
-        elif found[2] and keys:
+            continue
+        try:
+            name = json.loads(found[1] or token, **_NUMBERS)
+        except json.JSONDecodeError:
+            return None
+        except _Fault as fault:
+            return place, str(fault)
+        if found[1] and _HALF.search(name):
+            return place, f"{quoted(name)} has half of a surrogate pair"
+        if found[2] and keys:
             if name in keys[-1]:
-                yield place, f"the key {quoted(name)} is given twice"
+                return place, f"the key {quoted(name)} is given twice"
             keys[-1].add(name)
+    return None
 
 
 def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
@@ -189,7 +168,7 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
             if depth > MOST_DEEP:
                 raise _at(event, f"it is nested deeper than {MOST_DEEP} levels")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return ({} if node is None else _Plain()(node)), node
+        return ({} if node is None else _plain(node, itertools.count(1))), node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
@@ -205,32 +184,26 @@ def _at(node: Any, reason: str) -> Exception:
     return yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
 
 
-class _Plain:
-    """The value of a YAML node, its aliases written out."""
+def _plain(node: Any, nodes: Iterator[int], depth: int = 0) -> Any:
+    """The value of a YAML node, its aliases written out; `nodes` counts all there are."""
+    import yaml
 
-    def __init__(self) -> None:
-        self._nodes = 0
-
-    def __call__(self, node: Any, depth: int = 0) -> Any:
-        import yaml
-
-        self._nodes += 1
-        if self._nodes > MOST_NODES or depth > MOST_DEEP:
-            raise _at(node, "its aliases make it endless")
-        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
-            raise _at(node, f"the tag {quoted(node.tag)} is not read")
-        if isinstance(node, yaml.MappingNode):
-            value: dict[str, Any] = {}
-            for key, child in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise _at(key, "a key must be a text")
-                if key.value in value:
-                    raise _at(key, f"the key {quoted(key.value)} is given twice")
-                value[key.value] = self(child, depth + 1)
-            return value
-        if isinstance(node, yaml.SequenceNode):
-            return [self(child, depth + 1) for child in node.value]
-        return _scalar(node)
+    if next(nodes) > MOST_NODES or depth > MOST_DEEP:
+        raise _at(node, "its aliases make it endless")
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+        raise _at(node, f"the tag {quoted(node.tag)} is not read")
+    if isinstance(node, yaml.MappingNode):
+        value: dict[str, Any] = {}
+        for key, child in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _at(key, "a key must be a text")
+            if key.value in value:
+                raise _at(key, f"the key {quoted(key.value)} is given twice")
+            value[key.value] = _plain(child, nodes, depth + 1)
+        return value
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, nodes, depth + 1) for child in node.value]
+    return _scalar(node)
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
@@ -241,7 +214,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         value = yaml.SafeLoader("").construct_object(node, deep=True)
     except (ValueError, KeyError, AttributeError, TypeError, OverflowError):
         raise _at(node, f"{quoted(node.value)} is no {kind}; quotes make it a text") from None
-    if isinstance(value, str) and ("\0" in value or not _encodes(value)):
+    if isinstance(value, str) and ("\0" in value or _HALF.search(value)):
         raise _at(node, f"{quoted(value)} holds a character that no text has")
     if isinstance(value, float) and not math.isfinite(value):
         raise _at(node, f"{quoted(node.value)} is not a finite number")

@@ -64,17 +64,6 @@ def check_file(path: Path, what: str, most: int = MOST_TEXT) -> None:
         )
 
 
-def read_bytes(path: Path, what: str, most: int = MOST_TEXT) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        InputError: as `check_file`.
-    """
-    check_file(path, what, most)
-    with parsing(path, what), path.open("rb") as file:
-        return file.read(most + 1)
-
-
 def read_text(path: Path, what: str, most: int = MOST_TEXT) -> str:
     """The text of a UTF-8 file, line ends as they are, without its byte order mark.
 
@@ -82,21 +71,9 @@ def read_text(path: Path, what: str, most: int = MOST_TEXT) -> str:
         InputError: as `check_file`; or it is in another encoding, or holds a NUL character; names
             the line.
     """
-    return decode(read_bytes(path, what, most), path, what)
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def decode(raw: bytes, path: Path, what: str) -> str:
-    """The text that the bytes of a file are.
-
-    Raises:
-        InputError: as `read_text`.
-    """
+    check_file(path, what, most)
+    with parsing(path, what), path.open("rb") as file:
+        raw = file.read(most + 1)
     marked = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     # Of plain letters each second byte is zero.
     if marked or (len(raw) > 3 and b"\0\0" in (raw[:4:2], raw[1:4:2])):
@@ -113,6 +90,12 @@ def decode(raw: bytes, path: Path, what: str) -> str:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{path}, line {line}: there is a NUL character; expected {what}")
     return text
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -134,11 +117,12 @@ def parsing(path: Path | str, what: str) -> Iterator[None]:
 
 def cause(error: BaseException) -> str:
     """What an error of a library says, on one line and not too long."""
+    if isinstance(error, RecursionError):
+        return "too deeply nested"
+    if isinstance(error, MemoryError):
+        return "too large for memory"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    kind = type(error).__name__
-    if isinstance(error, RecursionError | MemoryError):
-        return "too deeply nested" if isinstance(error, RecursionError) else "too large for memory"
-    return brief(" ".join(text.split()) or kind, MOST_CAUSE)
+    return brief(" ".join(text.split()) or type(error).__name__, MOST_CAUSE)
 
 
 def brief(value: Any, most: int = MOST_QUOTED) -> str:

@@ -1,4 +1,4 @@
-"""Rows from files of others: JSONL, CSV and parquet, each row with its number.
+"""Rows and numbers from files of others: JSONL, CSV, parquet, `.npy`, and our safetensors.
 
 A column given twice is refused, as one of the two would be lost.
 """
@@ -9,15 +9,30 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerif.core.files.plain import parse_json
-from layerif.core.files.reading import MOST_TEXT, cause, check_file, parsing, quoted, read_text
+from layerif.core.files.reading import (
+    MOST_TEXT,
+    brief,
+    cause,
+    check_file,
+    parsing,
+    quoted,
+    read_text,
+)
 from layerif.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Row = dict[str, Any]
 # Rows of a parquet file that are decoded at once.
 ROWS_AT_ONCE = 8192
+_NPY = b"\x93NUMPY"
+# Bytes of a file of numbers: an influence matrix has 8 for each layer, projection and sample.
+MOST_NUMBERS = 16 << 30
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Row]]:
@@ -133,7 +148,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
 
 
 def check_columns(names: Sequence[str], where: str) -> None:
-    """Refuse a name that stands twice.
+    """Refuse a name that is there twice.
 
     Raises:
         InputError: there is one.
@@ -143,3 +158,45 @@ def check_columns(names: Sequence[str], where: str) -> None:
             raise InputError(
                 f"{where} has the column {quoted(name)} {names.count(name)} times; expected once"
             )
+
+
+def read_npy(path: Path, what: str) -> NDArray[Any]:
+    """The numbers of a `.npy` file.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or holds something other than real numbers.
+    """
+    import numpy as np
+
+    check_file(path, what)
+    with parsing(path, what):
+        with path.open("rb") as file:
+            if file.read(len(_NPY)) != _NPY:
+                raise InputError(f"{path} does not begin as a .npy file does; expected {what}")
+        # Mapped, so that no size is believed before the file has as many bytes.
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if values.dtype.kind not in "fiu":
+            raise InputError(f"{path} holds values of type {values.dtype}; expected {what}")
+        return np.array(values)
+
+
+def read_numbers(path: Path, what: str) -> dict[str, NDArray[np.float64]]:
+    """The tensors of a safetensors file, brought to float64.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or holds something other than floats.
+    """
+    import numpy as np
+    from safetensors import safe_open
+
+    check_file(path, what, MOST_NUMBERS)
+    found = {}
+    with parsing(path, what), safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118, no mapping
+            values = file.get_tensor(name)
+            if values.dtype.kind != "f":
+                raise InputError(
+                    f"{path}: {brief(name)} is of type {values.dtype}; expected {what}"
+                )
+            found[name] = values.astype(np.float64, copy=False)
+    return found

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from layerif.errors import InputError
 
 # Bytes of a name: what lies hidden beside a result has a longer one, and disks take 255.
 LONGEST_NAME = 220
-# Where the format stands in what layerif writes: JSON begins with it, safetensors and pictures
+# Where the format is in what layerif writes: JSON begins with it, safetensors and pictures
 # have it in their headers.
 _HEAD = 4096
 _NAMED = 3
@@ -41,7 +41,7 @@ class Kind:
     format: str = ""
     mark: str = ""
     names: tuple[str, ...] = ()
-    checks: dict[str, Callable[[Path], bool]] = field(default_factory=dict)
+    checks: Mapping[str, Callable[[Path], bool]] = field(default_factory=dict)
     whole: bool = True
 
     def wrote(self, path: Path) -> bool:
@@ -114,10 +114,11 @@ def check_target(path: Path, kind: Kind, *, overwrite: bool = True, mixed: bool 
     place = target(path)
     if foreign := kind.foreign(place, mixed=mixed):
         _refuse(path, place, kind, foreign)
-    if not overwrite and _holds(place):
+    holds = any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size
+    if holds and not overwrite:
         raise InputError(
-            f"{path} already holds another result; choose another --out, "
-            f"or pass overwrite=True to replace it"
+            f"{path} already holds another result; choose another place, "
+            "or pass overwrite=True to replace it"
         )
 
 
@@ -183,7 +184,7 @@ def check_ordinary(path: Path, *, folder: bool) -> None:
 def _check_name(path: Path) -> None:
     text = str(path)
     if text == "-":
-        raise InputError("'-' names no file; --json prints the result instead of a table")
+        raise InputError("'-' names no file; as_json prints the result instead of a table")
     if re.search(r"[\0-\x1f\x7f-\x9f]", text):
         raise InputError(f"{text!a} cannot be written: it holds control characters")
     name = target(path).name
@@ -198,22 +199,14 @@ def _check_name(path: Path) -> None:
         )
 
 
-def _holds(place: Path) -> bool:
-    if place.is_dir():
-        return any(place.iterdir())
-    return place.exists() and place.stat().st_size > 0
-
-
 def _refuse(path: Path, place: Path, kind: Kind, foreign: Sequence[str]) -> None:
     expected = kind.format or "such a result"
     if foreign == [place.name] and place.is_file():
-        raise InputError(
-            f"{path} is a file that is not of the form {expected}, and is not replaced; choose "
-            "another place, or move it away"
+        found = f"is a file that is not of the form {expected}, and is not replaced"
+    else:
+        more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+        found = (
+            f"already holds files that are no part of {expected}, and they are not replaced: "
+            f"{', '.join(foreign[:_NAMED])}{more}"
         )
-    named = ", ".join(foreign[:_NAMED])
-    more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
-    raise InputError(
-        f"{path} already holds files that are no part of {expected}, and they are not replaced: "
-        f"{named}{more}; choose another place, or move them away"
-    )
+    raise InputError(f"{path} {found}; choose another place, or move this away")

@@ -1,23 +1,29 @@
-"""Tensors that the program itself reads back: what is not as it was written counts as absent.
+"""What the program itself reads back: what is not as it was written counts as absent.
 
-A safetensors file whose metadata hold a checksum of all that the tensors are: their names, types,
-shapes and bytes. So a file that was cut off, zeroed by a power cut, changed, or written for another
-purpose is never taken for a result.
+Tensors lie in a safetensors file whose metadata hold a checksum of all that they are: their names,
+types, shapes and bytes. A folder that others write for us is sealed with its files' checksums when
+it is whole. So what was cut off, zeroed by a power cut, changed, or written for another purpose is
+never taken for a result.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerif.core.files.writing import new_file
+from layerif.core.files.disk import writing_to
+from layerif.core.files.writing import new_file, write_json
 
 if TYPE_CHECKING:
     import torch
 
 CHECKSUM = "checksum"
+SEAL = "checksums.json"
+_PIECE = 1 << 20
 
 
 def checksum(pieces: Iterable[memoryview | bytes], found: int = 0) -> int:
@@ -81,3 +87,34 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of a folder's files beside them, once all of it is on the disk.
+
+    Raises:
+        DiskError: the disk refuses.
+    """
+    with writing_to(folder):
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL]
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_json(folder / SEAL, {str(p.relative_to(folder)): checksum(_pieces(p)) for p in files})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the files that a folder was sealed with are there, as they were then."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return bool(sealed) and all(
+            checksum(_pieces(folder / name)) == said for name, said in sealed.items()
+        )
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece

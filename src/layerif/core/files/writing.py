@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from layerif.core.files.failures import writing_to
+from layerif.core.files.disk import writing_to
 from layerif.core.files.leftovers import OLD, beside
 from layerif.core.files.targets import Kind, check_ordinary, check_target, target
 

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from layerif.influence.estimators.block import Block
     from layerif.influence.options import SolveOptions
 
-_OWN = ("datainf", "grad_dot", "cosine", "exact", "cg", "lissa", "ekfac")
-
-ESTIMATORS: Registry[Estimator] = Registry(
-    "estimator", {name: f"{__package__}.{name}:{name.upper()}" for name in _OWN}
+ESTIMATORS: Registry[Estimator] = Registry.of(
+    __package__, "estimator", "datainf grad_dot cosine exact cg lissa ekfac"
 )
 
 

@@ -9,18 +9,10 @@ from layerif.core.registry import Registry
 if TYPE_CHECKING:
     from layerif.influence.subspaces.base import Subspace, SubspaceKind
 
-_HERE = "layerif.influence.subspaces"
-
-SUBSPACES: Registry[SubspaceKind] = Registry(
-    "subspace",
-    {
-        "fresh_lora": f"{_HERE}.lora:FRESH_LORA",
-        "two_sided": f"{_HERE}.projected:TWO_SIDED",
-        "full": f"{_HERE}.full:FULL",
-        "adapter": f"{_HERE}.adapter:ADAPTER",
-    },
-    objects=True,
+SUBSPACES: Registry[SubspaceKind] = Registry.of(
+    __package__, "subspace", "lora:fresh_lora projected:two_sided full adapter", objects=True
 )
+register_subspace = SUBSPACES.register
 
 
 def subspace_kind(subspace: str | Subspace) -> SubspaceKind:
@@ -35,12 +27,3 @@ def subspace_kind(subspace: str | Subspace) -> SubspaceKind:
 
     formed = getattr(subspace, "formed", True)
     return SubspaceKind(lambda _model, _options: subspace, formed=formed)
-
-
-def register_subspace(name: str, kind: SubspaceKind) -> None:
-    """Give a subspace a name: `score(..., subspace=name)` then uses it.
-
-    Raises:
-        InputError: the name is taken.
-    """
-    SUBSPACES.register(name, kind)

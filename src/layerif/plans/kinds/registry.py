@@ -5,16 +5,7 @@ from __future__ import annotations
 from layerif.core.registry import Registry
 from layerif.plans.kinds.base import PlanKind
 
-_HERE = "layerif.plans.kinds"
-
-KINDS: Registry[PlanKind] = Registry(
-    "plan kind",
-    {
-        "sparsity": f"{_HERE}.sparsity:SPARSITY",
-        "experts": f"{_HERE}.experts:EXPERTS",
-        "ranks": f"{_HERE}.ranks:RANKS",
-    },
-)
+KINDS: Registry[PlanKind] = Registry.of(__package__, "plan kind", "sparsity experts ranks")
 
 
 def register_kind(kind: PlanKind) -> None:
