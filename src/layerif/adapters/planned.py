@@ -16,7 +16,7 @@ from layerif.core.files import check_patterns
 from layerif.errors import InputError
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
 from layerif.model.opening import describe
-from layerif.model.peft_adapters import check_rank
+from layerif.model.peft_adapters import adaptable, check_rank, note_left_out
 from layerif.plans.maps.counts import IntArray, equal_rank, equal_ranks
 
 
@@ -55,7 +55,9 @@ def lora_config_for(
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name} is {value}; it must be a positive finite number")
     layers = find_decoder_layers(model)
-    projections = _targeted(layers, target_modules)
+    adapted = adaptable(model, layers)
+    note_left_out(layers, adapted)
+    projections = _targeted(layers, adapted, target_modules)
     ranks = [int(rank) for rank in plan.allocation]
     check_rank(projections, ranks)
     reached = sorted({p.layer for p in projections})
@@ -103,7 +105,8 @@ def trainable_parameters(
     ranks = counts if alone else equal_ranks(counts, rank)
     routed = np.where(alone | (counts == 1), 0, counts)
     total = np.zeros(len(layers), dtype=np.int64)
-    for p in _targeted(layers, target_modules):
+    adapted = adaptable(model, layers) if alone else layers.linear
+    for p in _targeted(layers, adapted, target_modules):
         lora = ranks[p.layer] * (p.in_features + p.out_features)
         total[p.layer] += lora + routed[p.layer] * p.in_features
     return total
@@ -140,12 +143,15 @@ def trained_beside_lora(
 
 
 def _targeted(
-    layers: DecoderLayers, target_modules: Sequence[str] | str | None
+    layers: DecoderLayers,
+    adapted: Sequence[Projection],
+    target_modules: Sequence[str] | str | None,
 ) -> list[Projection]:
     """The projections of decoder layers that PEFT would take for these targets.
 
     Args:
         layers: of the model.
+        adapted: those of their projections that can have an adapter.
         target_modules: ends of names (`q_proj`, `self_attn.q_proj`), a regular expression for the
             whole name, or None for all projections.
 
@@ -153,8 +159,8 @@ def _targeted(
         InputError: one of the names, or the expression, is that of no projection.
     """
     if target_modules is None:
-        return layers.linear
-    names = {_full_name(layers, p): p for p in layers.linear}
+        return list(adapted)
+    names = {_full_name(layers, p): p for p in adapted}
     if isinstance(target_modules, str):
         check_patterns([target_modules], list(names), "target_modules")
         patterns = {target_modules: target_modules}
@@ -166,7 +172,7 @@ def _targeted(
         if not matched:
             raise InputError(
                 f"no projection of a decoder layer is called {target!r}; they are "
-                f"{', '.join(sorted({p.name for p in layers.linear}))}"
+                f"{', '.join(sorted({p.name for p in adapted}))}"
             )
         chosen |= matched
     return [projection for name, projection in names.items() if name in chosen]

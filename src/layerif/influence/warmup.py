@@ -28,7 +28,13 @@ from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import DecoderLayers, Projection
 from layerif.model.modes import as_found, evaluation_mode
 from layerif.model.opening import input_device
-from layerif.model.peft_adapters import adapted_modules, check_rank, refuse_adapted
+from layerif.model.peft_adapters import (
+    adaptable,
+    adapted_modules,
+    check_rank,
+    note_left_out,
+    refuse_adapted,
+)
 
 RATE = 3e-4
 
@@ -183,7 +189,9 @@ def warmed_up(
         model,
         "so no fresh one is warmed up; score with the one it has, or open it without",
     )
-    with fresh_adapter(model, layers.path, layers.projections, lora, NAME) as pairs:
+    adapted = adaptable(model, layers)
+    note_left_out(layers, adapted)
+    with fresh_adapter(model, layers.path, adapted, lora, NAME) as pairs:
         found = kept.load(NAME)
         if found is None:
             batches = pack(items, options.batch_tokens, model)

@@ -58,6 +58,9 @@ class ExpertMap(nn.Module):
         transposed: whether a slice is (in, out).
     """
 
+    owner: nn.Module
+    parameter: torch.Tensor
+
     def __init__(
         self,
         owner: nn.Module,
@@ -300,7 +303,7 @@ class ExpertCalls(TorchFunctionMode):
         if found is None:
             return nn.functional.linear(inputs, weight, bias)
         found.check(weight.T)
-        output = found(inputs)
+        output: torch.Tensor = found(inputs)
         return output if bias is None else output + bias
 
     def _product(self, func: Any, inputs: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> Any:

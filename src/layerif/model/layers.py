@@ -241,7 +241,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
 def _maps(layer: nn.Module, hidden: int | None) -> Iterator[tuple[str, nn.Module]]:
     """The linear maps of a layer by name, in the order of its modules; routers are left out."""
     modules = dict(_without_adapters(layer))
-    experts = defaultdict(list)
+    experts: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
     for path, maps in expert_maps(layer, hidden):
         experts[id(maps[0].owner)] += [(f"{path}.{one.expert}", one) for one in maps]
     routed = bool(experts) or any(name.endswith("experts") for name in modules)

@@ -21,7 +21,7 @@ from layerif.core.files.tensors import bytes_of
 from layerif.core.progress import note
 from layerif.errors import InputError, LayerifError, MissingDependencyError
 from layerif.model.folders import ADAPTER_CONFIG, check_adapter
-from layerif.model.layers import Projection
+from layerif.model.layers import DecoderLayers, Projection
 
 DEFAULT = "default"
 BASE_HASH = "base_model_sha256"
@@ -225,6 +225,49 @@ def _noted(place: Path, *, silent: bool) -> Iterator[None]:
     for message in dict.fromkeys(messages):
         if "missing adapter keys" not in message:
             note(f"PEFT, of the adapter in {place}: {message}")
+
+
+def adaptable(model: Any, layers: DecoderLayers) -> list[Projection]:
+    """The projections that PEFT can put a LoRA beside.
+
+    Not those of experts in one parameter; nor, in such models, those whose names PEFT takes for
+    names that experts had before (`gate_proj` of a shared expert); nor what it refuses in some
+    state-space models (`out_proj`).
+
+    Args:
+        model: of transformers, without adapters; a skeleton will do.
+        layers: its decoder layers.
+    """
+    ends = {p.name.rpartition(".")[2] for p in layers.linear}
+    taken = {end for end in ends if not _reaches(model, end)}
+    return [p for p in layers.linear if p.name.rpartition(".")[2] not in taken]
+
+
+def note_left_out(layers: DecoderLayers, adapted: Sequence[Projection]) -> None:
+    """Say which kinds of projections have no LoRA, where some have none."""
+    known = {projection.key for projection in adapted}
+    left = [p for p in layers.projections if p.key not in known]
+    if left:
+        names = {p.name if p.fused is None else p.name.rpartition(".")[0] for p in left}
+        note(
+            f"a LoRA at {len(adapted)} of {len(layers.projections)} projections; PEFT can put none "
+            f"at {', '.join(sorted(names))}"
+        )
+
+
+def _reaches(model: Any, end: str) -> bool:
+    """Whether PEFT would put a LoRA at the modules of a name, and not elsewhere or nowhere."""
+    from peft import LoraConfig
+    from peft.tuners import tuners_utils
+    from peft.utils import transformers_weight_conversion as conversion
+
+    config = LoraConfig(target_modules=[end])
+    try:
+        tuners_utils._check_lora_target_modules_mamba(config, model, end)
+        conversion.convert_peft_config_for_transformers(config, model, None)
+    except ValueError:
+        return False
+    return end in (config.target_modules or ())
 
 
 def check_rank(projections: Sequence[Projection], ranks: int | Sequence[int]) -> None:

@@ -25,7 +25,7 @@ from layerif.influence.warmup import Schedule, fine_tune, fresh_adapter
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
-from layerif.model.peft_adapters import refuse_adapted
+from layerif.model.peft_adapters import adaptable, note_left_out, refuse_adapted
 from layerif.validation.options import CapacityOptions
 from layerif.validation.partial import PartialForward, Rows
 
@@ -70,6 +70,8 @@ def capacity(
     model = unwrapped(model)
     refuse_adapted(model, "so what fresh ones gain in one layer alone is not seen; open it without")
     layers = find_decoder_layers(model)
+    projections = adaptable(model, layers)
+    note_left_out(layers, projections)
     partial = PartialForward(model, layers)
     trained = Rows(train, options.batch_tokens, model, "training row")
     judged = Rows(validation, options.batch_tokens, model, "validation row", RATE)
@@ -86,7 +88,8 @@ def capacity(
             return (nats / batches[number].counts.to(nats.device)).mean()
 
         count = len(trained.batches)
-        with fresh_adapter(model, layers.path, layers.of(layer), lora, NAME) as pairs:
+        own = [projection for projection in projections if projection.layer == layer]
+        with fresh_adapter(model, layers.path, own, lora, NAME) as pairs:
             fine_tune(pairs, loss, count, schedule, lambda _units=1: advance(len(layers) - layer))
             with torch.no_grad():
                 nats = [
