@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.pytorch_utils import Conv1D
 
 from layerif.artifacts import Manifest, PrunedModule
 from layerif.artifacts.naming import layer_of
 from layerif.compress.pruning.saving import zeros_in
 from layerif.compress.pruning.targets import Pattern
 from layerif.errors import InputError
-from layerif.model.layers import find_decoder_layers
-from layerif.model.opening import open_skeleton
+from layerif.model.layers import Projection, find_decoder_layers
+from layerif.model.opening import open_model, open_skeleton
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,8 @@ class Verification:
 def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
     """Count the zeros of every projection in a folder's safetensors, and check N:M group by group.
 
-    Only the projections are read, one at a time, and no model is built.
+    Only the projections are read, one at a time, and no model is built; but for experts whose
+    files hold other tensors than the model, which transformers joins as it opens them.
 
     Args:
         folder: as `layerif prune` writes it.
@@ -75,23 +75,32 @@ def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verificati
     folder = Path(folder)
     manifest = Manifest.of_folder(folder)
     skeleton = open_skeleton(folder, trust_remote_code=trust_remote_code)
-    paths = {module: path for path, module in skeleton.named_modules()}
+    paths = {id(parameter): path for path, parameter in skeleton.named_parameters()}
     projections = {p.key: p for p in find_decoder_layers(skeleton).projections}
+    joined: dict[str, Projection] = {}
     verdicts = []
     with ExitStack() as open_:
         files = _files_of_tensors(folder, open_)
         for entry in manifest.modules:
             weight = None
             if projection := projections.pop(entry.module, None):
-                weight = _weight(files, f"{paths[projection.module]}.weight")
-                if weight is not None and isinstance(projection.module, Conv1D):
-                    weight = weight.T  # it stores (in, out)
+                stored = _weight(files, paths[id(projection.parameter)])
+                if stored is not None:
+                    weight = projection.part(stored)
+                elif projection.fused is not None:
+                    joined = joined or _opened(folder, trust_remote_code=trust_remote_code)
+                    weight = joined[entry.module].weight
             verdicts.append(_verdict(entry, weight))
     # Nothing is said of projections that the manifest does not know, but there should be none.
     for key, projection in projections.items():
         verdicts.append(Verdict(key, 0, None, projection.numel, None, "is not in the manifest"))
     counted = sum(v.zeros or 0 for v in verdicts) / max(sum(v.numel for v in verdicts), 1)
     return Verification(verdicts, manifest.sparsity, counted)
+
+
+def _opened(folder: Path, *, trust_remote_code: bool) -> dict[str, Projection]:
+    model, _ = open_model(folder, device="cpu", trust_remote_code=trust_remote_code)
+    return {p.key: p for p in find_decoder_layers(model).projections}
 
 
 def _verdict(entry: PrunedModule, weight: torch.Tensor | None) -> Verdict:

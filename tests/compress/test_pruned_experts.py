@@ -1,0 +1,53 @@
+"""Mixtures of experts pruned, saved and verified, expert by expert."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import layerif
+from helpers.architecture_checks import TEXT
+from helpers.architectures import tiny_architecture
+from helpers.tiny import tiny_tokenizer
+from layerif.compress.pruning.verifying import verify
+from layerif.model.layers import find_decoder_layers
+
+NAMES = ["mixtral", "gpt_oss", "dbrx", "granitemoehybrid", "qwen3_5_moe_text"]
+OPTIONS = {"calibration": TEXT, "calibration_samples": 8, "context_length": 32}
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_expert_has_the_zeros_it_was_asked_for(name, method):
+    model = tiny_architecture(name)
+    manifest = layerif.prune(model, 0.5, method=method, tokenizer=tiny_tokenizer(), **OPTIONS)
+    projections = {p.key: p for p in find_decoder_layers(model).projections}
+    assert [m.module for m in manifest.modules] == list(projections)
+    for entry in manifest.modules:
+        weight = projections[entry.module].weight
+        assert entry.zeros == int((weight == 0).sum())
+        assert entry.zeros == entry.numel // 2
+        assert bool(weight.isfinite().all())
+
+
+def test_patterns_lie_along_the_inputs_of_experts_stored_either_way_round():
+    for name in ("mixtral", "gpt_oss"):
+        model = tiny_architecture(name)
+        layerif.prune(model, nm="2:4", method="wanda", tokenizer=tiny_tokenizer(), **OPTIONS)
+        for projection in find_decoder_layers(model).projections:
+            kept = (projection.weight != 0).reshape(-1, 4).sum(1)
+            assert torch.equal(kept, torch.full_like(kept, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_mixture_is_verified(name, tmp_path):
+    model, tokenizer = tiny_architecture(name), tiny_tokenizer()
+    manifest = layerif.prune(model, 0.5, method="wanda", tokenizer=tokenizer, **OPTIONS)
+    layerif.save_pruned(model, tokenizer, manifest, tmp_path / "pruned")
+    assert verify(tmp_path / "pruned").ok
+    expert = next(p for p in find_decoder_layers(model).projections if p.fused is not None)
+    with torch.no_grad():
+        expert.weight[expert.weight == 0] = 1.0
+    layerif.save_pruned(model, tokenizer, manifest, tmp_path / "other")
+    faulty = [v.module for v in verify(tmp_path / "other").modules if v.fault is not None]
+    assert faulty == [expert.key]
