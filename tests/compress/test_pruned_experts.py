@@ -51,3 +51,13 @@ def test_a_saved_mixture_is_verified(name, tmp_path):
     layerif.save_pruned(model, tokenizer, manifest, tmp_path / "other")
     faulty = [v.module for v in verify(tmp_path / "other").modules if v.fault is not None]
     assert faulty == [expert.key]
+
+
+def test_all_experts_see_all_text():
+    def pruned(**options):
+        model = tiny_architecture("mixtral")
+        layerif.prune(model, 0.5, tokenizer=tiny_tokenizer(), **OPTIONS, **options)
+        return [p.weight.clone() for p in find_decoder_layers(model).projections]
+
+    routed, everyone = pruned(), pruned(all_experts=True)
+    assert any(not torch.equal(one, two) for one, two in zip(routed, everyone, strict=True))

@@ -20,7 +20,8 @@ from layerif.calibration.hidden import HiddenStates
 from layerif.calibration.statistics import Statistics
 from layerif.data.batching import accepted
 from layerif.errors import InputError
-from layerif.model.layers import DecoderLayers
+from layerif.model.experts import every_expert
+from layerif.model.layers import DecoderLayers, Projection
 from layerif.model.modes import replaced_forwards
 
 # How the model called one decoder layer: arguments by place and by keyword, hidden states left out.
@@ -48,6 +49,7 @@ class Visit:
     _hidden: HiddenStates
     _calls: list[_Call]
     _once: bool = False
+    _sent_all: Sequence[Projection] = ()
     _handed_on: int = 0
 
     def inputs(self) -> Iterator[torch.Tensor]:
@@ -80,7 +82,7 @@ class Visit:
 
     def observe(self, statistics: Statistics) -> None:
         """Run the layer once, on all batches, with the statistics watching its projections."""
-        with statistics.watching():
+        with statistics.watching(), every_expert(self.module, self._sent_all):
             for _ in self.run():
                 pass
 
@@ -104,6 +106,7 @@ def walk(
     hidden: HiddenStates | None = None,
     *,
     unchanged: bool = False,
+    all_experts: bool = False,
 ) -> Iterator[Visit]:
     """Visit the decoder layers from the bottom up.
 
@@ -116,12 +119,15 @@ def walk(
         hidden: where they are kept, empty as yet; in memory for None.
         unchanged: the layers stay as they are, so that what the caller's run of a layer gives is
             handed on, and no layer runs twice.
+        all_experts: statistics see every token at every expert, whatever is routed to it.
     """
     hidden = [] if hidden is None else hidden
     calls = _capture(model, layers, batches, hidden)
     last = len(layers) - 1
     for index, module in enumerate(layers.modules):
-        visit = Visit(index, module, hidden, [call[index] for call in calls], unchanged)
+        sent_all = layers.of(index) if all_experts else ()
+        own = [call[index] for call in calls]
+        visit = Visit(index, module, hidden, own, unchanged, sent_all)
         yield visit
         if index != last:
             visit._hand_on()

@@ -61,9 +61,10 @@ class Mark(Enum):
 
     RESULTS_UNCHANGED = "it changes memory and speed alone, and so is in no fingerprint"
     GIVES_WAY = "a default of more than there is gives way to what there is"
+    ADDED = "earlier results have its default, so it is in a fingerprint where it differs from that"
 
 
-RESULTS_UNCHANGED, GIVES_WAY = Mark.RESULTS_UNCHANGED, Mark.GIVES_WAY
+RESULTS_UNCHANGED, GIVES_WAY, ADDED = Mark.RESULTS_UNCHANGED, Mark.GIVES_WAY, Mark.ADDED
 
 
 class Options(Record):
@@ -131,11 +132,13 @@ class Options(Record):
 
     def recorded(self) -> dict[str, Any]:
         """The options that results depend on, for a fingerprint."""
-        return {
-            name: value
-            for name, value in self.values().items()
-            if RESULTS_UNCHANGED not in type(self).model_fields[name].metadata
-        }
+        recorded = {}
+        for name, value in self.values().items():
+            field = type(self).model_fields[name]
+            same = ADDED in field.metadata and value == field.default
+            if not same and RESULTS_UNCHANGED not in field.metadata:
+                recorded[name] = value
+        return recorded
 
 
 def _first_fault(error: ValidationError, kind: type[Options]) -> str:

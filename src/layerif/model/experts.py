@@ -196,18 +196,19 @@ def every_expert(layer: nn.Module, projections: Sequence[Any]) -> Iterator[None]
         InputError: experts are called in a way that leaves no choice of them.
     """
     owners = {id(p.module.owner): p.module for p in projections if isinstance(p.module, ExpertMap)}
-    routed = [module for module in layer.modules() if _takes_routes(module)]
-    inside = {id(inner) for module in routed for inner in module.modules()}
-    for owner, one in owners.items():
-        if owner not in inside:
+    routed: dict[nn.Module, int] = {}
+    for one in owners.values():
+        holders = [m for m in layer.modules() if _takes_routes(m) and one.owner in m.modules()]
+        if not holders:
             raise InputError(
                 f"all_experts: the experts of {type(one.owner).__name__} cannot be sent every "
                 "token; leave it out"
             )
-    experts = {id(m): next(o.experts for o in owners.values() if _holds(m, o)) for m in routed}
+        routed |= dict.fromkeys(holders, one.experts)
+    modules = list(routed)
 
     def replacement(place: int, forward: Any) -> Any:
-        count = experts[id(routed[place])]
+        count = routed[modules[place]]
 
         def run(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> Any:
             others = torch.ones(len(index), count, dtype=torch.bool, device=index.device)
@@ -218,7 +219,7 @@ def every_expert(layer: nn.Module, projections: Sequence[Any]) -> Iterator[None]
 
         return run
 
-    with replaced_forwards(routed, replacement):
+    with replaced_forwards(modules, replacement):
         yield
 
 
@@ -226,10 +227,6 @@ def _takes_routes(module: nn.Module) -> bool:
     """Whether a module's forward takes tokens, the experts of each, and their weights."""
     names = list(signature(module.forward).parameters)
     return len(names) == 3 and "ind" in names[1] and "weights" in names[2]
-
-
-def _holds(module: nn.Module, one: ExpertMap) -> bool:
-    return any(inner is one.owner for inner in module.modules())
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from layerif.compress.pruning.registry import PRUNERS, reads_text
 from layerif.core.choices import HiddenStatesPlace
-from layerif.core.options import RESULTS_UNCHANGED, Options, Rule
+from layerif.core.options import ADDED, RESULTS_UNCHANGED, Options, Rule
 from layerif.data.options import ChunkOptions
 from layerif.errors import InputError
 
@@ -41,8 +41,8 @@ class PruneOptions(MethodOptions, ChunkOptions):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "calibration calibration_samples context_length batch_tokens hidden_states data_dir "
-            "seed",
+            "calibration calibration_samples context_length batch_tokens hidden_states all_experts "
+            "data_dir seed",
             lambda v: reads_text(v["method"]),
             "for methods that read calibration text, such as wanda and sparsegpt",
         ),
@@ -56,5 +56,7 @@ class PruneOptions(MethodOptions, ChunkOptions):
     """Tokens run at once, padding counted."""
     hidden_states: Annotated[HiddenStatesPlace, RESULTS_UNCHANGED] = "auto"
     """Where hidden states between layers are kept; auto: on disk if they fill half the memory."""
+    all_experts: Annotated[bool, ADDED] = False
+    """Take statistics of every token at every expert of a mixture, whatever is routed to it."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all draws; splits do not depend on it."""

@@ -110,7 +110,7 @@ def prune(
                 f"{method}: {samples} chunks of {length} tokens; hidden states {size / 1e6:.0f} MB"
             )
             note_memory(model, f"pruning by {method}", "walk", options.batch_tokens, kept=size)
-            visits = walk(model, layers, batches, store)
+            visits = walk(model, layers, batches, store, all_experts=options.all_experts)
         open_.enter_context(evaluation_mode(model))
         advance = open_.enter_context(progress(f"pruning ({method})", len(layers)))
         for index, visit in enumerate(visits):
