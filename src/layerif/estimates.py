@@ -20,7 +20,8 @@ from layerif.core.progress import note
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.likelihood import logit_bytes
-from layerif.model.layers import find_decoder_layers
+from layerif.model.experts import ExpertMap
+from layerif.model.layers import Projection, find_decoder_layers
 from layerif.model.opening import input_device
 
 # forward: losses alone. walk: layer by layer, without a head. backward: gradients of outputs.
@@ -30,6 +31,8 @@ Pass = Literal["forward", "walk", "backward", "inputs"]
 STREAMS = 8
 # And copies of each projection's output: itself, and what the next operation makes of it.
 COPIES = 1.5
+# What configurations call the number of experts of a token.
+TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k")
 
 
 def memory(model: Any, how: Pass, tokens: int, *, kept: float = 0) -> float:
@@ -48,12 +51,22 @@ def memory(model: Any, how: Pass, tokens: int, *, kept: float = 0) -> float:
     numbers = [STREAMS * hidden] * len(layers)
     for projection in layers.projections:
         inputs = projection.in_features if how == "inputs" else 0
-        numbers[projection.layer] += COPIES * projection.out_features + inputs
+        own = COPIES * projection.out_features + inputs
+        numbers[projection.layer] += own * _share(model, projection)
     widths = sum(numbers) if how in ("backward", "inputs") else max(numbers)
     # Logits and their logarithms of softmax; going back, the gradients of both.
     copies = {"walk": 0, "forward": 2}.get(how, 4)
     logits = copies * logit_bytes(model, tokens) if copies else 0
     return tokens * widths * floating.itemsize + logits + kept
+
+
+def _share(model: Any, projection: Projection) -> float:
+    """The share of all tokens that a projection is given: of an expert's, those routed to it."""
+    if not isinstance(projection.module, ExpertMap):
+        return 1.0
+    config = model.config.get_text_config(decoder=True)
+    chosen = next((k for name in TOP_K if (k := getattr(config, name, None))), None)
+    return min(chosen / projection.module.experts, 1.0) if isinstance(chosen, int) else 1.0
 
 
 def note_memory(model: Any, what: str, how: Pass, tokens: int, *, kept: float = 0) -> None:

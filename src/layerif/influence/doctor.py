@@ -75,7 +75,7 @@ class Diagnosis:
 
 QUESTIONS = (
     "losses and gradients are finite",
-    "every projection is reached",
+    "gradients reach the projections",
     "hooks give what autograd gives",
     "a batch gives what its samples give alone",
 )
@@ -118,33 +118,52 @@ def examine(
             # First, as memory that is still held by other work would hide the peak.
             found = estimate(model, per_sample, matrices, items, others, options.batch_tokens)
             together = per_sample(_batch(model, few))[1]
+            uses = per_sample.uses
             alone = [per_sample(_batch(model, [item]))[1] for item in few]
-            silent = [m.key for m, g in zip(matrices, together, strict=True) if not g.any()]
         except NumericalError as error:
-            missed = [m.key for m, uses in zip(matrices, per_sample.uses, strict=True) if not uses]
-            return _stopped(error, missed, len(matrices))
+            return _stopped(error)
     checks = (
-        Check(QUESTIONS[0], True, f"{len(few)} samples, {len(matrices)} projections"),
-        Check(
-            QUESTIONS[1],
-            not silent,
-            f"the gradient is zero at {_listed(silent)}"
-            if silent
-            else "no gradient is zero throughout",
-        ),
+        Check(QUESTIONS[0], True, f"{len(few)} samples, {_made_of(layers)}"),
+        _reached(layers.projections, together, uses),
         _against_autograd(model, layers.projections, matrices, few, alone, TOLERANCES[dtype]),
         _against_the_batch(model, layers, few, matrices, together, alone, dtype),
     )
     return Diagnosis(checks, found)
 
 
-def _stopped(error: NumericalError, missed: Sequence[str], matrices: int) -> Diagnosis:
+def _made_of(layers: DecoderLayers) -> str:
+    """The weights of the decoder layers by their kinds."""
+    experts = sum(p.fused is not None for p in layers.projections)
+    words = f"{len(layers.projections)} projections"
+    if experts:
+        words += f" ({experts} of experts)"
+    if layers.rest:
+        kinds = {name.split(".", 2)[2].removesuffix(".weight") for name, _ in layers.rest}
+        words += f"; left as they are: {_listed(sorted(kinds))}"
+    return words
+
+
+def _reached(
+    projections: Sequence[Projection], gradients: Sequence[torch.Tensor], uses: Sequence[int]
+) -> Check:
+    """Whether a gradient is zero although its projection takes part in the loss."""
+    rows = list(zip(projections, gradients, uses, strict=True))
+    silent = [p.key for p, gradient, used in rows if used and not gradient.any()]
+    idle = [p.key for p, _, used in rows if not used and p.fused is None]
+    unrouted = sum(not used and p.fused is not None for p, _, used in rows)
+    if silent:
+        return Check(QUESTIONS[1], False, f"the gradient is zero at {_listed(silent)}")
+    words = "no gradient is zero throughout"
+    if unrouted:
+        words += f"; {unrouted} of experts were given no token"
+    if idle:
+        words += f"; idle, as the loss does not depend on them: {_listed(idle)}"
+    return Check(QUESTIONS[1], True, words)
+
+
+def _stopped(error: NumericalError) -> Diagnosis:
     """What is known after a pass that failed."""
-    answers: list[tuple[bool | None, str]] = [(None, "not asked")] * len(QUESTIONS)
-    if 0 < len(missed) < matrices:
-        answers[1] = (False, f"no gradient reaches {_listed(missed)}")
-    else:
-        answers[0] = (False, str(error))
+    answers = [(False, str(error)), *[(None, "not asked")] * (len(QUESTIONS) - 1)]
     checks = (Check(q, *answer) for q, answer in zip(QUESTIONS, answers, strict=True))
     return Diagnosis(tuple(checks), None)
 

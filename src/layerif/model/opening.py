@@ -126,6 +126,8 @@ def _with_weights(
             model, found = _kind_of(skeleton.config).from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
+            if options["dtype"] == torch.float64 and model._can_set_experts_implementation():
+                model.set_experts_implementation("eager")  # the others know no float64
             if options["device_map"] is None:
                 model.to(device)
     except InputError as error:
