@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class LayerifError(Exception):
-    """Something a user can act on: one paragraph, what is wrong and what would be right."""
+    """Something a user can act on: one paragraph, what is wrong and what is expected."""
 
     exit_code = 1
 

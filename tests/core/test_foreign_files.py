@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import random
 import subprocess
@@ -22,7 +21,7 @@ from layerif.artifacts import Plan
 from layerif.core.files import patterns, read_json, read_npy, read_rows, read_text, read_yaml
 from layerif.errors import InputError
 from layerif.finetuning.options import FinetuneOptions
-from layerif.influence.estimators.base import Damping
+from layerif.influence.options import SolveOptions
 from layerif.plans.maps.counts import apportion
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -279,8 +278,8 @@ def test_counts_beyond_64_bits_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "out_of_range",
     [
-        lambda: Damping(1e308),
-        lambda: Damping(0.1, math.inf),
+        lambda: SolveOptions(damping=1e308),
+        lambda: SolveOptions(damping_value=1e308),
         lambda: apportion([0.5, 1.0], 2**63),
         lambda: FinetuneOptions(balance=1e308),
         lambda: FinetuneOptions(max_steps=2**63),

@@ -13,7 +13,7 @@ from helpers.scoring import WANTED
 from helpers.searching import SEARCH, same, states
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.compress.pruning.compressor import PruningCompressor
-from layerif.core.checkpoint import DiskSteps, resumable
+from layerif.core.checkpoint import Steps, resumable
 from layerif.data.batching import collate, pack
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
@@ -112,7 +112,7 @@ def test_evolution_works_for_every_pruner_and_granularity(method, granularity):
 def test_cut_short_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, method):
     model = trained_model()
     whole = searched(model, 0.6, evaluations=100, method=method)
-    saved, save = [], DiskSteps.save
+    saved, save = [], Steps.save
 
     def cut_short(self, step, tensors):
         save(self, step, tensors)
@@ -120,7 +120,7 @@ def test_cut_short_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, method):
         if len(saved) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(DiskSteps, "save", cut_short)
+    monkeypatch.setattr(Steps, "save", cut_short)
     with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "plan", WANTED) as steps:
         searched(model, 0.6, evaluations=100, method=method, steps=steps)
     with resumable(tmp_path / "plan", WANTED) as steps:

@@ -202,7 +202,7 @@ def test_a_plan_is_found_again_and_other_work_refused(tmp_path, capsys):
     one["sparsity"] += 1e-3
     other["sparsity"] -= 1e-3
     path.write_text(json.dumps(edited))
-    with pytest.raises(InputError, match=r"edited.*another --out"):
+    with pytest.raises(InputError, match=r"edited.*another .out"):
         made(options=options)
     with pytest.raises(InputError, match="edited"):
         check_unedited(path)

@@ -172,7 +172,7 @@ def test_a_high_score_beside_a_high_gain_speaks_for_direct(tmp_path):
     scores = {"with": np.arange(6.0) ** 2}
     (found,) = agreements(scores, {"capacity": ascending})["capacity"]
     assert (found.spearman, found.truth, found.orientation) == (1.0, "capacity", "direct")
-    assert "Use with with --orientation direct for experts or ranks" in advice([found])
+    assert "Use with with orientation direct for experts or ranks" in advice([found])
     (against,) = agreements({"against": -np.arange(6.0)}, {"capacity": ascending})["capacity"]
     assert against.orientation == "inverse"
     pruned = Agreement(name="with", truth="isolated", spearman=1.0, low=0.5, high=1.0)

@@ -240,7 +240,7 @@ def test_scores_are_ranked_by_their_correlation_with_the_costs():
     assert by_name["against"].orientation == "direct"
     assert by_name["with"].orientation == "inverse"
     assert by_name["constant"].orientation is None
-    assert "Use against with --orientation direct" in advice(found)
+    assert "Use against with orientation direct" in advice(found)
     assert "No better than uniform" in advice([by_name["constant"]])
     with pytest.raises(InputError, match=r"short has 3 .*12"):
         beside({"short": [1, 2, 3]}, truth_of(costs))

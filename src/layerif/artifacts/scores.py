@@ -1,7 +1,7 @@
 """Scores: LayerScores of influence, and MetricScores, one number a layer from any other metric.
 
 LayerScores say how training samples move the validation loss through each layer. The artifact is
-the matrix, not a score: the aggregations of METHOD section 1 are taken from it.
+the matrix, not a score: all aggregations are taken from it.
 """
 
 from __future__ import annotations

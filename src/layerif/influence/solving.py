@@ -56,7 +56,7 @@ def solve(
             "collected beside these gradients; collect them again for it"
         )
     groups = group(gradients.record, options.block)
-    own = (steps or NO_STEPS).of_kind("solve", options.recorded())
+    own = (steps or NO_STEPS).of_kind("solve", options.part(SolveOptions).recorded())
     solutions = solve_blocks(gradients, groups, options, own)
     seconds = gradients.record.seconds + time.perf_counter() - began
     record = gradients.record.model_copy(update={"seconds": seconds})

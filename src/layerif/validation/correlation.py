@@ -108,7 +108,7 @@ def advice(found: Sequence[Agreement]) -> str:
             f"{otherwise}"
         )
     return (
-        f"Use {best.name} with --orientation {best.orientation}{budget}: its correlation with "
+        f"Use {best.name} with orientation {best.orientation}{budget}: its correlation with "
         f"{what} is {best.spearman:+.2f} ({best.low:+.2f} to {best.high:+.2f}). {judge}"
     )
 

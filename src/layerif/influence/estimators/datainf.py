@@ -6,7 +6,7 @@ With c = G v and r_i = |g_i|^2, by Sherman and Morrison:
 
     I = G x,   x = (v - w) / lambda,   w = (1/n) G^T (c / (lambda + r))
 
-which is METHOD's form with K = G G^T never formed: n d operations and not n^2 d, in three passes
+which is the paper's form with K = G G^T never formed: n d operations and not n^2 d, in three passes
 over the gradients (r and c, hence lambda; w; G x), or two where lambda is given.
 """
 

@@ -1,7 +1,7 @@
 """The weights themselves: no projection, and no gradient is ever formed for a single sample.
 
 Norms come from the ghost identity <g_i, g_i> = sum_{t,s} (a_t . a_s)(e_t . e_s), products with a
-vector and weighted sums from one matrix product (METHOD 1d).
+vector and weighted sums from one matrix product.
 """
 
 from __future__ import annotations

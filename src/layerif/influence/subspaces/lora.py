@@ -1,7 +1,7 @@
 """A fresh LoRA on every projection: no fine-tuning is needed first, and the model is unchanged.
 
 With B = 0, grad(A) = 0, while grad(B) = (alpha/r) dL/dW A^T is a random projection of the full
-gradient (METHOD 1b).
+gradient.
 """
 
 from __future__ import annotations
