@@ -51,6 +51,8 @@ class Manifest(JsonArtifact):
         nm: the pattern that was asked for; None for zeros anywhere.
         sparsity: fraction of zeros over all projections of the decoder layers, counted.
         modules: the same for each projection.
+        dense: name and size of other weights of two dimensions and more in the decoder layers,
+            which are left as they are: convolutions, state-space parameters, routers.
         calibration: text, tokens and seed that the statistics come from; empty without any.
         precision: that the weights are stored in, where it is narrower than the one of `setting`,
             which they were pruned in.
@@ -65,6 +67,7 @@ class Manifest(JsonArtifact):
     nm: str | None = None
     sparsity: float
     modules: list[PrunedModule] = Field(min_length=1)
+    dense: dict[str, int] = Field(default_factory=dict)
     calibration: dict[str, Any]
     seconds: float
     setting: Setting

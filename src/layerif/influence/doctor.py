@@ -138,8 +138,7 @@ def _made_of(layers: DecoderLayers) -> str:
     if experts:
         words += f" ({experts} of experts)"
     if layers.rest:
-        kinds = {name.split(".", 2)[2].removesuffix(".weight") for name, _ in layers.rest}
-        words += f"; left as they are: {_listed(sorted(kinds))}"
+        words += f"; left as they are: {_listed(layers.kinds_of_rest)}"
     return words
 
 

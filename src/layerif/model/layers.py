@@ -133,6 +133,11 @@ class DecoderLayers:
         """The projections that are modules of their own, where adapters can be put."""
         return [p for p in self.projections if p.fused is None]
 
+    @property
+    def kinds_of_rest(self) -> list[str]:
+        """The names of `rest` without their layers."""
+        return sorted({name.split(".", 2)[2].removesuffix(".weight") for name, _ in self.rest})
+
     def of(self, layer: int) -> list[Projection]:
         """The projections of one decoder layer."""
         return [p for p in self.projections if p.layer == layer]

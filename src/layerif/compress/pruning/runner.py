@@ -80,6 +80,8 @@ def prune(
     plan = _as_plan(plan, options.nm, layers)
     plan.check_fits(info, "sparsity")
     asked = targets(layers.projections, plan, options.nm)
+    if layers.rest:
+        note(f"left as they are: {', '.join(layers.kinds_of_rest)}")
     about: dict[str, Any] = {}
     modules: list[PrunedModule] = []
     with ExitStack() as open_:
@@ -123,6 +125,7 @@ def prune(
         nm=options.nm,
         sparsity=sum(m.zeros for m in modules) / sum(m.numel for m in modules),
         modules=modules,
+        dense=dict(layers.rest),
         calibration=about,
         seconds=round(time.perf_counter() - began, 3),
         setting=setting(model),
