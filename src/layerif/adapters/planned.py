@@ -28,6 +28,7 @@ def lora_config_for(
     lora_alpha: float | None = None,
     target_modules: Sequence[str] | str | None = None,
     lora_dropout: float = 0.0,
+    adapt_experts: bool = False,
     **options: Any,
 ) -> LoraConfig:
     """The configuration of a LoRA whose rank in each decoder layer is that of the plan.
@@ -44,6 +45,7 @@ def lora_config_for(
         lora_alpha: one alpha for all layers instead, so that the scaling falls with the rank.
         target_modules: names of projections, or a regular expression; None for all of them.
         lora_dropout: of the LoRA's input.
+        adapt_experts: put one beside each expert of a mixture too, by PEFT's `target_parameters`.
         options: other fields of LoraConfig.
 
     Raises:
@@ -56,11 +58,12 @@ def lora_config_for(
             raise InputError(f"{name} is {value}; it must be a positive finite number")
     layers = find_decoder_layers(model)
     adapted = adaptable(model, layers)
-    note_left_out(layers, adapted)
+    experts = _parameters_of_experts(model, layers) if adapt_experts else {}
+    note_left_out(layers, [*adapted, *(p for of in experts.values() for p in of)])
     projections = _targeted(layers, adapted, target_modules)
     ranks = [int(rank) for rank in plan.allocation]
-    check_rank(projections, ranks)
-    reached = sorted({p.layer for p in projections})
+    check_rank([*projections, *(of[0] for of in experts.values())], ranks)
+    reached = sorted({p.layer for p in projections} | {of[0].layer for of in experts.values()})
     patterns = {layer: rf"{re.escape(layers.path)}\.{layer}\..*" for layer in reached}
     scaled = {} if lora_alpha is not None else patterns
     largest = max(ranks)
@@ -71,6 +74,7 @@ def lora_config_for(
         rank_pattern={pattern: ranks[layer] for layer, pattern in patterns.items()},
         alpha_pattern={p: alpha_per_rank * ranks[layer] for layer, p in scaled.items()},
         target_modules=[_full_name(layers, p) for p in projections],
+        target_parameters=list(experts) or None,
         lora_dropout=lora_dropout,
         fan_in_fan_out=all(isinstance(p.module, Conv1D) for p in projections),
         **options,
@@ -140,6 +144,27 @@ def trained_beside_lora(
         "by_layer": own.tolist(),
         "plain_lora": {"rank": uniform, "parameters": int(trainable_parameters(lora, model).sum())},
     }
+
+
+def _parameters_of_experts(
+    model: PreTrainedModel, layers: DecoderLayers
+) -> dict[str, list[Projection]]:
+    """The parameters that hold the weights of experts, by name, with the projections in each.
+
+    Raises:
+        InputError: there are none that PEFT can put a LoRA beside.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, list[Projection]] = {}
+    for projection in layers.projections:
+        if projection.fused is not None and projection.parameter.ndim == 3:
+            found.setdefault(names[id(projection.parameter)], []).append(projection)
+    if not found:
+        raise InputError(
+            f"adapt_experts: {type(model).__name__} has no experts that share a parameter of "
+            "three dimensions, beside which PEFT can put a LoRA; leave it out"
+        )
+    return found
 
 
 def _targeted(

@@ -149,7 +149,13 @@ def with_new_adapter(model: Any, plan: Plan | None, options: FinetuneOptions) ->
         )
     else:
         scaling = options.alpha / options.rank
-        config = lora_config_for(plan, model, alpha_per_rank=scaling, lora_dropout=options.dropout)
+        config = lora_config_for(
+            plan,
+            model,
+            alpha_per_rank=scaling,
+            lora_dropout=options.dropout,
+            adapt_experts=options.adapt_experts,
+        )
     base = base_record(model)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names in transformers that PEFT still uses

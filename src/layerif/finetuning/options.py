@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from layerif.core.choices import Schedule
-from layerif.core.options import GIVES_WAY, RESULTS_UNCHANGED, Options, Rule, Shown, Values
+from layerif.core.options import ADDED, GIVES_WAY, RESULTS_UNCHANGED, Options, Rule, Shown, Values
 
 if TYPE_CHECKING:
     from layerif.data.base import Example, Task
@@ -35,6 +35,7 @@ class AdapterShape(Options):
     title = "Adapter"
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("strict_dropout", lambda v: v.get("dropout") != 0, "with {dropout}"),
+        Rule("adapt_experts", lambda v: v.get("dropout") == 0, "without {dropout}"),
     )
 
     rank: Annotated[int, Field(ge=1)] = 8
@@ -49,6 +50,8 @@ class AdapterShape(Options):
     """Experts that a token is sent to."""
     balance: NotNegative = 0.0
     """Factor of the load-balancing loss; 0.001 is usual."""
+    adapt_experts: Annotated[bool, ADDED] = False
+    """Put a LoRA beside each expert of a mixture too. It takes many parameters."""
 
 
 class FinetuneOptions(AdapterShape):

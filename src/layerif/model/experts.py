@@ -9,7 +9,7 @@ go through these modules; outside it the model is as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -109,13 +109,19 @@ class ExpertMap(nn.Module):
             )
 
 
-def expert_maps(layer: nn.Module, hidden: int | None) -> Iterator[tuple[str, list[ExpertMap]]]:
+def expert_maps(
+    modules: Mapping[str, nn.Module], hidden: int | None
+) -> Iterator[tuple[str, list[ExpertMap]]]:
     """The maps of every parameter of a decoder layer that holds those of many experts.
+
+    Args:
+        modules: of the layer, by their paths in it without adapters.
+        hidden: width of the model's hidden states.
 
     Yields:
         The parameter's path inside the layer, without `weight`, and its maps, expert by expert.
     """
-    for path, module in layer.named_modules():
+    for path, module in modules.items():
         if "expert" not in type(module).__name__.lower():
             continue
         for name, parameter in module.named_parameters(recurse=False):
@@ -165,8 +171,16 @@ def expert_calls(projections: Sequence[Any]) -> Iterator[ExpertCalls]:
 
     Args:
         projections: those that are observed.
+
+    Raises:
+        InputError: an adapter of PEFT changes the weights of experts.
     """
     maps = [p.module for p in projections if isinstance(p.module, ExpertMap)]
+    if any(p.adapted for p in projections):
+        raise InputError(
+            "adapters change the weights of experts in this model, whose parts cannot be observed "
+            "one by one; merge the adapter into the model first (`merge_and_unload()`)"
+        )
     calls = ExpertCalls(maps)
     if not maps and not any(_in_a_list(p.name) for p in projections):
         yield calls

@@ -49,11 +49,13 @@ class Projection:
         layer: index of the decoder layer, from 0.
         name: path inside the decoder layer, e.g. `self_attn.q_proj`.
         module: the module that holds the weight.
+        adapted: whether it is an expert's, and an adapter of PEFT changes its weight.
     """
 
     layer: int
     name: str
     module: nn.Module
+    adapted: bool = False
 
     @property
     def key(self) -> str:
@@ -234,8 +236,13 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     path = max(outermost, key=rank)
     layers = list(candidates[path])
     hidden = getattr(_text_config(model), "hidden_size", None)
+    wrapped = {
+        id(module.get_base_layer())  # type: ignore[operator]
+        for module in model.modules()
+        if type(module).__name__ == "ParamWrapper"
+    }
     projections = [
-        Projection(index, name, module)
+        Projection(index, name, module, id(getattr(module, "owner", None)) in wrapped)
         for index, layer in enumerate(layers)
         for name, module in _maps(layer, hidden)
     ]
@@ -247,7 +254,7 @@ def _maps(layer: nn.Module, hidden: int | None) -> Iterator[tuple[str, nn.Module
     """The linear maps of a layer by name, in the order of its modules; routers are left out."""
     modules = dict(_without_adapters(layer))
     experts: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
-    for path, maps in expert_maps(layer, hidden):
+    for path, maps in expert_maps(modules, hidden):
         experts[id(maps[0].owner)] += [(f"{path}.{one.expert}", one) for one in maps]
     routed = bool(experts) or any(name.endswith("experts") for name in modules)
     for name, module in modules.items():

@@ -1,0 +1,82 @@
+"""LoRA beside the experts of a mixture, by PEFT's `target_parameters`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+
+import layerif
+from helpers.architectures import tiny_architecture
+from helpers.tiny import tiny_model, tiny_tokenizer
+from layerif.adapters import lora_config_for
+from layerif.artifacts import Plan
+from layerif.data import Example
+from layerif.errors import InputError
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_model
+
+PLAN = Plan(kind="ranks", allocation=[1, 2, 3, 2])
+IDS = torch.arange(3, 27)[None]
+
+
+def with_experts(model):
+    wrapped = get_peft_model(model, lora_config_for(PLAN, model, adapt_experts=True)).eval()
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return wrapped
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "qwen3_next", "granitemoehybrid"])
+def test_it_is_opened_again_and_merged(name, tmp_path):
+    tiny_architecture(name).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, _ = open_model(tmp_path, device="cpu")
+    bare = logits(model)
+    wrapped = with_experts(model)
+    found = logits(wrapped)
+    assert not torch.allclose(found, bare, atol=1e-3)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    again, _ = open_model(tmp_path, device="cpu", adapter=tmp_path / "adapter")
+    assert torch.equal(logits(again), found)
+    assert torch.allclose(logits(again.merge_and_unload()), found, atol=1e-4)
+
+
+def test_each_expert_has_the_rank_of_its_layer():
+    wrapped = with_experts(tiny_architecture("mixtral"))
+    for name, parameter in wrapped.named_parameters():
+        if "experts" in name and "lora_A" in name:
+            layer = int(name.split("layers.")[1].split(".")[0])
+            assert parameter.shape[0] == 4 * PLAN.allocation[layer]
+
+
+def test_experts_with_adapters_keep_their_names_and_are_not_scored():
+    model = tiny_architecture("mixtral")
+    names = [p.key for p in find_decoder_layers(model).projections]
+    wrapped = with_experts(model)
+    assert [p.key for p in find_decoder_layers(wrapped).projections] == names
+    rows = [Example(prompt="one", completion=" two"), Example(prompt="three", completion=" four")]
+    with pytest.raises(InputError, match="merge"):
+        layerif.score(wrapped, tiny_tokenizer(), rows, rows, rank=2)
+
+
+def test_without_experts_there_is_nothing_to_adapt():
+    model = tiny_model("llama")
+    with pytest.raises(InputError, match="adapt_experts"):
+        lora_config_for(Plan(kind="ranks", allocation=[1, 1, 1]), model, adapt_experts=True)
+
+
+def test_fine_tuning_trains_them():
+    model = tiny_architecture("mixtral")
+    rows = [Example(prompt=f"{i} and", completion=f" {i + 1}") for i in range(6)]
+    options = {"rank": 2, "max_steps": 2, "batch_tokens": 64}
+    plain = layerif.finetune(tiny_architecture("mixtral"), tiny_tokenizer(), rows, **options)
+    every = layerif.finetune(model, tiny_tokenizer(), rows, adapt_experts=True, **options)
+    assert every[1].trainable_parameters > plain[1].trainable_parameters
