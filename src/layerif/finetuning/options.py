@@ -138,6 +138,7 @@ class PlannedOptions(FinetuneOptions):
             lambda v: _kind(v) == "experts",
             "with a {plan} of experts",
         ),
+        Rule("adapt_experts", lambda v: _kind(v) != "experts", "for plain LoRA"),
         *FinetuneOptions.rules,
     )
 
