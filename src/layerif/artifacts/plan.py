@@ -66,8 +66,8 @@ class Plan(JsonArtifact):
                 raise ValueError(
                     f"allocation has {len(self.allocation)} layers, layer_sizes {len(self.sizes)}"
                 )
-            if min(self.sizes) < 1:
-                raise ValueError("every layer size must be at least 1")
+            if min(self.sizes) < 0 or not any(self.sizes):
+                raise ValueError("layer sizes must be at least 0, and one of them above it")
         if self.modules is not None:
             self._check_modules(self.modules)
         if self.total is not None and abs(self.realised_total - self.total) > TOTAL_TOLERANCE:
@@ -85,12 +85,12 @@ class Plan(JsonArtifact):
         for layer, value in enumerate(self.allocation):
             own = [module for module in modules if module.layer == layer]
             size = sum(module.numel for module in own)
-            if not own or (self.sizes is not None and size != self.sizes[layer]):
+            if size != self.sizes[layer] if self.sizes else not own:
                 raise ValueError(
                     f"the modules of layer {layer} have {size} parameters in all; expected "
                     f"{self.sizes[layer] if self.sizes else 'at least one module'}"
                 )
-            if abs((mean := _mean(own)) - value) > TOTAL_TOLERANCE:
+            if own and abs((mean := _mean(own)) - value) > TOTAL_TOLERANCE:
                 raise ValueError(
                     f"layer {layer} has sparsity {value:.8g}, but its modules come to {mean:.8g}"
                 )
@@ -117,11 +117,13 @@ class Plan(JsonArtifact):
             fields: `total`, `model` and `how`.
         """
         layers = range(max(module.layer for module in modules) + 1)
+        if model := fields.get("model"):
+            layers = range(model.layers)
         by_layer = [[m for m in modules if m.layer == layer] for layer in layers]
         sizes = [sum(module.numel for module in own) for own in by_layer]
         return cls(
             kind="sparsity",
-            allocation=[min(_mean(own), 1.0) for own in by_layer],
+            allocation=[min(_mean(own), 1.0) if own else 0.0 for own in by_layer],
             layer_sizes=None if fields.get("model") else sizes,
             modules=list(modules),
             **fields,

@@ -146,7 +146,7 @@ class ModelInfo(Record):
         name: as it was opened.
         architecture: class name in transformers.
         layers: number of decoder layers.
-        layer_sizes: parameters in the projections of each layer.
+        layer_sizes: parameters in the projections of each layer; 0 where it has none.
         adapter: kinds and names of the PEFT adapters active in it, e.g. `LORA default`.
         caveat: something a reader must know beside every figure, e.g. dequantised weights.
     """
@@ -160,7 +160,8 @@ class ModelInfo(Record):
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
-        if len(self.layer_sizes) != self.layers or min(self.layer_sizes) < 1:
+        sizes = self.layer_sizes
+        if len(sizes) != self.layers or min(sizes) < 0 or not any(sizes):
             raise ValueError(f"layer_sizes must hold a size for each of the {self.layers} layers")
         return self
 

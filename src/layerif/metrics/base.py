@@ -127,7 +127,7 @@ class Metric:
 
 
 def layer_means(layers: DecoderLayers, values: FloatArray) -> FloatArray:
-    """(layers,) unweighted mean of the values of each layer's projections."""
+    """(layers,) unweighted mean of the values of each layer's projections; 0 where it has none."""
     owners = [p.layer for p in layers.projections]
-    counts = np.bincount(owners, minlength=len(layers))
+    counts = np.bincount(owners, minlength=len(layers)).clip(min=1)
     return np.asarray(np.bincount(owners, weights=values, minlength=len(layers)) / counts)

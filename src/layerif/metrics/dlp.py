@@ -48,6 +48,9 @@ def dlp(subject: Subject, *, statistic: DlpStatistic) -> MetricValues:
     projections: list[float] = []
     for found in layer_saliencies(subject):
         every = [found.of(p).flatten() for p in found.projections]
+        if not every:
+            layers.append(0.0)
+            continue
         projections += [middle(own) for own in every]
         device = every[0].device
         layers.append(middle(torch.cat([own.to(device) for own in every])))

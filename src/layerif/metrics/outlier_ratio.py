@@ -44,7 +44,7 @@ def outlier_ratio(subject: Subject, *, multiple: float) -> MetricValues:
     layers, projections = [], []
     for found in layer_saliencies(subject):
         sums = [float(found.of(p).sum(dtype=torch.float64)) for p in found.projections]
-        size = sum(p.numel for p in found.projections)
+        size = sum(p.numel for p in found.projections) or 1  # a layer without any has ratio 0
         bound = multiple * fsum(sums) / size
         outliers = 0
         for projection, own in zip(found.projections, sums, strict=True):

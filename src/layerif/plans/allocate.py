@@ -73,6 +73,9 @@ def allocate(
         sizes = np.array([module.numel for module in modules])
         if "smooth" in own:  # projections have no neighbours
             own["smooth"] = False
+    # Layers without a projection have no part in it.
+    held = sizes > 0
+    every, vector, sizes = vector, vector[held], sizes[held]
     uniform = chosen.scored and options.on_constant == "uniform"
     if uniform and positions(vector, "direct", "uniform") is None:
         name, chosen = "uniform", rules.maps["uniform"]  # recorded as what was done
@@ -84,10 +87,10 @@ def allocate(
         levels = np.asarray(rules.fit(chosen.function(vector, **own), total, sizes))
     how = (how if chosen.scored else {}) | {"map": name}
     if chosen.recorded:
-        how |= _recorded(own, len(vector))
+        how |= _recorded(own, len(every))
     if chosen.scored and own.get("normalise") != "none":
         spread = rules.span.format(levels.min(), levels.max())
-        _caution(scores, vector, options.aggregate, spread)
+        _caution(scores, every, options.aggregate, spread)
     if modules:
         how |= {"granularity": "projection"}
         planned = [
@@ -96,7 +99,9 @@ def allocate(
         ]
         made = Plan.of_modules(planned, total=total, model=model, how=how)
     else:
-        made = Plan(kind=kind, allocation=levels.tolist(), total=total, model=model, how=how)
+        whole = np.full(len(held), rules.low, dtype=levels.dtype)
+        whole[held] = levels
+        made = Plan(kind=kind, allocation=whole.tolist(), total=total, model=model, how=how)
     note_cautions(made)
     return made
 

@@ -94,8 +94,11 @@ class PlanKind:
                 )
 
     def total(self, levels: Sequence[float], sizes: Sequence[int] | None = None) -> float:
-        """What levels come to: their mean by the layers' sizes (equal for None), or their sum."""
-        if not self.weighted:
-            return float(sum(levels))
+        """What levels come to: their mean by the layers' sizes (equal for None), or their sum.
+
+        Layers of size 0, without a projection, count for nothing.
+        """
         sizes = sizes or [1] * len(levels)
+        if not self.weighted:
+            return float(sum(level for level, size in zip(levels, sizes, strict=True) if size))
         return math.fsum(s * n for s, n in zip(levels, sizes, strict=True)) / sum(sizes)
