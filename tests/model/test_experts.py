@@ -168,3 +168,27 @@ def test_experts_that_cannot_be_chosen_are_named():
         every_expert(layers.modules[0], layers.of(0)),
     ):
         pass
+
+
+def test_parameters_that_lie_in_one_storage():
+    model = tiny_architecture("mixtral", torch.float64)
+    model.set_experts_implementation("eager")
+    whole = torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = 0
+    for parameter in model.parameters():
+        parameter.data = whole[start : start + parameter.numel()].view(parameter.shape)
+        start += parameter.numel()
+    assert largest_difference(model) < 1e-5
+
+
+def test_parts_of_an_expert_are_refused():
+    model = tiny_architecture("mixtral")
+    experts = model.model.layers[0].mlp.experts
+
+    def halves(hidden, _index, _weights):
+        half = experts.gate_up_proj[0][: experts.gate_up_proj.shape[1] // 2]
+        return hidden * nn.functional.linear(hidden, half).sum()
+
+    experts.forward = halves
+    with pytest.raises(InputError, match="parts"):
+        per_sample(model)

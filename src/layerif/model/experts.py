@@ -9,6 +9,8 @@ go through these modules; outside it the model is as it was.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -250,12 +252,20 @@ class _Rows:
     Attributes:
         index: (n,) which rows.
         of: how many rows the matrix has.
-        storage: where the chosen rows lie.
+        values: (n, width) the rows; held, so that nothing else takes their place in memory.
     """
 
     index: torch.Tensor
     of: int
-    storage: int
+    values: torch.Tensor
+
+    def within(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        """(m,) which rows a view of the values holds; None where it is no view of them."""
+        offset = inputs.data_ptr() - self.values.data_ptr()
+        size = self.values.shape[-1] * self.values.element_size()
+        if not len(self.index) or not 0 <= offset < len(self.index) * size or offset % size:
+            return None
+        return self.index[offset // size :][: inputs[..., 0].numel()]
 
 
 class ExpertCalls(TorchFunctionMode):
@@ -267,12 +277,15 @@ class ExpertCalls(TorchFunctionMode):
 
     def __init__(self, maps: Sequence[ExpertMap]) -> None:
         super().__init__()
-        self._maps: dict[int, dict[int, ExpertMap]] = {}
+        experts: dict[int, list[ExpertMap]] = defaultdict(list)
         for one in maps:
-            self._maps.setdefault(_storage(one.parameter), {})[one.expert] = one
+            experts[one.parameter.data_ptr()].append(one)
+        # Of every parameter its experts in order, by its first byte.
+        self._experts = dict(sorted(experts.items()))
+        self._begins = list(self._experts)
         self._converted: tuple[torch.Tensor, ExpertMap] | None = None
         self._chosen: _Rows | None = None
-        self._given: dict[str, _Rows] = {}
+        self._given: dict[str, torch.Tensor] = {}
 
     def samples(self, projection: Any, inputs: torch.Tensor, batch: int) -> torch.Tensor | None:
         """(n,) the sample of each row of what a projection is given; None for all, in order.
@@ -282,17 +295,12 @@ class ExpertCalls(TorchFunctionMode):
             inputs: (n, in) or (batch, positions, in).
             batch: samples of the batch.
         """
-        chosen, rows = self._chosen, inputs[..., 0].numel()
         expert = _expert_of(projection)
-        if chosen is not None and chosen.storage == _storage(inputs):
-            start = inputs.storage_offset() // max(inputs.shape[-1], 1)
-            chosen = _Rows(chosen.index[start : start + rows], chosen.of, chosen.storage)
-            self._given[expert] = chosen
-        else:
-            chosen = self._given.get(expert)
-        if chosen is None or len(chosen.index) != rows:
-            return None
-        return chosen.index * batch // chosen.of
+        rows = None if self._chosen is None else self._chosen.within(inputs)
+        if self._chosen is not None and rows is not None:
+            self._given[expert] = rows * batch // self._chosen.of
+        found = self._given.get(expert)
+        return found if found is not None and len(found) == inputs[..., 0].numel() else None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -318,10 +326,10 @@ class ExpertCalls(TorchFunctionMode):
         return output if bias is None else output + bias
 
     def _product(self, func: Any, inputs: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> Any:
-        if weight.ndim == 3 and _storage(weight) in self._maps:
-            maps = self._maps[_storage(weight)]
-            maps[0].check(weight[0])
-            return torch.stack([maps[e](own) for e, own in enumerate(inputs)])
+        if weight.ndim == 3 and weight.data_ptr() in self._experts:
+            experts = self._experts[weight.data_ptr()]
+            experts[0].check(weight[0])
+            return torch.stack([one(own) for one, own in zip(experts, inputs, strict=True)])
         found = self._map_of(weight)
         if found is None:
             return func(inputs, weight, **kwargs)
@@ -329,16 +337,29 @@ class ExpertCalls(TorchFunctionMode):
         return found(inputs)
 
     def _map_of(self, weight: Any) -> ExpertMap | None:
-        """The map whose weight this is: a view of the parameter, or converted from one."""
-        if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+        """The map whose weight this is: a view of the parameter, or converted from one.
+
+        Raises:
+            InputError: it is a part of an expert's weight.
+        """
+        if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.numel():
             return None
-        if self._converted is not None and _storage(weight) == _storage(self._converted[0]):
+        place = weight.data_ptr()
+        if self._converted is not None and place == self._converted[0].data_ptr():
             return self._converted[1]
-        maps = self._maps.get(_storage(weight))
-        if maps is None:
+        before = bisect_right(self._begins, place) - 1
+        if before < 0:
             return None
-        first = maps[min(maps)].parameter.storage_offset()
-        return maps.get((weight.storage_offset() - first) // weight.numel())
+        experts = self._experts[self._begins[before]]
+        expert, inside = divmod(place - self._begins[before], experts[0].weight.nbytes)
+        if expert >= len(experts):
+            return None
+        if inside or weight.numel() != experts[expert].weight.numel():
+            raise InputError(
+                f"the experts of {type(experts[expert].owner).__name__} use parts of a weight of "
+                f"shape {tuple(experts[expert].parameter.shape)}; such experts are not supported"
+            )
+        return experts[expert]
 
     def _note(self, source: torch.Tensor, index: tuple[Any, ...], result: torch.Tensor) -> None:
         """Keep which rows were chosen, where that is what was asked for."""
@@ -348,12 +369,12 @@ class ExpertCalls(TorchFunctionMode):
             return
         (rows,) = parts
         if isinstance(rows, torch.Tensor) and rows.ndim == 1 and rows.dtype == torch.int64:
-            self._chosen = _Rows(rows, len(source), _storage(result))
+            self._chosen = _Rows(rows, len(source), result)
 
     def _follow(self, source: torch.Tensor, result: torch.Tensor) -> None:
         """What is converted to another precision stays what it was."""
-        if self._chosen is not None and self._chosen.storage == _storage(source):
-            self._chosen.storage = _storage(result)
+        if self._chosen is not None and self._chosen.values is source:
+            self._chosen.values = result
         found = self._map_of(source)
         if found is not None and result is not source:
             self._converted = (result, found)
@@ -372,7 +393,3 @@ def _expert_of(projection: Any) -> str:
 
 def _tuple(index: Any) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
