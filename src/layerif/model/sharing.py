@@ -1,14 +1,17 @@
 """Refuse projections whose weight is used in another place too, saying where.
 
 A weight that two layers share has one gradient and one set of zeros: influence through one layer
-could not be separated from that through the other, nor a plan for each be carried out.
+could not be separated from that through the other, nor a plan for each be carried out. A block of
+weights that several layers share as a whole, as in Zamba, is no weight of any of them: it is left
+as it is, and the layers have their other projections.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,6 +44,37 @@ class _Place:
         shape, strides = self.parameter.shape, self.parameter.stride()
         reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         return self.first + (reach + 1) * self.parameter.element_size()
+
+
+def shared_blocks(
+    layers: Sequence[nn.Module], linear: Callable[[nn.Module], bool]
+) -> list[torch.Tensor]:
+    """The weights of blocks that stand in several decoder layers, at the same place of each.
+
+    A block is a part of a layer with several linear maps. All of its weights are shared, and the
+    layer has maps beside it; otherwise nothing is a block.
+
+    Args:
+        linear: whether a module is a linear map.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    found: dict[int, torch.Tensor] = {}
+    for layer in layers:
+        own: set[tuple[Any, ...]] = set()
+        for name, module in layer.named_modules():
+            weights = [weight for weight in module.parameters() if weight.numel() > 0]
+            if not name or sum(map(linear, module.modules())) < 2:
+                continue
+            block = (name, *map(id, weights))
+            if block in seen:
+                found |= {id(weight): weight for weight in weights}
+            own.add(block)
+        seen |= own
+    rest = [
+        any(linear(module) and id(module.weight) not in found for module in layer.modules())
+        for layer in layers
+    ]
+    return list(found.values()) if all(rest) else []
 
 
 def refuse_shared_weights(
