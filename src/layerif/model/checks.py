@@ -16,6 +16,9 @@ from layerif.model.causes import cause_of, out_of_memory, reading
 from layerif.model.layers import find_decoder_layers
 from layerif.model.precision import word_of
 
+# In the names of what models take beside text.
+_SENSES = ("pixel", "image", "video", "audio", "features", "patches")
+
 
 @torch.no_grad()
 def check_predictions(model: Any, device: torch.device) -> None:
@@ -103,12 +106,13 @@ def _reason(model: Any, error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, LayerifError | ImportError) or out_of_memory(error):
         return None
-    if "dtype" in text and model.dtype in (torch.bfloat16, torch.float16):
+    mixed = "dtype" in text or "scalar type" in text
+    if mixed and model.dtype in (torch.bfloat16, torch.float16):
         return (
             f"does not run in {word_of(model.dtype)}: its code in transformers mixes precisions "
             f"({cause_of(error)}); use dtype='float32'"
         )
-    if _beside_text(model):
+    if _beside_text(model) and any(word in text for word in _SENSES):
         return (
             f"does not run on text alone ({cause_of(error)}); a model that predicts the next token "
             "of a text without an image or sound beside it is expected"

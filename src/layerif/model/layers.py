@@ -229,7 +229,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     path = max(outermost, key=rank)
     layers = list(candidates[path])
     hidden = getattr(_text_config(model), "hidden_size", None)
-    shared = {id(weight) for weight in shared_blocks(layers, is_linear)}
+    shared = {id(weight) for weight in shared_blocks(model, layers, is_linear)}
     projections = [
         projection
         for index, layer in enumerate(layers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -47,34 +48,45 @@ class _Place:
 
 
 def shared_blocks(
-    layers: Sequence[nn.Module], linear: Callable[[nn.Module], bool]
+    model: nn.Module, layers: Sequence[nn.Module], linear: Callable[[nn.Module], bool]
 ) -> list[torch.Tensor]:
     """The weights of blocks that stand in several decoder layers, at the same place of each.
 
-    A block is a part of a layer with several linear maps. All of its weights are shared, and the
-    layer has maps beside it; otherwise nothing is a block.
+    A block is a part of a layer with several linear maps. All of its weights are shared, and stand
+    nowhere else; each layer has maps beside it. Otherwise nothing is a block.
 
     Args:
         linear: whether a module is a linear map.
     """
-    seen: set[tuple[Any, ...]] = set()
-    found: dict[int, torch.Tensor] = {}
-    for layer in layers:
-        own: set[tuple[Any, ...]] = set()
+    places: dict[tuple[Any, ...], list[tuple[int, str]]] = defaultdict(list)
+    for index, layer in enumerate(layers):
         for name, module in layer.named_modules():
-            weights = [weight for weight in module.parameters() if weight.numel() > 0]
-            if not name or sum(map(linear, module.modules())) < 2:
-                continue
-            block = (name, *map(id, weights))
-            if block in seen:
-                found |= {id(weight): weight for weight in weights}
-            own.add(block)
-        seen |= own
-    rest = [
-        any(linear(module) and id(module.weight) not in found for module in layer.modules())
-        for layer in layers
-    ]
-    return list(found.values()) if all(rest) else []
+            if name and sum(map(linear, module.modules())) > 1:
+                places[name, *map(id, module.parameters())].append((index, name))
+    blocks = {place for group in places.values() if len(group) > 1 for place in group}
+    found = {
+        id(weight): weight
+        for index, name in blocks
+        for weight in layers[index].get_submodule(name).parameters()
+    }
+    if not found:
+        return []
+    outside = [module for _, module in model.named_modules(memo=set(layers))]
+    for index, layer in enumerate(layers):
+        beside = [
+            module
+            for name, module in layer.named_modules()
+            if not any((index, start) in blocks for start in accumulate(name.split("."), _joined))
+        ]
+        if not any(linear(module) for module in beside):
+            return []
+        outside += beside
+    weights = {id(weight) for module in outside for weight in module.parameters(recurse=False)}
+    return [] if weights & found.keys() else list(found.values())
+
+
+def _joined(start: str, name: str) -> str:
+    return f"{start}.{name}"
 
 
 def refuse_shared_weights(
