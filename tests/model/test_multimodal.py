@@ -12,9 +12,11 @@ from helpers.tiny import tiny_tokenizer
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.verifying import verify
+from layerif.data.base import Example
 from layerif.errors import InputError
 from layerif.evaluation.generation import greedy_replies
 from layerif.evaluation.perplexity import perplexity
+from layerif.influence.doctor import examine
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model, open_skeleton
 
@@ -124,3 +126,10 @@ def test_encoders_with_decoders_are_named(tmp_path):
     multimodal_config("udop").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="'udop'"):
         open_skeleton(tmp_path)
+
+
+def test_experts_that_are_run_and_not_chosen_are_no_fault():
+    """Llama 4 runs every expert on every token."""
+    model, tokenizer = tiny_multimodal("llama4"), tiny_tokenizer()
+    examples = [Example(f"Line {i}", f" of {i * i}.") for i in range(3)]
+    assert examine(model, tokenizer, examples, examples[:2], rank=2).ok
