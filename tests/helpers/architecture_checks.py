@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 import layerif
 from helpers.architectures import tiny_architecture
+from helpers.multimodal import MULTIMODAL, tiny_multimodal
 from helpers.tiny import tiny_tokenizer
 from layerif.adapters import lora_config_for
 from layerif.artifacts import Plan
@@ -38,6 +39,10 @@ class Mismatch(AssertionError):
     """Two ways to the same number differ."""
 
 
+def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    return (tiny_multimodal if name in MULTIMODAL else tiny_architecture)(name, dtype)
+
+
 def samples() -> list[Encoded]:
     generator = torch.Generator().manual_seed(1)
     return [
@@ -48,18 +53,18 @@ def samples() -> list[Encoded]:
 
 def precise(name: str) -> Any:
     """The model in float64 where it runs there, else in float32."""
-    model = tiny_architecture(name, torch.float64)
+    model = tiny(name, torch.float64)
     try:
         with torch.no_grad():
             model(input_ids=torch.arange(3, 27)[None], use_cache=False)
     except RuntimeError:
-        return tiny_architecture(name)
+        return tiny(name)
     return model
 
 
 def opened(name: str, folder: Path) -> str:
     """Saved, and opened again with the same logits."""
-    model = tiny_architecture(name)
+    model = tiny(name)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     again, _ = open_model(folder, device="cpu")
@@ -96,7 +101,7 @@ def gradients(name: str, _folder: Path) -> str:
 
 def pruned(name: str, _folder: Path) -> str:
     """The zeros that Wanda leaves at 50 %, against |W| |X| ranked row by row."""
-    model, judge = tiny_architecture(name), tiny_architecture(name)
+    model, judge = tiny(name), tiny(name)
     tokenizer = tiny_tokenizer()
     options = PruneOptions(method="wanda", calibration_samples=8, context_length=32)
     layerif.prune(model, 0.5, options=options, tokenizer=tokenizer, calibration=TEXT)
@@ -122,7 +127,7 @@ def pruned(name: str, _folder: Path) -> str:
 
 def searched(name: str, _folder: Path) -> str:
     """A plan searched for at the operating point: its total exact, the model as before."""
-    model = tiny_architecture(name)
+    model = tiny(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     plan = layerif.search_plan(
         model,
@@ -150,7 +155,7 @@ def searched(name: str, _folder: Path) -> str:
 
 def adapted(name: str, folder: Path) -> str:
     """A LoRA of every kind of projection that PEFT can take, saved, and opened again."""
-    model = tiny_architecture(name)
+    model = tiny(name)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     model, _ = open_model(folder, device="cpu")

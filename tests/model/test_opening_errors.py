@@ -287,8 +287,9 @@ def test_the_language_model_of_a_model_with_images_is_opened(tmp_path, text):
     assert manifest.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", [CTRLConfig, OpenAIGPTConfig])
-def test_embeddings_scaled_in_place_and_layers_that_return_lists_work(kind, tmp_path, text):
+def test_embeddings_scaled_in_place_and_layers_that_return_lists_work(kind, dtype, tmp_path, text):
     shape = {"vocab_size": 260, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
     config = kind(**shape, dff=48, **SPECIAL, **WIDE)
     with torch.random.fork_rng():
@@ -296,7 +297,7 @@ def test_embeddings_scaled_in_place_and_layers_that_return_lists_work(kind, tmp_
         package_model = opening.AutoModelForCausalLM.from_config(config)
     package_model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    model, tokenizer = open_model(tmp_path, device="cpu")
+    model, tokenizer = open_model(tmp_path, dtype=dtype, device="cpu")
     task = package.load_task("agreement")
     samples = task.sample("train", 3, 0), task.sample("validation", 2, 0)
     assert examine(model, tokenizer, *samples, rank=2).ok
@@ -314,8 +315,11 @@ def test_code_that_a_precision_does_not_reach_is_refused_on_opening(tmp_path):
     opening.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert open_model(tmp_path, device="cpu")
-    with pytest.raises(InputError, match="bfloat16"):
-        open_model(tmp_path, dtype="bfloat16", device="cpu")
+    for dtype in ("bfloat16", "float16"):
+        with pytest.raises(
+            InputError, match=rf"xLSTMForCausalLM\) does not run in {dtype}.*float32"
+        ):
+            open_model(tmp_path, dtype=dtype, device="cpu")
 
 
 def test_the_meta_device_is_no_device(model):

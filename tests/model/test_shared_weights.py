@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from helpers.architecture_checks import CHECKS
 from helpers.tiny import CONFIGS, tiny_model, tiny_tokenizer
 from layerif.compress.pruning.runner import prune
 from layerif.data.base import Example
@@ -71,6 +72,45 @@ def test_the_whole_way_in_refuses_it():
         score(model, tokenizer, examples, examples)
     with pytest.raises(InputError, match="one weight"):
         prune(model, 0.5, tokenizer=tokenizer, calibration="some text")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ["zamba", "zamba2"])
+def test_a_block_that_layers_share_is_left_as_it_is(name, check, tmp_path):
+    CHECKS[check](name, tmp_path)
+
+
+def shares_a_block():
+    """A model whose first and last layer have one MLP."""
+    model = tiny_model()
+    model.model.layers[2].mlp = model.model.layers[0].mlp
+    return model
+
+
+def test_what_is_pruned_and_what_is_left_where_layers_share_a_block():
+    model = shares_a_block()
+    layers = find_decoder_layers(model)
+    names = [{p.name.partition(".")[0] for p in layers.of(index)} for index in range(3)]
+    assert names == [{"self_attn"}, {"self_attn", "mlp"}, {"self_attn"}]
+    mlp = model.model.layers[0].mlp
+    assert sum(size for _, size in layers.rest) == sum(w.numel() for w in mlp.parameters())
+    before = [weight.clone() for weight in mlp.parameters()]
+    text = "Some words to calibrate on. " * 40
+    about = {"tokenizer": tiny_tokenizer(), "calibration": text, "calibration_samples": 2}
+    manifest = prune(model, 0.5, context_length=16, **about)
+    assert manifest.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert all(map(torch.equal, mlp.parameters(), before))
+
+
+def test_a_block_that_is_tied_elsewhere_too_or_in_part_is_refused():
+    model = shares_a_block()
+    model.aside = model.model.layers[1].mlp.up_proj
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight and aside\.weight"):
+        find_decoder_layers(model)
+    model = shares_a_block()
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    with pytest.raises(InputError, match="one weight"):
+        find_decoder_layers(model)
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,11 @@ def _reached(
 ) -> Check:
     """Whether a gradient is zero although its projection takes part in the loss."""
     rows = list(zip(projections, gradients, uses, strict=True))
-    silent = [p.key for p, gradient, used in rows if used and not gradient.any()]
+    # Llama 4 runs every expert on every token, those that are not chosen on zeros.
+    alone = [(p, gradient) for p, gradient, used in rows if used and p.fused is None]
+    silent = [p.key for p, gradient in alone if not gradient.any()]
     idle = [p.key for p, _, used in rows if not used and p.fused is None]
-    unrouted = sum(not used and p.fused is not None for p, _, used in rows)
+    unrouted = sum(p.fused is not None and not gradient.any() for p, gradient, _ in rows)
     if silent:
         return Check(QUESTIONS[1], False, f"the gradient is zero at {_listed(silent)}")
     words = "no gradient is zero throughout"

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from layerif.errors import InputError
 from layerif.model.experts import ExpertMap, expert_maps
 from layerif.model.precision import word_of
-from layerif.model.sharing import refuse_shared_weights
+from layerif.model.sharing import refuse_shared_weights, shared_blocks
 
 # In the names of maps that choose experts or mix streams; the second where there are experts.
 _ROUTERS = ("router", "altup")
@@ -119,7 +119,7 @@ class DecoderLayers:
         modules: the layers.
         projections: the linear maps, those of each expert among them.
         rest: name and size of what else holds weights of two dimensions and more, and is left as it
-            is: convolutions, state-space parameters, routers.
+            is: convolutions, state-space parameters, routers, blocks that several layers share.
     """
 
     path: str
@@ -241,11 +241,13 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         for module in model.modules()
         if type(module).__name__ == "ParamWrapper"
     }
+    shared = {id(weight) for weight in shared_blocks(model, layers, is_linear)}
     projections = [
         Projection(index, name, module, id(getattr(module, "owner", None)) in wrapped)
         for index, layer in enumerate(layers)
         for name, module in _maps(layer, hidden)
     ]
+    projections = [p for p in projections if id(p.parameter) not in shared]
     refuse_shared_weights(model, layers, path, [p.parameter for p in projections])
     return DecoderLayers(path, layers, projections, _rest(layers, projections))
 
@@ -267,13 +269,15 @@ def _maps(layer: nn.Module, hidden: int | None) -> Iterator[tuple[str, nn.Module
 
 def _rest(layers: Sequence[nn.Module], projections: Sequence[Projection]) -> list[tuple[str, int]]:
     known = {id(projection.parameter) for projection in projections}
-    return [
-        (f"layers.{index}.{name}.{own}".replace("..", "."), parameter.numel())
-        for index, layer in enumerate(layers)
-        for name, module in _without_adapters(layer)
-        for own, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim > 1 and id(parameter) not in known
-    ]
+    rest: list[tuple[str, int]] = []
+    for index, layer in enumerate(layers):
+        for name, module in _without_adapters(layer):
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim > 1 and id(parameter) not in known:
+                    known.add(id(parameter))  # blocks that layers share are counted once
+                    path = f"layers.{index}.{name}.{own}".replace("..", ".")
+                    rest.append((path, parameter.numel()))
+    return rest
 
 
 def _without_adapters(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -11,9 +11,11 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -310,17 +312,26 @@ def _reading(source: str, what: str) -> Iterator[None]:
 
 
 def _kind_of(config: PretrainedConfig) -> Any:
-    """The class of transformers that opens a model: of text, else of text beside images.
+    """The class of transformers that opens a model: of text, else of text beside images or sound.
+
+    A model of both is opened whole, also where its language model has a class of its own: what is
+    written of it takes images as before.
 
     Raises:
         InputError: there is none.
     """
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in (
-        getattr(config, "auto_map", None) or {}
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}) or (
+        causal is not None and causal.config_class is type(config)
     ):
         return AutoModelForCausalLM
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not config.is_encoder_decoder:
-        return AutoModelForImageTextToText
+    if not config.is_encoder_decoder:
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            return AutoModelForImageTextToText
+        if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+            return AutoModelForMultimodalLM
+    if causal is not None:
+        return AutoModelForCausalLM
     raise InputError(
         f"the kind {config.model_type!r} ({type(config).__name__}) has no causal language model in "
         "transformers; models that predict the next token of a text are supported"

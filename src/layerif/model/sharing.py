@@ -1,14 +1,18 @@
 """Refuse projections whose weight is used in another place too, saying where.
 
 A weight that two layers share has one gradient and one set of zeros: influence through one layer
-could not be separated from that through the other, nor a plan for each be carried out.
+could not be separated from that through the other, nor a plan for each be carried out. A block of
+weights that several layers share as a whole, as in Zamba, is no weight of any of them: it is left
+as it is, and the layers have their other projections.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,6 +45,48 @@ class _Place:
         shape, strides = self.parameter.shape, self.parameter.stride()
         reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         return self.first + (reach + 1) * self.parameter.element_size()
+
+
+def shared_blocks(
+    model: nn.Module, layers: Sequence[nn.Module], linear: Callable[[nn.Module], bool]
+) -> list[torch.Tensor]:
+    """The weights of blocks that stand in several decoder layers, at the same place of each.
+
+    A block is a part of a layer with several linear maps. All of its weights are shared, and stand
+    nowhere else; each layer has maps beside it. Otherwise nothing is a block.
+
+    Args:
+        linear: whether a module is a linear map.
+    """
+    places: dict[tuple[Any, ...], list[tuple[int, str]]] = defaultdict(list)
+    for index, layer in enumerate(layers):
+        for name, module in layer.named_modules():
+            if name and sum(map(linear, module.modules())) > 1:
+                places[name, *map(id, module.parameters())].append((index, name))
+    blocks = {place for group in places.values() if len(group) > 1 for place in group}
+    found = {
+        id(weight): weight
+        for index, name in blocks
+        for weight in layers[index].get_submodule(name).parameters()
+    }
+    if not found:
+        return []
+    outside = [module for _, module in model.named_modules(memo=set(layers))]
+    for index, layer in enumerate(layers):
+        beside = [
+            module
+            for name, module in layer.named_modules()
+            if not any((index, start) in blocks for start in accumulate(name.split("."), _joined))
+        ]
+        if not any(linear(module) for module in beside):
+            return []
+        outside += beside
+    weights = {id(weight) for module in outside for weight in module.parameters(recurse=False)}
+    return [] if weights & found.keys() else list(found.values())
+
+
+def _joined(start: str, name: str) -> str:
+    return f"{start}.{name}"
 
 
 def refuse_shared_weights(
