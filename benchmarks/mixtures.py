@@ -6,7 +6,7 @@ of full attention), and Llamas of the same width and depth whose MLP has what th
 token. Each kind of work on each model is a process of its own, with its seconds, wall clock and
 processor, and the peak of its memory above the opened model. Ratios are to the dense model.
 
-    OMP_NUM_THREADS=1 python benchmarks/mixtures.py
+    OMP_NUM_THREADS=1 python benchmarks/mixtures.py --out docs/data/mixtures.json
     OMP_NUM_THREADS=1 python benchmarks/mixtures.py --models mixture --work score --profile 40
 """
 
@@ -41,7 +41,6 @@ from layerif.workflows.stages import score_into
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-DATA = ROOT / "docs" / "data" / "mixtures.json"
 TWINS = {"mixture": "dense to the mixture", "hybrid": "dense to the hybrid"}
 MODELS = [name for pair in TWINS.items() for name in pair]
 
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="of each run; the least is taken")
     parser.add_argument("--folder", type=Path, help="where models are made and kept")
     parser.add_argument("--machine", default="", help="what to say of the machine")
-    parser.add_argument("--out", type=Path, help=f"where figures go; {DATA.name} without --profile")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--profile", type=int, help="so many functions by their own seconds")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -91,20 +90,25 @@ def everything(options: argparse.Namespace, folder: Path) -> None:
             least = {key: min(run[key] for run in runs) for key in runs[0]}
             rows.setdefault(name, {})[work] = least
             print(name, work, *(f"{k} {v:.2f}" for k, v in least.items()), sep="  ", flush=True)
-    out = options.out or (None if options.profile else DATA)
-    if out is not None:
-        out.parent.mkdir(exist_ok=True)
-        about = {
-            "date": date.today().isoformat(),
-            "command": " ".join(["python", "benchmarks/mixtures.py", *sys.argv[1:]]),
-            "machine": options.machine,
-            "threads": torch.get_num_threads(),
-            "load": os.getloadavg()[1],
-            "torch": torch.__version__,
-            "dtype": options.dtype,
-        }
-        out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            if options.out is not None:
+                write(options, rows)
     print(table(rows), end="")
+
+
+def write(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
+    """The figures of this command into the file, beside those of other commands."""
+    runs = json.loads(options.out.read_text()) if options.out.exists() else {}
+    command = " ".join(["python", "benchmarks/mixtures.py", *sys.argv[1:]])
+    runs[command] = {
+        "date": date.today().isoformat(),
+        "machine": options.machine,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[1],
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 def called(*own: str) -> str:
