@@ -9,6 +9,7 @@ import layerif
 from helpers.architecture_checks import TEXT
 from helpers.architectures import tiny_architecture
 from helpers.tiny import tiny_tokenizer
+from layerif.calibration.statistics import Hessians
 from layerif.compress.pruning.verifying import verify
 from layerif.model.layers import find_decoder_layers
 
@@ -61,3 +62,23 @@ def test_all_experts_see_all_text():
 
     routed, everyone = pruned(), pruned(all_experts=True)
     assert any(not torch.equal(one, two) for one, two in zip(routed, everyone, strict=True))
+
+
+def test_what_experts_are_given_together_is_factorised_once():
+    layers = find_decoder_layers(tiny_architecture("mixtral"))
+    experts = [p for p in layers.of(0) if p.fused is not None and "gate_up" in p.key]
+    statistics, draw = Hessians(experts), torch.Generator().manual_seed(0)
+    given = []
+    for place, expert in enumerate(experts):
+        # Every second one has enough tokens to be judged by them.
+        tokens = expert.in_features * (2 if place % 2 else 1) - (0 if place % 2 else 4)
+        given.append(torch.randn(tokens, expert.in_features, generator=draw))
+        statistics._count(expert.key, given[-1])
+    statistics._end()
+    factors = [statistics.factor(p) for p in experts]
+    assert factors[0] is factors[2]
+    assert factors[1] is not factors[3]
+    everything = torch.cat(given)
+    expected = 2 * everything.T @ everything / len(everything)
+    torch.testing.assert_close(statistics.mean(experts[0]), expected)
+    torch.testing.assert_close(statistics.mean(experts[1]), 2 * given[1].T @ given[1] / 64)

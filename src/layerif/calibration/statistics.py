@@ -189,7 +189,10 @@ class Hessians(Statistics):
         super().__init__(projections)
         self._means: dict[tuple[str, ...], _Mean] = {}
         self._seen: list[_Seen] = []
-        self._last: tuple[tuple[str, ...], Factor] | None = None
+        # Of one input, and of one parameter's experts together: those that are given too few tokens
+        # stand between others that are given enough.
+        self._last: dict[bool, tuple[tuple[str, ...], Factor]] = {}
+        self._pooled: tuple[list[tuple[str, ...]], torch.Tensor] | None = None
 
     def sharing(self, projection: Projection) -> tuple[str, ...]:
         """The projections whose inputs are the same; just itself where it has others besides."""
@@ -202,13 +205,10 @@ class Hessians(Statistics):
         Raises:
             NumericalError: the projection was never run, or its inputs are not finite.
         """
-        means = [self._means[keys] for keys in self._sets(projection) if self._means[keys].count]
-        count = sum(mean.count for mean in means)
-        if not means:
+        sets = [keys for keys in self._sets(projection) if self._means[keys].count]
+        if not sets:
             raise NumericalError(NEVER_RUN.format(projection.key))
-        value = means[0].value
-        if len(means) > 1:
-            value = reduce(torch.add, (mean.value * (mean.count / count) for mean in means))
+        value = self._means[sets[0]].value if len(sets) == 1 else self._together(sets)
         if not value.diagonal().sum().isfinite():
             raise NumericalError(NOT_FINITE.format(projection.key))
         return value
@@ -220,10 +220,20 @@ class Hessians(Statistics):
             NumericalError: as `mean`; or no damping tried makes the Hessian positive definite.
         """
         sharing = self.sharing(projection)
-        if self._last is None or self._last[0] != sharing:
-            self._last = None  # not two at a time
-            self._last = (sharing, factorise(self.mean(projection), projection.key))
-        return self._last[1]
+        pooled = len(self._sources(projection)) > 1
+        if pooled not in self._last or self._last[pooled][0] != sharing:
+            self._last.pop(pooled, None)  # not two at a time
+            self._last[pooled] = (sharing, factorise(self.mean(projection), projection.key))
+        return self._last[pooled][1]
+
+    def _together(self, sets: list[tuple[str, ...]]) -> torch.Tensor:
+        """The mean over the tokens of several inputs; made once for all that ask for it in turn."""
+        if self._pooled is None or self._pooled[0] != sets:
+            self._pooled = None
+            count = sum(self._means[keys].count for keys in sets)
+            shares = (self._means[keys].value * (self._means[keys].count / count) for keys in sets)
+            self._pooled = (sets, reduce(torch.add, shares))
+        return self._pooled[1]
 
     def _sets(self, projection: Projection) -> list[tuple[str, ...]]:
         sources = self._sources(projection)

@@ -162,36 +162,38 @@ class PerSampleGradients:
                 for row, (left, _), reduced in zip(rows, maps, seen, strict=True):
                     mapped = error if left is None else nn.functional.linear(error, left)
                     self._reached[row] += 1
-                    factors = FactoredGradients.of(
-                        spread(mapped, samples, self._rows),
-                        spread(reduced, samples, self._rows),
-                        self._rows,
-                        self._matrices[row].scale,
-                    )
-                    self._take(row, factors)
+                    errors, given = spread((mapped, reduced), samples, self._rows)
+                    scale = self._matrices[row].scale
+                    self._take(row, FactoredGradients.of(errors, given, self._rows, scale))
 
             output.register_hook(collect)
 
         return observe
 
 
-def spread(values: torch.Tensor, samples: torch.Tensor | None, batch: int) -> torch.Tensor:
+def spread(
+    parts: Sequence[torch.Tensor], samples: torch.Tensor | None, batch: int
+) -> Sequence[torch.Tensor]:
     """(B, T, width) rows of some tokens at their samples, the rest zero, T the most of a sample.
 
     Args:
-        values: (n, width) what an expert sees, or everything as it is where `samples` is None.
+        parts: (n, width) each, what an expert sees, or everything as it is where `samples` is None.
         samples: (n,) the sample of each row.
     """
     if samples is None:
-        return values
+        return parts
     order = samples.argsort(stable=True)
     owners = samples[order]
     counts = torch.bincount(samples, minlength=batch)
     first = counts.cumsum(0) - counts
-    place = torch.arange(len(owners), device=values.device) - first[owners]
-    spread = values.new_zeros(batch, int(counts.max()), values.shape[-1])
-    spread[owners, place] = values.flatten(0, -2)[order]
-    return spread
+    place = torch.arange(len(owners), device=samples.device) - first[owners]
+    most = int(counts.max())
+    found = []
+    for values in parts:
+        at_samples = values.new_zeros(batch, most, values.shape[-1])
+        at_samples[owners, place] = values.flatten(0, -2)[order]
+        found.append(at_samples)
+    return found
 
 
 def _brought(side: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor | None:
