@@ -3,8 +3,9 @@
 Decoder layers are the elements of the outermost `nn.ModuleList` that has as many elements as the
 model's configuration has hidden layers, each holding linear maps; where a vision tower has as many,
 those nearest to the token embeddings. The projections of a layer are its `nn.Linear`
-modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map. Embeddings, the
-language-model head and norms are outside or are not linear maps, so they are never touched.
+modules (subclasses too) and transformers' `Conv1D`, GPT-2's transposed linear map, and each expert
+of a parameter that holds those of many. What else has two dimensions and more (convolutions,
+state-space parameters, routers, blocks that layers share) is left as it is, and listed.
 
 Where PEFT has put an adapter around a linear map, the projection is the map inside, by the name it
 has without the adapter; the adapter's own matrices are no projections.
@@ -198,8 +199,8 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
 
     Raises:
         InputError: there is no such list of layers (saying what was looked for and what there is),
-            the layers hold weights that are no linear map (fused expert weights), or a projection's
-            weight serves in another place too (tied or shared); names the weights.
+            or a projection's weight serves in another place too (tied or shared); names the
+            weights.
     """
     model = unwrapped(model)
     expected = _configured_layers(model)
