@@ -48,7 +48,7 @@ def test_from_the_doctor_to_a_merged_adapter(layerif, folder, text, tmp_path):
     command("allocate", "sparsity", run, "--sparsity", 0.5, "--out", plan)
     command("prune", "--model", folder, "--plan", plan, "--calibration", text, *CALIBRATION,
             "--out", tmp_path / "pruned")  # fmt: skip
-    manifest = Manifest.load(tmp_path / "pruned")
+    manifest = Manifest.load(tmp_path / "pruned" / "layerif_manifest.json")
     size = sum(entry.numel for entry in manifest.modules)
     assert size == sum(p.numel for p in layers.projections)
     assert sum(entry.zeros for entry in manifest.modules) == pytest.approx(0.5 * size, abs=50)
