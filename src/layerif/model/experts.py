@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from inspect import signature
 from typing import Any
 
@@ -264,6 +265,7 @@ class ExpertCalls(TorchFunctionMode):
     def again(self, _place: int, forward: Any) -> Any:
         """The forward of experts that are run outside of this: again, in a backward pass."""
 
+        @wraps(forward)  # whose parameters `every_expert` goes by
         def run(*args: Any, **kwargs: Any) -> Any:
             if any(mode is self for mode in _get_current_function_mode_stack()):
                 return forward(*args, **kwargs)
