@@ -108,6 +108,7 @@ class PerSampleGradients:
         _require_finite(losses, f"loss of {kind}", batch)
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
         # gradient of every sample, row by row.
+        self._calls.forget()
         losses.sum().backward()
         if not any(self._reached):
             raise NumericalError("no gradient reached any projection: the loss depends on none")

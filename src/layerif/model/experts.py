@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from layerif.errors import InputError
 from layerif.model.modes import replaced_forwards
@@ -192,7 +193,8 @@ def expert_calls(projections: Sequence[Any]) -> Iterator[ExpertCalls]:
     try:
         for key in chosen:
             setattr(stated[key], _CHOICE, "eager")
-        with calls:
+        owners = list({id(m.owner): m.owner for m in maps}.values())
+        with replaced_forwards(owners, calls.again), calls:
             yield calls
     finally:
         for key, choice in chosen.items():
@@ -286,6 +288,22 @@ class ExpertCalls(TorchFunctionMode):
         self._converted: tuple[torch.Tensor, ExpertMap] | None = None
         self._chosen: _Rows | None = None
         self._given: dict[str, torch.Tensor] = {}
+
+    def again(self, _place: int, forward: Any) -> Any:
+        """The forward of experts that are run outside of this: again, in a backward pass."""
+
+        @wraps(forward)  # whose parameters `every_expert` goes by
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if any(mode is self for mode in _get_current_function_mode_stack()):
+                return forward(*args, **kwargs)
+            with self:
+                return forward(*args, **kwargs)
+
+        return run
+
+    def forget(self) -> None:
+        """Layers that are run again choose the same tokens; no choice of now is meant there."""
+        self._chosen = None
 
     def samples(self, projection: Any, inputs: torch.Tensor, batch: int) -> torch.Tensor | None:
         """(n,) the sample of each row of what a projection is given; None for all, in order.
