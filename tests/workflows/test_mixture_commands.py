@@ -23,6 +23,7 @@ def folder(request, tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_from_the_doctor_to_a_merged_adapter(layerif, folder, text, tmp_path):
     def command(*words):
         status, out, err = layerif(*words)
