@@ -217,11 +217,13 @@ def test_blocks_without_gradient_are_named_and_count_nothing():
     assert not scores.projection_influence[rows].any()
 
 
-def test_a_projection_that_takes_no_part_is_named():
+def test_a_projection_that_takes_no_part_is_named_and_counts_as_nothing(capsys):
     model = tiny_model()
     model.model.layers[1].spare = torch.nn.Linear(4, 4)
-    with pytest.raises(NumericalError, match=r"layers\.1\.spare"):
-        measure(model)
+    scores = measure(model)
+    row = next(i for i, p in enumerate(scores.projections) if p.name == "spare")
+    assert not scores.projection_influence[row].any()
+    assert capsys.readouterr().err.count("layers.1.spare") == 1
 
 
 def test_memory_is_checked_before_any_pass(monkeypatch):

@@ -32,7 +32,7 @@ def test_from_the_doctor_to_a_merged_adapter(layerif, folder, text, tmp_path):
 
     few = ["--task", "agreement", "--train-samples", 6, "--validation-samples", 3]
     run = tmp_path / "run"
-    command("doctor", folder)
+    command("doctor", folder, "--rank", 2)
     command("score", "--model", folder, *few, "--rank", 2, "--keep-gradients", "--out", run)
     scores = LayerScores.load(run)
     layers = find_decoder_layers(open_model(folder, device="cpu")[0])

@@ -24,8 +24,9 @@ from layerif.model.experts import every_expert
 from layerif.model.layers import DecoderLayers, Projection
 from layerif.model.modes import replaced_forwards
 
-# How the model called one decoder layer: arguments by place and by keyword, hidden states left out.
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
+# How the model called one decoder layer: arguments by place and by keyword, hidden states left out,
+# and which of them are what the layer below returned beside its hidden states, by its place there.
+_Call = tuple[tuple[Any, ...], dict[str, Any], dict[int | str, int]]
 # How far a forward pass goes to see how layers are called.
 _Extent = Literal["to the first", "through the first", "through all"]
 
@@ -50,7 +51,11 @@ class Visit:
     _calls: list[_Call]
     _once: bool = False
     _sent_all: Sequence[Projection] = ()
+    _below: Sequence[tuple[Any, ...]] = ()
     _handed_on: int = 0
+
+    def __post_init__(self) -> None:
+        self._beside: list[tuple[Any, ...]] = [()] * len(self._calls)
 
     def inputs(self) -> Iterator[torch.Tensor]:
         """The hidden states that the layer is given, batch by batch.
@@ -88,9 +93,18 @@ class Visit:
 
     @torch.no_grad()
     def _output(self, batch: int) -> torch.Tensor:
-        args, kwargs = self._calls[batch]
+        places, kwargs, linked = self._calls[batch]
+        args, kwargs = list(places), dict(kwargs)
+        for place, returned in linked.items():
+            if isinstance(place, int):
+                args[place] = self._below[batch][returned]
+            else:
+                kwargs[place] = self._below[batch][returned]
         output = self.module(self._hidden[batch], *args, **kwargs)
-        return output[0] if isinstance(output, tuple | list) else output
+        if not isinstance(output, tuple | list):
+            return output
+        self._beside[batch] = tuple(output[1:])
+        return output[0]
 
     def _hand_on(self) -> None:
         """Make the next layer's inputs of what is not yet handed on."""
@@ -124,13 +138,16 @@ def walk(
     hidden = [] if hidden is None else hidden
     calls = _capture(model, layers, batches, hidden)
     last = len(layers) - 1
+    below: Sequence[tuple[Any, ...]] = ()
     for index, module in enumerate(layers.modules):
         sent_all = layers.of(index) if all_experts else ()
         own = [call[index] for call in calls]
-        visit = Visit(index, module, hidden, own, unchanged, sent_all)
+        visit = Visit(index, module, hidden, own, unchanged, sent_all, below)
         yield visit
         if index != last:
             visit._hand_on()
+            linked = any(call[index + 1][2] for call in calls)
+            below = visit._beside if linked else ()
 
 
 def _capture(
@@ -171,11 +188,15 @@ def _observe(
     """The first layer's input, and the calls of the layers that a forward pass came to."""
     first: list[torch.Tensor] = []
     calls: list[_Call] = []
-    beside: list[torch.Tensor] = []
+    beside: list[Any] = []
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        more = output[1:] if isinstance(output, tuple | list) else ()
-        beside[:] = [value for value in more if isinstance(value, torch.Tensor)]
+        beside[:] = output[1:] if isinstance(output, tuple | list) else ()
+
+    def returned(value: Any) -> int | None:
+        """The place of an argument among what the layer below returned beside hidden states."""
+        found = (place for place, one in enumerate(beside) if value is not None and one is value)
+        return next(found, None)
 
     def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
@@ -184,13 +205,11 @@ def _observe(
             first.append(hidden)
             if extent == "to the first":
                 raise _Stop
-        if any(value is one for value in (*rest, *kwargs.values()) for one in beside):
-            raise InputError(
-                f"the decoder layers of {type(model).__name__} hand on more than their hidden "
-                "states, so one cannot be run on what the pruned ones below it give; use a method "
-                "that needs no text, such as magnitude"
-            )
-        calls.append((rest, kwargs))
+        given: dict[int | str, Any] = {**dict(enumerate(rest)), **kwargs}
+        places = {
+            name: place for name, value in given.items() if (place := returned(value)) is not None
+        }
+        calls.append((rest, kwargs, places))
         if len(calls) == len(layers):
             raise _Stop
 
