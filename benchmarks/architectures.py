@@ -96,7 +96,8 @@ def checked(name: str) -> dict[str, Any]:
             try:
                 found["checks"][check] = run(name, Path(folder))
             except Exception as error:
-                found["checks"][check] = f"{type(error).__name__}: {error}"[:300]
+                words = str(error).replace(folder, "its folder")
+                found["checks"][check] = f"{type(error).__name__}: {words}"[:300]
                 found["passed"] = False
     return found
 
