@@ -205,10 +205,8 @@ def _observe(
             first.append(hidden)
             if extent == "to the first":
                 raise _Stop
-        given: dict[int | str, Any] = {**dict(enumerate(rest)), **kwargs}
-        places = {
-            name: place for name, value in given.items() if (place := returned(value)) is not None
-        }
+        given: list[tuple[int | str, Any]] = [*enumerate(rest), *kwargs.items()]
+        places = {name: at for name, value in given if (at := returned(value)) is not None}
         calls.append((rest, kwargs, places))
         if len(calls) == len(layers):
             raise _Stop
