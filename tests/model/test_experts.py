@@ -17,6 +17,7 @@ from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces.full import FullWeights
 from layerif.model.experts import every_expert, expert_calls
 from layerif.model.layers import find_decoder_layers
+from layerif.model.modes import checkpointed
 
 POPULAR = [
     "deepseek_v3",
@@ -259,6 +260,16 @@ def with_mixtures(kind):
 @pytest.mark.parametrize("kind", [Trained, Backwards, Named])
 def test_choices_of_tokens_are_followed(kind):
     assert largest_difference(with_mixtures(kind)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [Routed, Trained, Backwards])
+def test_choices_of_tokens_are_followed_where_layers_are_run_again(kind):
+    model = with_mixtures(kind)
+    _, expected = per_sample(model)
+    with checkpointed(model.model.layers):
+        _, found = per_sample(model)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("kind", [Halves, PositionsFirst])
