@@ -9,8 +9,10 @@ import layerif
 from helpers.architecture_checks import TEXT
 from helpers.architectures import tiny_architecture
 from helpers.tiny import tiny_tokenizer
+from layerif.artifacts import ModuleSparsity, Plan
 from layerif.calibration.statistics import Hessians
 from layerif.compress.pruning.verifying import verify
+from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
 
 NAMES = ["mixtral", "gpt_oss", "dbrx", "granitemoehybrid", "qwen3_5_moe_text"]
@@ -82,3 +84,20 @@ def test_what_experts_are_given_together_is_factorised_once():
     expected = 2 * everything.T @ everything / len(everything)
     torch.testing.assert_close(statistics.mean(experts[0]), expected)
     torch.testing.assert_close(statistics.mean(experts[1]), 2 * given[1].T @ given[1] / 64)
+
+
+def test_a_plan_of_other_projections_is_refused():
+    model = tiny_architecture("mixtral")
+    own = [
+        ModuleSparsity(module=p.key, sparsity=0.5, numel=p.numel)
+        for p in find_decoder_layers(model).projections
+    ]
+    whole = own[4].numel
+    half = own[4].model_copy(update={"numel": whole // 2})
+    beside = ModuleSparsity(module="layers.0.mlp.expert.9", sparsity=0.5, numel=whole // 2)
+    for modules, message in (
+        ([*own[:4], half, *own[5:], beside], rf"{half.module} has {whole // 2:,} weights"),
+        ([beside, *own[:4], half, *own[5:]], "expert.9, which the model does not have"),
+    ):
+        with pytest.raises(InputError, match=message):
+            layerif.prune(model, Plan.of_modules(modules), method="magnitude")

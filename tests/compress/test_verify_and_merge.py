@@ -91,6 +91,12 @@ def test_sharded_files_are_read_together(tmp_path):
     assert verify(tmp_path).ok
 
 
+def test_files_that_are_not_the_models_hide_nothing(folder, tmp_path):
+    copy = changed(folder, tmp_path, lambda tensors: tensors[UP].fill_(1.0))
+    save_file({UP: load_file(folder / "model.safetensors")[UP]}, copy / "older.safetensors")
+    assert [v.module for v in verify(copy).modules if v.fault] == ["layers.1.mlp.up_proj"]
+
+
 def test_the_command_line_says_whether_it_holds(layerif, folder, tmp_path):
     status, out, _ = layerif("verify", folder)
     assert status == 0

@@ -85,5 +85,8 @@ def test_a_registry_loads_what_is_asked_for_and_nothing_else():
     for taken in ("path", "lost", "one", "two"):
         with pytest.raises(InputError, match="already"):
             known.register(taken, 3)
+    for unfit in ("", "a b", "../up", "--flag"):
+        with pytest.raises(InputError, match="cannot be called"):
+            known.register(unfit, 3)
     with pytest.raises(InputError, match="did you mean path"):
         known.find("pat")

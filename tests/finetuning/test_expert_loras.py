@@ -80,3 +80,10 @@ def test_fine_tuning_trains_them():
     plain = layerif.finetune(tiny_architecture("mixtral"), tiny_tokenizer(), rows, **options)
     every = layerif.finetune(model, tiny_tokenizer(), rows, adapt_experts=True, **options)
     assert every[1].trainable_parameters > plain[1].trainable_parameters
+
+
+def test_dropout_beside_experts_is_refused_by_name():
+    model = tiny_architecture("mixtral")
+    plan = Plan(kind="ranks", allocation=[2] * 4)
+    with pytest.raises(InputError, match=r"adapt_experts.*lora_dropout is 0\.1"):
+        lora_config_for(plan, model, adapt_experts=True, lora_dropout=0.1)

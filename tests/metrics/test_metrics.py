@@ -225,6 +225,8 @@ def test_a_metric_of_ones_own():
     )
     with pytest.raises(InputError, match="metric 'heaviest' already"):
         layerif.register_metric("heaviest", heaviest)
+    with pytest.raises(InputError, match="plans call the scores of influence"):
+        layerif.register_metric("influence", heaviest)
 
     layerif.register_metric("silent", heaviest)
     with pytest.raises(InputError, match="reads_text"):

@@ -17,6 +17,7 @@ from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces.full import FullWeights
 from layerif.model.experts import every_expert, expert_calls
 from layerif.model.layers import find_decoder_layers
+from layerif.model.modes import checkpointed
 
 POPULAR = [
     "deepseek_v3",
@@ -192,3 +193,86 @@ def test_parts_of_an_expert_are_refused():
     experts.forward = halves
     with pytest.raises(InputError, match="parts"):
         per_sample(model)
+
+
+class Trained(Routed):
+    """Tokens repeated for each of their experts, and chosen by a mask, as DeepSeek's code does."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        weights, chosen = self.gate(flat).softmax(-1).topk(2, dim=-1)
+        repeated, given = flat.repeat_interleave(2, dim=0), chosen.view(-1)
+        output = torch.empty_like(repeated)
+        for index, expert in enumerate(self.experts):
+            output[given == index] = expert(repeated[given == index])
+        return (output.view(*weights.shape, -1) * weights[..., None]).sum(1).view_as(hidden)
+
+
+class Backwards(Routed):
+    """All tokens in another order; what is written to is chosen after what is read from."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        order = torch.arange(len(flat)).flip(0)
+        output, given = torch.zeros_like(flat), flat[order]
+        for expert in self.experts:
+            output[order] += expert(given)
+        return output.view_as(hidden)
+
+
+class Named(Routed):
+    """A choice by the names of its arguments."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        chosen = self.gate(flat).argmax(-1)
+        output = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            rows = (chosen == index).nonzero()[:, 0]
+            output.index_add_(0, rows, expert(torch.index_select(flat, dim=0, index=rows)))
+        return output.view_as(hidden)
+
+
+class Halves(Routed):
+    """One expert, given two halves of the tokens, the second in a way that is not followed."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        first, second = torch.arange(len(flat)).view(2, -1)
+        others = torch.take_along_dim(flat, second[:, None], 0)
+        return torch.cat([self.experts[0](flat[first]), self.experts[0](others)]).view_as(hidden)
+
+
+class PositionsFirst(Routed):
+    """Hidden states as (positions, batch, width)."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.experts[0](hidden.transpose(0, 1)).transpose(0, 1)
+
+
+def with_mixtures(kind):
+    model = tiny_model("llama", torch.float64)
+    for layer in model.model.layers:
+        layer.mlp = kind(32).double()
+    return model
+
+
+@pytest.mark.parametrize("kind", [Trained, Backwards, Named])
+def test_choices_of_tokens_are_followed(kind):
+    assert largest_difference(with_mixtures(kind)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [Routed, Trained, Backwards])
+def test_choices_of_tokens_are_followed_where_layers_are_run_again(kind):
+    model = with_mixtures(kind)
+    _, expected = per_sample(model)
+    with checkpointed(model.model.layers):
+        _, found = per_sample(model)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", [Halves, PositionsFirst])
+def test_an_order_of_tokens_that_is_not_known_is_refused(kind):
+    with pytest.raises(InputError, match="order that is not known"):
+        per_sample(with_mixtures(kind))

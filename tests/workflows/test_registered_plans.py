@@ -97,6 +97,14 @@ def test_no_name_is_given_twice():
             package.register_plan(name, toy, kinds=("sparsity",))
     with pytest.raises(InputError, match="plans of ranks have no names"):
         package.register_plan("other", toy, kinds=("sparsity", "ranks"))
+    with pytest.raises(InputError, match="'mola-1234' is a plan of MoLA"):
+        package.register_plan("mola-1234", toy, kinds=("experts",))
+
+
+def test_a_plan_that_is_refused_for_one_kind_has_no_name_in_another():
+    with pytest.raises(InputError, match="experts plan 'alphalora' already exists"):
+        package.register_plan("alphalora", toy, kinds=("sparsity", "experts"))
+    assert "alphalora" not in PLANS["sparsity"].names()
 
 
 def test_help_lists_what_is_registered():

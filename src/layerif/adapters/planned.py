@@ -50,12 +50,18 @@ def lora_config_for(
 
     Raises:
         InputError: no plan of ranks, or one of another model; a rank above a projection's smaller
-            side; a scaling that is not positive; no projection is so called.
+            side; a scaling that is not positive; dropout beside experts; no projection is so
+            called.
     """
     plan.check_fits(describe(model), "ranks")
     for name, value in (("alpha_per_rank", alpha_per_rank), ("lora_alpha", lora_alpha)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name} is {value}; it must be a positive finite number")
+    if adapt_experts and lora_dropout:
+        raise InputError(
+            f"adapt_experts: PEFT has no dropout beside experts, and lora_dropout is "
+            f"{lora_dropout:g}; leave one of the two out"
+        )
     layers = find_decoder_layers(model)
     adapted = adaptable(model, layers)
     experts = _parameters_of_experts(model, layers) if adapt_experts else {}

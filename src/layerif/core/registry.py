@@ -64,11 +64,24 @@ class Registry(Generic[T]):
         """Give an entry a name, which functions, commands and recipes then take.
 
         Raises:
-            InputError: the name is taken.
+            InputError: the name is taken, or is no single word.
         """
+        self.require_free(name)
+        self._registered[name] = entry
+
+    def require_free(self, name: str) -> None:
+        """Refuse a name that is taken, or that commands and folders could not be given.
+
+        Raises:
+            InputError: it is.
+        """
+        if not re.fullmatch(r"\w[^\s/\\]*", name):
+            raise InputError(
+                f"the {self.kind} cannot be called {name!r}: expected one word that begins with a "
+                "letter or digit and has no blanks or slashes"
+            )
         if name in self.names():
             raise InputError(f"the {self.kind} {name!r} already exists; choose another name")
-        self._registered[name] = entry
 
     def find(self, name: str) -> T:
         """The entry of a name.

@@ -146,14 +146,18 @@ class PerSampleGradients:
             inputs = args[0].detach().to(output.device)
             # Brought once to where the projection computes, and in its precision.
             maps[:] = [(_brought(left, inputs), _brought(right, inputs)) for left, right in maps]
-            samples = self._calls.samples(projection, inputs, self._rows)
+            tokens = self._rows * self._positions
+            samples = self._calls.samples(projection, inputs, self._rows, tokens)
             seen = [
                 inputs if right is None else nn.functional.linear(inputs, right)
                 for _, right in maps
             ]  # each (B, T, in)
 
             def collect(error: torch.Tensor) -> None:  # (B, T, out)
-                whole = error[..., 0].numel() == self._rows * self._positions
+                # Positions before samples would be taken for samples.
+                turned = error.shape[:-1] == (self._positions, self._rows) and self._rows > 1
+                turned = turned and self._rows != self._positions
+                whole = error[..., 0].numel() == tokens and not turned
                 if samples is None and not whole:
                     raise InputError(
                         f"{projection.key} sees {error[..., 0].numel()} positions of a batch of "

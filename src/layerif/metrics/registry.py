@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from layerif.core.options import Options, options_class
 from layerif.core.registry import Registry
 from layerif.errors import InputError
+from layerif.plans.named import INFLUENCE
 
 if TYPE_CHECKING:
     from layerif.metrics.base import Metric, MetricFunction
@@ -36,10 +37,14 @@ def register_metric(
         reads_text: whether it calls `subject.visits()`, for which calibration text is needed.
 
     Raises:
-        InputError: the name is taken.
+        InputError: the name is taken, or is no single word.
     """
     from layerif.metrics.base import Metric
 
+    if name == INFLUENCE:
+        raise InputError(
+            f"plans call the scores of influence {name!r}; choose another name for the metric"
+        )
     kind = options if isinstance(options, type) else options_class(name, options)
     METRICS.register(name, Metric(function, kind, reads_text=reads_text))
 

@@ -37,6 +37,7 @@ _PRODUCTS = {
     torch.Tensor.__matmul__,
 }
 _CHOICES = {torch.Tensor.__getitem__, torch.index_select, torch.Tensor.index_select}
+_REPEATS = {torch.repeat_interleave, torch.Tensor.repeat_interleave}
 _CONVERSIONS = {
     torch.Tensor.float,
     torch.Tensor.double,
@@ -286,8 +287,11 @@ class ExpertCalls(TorchFunctionMode):
         self._experts = dict(sorted(experts.items()))
         self._begins = list(self._experts)
         self._converted: tuple[torch.Tensor, ExpertMap] | None = None
-        self._chosen: _Rows | None = None
+        # Two: code may write to one while it reads from another.
+        self._chosen: list[_Rows] = []
+        # By expert, what it was given last; and the projections that were given a choice itself.
         self._given: dict[str, torch.Tensor] = {}
+        self._handed: set[str] = set()
 
     def again(self, _place: int, forward: Any) -> Any:
         """The forward of experts that are run outside of this: again, in a backward pass."""
@@ -303,20 +307,31 @@ class ExpertCalls(TorchFunctionMode):
 
     def forget(self) -> None:
         """Layers that are run again choose the same tokens; no choice of now is meant there."""
-        self._chosen = None
+        self._chosen, self._handed = [], set()
 
-    def samples(self, projection: Any, inputs: torch.Tensor, batch: int) -> torch.Tensor | None:
+    def samples(
+        self, projection: Any, inputs: torch.Tensor, batch: int, tokens: int
+    ) -> torch.Tensor | None:
         """(n,) the sample of each row of what a projection is given; None for all, in order.
 
         Args:
             projection: that is given it.
             inputs: (n, in) or (batch, positions, in).
             batch: samples of the batch.
+            tokens: positions of all its samples.
         """
         expert = _expert_of(projection)
-        rows = None if self._chosen is None else self._chosen.within(inputs)
-        if self._chosen is not None and rows is not None:
-            self._given[expert] = rows * batch // self._chosen.of
+        for chosen in reversed(self._chosen):
+            rows = chosen.within(inputs)
+            # Rows of anything but all tokens, in an order of its own, tell nothing of samples.
+            if rows is not None and chosen.of == tokens:
+                self._given[expert] = rows * batch // tokens
+                self._handed.add(projection.key)
+                # The last that is let go.
+                self._chosen = [*(c for c in self._chosen if c is not chosen), chosen]
+                return self._given[expert]
+        if projection.key in self._handed:
+            return None  # what it was given before is not what it is given now
         found = self._given.get(expert)
         return found if found is not None and len(found) == inputs[..., 0].numel() else None
 
@@ -330,7 +345,9 @@ class ExpertCalls(TorchFunctionMode):
             return self._product(func, *args, **kwargs)
         result = func(*args, **kwargs)
         if func in _CHOICES:
-            self._note(args[0], args[1:], result)
+            self._note(*args, **kwargs, result=result)
+        elif func in _REPEATS:
+            self._note_repeated(*args, **kwargs, result=result)
         elif func in _CONVERSIONS:
             self._follow(args[0], result)
         return result
@@ -379,20 +396,58 @@ class ExpertCalls(TorchFunctionMode):
             )
         return experts[expert]
 
-    def _note(self, source: torch.Tensor, index: tuple[Any, ...], result: torch.Tensor) -> None:
+    def _note(
+        self,
+        source: torch.Tensor = None,  # type: ignore[assignment]
+        *place: Any,
+        result: torch.Tensor,
+        **named: Any,
+    ) -> None:
         """Keep which rows were chosen, where that is what was asked for."""
-        asked = index[0] if len(index) == 1 else index[1]
+        source = named.get("input", source)
+        asked = named.get("index", place[-1] if place else None)
+        dimension = named.get("dim", place[0] if len(place) + ("index" in named) == 2 else 0)
         parts = [part for part in _tuple(asked) if part is not None]
-        if source.ndim != 2 or len(parts) != 1 or not source.is_floating_point():
+        if source.ndim != 2 or dimension or len(parts) != 1 or not source.is_floating_point():
             return
         (rows,) = parts
-        if isinstance(rows, torch.Tensor) and rows.ndim == 1 and rows.dtype == torch.int64:
-            self._chosen = _Rows(rows, len(source), result)
+        if not isinstance(rows, torch.Tensor) or rows.ndim != 1:
+            return
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]
+        if rows.dtype == torch.int64:
+            self._keep(source, rows, result)
+
+    def _note_repeated(
+        self,
+        source: torch.Tensor = None,  # type: ignore[assignment]
+        repeats: Any = None,
+        dim: int | None = None,
+        *,
+        result: torch.Tensor,
+        **named: Any,
+    ) -> None:
+        """Keep a repetition of each row as the choice that it is."""
+        source = named.get("input", source)
+        if source.ndim == 2 and dim == 0 and isinstance(repeats, int) and len(source):
+            rows = torch.arange(len(source), device=source.device).repeat_interleave(repeats)
+            self._keep(source, rows, result)
+
+    def _keep(self, source: torch.Tensor, rows: torch.Tensor, result: torch.Tensor) -> None:
+        """Remember a choice; one of rows that were chosen themselves is one of their source."""
+        kept, of = self._chosen[-1:], len(source)
+        for before in reversed(self._chosen):
+            all_of = before.within(source)
+            if all_of is not None and len(all_of) == of:
+                kept, rows, of = [before], all_of[rows], before.of
+                break
+        self._chosen = [*kept, _Rows(rows, of, result)]
 
     def _follow(self, source: torch.Tensor, result: torch.Tensor) -> None:
         """What is converted to another precision stays what it was."""
-        if self._chosen is not None and self._chosen.values is source:
-            self._chosen.values = result
+        for chosen in self._chosen:
+            if chosen.values is source:
+                chosen.values = result
         found = self._map_of(source)
         if found is not None and result is not source:
             self._converted = (result, found)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
@@ -93,9 +94,28 @@ def checkpointed(
 
 def _recomputed(forward: Forward, hidden: Any, *args: Any, **options: Any) -> Any:
     # Keyword arguments (masks, positions) need no gradient, and this kind of checkpoint takes none.
-    return checkpoint(
-        partial(forward, **options), hidden, *args, use_reentrant=True, preserve_rng_state=False
-    )
+    run = _as_here(partial(forward, **options))
+    return checkpoint(run, hidden, *args, use_reentrant=True, preserve_rng_state=False)
+
+
+def _as_here(forward: Forward) -> Forward:
+    """A forward that goes through the torch function modes of now when it is run later, too.
+
+    A backward pass, which runs layers again, is outside of them.
+    """
+    modes = _get_current_function_mode_stack()
+    if not modes:
+        return forward
+
+    def run(*args: Any) -> Any:
+        here = _get_current_function_mode_stack()
+        with ExitStack() as open_:
+            for mode in modes:
+                if not any(other is mode for other in here):
+                    open_.enter_context(mode)
+            return forward(*args)
+
+    return run
 
 
 def _rerun(forward: Forward, *args: Any, **options: Any) -> Any:

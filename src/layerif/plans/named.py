@@ -171,7 +171,17 @@ def register_plan(
     if unknown := [kind for kind in kinds if kind not in PLANS]:
         raise InputError(f"plans of {unknown[0]} have no names; kinds are {', '.join(PLANS)}")
     for kind in kinds:
+        PLANS[kind].require_free(name)
+        if kind == "experts" and _mola_digits(name):
+            raise InputError(f"{name!r} is a plan of MoLA's own shape; choose another name")
+    for kind in kinds:
         PLANS[kind].register(name, NamedPlan(map, **fields))
+
+
+def _mola_digits(name: str) -> str:
+    """The groups that a name such as `mola-2468` states; empty for other names."""
+    group, _, digits = name.partition("-")
+    return digits if group == "mola" and digits.isdecimal() else ""
 
 
 def find_plan(name: str, kind: str) -> NamedPlan:
@@ -180,8 +190,7 @@ def find_plan(name: str, kind: str) -> NamedPlan:
     Raises:
         InputError: there is none; lists those that exist.
     """
-    group, _, digits = name.partition("-")
-    if kind == "experts" and group == "mola" and digits.isdecimal():
+    if kind == "experts" and (digits := _mola_digits(name)):
         return _mola(digits)
     return PLANS[kind].find(name)
 

@@ -16,6 +16,7 @@ from layerif.artifacts.naming import layer_of
 from layerif.compress.pruning.saving import zeros_in
 from layerif.compress.pruning.targets import Pattern
 from layerif.errors import InputError
+from layerif.model.folders import weights_of
 from layerif.model.layers import Projection, find_decoder_layers
 from layerif.model.opening import open_model, open_skeleton
 
@@ -131,8 +132,11 @@ def _breach(weight: torch.Tensor, pattern: Pattern) -> str | None:
 
 
 def _files_of_tensors(folder: Path, open_: ExitStack) -> dict[str, Any]:
-    """By the name of each tensor in a folder's safetensors the open file that holds it."""
-    found = sorted(folder.glob("*.safetensors"))
+    """By the name of each tensor in a model's safetensors the open file that holds it.
+
+    Others that lie in the folder are not the model's.
+    """
+    found = [path for path in weights_of(folder).files if path.suffix == ".safetensors"]
     if not found:
         raise InputError(
             f"{folder} holds no safetensors; expected a model folder as `layerif prune` writes"
