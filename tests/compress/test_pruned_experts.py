@@ -8,7 +8,7 @@ import torch
 import layerif
 from helpers.architecture_checks import TEXT
 from helpers.architectures import tiny_architecture
-from helpers.tiny import tiny_tokenizer
+from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import ModuleSparsity, Plan
 from layerif.calibration.statistics import Hessians
 from layerif.compress.pruning.verifying import verify
@@ -101,3 +101,8 @@ def test_a_plan_of_other_projections_is_refused():
     ):
         with pytest.raises(InputError, match=message):
             layerif.prune(model, Plan.of_modules(modules), method="magnitude")
+
+
+def test_all_experts_of_a_model_without_any_are_refused():
+    with pytest.raises(InputError, match="all_experts"):
+        layerif.prune(tiny_model(), 0.5, tokenizer=tiny_tokenizer(), all_experts=True, **OPTIONS)

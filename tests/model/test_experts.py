@@ -15,7 +15,8 @@ from layerif.errors import InputError
 from layerif.influence.doctor import literal_gradients
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces.full import FullWeights
-from layerif.model.experts import every_expert, expert_calls
+from layerif.model.expert_calls import expert_calls
+from layerif.model.experts import every_expert
 from layerif.model.layers import find_decoder_layers
 from layerif.model.modes import checkpointed
 

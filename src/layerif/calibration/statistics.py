@@ -12,7 +12,7 @@ import torch
 
 from layerif.core.progress import note
 from layerif.errors import NumericalError
-from layerif.model.experts import expert_calls
+from layerif.model.expert_calls import expert_calls
 from layerif.model.layers import Projection
 
 # Share of the mean diagonal that is added to it, as SparseGPT's authors do (arXiv 2301.00774).

@@ -21,7 +21,7 @@ from layerif.errors import InputError, NumericalError
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.influence.subspaces.base import Matrix
 from layerif.likelihood import row_sums, token_losses
-from layerif.model.experts import expert_calls
+from layerif.model.expert_calls import expert_calls
 from layerif.model.layers import Projection
 from layerif.model.modes import as_found, evaluation_mode
 

@@ -80,6 +80,11 @@ def prune(
     plan = _as_plan(plan, options.nm, layers)
     plan.check_fits(info, "sparsity")
     asked = targets(layers.projections, plan, options.nm)
+    if options.all_experts and len(layers.linear) == len(layers.projections):
+        raise InputError(
+            f"all_experts has no effect: {info.name} has no experts that share a parameter; leave "
+            "it out"
+        )
     if layers.rest:
         note(f"left as they are: {', '.join(layers.kinds_of_rest)}")
     about: dict[str, Any] = {}
