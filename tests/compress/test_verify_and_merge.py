@@ -115,7 +115,7 @@ def test_the_command_line_says_whether_it_holds(layerif, folder, tmp_path):
     (copy / "model.safetensors").write_bytes(b"no tensors")
     assert layerif("verify", copy)[0] == 2
     (copy / "model.safetensors").unlink()
-    assert "holds no safetensors" in layerif("verify", copy)[2]
+    assert "no weights are in" in layerif("verify", copy)[2]
     (copy / MANIFEST_FILE).unlink()
     assert "layerif_manifest.json, which `layerif prune` writes" in layerif("verify", copy)[2]
 
