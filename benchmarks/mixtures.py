@@ -238,33 +238,26 @@ def scored(model: Any, tokenizer: Any, options: argparse.Namespace) -> None:
         )
 
 
+def text(tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """What is calibrated on."""
+    return {
+        "tokenizer": tokenizer,
+        "calibration": load_calibration("python-docs"),
+        "calibration_samples": options.chunks,
+        "context_length": 256,
+    }
+
+
 def pruned(method: str) -> Callable[[Any, Any, argparse.Namespace], None]:
     def run(model: Any, tokenizer: Any, options: argparse.Namespace) -> None:
-        prune(
-            model,
-            0.5,
-            tokenizer=tokenizer,
-            calibration=load_calibration("python-docs"),
-            method=method,
-            calibration_samples=options.chunks,
-            context_length=256,
-        )
+        prune(model, 0.5, method=method, **text(tokenizer, options))
 
     return run
 
 
 def searched(model: Any, tokenizer: Any, options: argparse.Namespace) -> None:
-    search_plan(
-        model,
-        0.5,
-        tokenizer=tokenizer,
-        calibration=load_calibration("python-docs"),
-        rounds=1,
-        calibration_samples=options.chunks,
-        context_length=256,
-        tokens=2048,
-        held_out_tokens=2048,
-    )
+    few = {"rounds": 1, "tokens": 2048, "held_out_tokens": 2048}
+    search_plan(model, 0.5, **few, **text(tokenizer, options))
 
 
 WORK: dict[str, Callable[[Any, Any, argparse.Namespace], None]] = {

@@ -11,7 +11,7 @@ from helpers.architectures import tiny_architecture
 from helpers.tiny import tiny_model
 from layerif.calibration.statistics import observed
 from layerif.data.batching import collate
-from layerif.errors import InputError
+from layerif.errors import InputError, NumericalError
 from layerif.influence.doctor import literal_gradients
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces.full import FullWeights
@@ -277,3 +277,27 @@ def test_choices_of_tokens_are_followed_where_layers_are_run_again(kind):
 def test_an_order_of_tokens_that_is_not_known_is_refused(kind):
     with pytest.raises(InputError, match="order that is not known"):
         per_sample(with_mixtures(kind))
+
+
+def test_weights_that_are_used_out_of_sight_are_no_silent_zero():
+    model = tiny_architecture("mixtral")
+    experts = model.model.layers[1].mlp.experts
+
+    def unseen(hidden, _index, _weights):
+        inner = torch.einsum("th,eih->tei", hidden, experts.gate_up_proj)
+        return hidden + inner.sum((1, 2))[:, None]
+
+    experts.forward = unseen
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.experts"):
+        per_sample(model)
+
+
+def test_a_gate_within_an_expert_is_no_router():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp = Routed(32)
+        for expert in layer.mlp.experts:
+            expert.gate = nn.Linear(32, 32)
+    names = {p.name for p in find_decoder_layers(model).projections}
+    assert "mlp.experts.1.gate" in names
+    assert "mlp.gate" not in names

@@ -116,7 +116,18 @@ class PerSampleGradients:
         return losses.detach()
 
     def _take_nothing(self, take: Take, like: torch.Tensor) -> None:
-        """Hand on zero where no gradient came, as in experts without a token."""
+        """Hand on zero where no gradient came, as in experts without a token.
+
+        Raises:
+            NumericalError: none came to any expert of a parameter, so none was seen to be run.
+        """
+        owners = [self._projections[matrix.projection].fused for matrix in self._matrices]
+        seen = {owner for owner, times in zip(owners, self._reached, strict=True) if times}
+        if unseen := [owner for owner in owners if owner is not None and owner not in seen]:
+            raise NumericalError(
+                f"no gradient reached any expert of {unseen[0]}: no token was sent to one, or "
+                "their weights are used in a way that cannot be observed"
+            )
         for row, matrix in enumerate(self._matrices):
             if self._reached[row]:
                 continue

@@ -33,7 +33,7 @@ _PRODUCTS = {
     torch.Tensor.mm,
     torch.Tensor.__matmul__,
 }
-_CHOICES = {torch.Tensor.__getitem__, torch.index_select, torch.Tensor.index_select}
+_SELECTIONS = {torch.index_select, torch.Tensor.index_select}
 _REPEATS = {torch.repeat_interleave, torch.Tensor.repeat_interleave}
 _CONVERSIONS = {
     torch.Tensor.float,
@@ -118,6 +118,7 @@ class ExpertCalls(TorchFunctionMode):
         # Of every parameter its experts in order, by its first byte.
         self._experts = dict(sorted(experts.items()))
         self._begins = list(self._experts)
+        self._sizes = {at: ones[0].weight.nbytes for at, ones in self._experts.items()}
         self._converted: tuple[torch.Tensor, ExpertMap] | None = None
         # Two: code may write to one while it reads from another.
         self._chosen: list[_Rows] = []
@@ -176,10 +177,17 @@ class ExpertCalls(TorchFunctionMode):
         if func in _PRODUCTS and isinstance(args[1], torch.Tensor):
             return self._product(func, *args, **kwargs)
         result = func(*args, **kwargs)
-        if func in _CHOICES:
-            self._note(*args, **kwargs, result=result)
+        if func is torch.Tensor.__getitem__:
+            self._note(args[0], args[1], result)
+        elif func in _SELECTIONS:
+            source, dim, index = _selection(*args, **kwargs)
+            if not dim:
+                self._note(source, index, result)
         elif func in _REPEATS:
-            self._note_repeated(*args, **kwargs, result=result)
+            source, repeats, dim = _repetition(*args, **kwargs)
+            if dim == 0 and source.ndim == 2 and isinstance(repeats, int) and len(source):
+                rows = torch.arange(len(source), device=source.device)
+                self._keep(source, rows.repeat_interleave(repeats), result)
         elif func in _CONVERSIONS:
             self._follow(args[0], result)
         return result
@@ -218,29 +226,21 @@ class ExpertCalls(TorchFunctionMode):
         if before < 0:
             return None
         experts = self._experts[self._begins[before]]
-        expert, inside = divmod(place - self._begins[before], experts[0].weight.nbytes)
+        size = self._sizes[self._begins[before]]
+        expert, inside = divmod(place - self._begins[before], size)
         if expert >= len(experts):
             return None
-        if inside or weight.numel() != experts[expert].weight.numel():
+        if inside or weight.nbytes != size:
             raise InputError(
                 f"the experts of {type(experts[expert].owner).__name__} use parts of a weight of "
                 f"shape {tuple(experts[expert].parameter.shape)}; such experts are not supported"
             )
         return experts[expert]
 
-    def _note(
-        self,
-        source: torch.Tensor = None,  # type: ignore[assignment]
-        *place: Any,
-        result: torch.Tensor,
-        **named: Any,
-    ) -> None:
+    def _note(self, source: torch.Tensor, index: Any, result: torch.Tensor) -> None:
         """Keep which rows were chosen, where that is what was asked for."""
-        source = named.get("input", source)
-        asked = named.get("index", place[-1] if place else None)
-        dimension = named.get("dim", place[0] if len(place) + ("index" in named) == 2 else 0)
-        parts = [part for part in _tuple(asked) if part is not None]
-        if source.ndim != 2 or dimension or len(parts) != 1 or not source.is_floating_point():
+        parts = [part for part in _tuple(index) if part is not None]
+        if source.ndim != 2 or len(parts) != 1 or not source.is_floating_point():
             return
         (rows,) = parts
         if not isinstance(rows, torch.Tensor) or rows.ndim != 1:
@@ -248,21 +248,6 @@ class ExpertCalls(TorchFunctionMode):
         if rows.dtype == torch.bool:
             rows = rows.nonzero()[:, 0]
         if rows.dtype == torch.int64:
-            self._keep(source, rows, result)
-
-    def _note_repeated(
-        self,
-        source: torch.Tensor = None,  # type: ignore[assignment]
-        repeats: Any = None,
-        dim: int | None = None,
-        *,
-        result: torch.Tensor,
-        **named: Any,
-    ) -> None:
-        """Keep a repetition of each row as the choice that it is."""
-        source = named.get("input", source)
-        if source.ndim == 2 and dim == 0 and isinstance(repeats, int) and len(source):
-            rows = torch.arange(len(source), device=source.device).repeat_interleave(repeats)
             self._keep(source, rows, result)
 
     def _keep(self, source: torch.Tensor, rows: torch.Tensor, result: torch.Tensor) -> None:
@@ -294,6 +279,16 @@ def _expert_of(projection: Any) -> str:
     """The expert that a projection belongs to: `experts.3` of `experts.up_proj.3`, too."""
     path, _, last = projection.key.rpartition(".")
     return path if projection.fused is None else f"{path.rpartition('.')[0]}.{last}"
+
+
+def _selection(input: Any, dim: int, index: Any) -> tuple[Any, int, Any]:
+    """The arguments of `index_select`, by whatever names they were given."""
+    return input, dim, index
+
+
+def _repetition(input: Any, repeats: Any, dim: int | None = None, **_: Any) -> tuple[Any, Any, Any]:
+    """The arguments of `repeat_interleave`, by whatever names they were given."""
+    return input, repeats, dim
 
 
 def _tuple(index: Any) -> tuple[Any, ...]:

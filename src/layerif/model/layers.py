@@ -8,7 +8,7 @@ of a parameter that holds those of many. What else has two dimensions and more (
 state-space parameters, routers, blocks that layers share) is left as it is, and listed.
 
 Where PEFT has put an adapter around a linear map, the projection is the map inside, by the name it
-has without the adapter; the adapter's own matrices are no projections.
+has without the adapter; the adapter's own matrices are not projections.
 """
 
 from __future__ import annotations
@@ -305,7 +305,9 @@ def _is_router(name: str, module: nn.Module, routed: bool) -> bool:
     parts = name.split(".")
     if any(word in part for word in _ROUTERS for part in (*parts, type(module).__name__.lower())):
         return True
-    return routed and any(part in _GATES for part in parts)
+    # In a list of experts `gate` is a map of one of them.
+    listed = any(part.isdigit() for part in parts)
+    return routed and not listed and any(part in _GATES for part in parts)
 
 
 def _text_config(model: nn.Module) -> Any:
