@@ -60,6 +60,12 @@ def largest_difference(model):
     return worst
 
 
+@pytest.mark.parametrize("name", [*FUSED, "zaya", "longcat_flash"])
+@pytest.mark.parametrize("check", ["gradients", "Wanda"])
+def test_experts_that_are_called_in_other_ways(name, check, tmp_path):
+    CHECKS[check](name, tmp_path)
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_every_expert_is_a_projection_that_is_a_view(name):
     model = tiny_architecture(name)
