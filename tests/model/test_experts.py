@@ -121,6 +121,38 @@ def test_experts_of_their_own_modules():
     assert largest_difference(model) < 1e-6
 
 
+class Turned(nn.Module):
+    """Given all tokens in another order in the first batch, and as they are in those after it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(width, 5), nn.Linear(5, width))])
+        self.calls = 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if self.calls > 1:
+            return self.experts[0](flat).view_as(hidden)
+        order = torch.arange(len(flat)).flip(0)
+        return (
+            torch.zeros_like(flat).index_add(0, order, self.experts[0](flat[order])).view_as(hidden)
+        )
+
+
+def test_what_was_chosen_in_one_batch_is_not_meant_in_the_next():
+    model = tiny_model("llama", torch.float64)
+    for layer in model.model.layers:
+        layer.mlp = Turned(32).double()
+    projections = find_decoder_layers(model).projections
+    matrices = FullWeights().matrices(projections)
+    batch = collate(samples(), device="cpu")
+    with frozen(model), PerSampleGradients(model, projections, matrices) as gradients:
+        first, second = gradients(batch)[1], gradients(batch)[1]
+    for one, other in zip(first, second, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
 def test_an_expert_without_a_token_has_no_gradient():
     model = tiny_architecture("mixtral")
     with torch.no_grad():

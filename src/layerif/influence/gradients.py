@@ -103,12 +103,12 @@ class PerSampleGradients:
         self._take = take
         self._reached = [0] * len(self._matrices)
         self._rows, self._positions = batch.predicts.shape
+        self._calls.forget()
         losses = row_sums(token_losses(self._model, batch), batch)
         losses = losses / batch.counts.to(losses.device)
         _require_finite(losses, f"loss of {kind}", batch)
         # Each sample's loss depends on its own row alone, so the gradient of the sum holds the
         # gradient of every sample, row by row.
-        self._calls.forget()
         losses.sum().backward()
         if not any(self._reached):
             raise NumericalError("no gradient reached any projection: the loss depends on none")

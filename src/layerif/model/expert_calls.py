@@ -139,8 +139,8 @@ class ExpertCalls(TorchFunctionMode):
         return run
 
     def forget(self) -> None:
-        """Layers that are run again choose the same tokens; no choice of now is meant there."""
-        self._chosen, self._handed = [], set()
+        """Another batch begins: no choice of tokens that was made before is meant there."""
+        self._chosen, self._given, self._handed = [], {}, set()
 
     def samples(
         self, projection: Any, inputs: torch.Tensor, batch: int, tokens: int
