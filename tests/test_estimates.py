@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.architectures import tiny_architecture
 from helpers.tiny import tiny_model
 from layerif import estimates
+from layerif.model.layers import find_decoder_layers
 
 WITHIN = 1.5
 
@@ -36,3 +38,13 @@ def test_estimates_are_near_the_peak():
     )
     for work, (estimated, measured) in json.loads(ran.stdout.splitlines()[-1]).items():
         assert measured / WITHIN <= estimated <= WITHIN * measured, work
+
+
+def test_an_expert_counts_for_the_tokens_that_are_routed_to_it():
+    model = tiny_architecture("mixtral")  # four experts, two for a token
+    experts = [p for p in find_decoder_layers(model).projections if p.fused is not None]
+    routed = estimates.memory(model, "backward", 100)
+    model.config.num_experts_per_tok = 4
+    everywhere = estimates.memory(model, "backward", 100)
+    outputs = sum(p.out_features for p in experts)
+    assert everywhere - routed == pytest.approx(100 * estimates.COPIES * outputs * 4 / 2)
