@@ -73,6 +73,18 @@ def test_without_experts_there_is_nothing_to_adapt():
         lora_config_for(Plan(kind="ranks", allocation=[1, 1, 1]), model, adapt_experts=True)
 
 
+def test_it_is_said_where_there_is_no_lora_whatever_is_targeted(capsys):
+    model = tiny_architecture("mixtral")
+    projections = find_decoder_layers(model).projections
+    experts = sum(p.fused is not None for p in projections)
+    for targets in (None, ["q_proj"]):
+        lora_config_for(PLAN, model, target_modules=targets)
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"no LoRA at {experts} of {len(projections)} projections: mlp.experts." in said
+    lora_config_for(PLAN, model, adapt_experts=True)
+    assert "no LoRA" not in capsys.readouterr().err
+
+
 def test_fine_tuning_trains_them():
     model = tiny_architecture("mixtral")
     rows = [Example(prompt=f"{i} and", completion=f" {i + 1}") for i in range(6)]
