@@ -94,6 +94,13 @@ def test_fine_tuning_trains_them():
     assert every[1].trainable_parameters > plain[1].trainable_parameters
 
 
+def test_a_plan_of_lora_experts_does_not_reach_the_models_own():
+    model, plan = tiny_architecture("mixtral"), Plan(kind="experts", allocation=[2] * 4)
+    rows = [Example(prompt="one", completion=" two")] * 4
+    with pytest.raises(InputError, match="adapt_experts"):
+        layerif.finetune(model, tiny_tokenizer(), rows, plan=plan, adapt_experts=True)
+
+
 def test_dropout_beside_experts_is_refused_by_name():
     model = tiny_architecture("mixtral")
     plan = Plan(kind="ranks", allocation=[2] * 4)
