@@ -101,6 +101,13 @@ def test_a_plan_of_lora_experts_does_not_reach_the_models_own():
         layerif.finetune(model, tiny_tokenizer(), rows, plan=plan, adapt_experts=True)
 
 
+def test_a_rank_above_the_smaller_side_of_experts_is_refused():
+    model, plan = tiny_architecture("qwen3_next"), Plan(kind="ranks", allocation=[17] * 4)
+    lora_config_for(plan, model, target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"experts\.down_proj"):
+        lora_config_for(plan, model, target_modules=["q_proj"], adapt_experts=True)
+
+
 def test_dropout_beside_experts_is_refused_by_name():
     model = tiny_architecture("mixtral")
     plan = Plan(kind="ranks", allocation=[2] * 4)
