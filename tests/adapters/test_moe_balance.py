@@ -11,7 +11,8 @@ from torch import nn
 
 from helpers.tiny import tiny_model
 from layerif.adapters import LoraMoeConfig, LoraMoeLinear, routing
-from layerif.adapters.routing import BatchState, balance_loss, gates
+from layerif.adapters.balance import BatchState, balance_loss
+from layerif.adapters.routing import gates
 from layerif.artifacts import RouterLoad, RoutingUse
 from layerif.errors import InputError
 from layerif.report.routing import even_loads, plot_routing

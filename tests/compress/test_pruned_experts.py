@@ -11,6 +11,7 @@ from helpers.architectures import tiny_architecture
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import ModuleSparsity, Plan
 from layerif.calibration.statistics import Hessians
+from layerif.compress.pruning import verifying
 from layerif.compress.pruning.verifying import verify
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
@@ -54,6 +55,20 @@ def test_a_saved_mixture_is_verified(name, tmp_path):
     layerif.save_pruned(model, tokenizer, manifest, tmp_path / "other")
     faulty = [v.module for v in verify(tmp_path / "other").modules if v.fault is not None]
     assert faulty == [expert.key]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])  # stored apart, and as one parameter
+def test_what_experts_share_is_read_once(name, tmp_path, monkeypatch):
+    model, tokenizer = tiny_architecture(name), tiny_tokenizer()
+    manifest = layerif.prune(model, 0.5, method="magnitude")
+    layerif.save_pruned(model, tokenizer, manifest, tmp_path / "pruned")
+    read, weight = [], verifying._weight
+    monkeypatch.setattr(
+        verifying, "_weight", lambda files, path: read.append(path) or weight(files, path)
+    )
+    assert verify(tmp_path / "pruned").ok
+    projections = find_decoder_layers(model).projections
+    assert len(read) == len({id(p.parameter) for p in projections}) < len(projections)
 
 
 def test_all_experts_see_all_text():

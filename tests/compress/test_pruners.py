@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.architectures import tiny_architecture
 from helpers.pruned import prune_tiny
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, use_mlps_twice
@@ -185,6 +186,20 @@ def test_projections_that_share_an_input_share_one_hessian_and_one_factor(monkey
         ("mlp.gate_up_proj",),
         ("mlp.down_proj",),
     }
+
+
+def test_what_shares_an_input_is_factorised_once_wherever_it_is_in_the_layer(monkeypatch):
+    """GPT-J's MLP reads what its attention reads, and comes after the attention's output."""
+    calls = []
+    monkeypatch.setattr(
+        "layerif.calibration.statistics.factorise",
+        lambda hessian, name: calls.append(name) or factorise(hessian, name),
+    )
+    model = tiny_architecture("gptj")
+    prune_tiny(model, 0.5, method="sparsegpt")
+    ends = [name.rpartition(".")[2] for name in calls]
+    assert sorted(set(ends)) == ["fc_out", "k_proj", "out_proj"]
+    assert len(calls) == 3 * len(find_decoder_layers(model))
 
 
 def test_inputs_that_are_changed_in_place_are_refused():

@@ -73,6 +73,18 @@ def test_without_experts_there_is_nothing_to_adapt():
         lora_config_for(Plan(kind="ranks", allocation=[1, 1, 1]), model, adapt_experts=True)
 
 
+def test_it_is_said_where_there_is_no_lora_whatever_is_targeted(capsys):
+    model = tiny_architecture("mixtral")
+    projections = find_decoder_layers(model).projections
+    experts = sum(p.fused is not None for p in projections)
+    for targets in (None, ["q_proj"]):
+        lora_config_for(PLAN, model, target_modules=targets)
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"no LoRA at {experts} of {len(projections)} projections: mlp.experts." in said
+    lora_config_for(PLAN, model, adapt_experts=True)
+    assert "no LoRA" not in capsys.readouterr().err
+
+
 def test_fine_tuning_trains_them():
     model = tiny_architecture("mixtral")
     rows = [Example(prompt=f"{i} and", completion=f" {i + 1}") for i in range(6)]
@@ -80,6 +92,20 @@ def test_fine_tuning_trains_them():
     plain = layerif.finetune(tiny_architecture("mixtral"), tiny_tokenizer(), rows, **options)
     every = layerif.finetune(model, tiny_tokenizer(), rows, adapt_experts=True, **options)
     assert every[1].trainable_parameters > plain[1].trainable_parameters
+
+
+def test_a_plan_of_lora_experts_does_not_reach_the_models_own():
+    model, plan = tiny_architecture("mixtral"), Plan(kind="experts", allocation=[2] * 4)
+    rows = [Example(prompt="one", completion=" two")] * 4
+    with pytest.raises(InputError, match="adapt_experts"):
+        layerif.finetune(model, tiny_tokenizer(), rows, plan=plan, adapt_experts=True)
+
+
+def test_a_rank_above_the_smaller_side_of_experts_is_refused():
+    model, plan = tiny_architecture("qwen3_next"), Plan(kind="ranks", allocation=[17] * 4)
+    lora_config_for(plan, model, target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"experts\.down_proj"):
+        lora_config_for(plan, model, target_modules=["q_proj"], adapt_experts=True)
 
 
 def test_dropout_beside_experts_is_refused_by_name():

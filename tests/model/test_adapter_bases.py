@@ -23,9 +23,9 @@ from layerif.errors import InputError
 from layerif.finetuning.finetune import finetune
 from layerif.influence.subspaces.lora import FreshLora
 from layerif.model.layers import find_decoder_layers
-from layerif.model.modes import quiet_transformers
 from layerif.model.opening import open_model
 from layerif.model.peft_adapters import BASE_HASH, base_hash, with_adapter
+from layerif.model.quiet import quiet_transformers
 from layerif.report.cards import adapter_card
 from layerif.workflows.finetuning import finetune_into
 

@@ -16,9 +16,9 @@ from helpers.tiny import CONFIGS, tiny_model, tiny_tokenizer
 from layerif.artifacts import hash_model
 from layerif.compress.pruning.merging import merged, zeros_of
 from layerif.errors import InputError, MissingDependencyError
-from layerif.model.modes import quiet_transformers
 from layerif.model.opening import open_model
 from layerif.model.peft_adapters import with_adapter
+from layerif.model.quiet import quiet_transformers
 
 TIED = "ends"  # one weight at both ends of the model
 FORMS = {

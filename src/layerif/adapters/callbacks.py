@@ -8,9 +8,9 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from layerif.adapters.balance import BatchState
 from layerif.adapters.diagnostics import RoutingReport, routing
 from layerif.adapters.layer import batch_state
-from layerif.adapters.routing import BatchState
 
 
 class ScaleBalanceLoss(TrainerCallback):

@@ -51,7 +51,7 @@ class LoraMoeConfig(PeftConfig):
         lora_alpha: a number or a list.
         lora_dropout: of the experts' input; the router's is not dropped.
         strict_dropout: a mask of its own for every expert, as the reference has it; slower.
-        aux_loss_coef: factor of the load-balancing loss of each router (`routing.py`); 0 for none.
+        aux_loss_coef: factor of the load-balancing loss of each router (`balance.py`); 0 for none.
             Where gradients are accumulated, the loss is to be scaled as the model's own is:
             `ScaleBalanceLoss` does so under transformers' Trainer, and `batch_state` serves others.
         target_modules: names of projections, or a regular expression; None for all of them.

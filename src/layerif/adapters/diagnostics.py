@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from layerif.adapters.balance import BatchState
 from layerif.adapters.layer import LoraMoeLinear
-from layerif.adapters.routing import BatchState, assigned
+from layerif.adapters.routing import assigned
 from layerif.artifacts import RouterLoad, RoutingUse
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from layerif.adapters.balance import BatchState, balance_loss, injected
 from layerif.adapters.config import LoraMoeConfig
-from layerif.adapters.routing import BatchState, balance_loss, gates, injected, logits
+from layerif.adapters.routing import gates, logits
 from layerif.errors import InputError
 
 

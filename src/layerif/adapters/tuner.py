@@ -8,9 +8,9 @@ from peft import mapping
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from layerif.adapters.balance import BatchState
 from layerif.adapters.config import PEFT_TYPE, LoraMoeConfig
 from layerif.adapters.layer import LoraMoeLinear
-from layerif.adapters.routing import BatchState
 from layerif.errors import InputError
 from layerif.model.layers import Projection, find_decoder_layers, is_linear
 from layerif.model.peft_adapters import check_rank

@@ -176,13 +176,18 @@ def complete_plan(model: Any, plan: Plan | None, options: FinetuneOptions) -> Pl
         model: that it is for; a skeleton without weights will do.
 
     Raises:
-        InputError: the plan is for another model, or of another kind, or a rank is above the
-            smaller side of a projection.
+        InputError: the plan is for another model, or of another kind, or of experts where the
+            options have `adapt_experts`; or a rank is above the smaller side of a projection.
     """
     if plan is not None and plan.rules.ranks is None:
         raise InputError(
             f"the plan is one of {plan.kind}, which trains nothing; fine-tuning takes a plan of "
             "experts or of ranks (allocate_experts, allocate_ranks)"
+        )
+    if options.adapt_experts and plan is not None and plan.kind == "experts":
+        raise InputError(
+            "adapt_experts puts plain LoRA beside the model's own experts, and the plan is one of "
+            "LoRA experts at other projections; leave one of the two out"
         )
     layers = find_decoder_layers(model)
     if plan is None:

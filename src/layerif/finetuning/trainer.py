@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from layerif.adapters import LogRouting, LoraMoeLinear, batch_state
-from layerif.adapters.routing import BatchState
+from layerif.adapters.balance import BatchState
 from layerif.core import processes
 from layerif.core.checkpoint import Steps
 from layerif.core.files import is_whole, require_disk, seal, writing_to
@@ -31,8 +31,9 @@ from layerif.finetuning.batches import Batches, StepBatch
 from layerif.finetuning.options import FinetuneOptions
 from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import find_decoder_layers, unwrapped
-from layerif.model.modes import checkpointed, evaluation_mode, quiet_transformers
+from layerif.model.modes import checkpointed, evaluation_mode
 from layerif.model.opening import input_device
+from layerif.model.quiet import quiet_transformers
 
 CHECKPOINT = "checkpoint"  # the step that says which of the Trainer's checkpoints is whole
 REMEDY = "try a smaller learning_rate, or dtype='float32'"

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError
 import torch
 
 from layerif.errors import InputError, LayerifError, MissingDependencyError
-from layerif.model.modes import quiet_transformers
+from layerif.model.quiet import quiet_transformers
 
 # Characters of its cause that an error gives at most.
 LONGEST_CAUSE = 300

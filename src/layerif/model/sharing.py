@@ -50,10 +50,11 @@ class _Place:
 def shared_blocks(
     model: nn.Module, layers: Sequence[nn.Module], linear: Callable[[nn.Module], bool]
 ) -> list[torch.Tensor]:
-    """The weights of blocks that stand in several decoder layers, at the same place of each.
+    """The weights of blocks that several decoder layers have, each at the same place in it.
 
-    A block is a part of a layer with several linear maps. All of its weights are shared, and stand
-    nowhere else; each layer has maps beside it. Otherwise nothing is a block.
+    A block is a part of a layer with several linear maps. All of its weights are shared, and used
+    nowhere else; each layer has maps beside it. If a block breaks one of these rules, there is none
+    in the model.
 
     Args:
         linear: whether a module is a linear map.

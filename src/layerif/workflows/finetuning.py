@@ -13,8 +13,9 @@ from layerif.core.processes import is_first
 from layerif.data import Example, Task
 from layerif.finetuning.finetune import finetune, routing_on
 from layerif.finetuning.options import FinetuneOptions
-from layerif.model.modes import as_found, quiet_transformers
+from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer
+from layerif.model.quiet import quiet_transformers
 from layerif.report.cards import adapter_card
 from layerif.report.routing import plot_routing
 from layerif.workflows.stage import Stage, fingerprint_of, hash_samples

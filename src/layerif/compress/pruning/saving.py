@@ -13,10 +13,10 @@ from layerif.artifacts import CARD_FILE, MANIFEST_FILE, PRUNED, Manifest
 from layerif.core.files import new_folder, write_text
 from layerif.errors import NumericalError
 from layerif.model.layers import Projection, find_decoder_layers, refuse_quantised
-from layerif.model.modes import quiet_transformers
 from layerif.model.opening import Tokenizer
 from layerif.model.peft_adapters import refuse_adapted
 from layerif.model.precision import stored_precision, word_of
+from layerif.model.quiet import quiet_transformers
 from layerif.report.cards import pruned_card
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,18 @@ def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verificati
     paths = {id(parameter): path for path, parameter in skeleton.named_parameters()}
     projections = {p.key: p for p in find_decoder_layers(skeleton).projections}
     joined: dict[str, Projection] = {}
+    stored: dict[str, torch.Tensor | None] = {}
     verdicts = []
     with ExitStack() as open_:
         files = _files_of_tensors(folder, open_)
         for entry in manifest.modules:
             weight = None
             if projection := projections.pop(entry.module, None):
-                stored = _weight(files, paths[id(projection.parameter)])
-                if stored is not None:
-                    weight = projection.part(stored)
+                path = paths[id(projection.parameter)]
+                if path not in stored:  # experts of one parameter come one after another
+                    stored = {path: _weight(files, path)}
+                if (whole := stored[path]) is not None:
+                    weight = projection.part(whole)
                 elif projection.fused is not None:
                     joined = joined or _opened(folder, trust_remote_code=trust_remote_code)
                     weight = joined[entry.module].weight
@@ -159,6 +163,6 @@ def _weight(files: Mapping[str, Any], parameter: str) -> torch.Tensor | None:
     """
     parts = sorted(parameter.split("."))
     reordered = (name for name in files if sorted(name.split(".")) == parts)
-    names = (parameter, parameter.split(".", 1)[-1], *reordered)
+    names = chain((parameter, parameter.split(".", 1)[-1]), reordered)
     found: torch.Tensor | None = next((files[n].get_tensor(n) for n in names if n in files), None)
     return found
