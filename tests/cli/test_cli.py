@@ -43,7 +43,7 @@ def test_a_sweep_over_dampings_is_reported_and_replayed(layerif, model, tmp_path
     run = tmp_path / "run"
     status, out, err = layerif(*score_options(model, run), "--damping-sweep", "0.01,1,100")
     assert status == 0, err
-    assert "At dampings 0.01, 0.1, 1, 100, the rankings of layers correlate at least so" in out
+    assert "between dampings 0.01, 0.1, 1, 100: " in out
     assert LayerScores.load(run).damping_sweep.dampings == [0.01, 0.1, 1.0, 100.0]
     status, _, err = layerif("run", run / "recipe.yaml")
     assert status == 0
@@ -365,7 +365,7 @@ def test_help_fills_its_lines_and_shows_no_empty_default(layerif, monkeypatch, c
     status, out, err = layerif(*command.split(), "--help")
     assert status == 0, err
     assert "default: ()" not in out
-    # What a docstring breaks into lines is broken anew for the terminal: no line ends early.
+    # What a docstring breaks into lines is broken again for the terminal: no line ends early.
     above = out[out.index("Usage:") :].partition("╭")[0].splitlines()
     for line, below in itertools.pairwise(above):
         if line.strip() and below.strip():

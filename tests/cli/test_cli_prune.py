@@ -10,7 +10,8 @@ import yaml
 from layerif.artifacts import Manifest, Plan
 from layerif.compress.pruning.verifying import verify
 from layerif.errors import InputError
-from layerif.workflows.recipe import Document, Recipe
+from layerif.workflows.document import Document
+from layerif.workflows.recipe import Recipe
 
 SHORT = ["--calibration-samples", 4, "--context-length", 32]
 

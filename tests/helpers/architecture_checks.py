@@ -125,11 +125,9 @@ def pruned(name: str, _folder: Path) -> str:
     return _near(worst, 0.01)
 
 
-def searched(name: str, _folder: Path) -> str:
-    """A plan searched for at the operating point: its total exact, the model as before."""
-    model = tiny(name)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    plan = layerif.search_plan(
+def short_search(model: Any) -> Plan:
+    """A plan of 50 % zeros, searched for in one round."""
+    return layerif.search_plan(
         model,
         0.5,
         tokenizer=tiny_tokenizer(),
@@ -140,6 +138,13 @@ def searched(name: str, _folder: Path) -> str:
         tokens=128,
         rounds=1,
     )
+
+
+def searched(name: str, _folder: Path) -> str:
+    """A plan searched for at the operating point: its total exact, the model as before."""
+    model = tiny(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plan = short_search(model)
     assert plan.modules is not None
     layers = find_decoder_layers(model)
     if [module.module for module in plan.modules] != [p.key for p in layers.projections]:

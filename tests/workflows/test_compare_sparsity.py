@@ -164,7 +164,7 @@ def test_scores_of_another_model_are_refused_before_any_work(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_another_context_of_the_evaluation_is_measured_anew(tmp_path):
+def test_another_context_of_the_evaluation_is_measured_again(tmp_path):
     def perplexities(folder, length):
         found = compare_sparsity(
             tmp_path / folder,
@@ -186,13 +186,21 @@ def test_another_context_of_the_evaluation_is_measured_anew(tmp_path):
     assert again["uniform"] != first["uniform"]
 
 
-def test_nothing_of_other_work_is_written_over(compared, layerif, model, text, tmp_path):
+def test_nothing_of_others_is_written_over(compared, layerif, model, text, tmp_path):
     out, _ = compared
-    plan = json.loads((out / "owl.json").read_text())
-    (out / "owl.json").write_text(json.dumps({**plan, "how": {"map": "by hand"}}))
-    status, _, err = layerif(*asked(model, text, out))
-    assert status == 2
-    assert "it was edited" in err
+    for name, change, says in (
+        ("owl", {"how": {"map": "by hand"}}, "it was edited"),
+        ("marginal", {"model": None}, "was edited since"),
+    ):
+        path = out / f"{name}.json"
+        before = path.read_text()
+        edited = json.dumps({**json.loads(before), **change})
+        path.write_text(edited)
+        status, _, err = layerif(*asked(model, text, out))
+        assert status == 2
+        assert says in err
+        assert path.read_text() == edited
+        path.write_text(before)
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "uniform.json").write_text("dear to somebody")

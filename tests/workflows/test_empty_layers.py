@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import layerif
-from helpers.architecture_checks import TEXT
+from helpers.architecture_checks import TEXT, short_search
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.data import Corpus, Example
 from layerif.model.layers import find_decoder_layers
@@ -48,17 +48,7 @@ def test_plans_give_it_nothing(model):
 
 
 def test_a_search_leaves_it_out(model):
-    plan = layerif.search_plan(
-        model,
-        0.5,
-        tokenizer=tiny_tokenizer(),
-        calibration=Corpus("text", [TEXT], [TEXT], "\n\n"),
-        held_out_tokens=256,
-        tokens=128,
-        rounds=1,
-        **CHUNKS,
-    )
-    assert plan.allocation[1] == 0
+    assert short_search(model).allocation[1] == 0
 
 
 @pytest.mark.parametrize("metric", ["outlier_ratio", "dlp", "pl_alpha", "uniform"])

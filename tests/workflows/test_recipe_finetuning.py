@@ -38,6 +38,8 @@ def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, mode
     [
         ({"batch_size": 0}, "batch_size: expected a number of at least 1"),
         ({"plans": ["moola"]}, "there is no experts plan 'moola'"),
+        ({"plans": ["mine/layerif.json"]}, "would both be called"),
+        ({"max_length": 2}, "none of the 8 training samples"),
         ({"seeds": [1, 1]}, "seeds are to be each once"),
         ({"train_samples": 10**6}, "fewer than the 1000000 asked for"),
         ({"epoch": 2}, "finetune.epoch: there is no such field; did you mean epochs"),
@@ -46,6 +48,7 @@ def test_the_plan_of_experts_is_trained_where_a_recipe_asks_for_it(layerif, mode
 def test_a_fine_tuning_that_cannot_be_is_refused_first(
     layerif, model, text, tmp_path, stage, message
 ):
+    stage = {"train_samples": 8, "validation_samples": 2} | stage
     status, _, err = layerif("run", recipe(model, text, tmp_path, finetune=stage))
     assert status == 2
     assert message in err

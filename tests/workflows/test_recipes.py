@@ -72,7 +72,13 @@ def test_other_plans_are_measured_beside(layerif, model, text, tmp_path):
     assert owl.plan == Plan.load(run / "owl.json")
     status, _, err = layerif("run", path)
     assert status == 0
-    assert "is made anew" not in err
+    assert "is made again" not in err
+    edited = json.loads((run / "marginal.json").read_text()) | {"model": None}
+    (run / "marginal.json").write_text(json.dumps(edited))
+    status, _, err = layerif("run", path)
+    assert status == 2
+    assert "was edited" in err
+    assert json.loads((run / "marginal.json").read_text()) == edited
     wrong = recipe(
         model,
         text,
@@ -156,6 +162,13 @@ def test_killed_between_a_plan_and_the_note_of_it_the_run_goes_on(tmp_path):
         folder.keep_plan("plan", second)
         folder.keep_plan("plan", first)
     assert Plan.load(tmp_path / "run" / "plan.json") == first
+
+
+def test_stopped_before_its_first_result_a_run_leaves_no_folder(tmp_path):
+    folder = run_folder.RunFolder(tmp_path / "run")
+    with pytest.raises(InputError), folder.claimed("recipe"):
+        raise InputError("refused")
+    assert not folder.path.exists()
 
 
 def test_one_process_at_a_time_follows_a_recipe(layerif, model, text, tmp_path):

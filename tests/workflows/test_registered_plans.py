@@ -50,18 +50,19 @@ def test_a_plan_is_compared_and_tuned(layerif, model, text, tmp_path):
 
 @pytest.mark.usefixtures("registered")
 def test_a_plan_is_measured_in_a_run_and_trained(layerif, model, text, tmp_path):
+    package.register_plan("tilt", toy, kinds=("sparsity",), metric="influence")
     path = recipe(
         model,
         text,
         tmp_path,
-        sparsity={"target": 0.5, "beside": ["toy"]},
+        sparsity={"target": 0.5, "beside": ["toy", "tilt"]},
         finetune={"plans": ["toy"], "max_steps": 1, "batch_size": 2, "rank": 2, "samples": 4},
     )
     status, _, err = layerif("run", path)
     assert status == 0, err
     run = tmp_path / "run"
     found = Comparisons.load(run / "comparison.json").comparisons
-    assert {c.model for c in found} == {"toy", "LayerIF"}
+    assert {c.model for c in found} == {"toy", "tilt", "LayerIF"}
     assert Plan.load(run / "finetuned" / "toy.json").realised_total == 9
     assert Plan.load(run / "toy.json").realised_total == pytest.approx(0.5)
     value = yaml.safe_load(path.read_text())

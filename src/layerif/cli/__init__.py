@@ -16,7 +16,7 @@ from layerif.cli.lazy import ListedGroup, docstring_of, imported
 from layerif.core import processes
 from layerif.errors import InputError, LayerifError
 
-# Commands that several processes work at together.
+# Commands whose work several processes share.
 SHARED_OUT = ("score", "finetune")
 # The module of each command.
 MODULES = {

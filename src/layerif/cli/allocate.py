@@ -1,4 +1,4 @@
-"""Turn layer scores into a plan of a kind."""
+"""Turn layer scores into a plan: of sparsity, experts or ranks."""
 
 from __future__ import annotations
 
@@ -118,22 +118,14 @@ def _keep(plan: Plan, out: Path, *, overwrite: bool) -> None:
     """Save a plan, unless the file holds this very plan already; another one is not lost."""
     from layerif.artifacts import Plan
     from layerif.core.checkpoint import check_out
+    from layerif.workflows.stage import Stage
 
-    check_out(out, Plan.file_kind(), overwrite=overwrite)
-    if Plan.file_kind().is_finished(out):
-        try:
-            found = Plan.load(out)
-            if found == plan:
-                return
-            why = plan.differences(found)
-        except InputError as error:
-            why = str(error)
-        if not overwrite:
-            raise InputError(
-                f"{out} already holds another plan: {why}; choose another --out, or pass "
-                "--overwrite to replace it"
-            )
-    plan.save(out)
+    kind = Plan.file_kind()
+    check_out(out, kind, overwrite=overwrite)
+    # A plan is compared as a whole: it says itself what it was made from.
+    stage = Stage(kind, Plan.load, made_from=lambda plan: plan)
+    if stage.found(out, plan, overwrite=overwrite) is None:
+        plan.save(out)
 
 
 def deliver(

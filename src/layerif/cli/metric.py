@@ -93,7 +93,7 @@ def measure(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """`layerif allocate` takes the file that is written, beside which a picture lies."""
+    """The file written, with a picture beside it, is what `layerif allocate` takes."""
     from layerif.artifacts import MetricScores
     from layerif.core.checkpoint import check_out
     from layerif.data import load_corpus

@@ -21,7 +21,7 @@ from layerif.core.processes import is_first
 from layerif.errors import FieldError
 
 if TYPE_CHECKING:
-    from layerif.workflows.recipe import Document
+    from layerif.workflows.document import Document
 
 COMMAND = "command"
 # A recipe may be written by anybody: what replaces files and what runs a model's code is for those

@@ -9,7 +9,6 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.command import given, values
-from layerif.cli.compare import cells_shown
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, refuse_commanded, replay
 from layerif.errors import InputError
@@ -44,7 +43,8 @@ def run(
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
     that another command wrote is replayed.
     """
-    from layerif.workflows.recipe import Document, Recipe
+    from layerif.workflows.document import Document
+    from layerif.workflows.recipe import Recipe
 
     document = Document.read(recipe)
     if isinstance(document.value, dict):
@@ -64,6 +64,7 @@ def run(
     context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons
+    from layerif.cli.compare import cells_shown
     from layerif.report.comparisons import comparison_lines
     from layerif.report.tables import caveat_lines, results_table
     from layerif.workflows.pipeline import COMPARISON_FILE, TRAINED_FOLDER, run_recipe
@@ -98,7 +99,7 @@ def clean(
     Results stay.
     """
     from layerif.core.checkpoint import steps_folder
-    from layerif.workflows.stages import remove_kept
+    from layerif.workflows.cleaning import remove_kept
 
     places = remove_kept(folder)
     if not places:

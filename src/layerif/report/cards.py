@@ -50,8 +50,8 @@ def adapter_card(record: Finetuning) -> str:
 
 ## How it was trained
 
-Only completions were learnt, in nats a completion token. `layerif_finetuning.json` holds the whole
-record.
+The loss is of completions alone, in nats a completion token. `layerif_finetuning.json` holds the
+whole record.
 
 {_table(facts)}
 """

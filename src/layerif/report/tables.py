@@ -63,8 +63,8 @@ def sweep_lines(scores: LayerScores) -> list[str]:
     dampings = ", ".join(f"{factor:g}" for factor in sweep.dampings)
     figures = ", ".join(f"{how} {rho:.2f}" for how, rho in sweep.least.items() if rho is not None)
     return [
-        f"At dampings {dampings}, the rankings of layers correlate at least so (Spearman): "
-        f"{figures or 'nowhere, the layers all score alike'}."
+        f"Lowest rank correlation (Spearman) of the layers' scores between dampings {dampings}: "
+        f"{figures or 'none, the layers all score alike'}."
     ]
 
 

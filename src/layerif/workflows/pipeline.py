@@ -1,5 +1,5 @@
-"""Follow a recipe: score, plan, prune by the plan and uniformly, measure all three models, and
-compare the two plans on the same items; and where it asks for that, train the plan of experts.
+"""Follow a recipe: score, plan, prune by each plan, measure the pruned models and the dense one,
+and compare the plans on the same items; and where it asks for that, train the plans of experts.
 
 Each result carries the fingerprint of what it was made from, so that nothing finished is done
 twice, a changed option redoes just what depends on it, and an interrupted run goes on after

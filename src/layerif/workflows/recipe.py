@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
@@ -13,7 +12,7 @@ from layerif.artifacts import Record
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.registry import reads_text
 from layerif.core.choices import Aggregation, Dtype, Orientation, Preset
-from layerif.core.files import brief, read_yaml
+from layerif.core.files import brief
 from layerif.core.options import IdleOptionError, Options, Rule, Values, idle, refuse_idle
 from layerif.core.record import MOST_FAULTS, faults_of
 from layerif.data.options import CalibrationOptions, PromptOptions, SampleOptions, TaskOptions
@@ -24,52 +23,11 @@ from layerif.influence.options import ScoreOptions
 from layerif.metrics.registry import METRICS
 from layerif.model.options import AdapterOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
+from layerif.workflows.document import Document
 from layerif.workflows.options import ExpertsStudy, Seeds
 
 # Said once for all stages.
 SHARED = ("seed", "data_dir")
-
-
-@dataclass(frozen=True)
-class Document:
-    """What a YAML file holds, and where.
-
-    Attributes:
-        path: the file.
-        value: its plain value; an empty file holds an empty mapping.
-    """
-
-    path: Path
-    value: Any
-    _node: yaml.Node | None
-
-    @classmethod
-    def read(cls, path: Path) -> Document:
-        """Read a file.
-
-        Raises:
-            InputError: as `layerif.core.files.read_yaml`; with the line.
-        """
-        value, node = read_yaml(path, "a recipe in YAML")
-        return cls(path, value, node)
-
-    def fault(self, message: str, *path: int | str) -> FieldError:
-        """An error about what lies at a path of keys and indices, with file and line."""
-        return FieldError(f"{self.path}, line {self.line(*path)}: {message}")
-
-    def line(self, *path: int | str) -> int:
-        """The line of the deepest node on a path of keys and indices, from 1."""
-        node, line = self._node, 1
-        for part in path:
-            if isinstance(node, yaml.MappingNode):
-                found = [(key, child) for key, child in node.value if key.value == part]
-                if not found:
-                    break
-                line, node = found[0][0].start_mark.line + 1, found[0][1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-                node = node.value[part]
-                line = node.start_mark.line + 1
-        return line
 
 
 class ScoreStage(TaskOptions, SampleOptions, AdapterOptions, ScoreOptions):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from layerif.core.checkpoint import Steps, resumable, tidy
 from layerif.core.files import Kind, check_target
@@ -31,6 +31,13 @@ R = TypeVar("R")
 J = TypeVar("J", bound=JsonArtifact)
 
 
+class Origin(Protocol):
+    """What a result is made from: mostly a fingerprint."""
+
+    def differences(self, found: Any, /) -> str:
+        """In what another one differs from it, in words."""
+
+
 @dataclass(frozen=True)
 class Stage(Generic[R]):
     """One kind of work, whose results are of one kind.
@@ -44,7 +51,7 @@ class Stage(Generic[R]):
 
     kind: Kind
     load: Callable[[Path], R]
-    made_from: Callable[[R], Fingerprint | None] = attrgetter("fingerprint")
+    made_from: Callable[[R], Origin | None] = attrgetter("fingerprint")
     together: bool = False
 
     def run(
@@ -74,7 +81,7 @@ class Stage(Generic[R]):
         with resumable(out, kept, restart=overwrite, together=self.together) as steps:
             return work(steps)
 
-    def found(self, out: Path, wanted: Fingerprint, *, overwrite: bool) -> R | None:
+    def found(self, out: Path, wanted: Origin, *, overwrite: bool) -> R | None:
         """The finished result at `out`, where it was made from what is wanted; else None.
 
         Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ from layerif.artifacts import (
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
-from layerif.core.checkpoint import Steps, remove_leftover, steps_folder
-from layerif.core.files import check_target, taken
+from layerif.core.checkpoint import Steps
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import versions
@@ -304,28 +302,3 @@ def evaluate_into(
     data = hash_texts(texts)
     wanted = fingerprint_of(model, data, {**options.values(), **asked}, tokenizer)
     return json_stage(path, wanted, Results, lambda _steps: measured(), overwrite=overwrite)
-
-
-def remove_kept(folder: Path) -> list[tuple[Path, int]]:
-    """Remove gradients that a run folder keeps, and steps beside it that no process is at.
-
-    Returns:
-        What was removed, and the bytes that it took.
-
-    Raises:
-        InputError: files that layerif did not write lie among the gradients.
-    """
-    removed = []
-    gradients = folder / GRADIENTS_FOLDER
-    if GRADIENTS.is_finished(gradients):
-        check_target(gradients, GRADIENTS)
-        size = sum(map(taken, gradients.iterdir()))
-        shutil.rmtree(gradients)
-        removed.append((gradients, size))
-    steps = steps_folder(folder)
-    if steps.is_dir():
-        size = sum(map(taken, steps.iterdir()))
-        remove_leftover(folder)
-        if not steps.is_dir():
-            removed.append((steps, size))
-    return removed

@@ -1,0 +1,54 @@
+"""A YAML file whose errors say the line: of a recipe, or of a single command's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from layerif.core.files import read_yaml
+from layerif.errors import FieldError
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a YAML file holds, and where.
+
+    Attributes:
+        path: the file.
+        value: its plain value; an empty file holds an empty mapping.
+    """
+
+    path: Path
+    value: Any
+    _node: yaml.Node | None
+
+    @classmethod
+    def read(cls, path: Path) -> Document:
+        """Read a file.
+
+        Raises:
+            InputError: as `layerif.core.files.read_yaml`; with the line.
+        """
+        value, node = read_yaml(path, "a recipe in YAML")
+        return cls(path, value, node)
+
+    def fault(self, message: str, *path: int | str) -> FieldError:
+        """An error about what lies at a path of keys and indices, with file and line."""
+        return FieldError(f"{self.path}, line {self.line(*path)}: {message}")
+
+    def line(self, *path: int | str) -> int:
+        """The line of the deepest node on a path of keys and indices, from 1."""
+        node, line = self._node, 1
+        for part in path:
+            if isinstance(node, yaml.MappingNode):
+                found = [(key, child) for key, child in node.value if key.value == part]
+                if not found:
+                    break
+                line, node = found[0][0].start_mark.line + 1, found[0][1]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                node = node.value[part]
+                line = node.start_mark.line + 1
+        return line
