@@ -68,7 +68,7 @@ def slice_sizes(model: Any, positions: int) -> list[int]:
 
 
 def logit_bytes(model: Any, positions: int) -> int:
-    """Of the largest slice that so many scored positions have."""
+    """Bytes of the logits of the largest slice that so many scored positions have."""
     return max(slice_sizes(model, positions)) * _position_bytes(model)
 
 
@@ -78,7 +78,7 @@ def rows_within(model: Any, rows: int, length: int) -> int:
 
 
 def _position_bytes(model: Any) -> int:
-    """Of the logits of one position, in float32, or in float64 for a float64 model."""
+    """Bytes of the logits of one position: float32, or float64 for a float64 model."""
     exact = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
     return int(model.config.get_text_config(decoder=True).vocab_size * exact.itemsize)
 

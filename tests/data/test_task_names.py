@@ -12,6 +12,7 @@ from layerif.data import (
     Corpus,
     Task,
     corpus_names,
+    has_style,
     load_corpus,
     load_sources,
     load_task,
@@ -54,6 +55,18 @@ def test_sources_are_tasks_and_corpora(tmp_path: Path) -> None:
     assert [source.name for source in sources] == [str(name) for name in names]
     with pytest.raises(InputError, match=r"did you mean python-docs\?"):
         load_sources(["python_docs"])
+
+
+def test_styles_that_change_a_task_or_are_refused() -> None:
+    found = {
+        name: [has_style(name, style) for style in ("alpaca", "plain", "chat", "harness")]
+        for name in ("facts", "agreement", "rte", "hellaswag", "rows.jsonl", "self")
+    }
+    every, two = [True] * 4, [False, False, True, True]
+    assert found == {
+        **{"facts": every, "agreement": two, "rte": every},
+        **{"hellaswag": two, "rows.jsonl": two, "self": [False] * 4},
+    }
 
 
 def test_importing_tasks_is_light() -> None:

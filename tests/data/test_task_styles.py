@@ -71,6 +71,11 @@ def test_chat_needs_a_model_and_its_template() -> None:
     tokenizer.chat_template = "{{ raise_exception('only systems speak') }}"
     with pytest.raises(InputError, match="only systems speak"):
         renderer("chat", tokenizer)
+    tokenizer.chat_template = (
+        "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
+    )
+    with pytest.raises(InputError, match="leaves out"):
+        load_task("facts", style="chat", tokenizer=tokenizer)  # it draws until prompts differ
     with pytest.raises(InputError, match=r"'haiku'; .*alpaca, chat"):
         renderer("haiku")  # type: ignore[arg-type]
 

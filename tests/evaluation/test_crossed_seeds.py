@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from helpers.artifact_samples import MODEL, SETTING
+from layerif.artifacts import Measurement, Outcomes, Results
 from layerif.errors import InputError
+from layerif.evaluation.comparison import compare_seeds
 from layerif.evaluation.statistics import crossed_t
 
 
@@ -81,3 +84,34 @@ def test_a_single_seed_has_no_interval():
 def test_figures_of_other_shapes_are_refused(first, second):
     with pytest.raises(InputError, match="seeds"):
         crossed_t(first, second)
+
+
+def test_models_are_compared_with_the_baseline_and_not_the_other_way_round():
+    def under_seeds(*rows):
+        return [
+            Results(
+                model=MODEL,
+                sparsity=0.5,
+                measurements=[
+                    Measurement(
+                        name="t",
+                        metric="accuracy",
+                        value=sum(correct) / 4,
+                        count=4,
+                        outcomes=Outcomes(items="rows", correct=correct),
+                    )
+                ],
+                setting=SETTING,
+            )
+            for correct in rows
+        ]
+
+    results = {
+        "base": under_seeds([0, 0, 1, 0], [0, 0, 0, 1]),
+        "better": under_seeds([1, 0, 1, 1], [1, 1, 0, 1]),
+    }
+    (found,) = compare_seeds(results, "base")
+    assert (found.model, found.baseline, found.test) == ("better", "base", "crossed_t")
+    assert (found.value, found.baseline_value, found.difference) == (0.75, 0.25, 0.5)
+    assert (found.count, found.seeds) == (4, 2)
+    assert found.low < 0.5 < found.high

@@ -109,7 +109,7 @@ class TestPairedBootstrap:
         nats, tokens = np.array([[30.0, 80.0, 12.0], [33.0, 70.0, 18.0]]), [10, 30, 5]
         found = paired_bootstrap(*nats, tokens, transform=np.exp)
         values = np.exp(nats.sum(1) / 45)
-        assert (found.first, found.second) == pytest.approx(values)
+        assert (found.value, found.baseline_value) == pytest.approx(values)
         assert found.difference == pytest.approx(values[0] - values[1])
         assert found.low < found.difference < found.high
 

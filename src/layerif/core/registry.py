@@ -54,7 +54,8 @@ class Registry(Generic[T]):
 
     @cached_property
     def _places(self) -> dict[str, EntryPoint]:
-        group = f"layerif.{re.sub('y$', 'ie', self.kind)}s".replace(" ", "_")
+        plural = {"corpus": "corpora"}.get(self.kind) or f"{re.sub('y$', 'ie', self.kind)}s"
+        group = f"layerif.{plural}".replace(" ", "_")
         added = {point.name: point for point in entry_points(group=group)}
         own = {name: EntryPoint(name, place, group) for name, place in self._own.items()}
         ours = {*own, *self._registered}

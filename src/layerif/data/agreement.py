@@ -119,9 +119,8 @@ def subject_relative(draw: Draw, plural: bool) -> Sentence:
     """The coach who praised the players after the show | lives in a small town."""
     head, other = _two_people(draw, plural)
     deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
-    return _open(draw, f"the {head} who {deed} the {other}{occasion}", plural), draw.pick(
-        WORDS["person_predicates"]
-    )
+    prompt = _open(draw, f"the {head} who {deed} the {other}{occasion}", plural)
+    return prompt, draw.pick(WORDS["person_predicates"])
 
 
 def object_relative(draw: Draw, plural: bool) -> Sentence:
@@ -129,9 +128,8 @@ def object_relative(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     that = draw.pick(("that ", "", ""))
     deed, occasion = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["occasions"], plural)
-    return _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural), draw.pick(
-        WORDS["person_predicates"]
-    )
+    prompt = _open(draw, f"the {head} {that}the {other} {deed}{occasion}", plural)
+    return prompt, draw.pick(WORDS["person_predicates"])
 
 
 def parenthetical(draw: Draw, plural: bool) -> Sentence:
@@ -139,9 +137,8 @@ def parenthetical(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     witness = _attractor(draw, draw.pick(WORDS["people"]), plural)
     others = f"the {other} the {witness} {draw.pick(WORDS['mentions'])}"
-    return _open(
-        draw, f"the {head}, {draw.pick(WORDS['exceptions'])} {others},", plural
-    ), draw.pick(WORDS["person_predicates"])
+    prompt = _open(draw, f"the {head}, {draw.pick(WORDS['exceptions'])} {others},", plural)
+    return prompt, draw.pick(WORDS["person_predicates"])
 
 
 def coordination(draw: Draw, plural: bool) -> Sentence:
@@ -149,9 +146,8 @@ def coordination(draw: Draw, plural: bool) -> Sentence:
     head, other = _two_people(draw, plural)
     # The first verb is a past form, which would say nothing about the number of its subject.
     deed, place = draw.pick(WORDS["deeds"]), _aside(draw, WORDS["people_from"], plural)
-    return _open(draw, f"the {head} {deed} the {other}{place} and", plural), draw.pick(
-        WORDS["outcomes"]
-    )
+    prompt = _open(draw, f"the {head} {deed} the {other}{place} and", plural)
+    return prompt, draw.pick(WORDS["outcomes"])
 
 
 def determiner_noun(draw: Draw, plural: bool) -> Sentence:

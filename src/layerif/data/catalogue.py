@@ -4,7 +4,7 @@ A task is an entry in `CATALOGUE`; nothing else has to change for a new one. Whe
 split has no labels, or there is none, the validation split is what we test on, and validation is
 set apart from train.
 
-What is under `harness` asks as lm-evaluation-harness (0.4) does without solved examples.
+The fields under `harness` ask as lm-evaluation-harness (0.4) does zero-shot.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from pydantic import GetCoreSchemaHandler
@@ -40,8 +39,6 @@ TASKS: SourceRegistry[NamedTask] = SourceRegistry(
 CORPORA: SourceRegistry[NamedCorpus] = SourceRegistry(
     "corpus",
     {
-        # The plural is not the one that a registry looks for.
-        **{point.name: point.value for point in entry_points(group="layerif.corpora")},
         "python-docs": f"{_HERE}.corpora:PYTHON_DOCS",
         "wikitext2": f"{_HERE}.corpora:WIKITEXT2",
     },
@@ -68,7 +65,7 @@ def register_task(
             change them.
 
     Raises:
-        InputError: the name is taken.
+        InputError: the name is taken, or is no single word.
     """
     _require_free(name)
     TASKS.register(name, NamedTask(load, asks, "registered", candidates, continues))
@@ -83,7 +80,7 @@ def register_corpus(name: str, load: Callable[[Request], Corpus], *, holds: str 
         holds: what it holds, in a few words.
 
     Raises:
-        InputError: the name is taken.
+        InputError: the name is taken, or is no single word.
     """
     _require_free(name)
     CORPORA.register(name, NamedCorpus(load, holds, "registered"))

@@ -134,7 +134,13 @@ def _chat(tokenizer: Any, options: Mapping[str, Any]) -> Render:
             ) from error
         return text
 
-    templated("Hello")  # so that a template that takes no message is refused here
+    # Refused here rather than after the data are read. Templates that expect a message in parts
+    # (text, pictures) leave a plain one out, and every prompt would be the same.
+    if "Hello" not in templated("Hello"):
+        raise InputError(
+            f"the chat template of {name} leaves out a user's message that is plain text; choose "
+            "the prompt style alpaca or plain"
+        )
     return templated
 
 

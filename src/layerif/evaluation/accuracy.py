@@ -68,7 +68,8 @@ def task_measurement(
     sums, tokens = _log_likelihoods(
         model, tokenizer, texts, name, max_length=max_length, batch_tokens=batch_tokens, cache=cache
     )
-    used = [row for row, group in enumerate(groups) if np.isfinite(sums[group]).all()]
+    fits = [bool(np.isfinite(sums[group]).all()) for group in groups]
+    used = [row for row, fit in enumerate(fits) if fit]
     if not used:
         raise InputError(
             f"no example of {name} fits into {max_length} tokens with its completion; raise "
@@ -78,7 +79,7 @@ def task_measurement(
     nats, counts = -sums[right], tokens[right]
     details: dict[str, Any] = {
         "completion_loss": float((nats / counts).mean()),
-        "dropped": [row for row in range(len(examples)) if row not in set(used)],
+        "dropped": [row for row, fit in enumerate(fits) if not fit],
     }
     rows = [astuple(examples[row]) for row in used]
     if not with_choices:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from layerif.evaluation.statistics import (
     paired_bootstrap,
 )
 
-# A comparison without the figures that a test gives it.
-Partly = Callable[..., Comparison]
+# What a test gives, and the other fields of the comparison.
+Tested = tuple[PairedDifference, dict[str, Any]]
 
 
 def compare(
@@ -49,7 +48,7 @@ def compare(
         )
     pairs = [(name, baseline) for name in results if name != baseline]
     pairs += [pair for pair in beside if pair not in pairs]
-    found: list[tuple[PairedDifference, Partly]] = []
+    found: list[Tested] = []
     for name, other in pairs:
         known = {_key(m): m for m in results[other].measurements}
         shared = [m for m in results[name].measurements if _key(m) in known]
@@ -60,29 +59,25 @@ def compare(
             )
         for measured in shared:
             one, two = _outcomes(measured, known[_key(measured)], name, other)
-            about: Partly = partial(
-                Comparison, name=measured.name, model=name, baseline=other, count=one.count
-            )
             for metric, test, paired in _tests(measured.metric, one, two):
-                made = partial(about, scoring=measured.scoring, metric=metric, test=test)
-                found.append((paired, made))
+                about = {
+                    "name": measured.name,
+                    "metric": metric,
+                    "scoring": measured.scoring,
+                    "model": name,
+                    "baseline": other,
+                    "count": one.count,
+                    "test": test,
+                }
+                found.append((paired, about))
     return _family(found)
 
 
-def _family(found: Sequence[tuple[PairedDifference, Partly]]) -> list[Comparison]:
+def _family(found: Sequence[Tested]) -> list[Comparison]:
     """Comparisons made together, whose p are adjusted for one another."""
     adjusted = holm([paired.p for paired, _ in found])
     return [
-        about(
-            value=paired.first,
-            baseline_value=paired.second,
-            difference=paired.difference,
-            low=paired.low,
-            high=paired.high,
-            p=paired.p,
-            p_holm=p_holm,
-            inside_noise=p_holm >= SIGNIFICANCE,
-        )
+        Comparison(**about, **paired._asdict(), p_holm=p_holm, inside_noise=p_holm >= SIGNIFICANCE)
         for (paired, about), p_holm in zip(found, adjusted, strict=True)
     ]
 
@@ -202,7 +197,7 @@ def compare_seeds(results: Mapping[str, Sequence[Results]], baseline: str) -> li
         InputError: the models have not the same seeds, or as `figures_of`.
     """
     base = figures_of(results[baseline])
-    found: list[tuple[PairedDifference, Partly]] = []
+    found: list[Tested] = []
     for name, own in results.items():
         if name == baseline:
             continue
@@ -213,9 +208,14 @@ def compare_seeds(results: Mapping[str, Sequence[Results]], baseline: str) -> li
             )
         for figures, others in zip(figures_of(own), base, strict=True):
             seeds, count = figures.values.shape
-            about: Partly = partial(
-                Comparison, name=figures.name, metric=figures.metric, count=count, seeds=seeds
-            )
-            made = partial(about, model=name, baseline=baseline, test="crossed_t")
-            found.append((crossed_t(figures.values, others.values), made))
+            about = {
+                "name": figures.name,
+                "metric": figures.metric,
+                "model": name,
+                "baseline": baseline,
+                "count": count,
+                "seeds": seeds,
+                "test": "crossed_t",
+            }
+            found.append((crossed_t(figures.values, others.values), about))
     return _family(found)

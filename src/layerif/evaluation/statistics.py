@@ -25,13 +25,13 @@ _DRAWN_AT_ONCE = 2**20  # indices; bounds the memory whatever the number of item
 
 
 class PairedDifference(NamedTuple):
-    """First minus second on the same items, with its 95 % interval and two-sided p.
+    """`value` minus `baseline_value`, of the same items, with its 95 % interval and two-sided p.
 
     `low` and `high` are None where one item alone leaves nothing to resample.
     """
 
-    first: float
-    second: float
+    value: float
+    baseline_value: float
     difference: float
     low: float | None
     high: float | None

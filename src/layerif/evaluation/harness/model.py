@@ -148,7 +148,7 @@ def _apart(
 
 
 class _Watch:
-    """Stands where lm-eval hands each answer to its cache, as soon as there is one."""
+    """In the place of lm-eval's cache, which is given each answer as soon as there is one."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
