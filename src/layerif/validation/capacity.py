@@ -20,8 +20,8 @@ from layerif.core.options import takes
 from layerif.core.progress import Advance, progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
+from layerif.influence.fresh_adapter import Schedule, fine_tune, fresh_adapter
 from layerif.influence.subspaces.lora import FreshLora
-from layerif.influence.warmup import Schedule, fine_tune, fresh_adapter
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
