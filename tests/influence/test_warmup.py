@@ -19,9 +19,10 @@ from layerif.core.checkpoint import NO_STEPS, resumable
 from layerif.data.batching import collate
 from layerif.data.tokenizing import encode
 from layerif.errors import InputError, NumericalError
+from layerif.influence.fresh_adapter import RATE
 from layerif.influence.options import CollectOptions
 from layerif.influence.subspaces.lora import FreshLora
-from layerif.influence.warmup import RATE, warmed_up
+from layerif.influence.warmup import warmed_up
 from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model

@@ -19,8 +19,8 @@ from layerif.core.checkpoint import resumable
 from layerif.data.batching import pack
 from layerif.data.tokenizing import encode
 from layerif.errors import InputError, NumericalError
+from layerif.influence.fresh_adapter import Schedule
 from layerif.influence.subspaces.lora import FreshLora
-from layerif.influence.warmup import Schedule
 from layerif.model.layers import find_decoder_layers
 from layerif.report.correlation import agreement_table, plot_agreement
 from layerif.validation.capacity import capacity

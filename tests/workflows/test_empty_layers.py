@@ -10,7 +10,9 @@ import layerif
 from helpers.architecture_checks import TEXT, short_search
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.data import Corpus, Example
+from layerif.data.tokenizing import encode
 from layerif.model.layers import find_decoder_layers
+from layerif.validation.capacity import capacity
 
 ROWS = [Example(prompt=f"what {i}", completion=f" {i * i}") for i in range(12)]
 CHUNKS = {"calibration_samples": 4, "context_length": 32}
@@ -57,3 +59,19 @@ def test_metrics_measure_the_others(model, metric):
     text = {**text, **CHUNKS} if metric in ("outlier_ratio", "dlp") else {}
     scores = layerif.metric_scores(model, metric, **text)
     assert layerif.allocate_sparsity(scores, sparsity=0.5, on_constant="uniform").allocation[1] == 0
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_adapters_gain_nothing_in_it(place):
+    model = tiny_model()
+    model.model.layers[place] = Bare(model.model.layers[place].input_layernorm)
+    samples = {"train": ROWS[:8], "validation": ROWS[8:]}
+    scores = layerif.metric_scores(model, "adapter_gain", tokenizer=tiny_tokenizer(), **samples)
+    assert [value == 0 for value in scores.scores] == [layer == place for layer in range(3)]
+    train, validation = (
+        encode(tiny_tokenizer(), [(e.prompt, e.completion) for e in rows], 64)[0]
+        for rows in samples.values()
+    )
+    truth = capacity(model, train, validation, rank=2, train_steps=2)
+    assert [not row.any() for row in truth.matrix] == [layer == place for layer in range(3)]
+    assert [n == 0 for n in truth.training["parameters"]] == [layer == place for layer in range(3)]

@@ -72,8 +72,9 @@ def adapter_gain(subject: Subject, *, rank: int, alpha: float) -> MetricValues:
     falls = np.array([float(step @ slope) for step, slope in zip(steps, slopes, strict=True)])
     sizes = np.array([rank * (p.in_features + p.out_features) for p in projections])
     owners = [p.layer for p in projections]
-    by_layer = (np.bincount(owners, weights=values) for values in (falls, sizes))
-    return MetricValues(layers=np.divide(*by_layer), projections=falls / sizes)
+    fall, size = (np.bincount(owners, v, len(subject.layers)) for v in (falls, sizes))
+    # A layer without projections gains nothing.
+    return MetricValues(layers=fall / size.clip(min=1), projections=falls / sizes)
 
 
 ADAPTER_GAIN = Metric(

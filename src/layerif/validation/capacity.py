@@ -20,9 +20,9 @@ from layerif.core.options import takes
 from layerif.core.progress import Advance, progress
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
+from layerif.influence.fresh_adapter import Schedule, fine_tune, fresh_adapter
 from layerif.influence.subspaces.lora import FreshLora
-from layerif.influence.warmup import Schedule, fine_tune, fresh_adapter
-from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.layers import Projection, find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import describe, setting
 from layerif.model.peft_adapters import adaptable, note_left_out, refuse_adapted
@@ -80,15 +80,19 @@ def capacity(
     schedule = Schedule(NAME, options.train_steps, options.learning_rate, options.seed)
     gains, parameters = [], []
 
-    def adapted(layer: int, hidden: Sequence[torch.Tensor], advance: Advance) -> torch.Tensor:
-        """(rows,) nats a token with adapters trained in a layer, which gets `hidden` of batches."""
+    def adapted(
+        layer: int, own: Sequence[Projection], hidden: Sequence[torch.Tensor], advance: Advance
+    ) -> torch.Tensor:
+        """(rows,) nats a token with adapters trained at a layer's `own` projections.
+
+        `hidden` is what the layer is given for each batch.
+        """
 
         def loss(number: int) -> torch.Tensor:
             nats = partial.upwards(batches[number], layer, hidden[number])
             return (nats / batches[number].counts.to(nats.device)).mean()
 
         count = len(trained.batches)
-        own = [projection for projection in projections if projection.layer == layer]
         with fresh_adapter(model, layers.path, own, lora, NAME) as pairs:
             fine_tune(pairs, loss, count, schedule, lambda _units=1: advance(len(layers) - layer))
             with torch.no_grad():
@@ -105,15 +109,16 @@ def capacity(
         base = judged.means(nats, "without adapters")
         for visit in walk(model, layers, [batch.inputs for batch in batches]):
             step = f"capacity-{visit.index:04d}"
-            kept = steps.load(step)
+            own = [p for p in projections if p.layer == visit.index]
+            # Where no adapter can be put, nothing is trained and nothing gained.
+            kept = steps.load(step) if own else {"nats": base}
             if kept is None:
                 # Not held here, so that they go as the walk makes those of the next layer.
-                kept = {"nats": adapted(visit.index, list(visit.inputs()), advance)}
+                kept = {"nats": adapted(visit.index, own, list(visit.inputs()), advance)}
                 steps.save(step, kept)
             else:
                 advance((len(layers) - visit.index) * options.train_steps)
             gains.append((base - kept["nats"]).tolist())
-            own = layers.of(visit.index)
             parameters.append(options.rank * sum(p.in_features + p.out_features for p in own))
     return GroundTruth(
         kind="capacity",
