@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from helpers.artifact_samples import MODEL, make_scores
 from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
 from layerif.plans.maps.cautions import emptied, flat_scores, reliability, unreliable_scores
 
@@ -63,6 +66,26 @@ def test_every_budget_says_that_it_spreads_a_flat_profile(scores, spend, capsys)
     plan = spend(scores)
     assert ("within" in capsys.readouterr().err) == (scores is FLAT)
     assert np.ptp(plan.allocation) > 0
+
+
+def test_a_layer_without_a_projection_has_no_part_in_cautions_and_smoothing(capsys):
+    """Would see: its score of 0 far from the others', and a window that was not smoothed over."""
+    model = MODEL.model_copy(update={"layers": 6, "layer_sizes": [8, 0, 8, 8, 8, 0]})
+    plan = allocate_sparsity([1.0, 0.0, 0.9, 0.95, 0.92, 0.0], 0.5, model=model)
+    assert "within" in capsys.readouterr().err
+    assert plan.how["smoothing_window"] is None
+
+    def said(scores):
+        allocate_sparsity(scores, 0.5)
+        return capsys.readouterr().err
+
+    scores = make_scores(np.random.default_rng(2).normal(size=(5, 12)) + 10)
+    assert "noise" in said(scores)
+    influence = scores.influence.copy()
+    influence[0] = 0.0
+    sizes = [0, *MODEL.layer_sizes[1:]]
+    model = MODEL.model_copy(update={"layer_sizes": sizes})
+    assert "noise" in said(replace(scores, influence=influence, model=model))
 
 
 def test_maps_that_do_not_spread_scores_say_nothing(capsys):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import layerif
-from helpers.architecture_checks import TEXT, short_search
+from helpers.architecture_checks import TEXT
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.data import Corpus, Example
 from layerif.data.tokenizing import encode
@@ -49,8 +49,28 @@ def test_plans_give_it_nothing(model):
     assert layerif.prune(model, sparsity, **options).sparsity == pytest.approx(0.5, abs=1e-3)
 
 
-def test_a_search_leaves_it_out(model):
-    assert short_search(model).allocation[1] == 0
+@pytest.mark.parametrize("granularity", ["projection", "layer"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"strategy": "marginal", "tokens": 128, "rounds": 1},
+        {"strategy": "evolution", "evaluations": 20, "offspring": 4, "stages": ("64:2",)},
+    ],
+    ids=["marginal", "evolution"],
+)
+def test_a_search_leaves_it_out(model, strategy, granularity):
+    plan = layerif.search_plan(
+        model,
+        0.5,
+        tokenizer=tiny_tokenizer(),
+        calibration=Corpus("text", [TEXT], [TEXT], "\n\n"),
+        held_out_tokens=256,
+        granularity=granularity,
+        **strategy,
+        **CHUNKS,
+    )
+    assert plan.allocation[1] == 0
+    assert plan.realised_total == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["outlier_ratio", "dlp", "pl_alpha", "uniform"])

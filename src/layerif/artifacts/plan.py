@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
@@ -82,10 +84,10 @@ class Plan(JsonArtifact):
         if not self.rules.by_projection:
             raise ValueError(f"a plan of {self.kind} goes by layers alone, and has no modules")
         check_modules(modules, len(self.allocation))
-        for layer, value in enumerate(self.allocation):
-            own = [module for module in modules if module.layer == layer]
+        by_layer = _by_layer(modules, len(self.allocation))
+        for layer, (value, own) in enumerate(zip(self.allocation, by_layer, strict=True)):
             size = sum(module.numel for module in own)
-            if size != self.sizes[layer] if self.sizes else not own:
+            if (size != self.sizes[layer]) if self.sizes else not own:
                 raise ValueError(
                     f"the modules of layer {layer} have {size} parameters in all; expected "
                     f"{self.sizes[layer] if self.sizes else 'at least one module'}"
@@ -103,28 +105,30 @@ class Plan(JsonArtifact):
         """
         if self.modules is None:
             return float(self.allocation[layer_of(module)])
-        own = next((own.sparsity for own in self.modules if own.module == module), None)
-        if own is None:
+        if module not in self._sparsities:
             raise InputError(f"the plan has no sparsity for {module}; make a plan for this model")
-        return own
+        return self._sparsities[module]
+
+    @cached_property
+    def _sparsities(self) -> dict[str, float]:
+        return {own.module: own.sparsity for own in self.modules or ()}
 
     @classmethod
     def of_modules(cls, modules: Sequence[ModuleSparsity], **fields: Any) -> Self:
         """A plan of sparsity by projections, with the layers' means worked out.
 
         Args:
-            modules: of every decoder layer at least one.
+            modules: all projections; without a model, of every decoder layer at least one.
             fields: `total`, `model` and `how`.
         """
-        layers = range(max(module.layer for module in modules) + 1)
-        if model := fields.get("model"):
-            layers = range(model.layers)
-        by_layer = [[m for m in modules if m.layer == layer] for layer in layers]
+        model = fields.get("model")
+        count = model.layers if model else 1 + max(module.layer for module in modules)
+        by_layer = _by_layer(modules, count)
         sizes = [sum(module.numel for module in own) for own in by_layer]
         return cls(
             kind="sparsity",
             allocation=[min(_mean(own), 1.0) if own else 0.0 for own in by_layer],
-            layer_sizes=None if fields.get("model") else sizes,
+            layer_sizes=None if model else sizes,
             modules=list(modules),
             **fields,
         )
@@ -177,6 +181,13 @@ class Plan(JsonArtifact):
                     f"in the plan{made_for} layer {layer} has {here:,} projection parameters, "
                     f"where {model.name} has {there:,}; make a plan for this model"
                 )
+
+
+def _by_layer(modules: Sequence[ModuleSparsity], layers: int) -> list[list[ModuleSparsity]]:
+    found = defaultdict(list)
+    for module in modules:
+        found[module.layer].append(module)
+    return [found[layer] for layer in range(layers)]
 
 
 def _mean(modules: Sequence[ModuleSparsity]) -> float:

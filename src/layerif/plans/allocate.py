@@ -1,4 +1,4 @@
-"""From scores to plans: a map of a kind applied, and recorded in an Plan."""
+"""From scores to plans: a map of a kind applied, and recorded in a Plan."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def allocate(
             own["smooth"] = False
     # Layers without a projection have no part in it.
     held = sizes > 0
-    every, vector, sizes = vector, vector[held], sizes[held]
+    vector, sizes = vector[held], sizes[held]
     uniform = chosen.scored and options.on_constant == "uniform"
     if uniform and positions(vector, "direct", "uniform") is None:
         name, chosen = "uniform", rules.maps["uniform"]  # recorded as what was done
@@ -87,10 +87,10 @@ def allocate(
         levels = np.asarray(rules.fit(chosen.function(vector, **own), total, sizes))
     how = (how if chosen.scored else {}) | {"map": name}
     if chosen.recorded:
-        how |= _recorded(own, len(every))
+        how |= _recorded(own, len(vector))
     if chosen.scored and own.get("normalise") != "none":
         spread = rules.span.format(levels.min(), levels.max())
-        _caution(scores, every, options.aggregate, spread)
+        _caution(scores, vector, options.aggregate, spread)
     if modules:
         how |= {"granularity": "projection"}
         planned = [
@@ -206,7 +206,8 @@ def _caution(
     """Say so where scores that hardly tell the layers apart are spread over a whole range."""
     cautions = [flat_scores(vector)]
     if isinstance(scores, LayerScores):
-        cautions.append(unreliable_scores(scores.influence, aggregate))
+        held = np.array(scores.model.layer_sizes) > 0
+        cautions.append(unreliable_scores(scores.influence[held], aggregate))
     for caution in filter(None, cautions):
         note(f"{caution}, and min-max spreads them to {spread}; compare with the uniform plan")
 

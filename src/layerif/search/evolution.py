@@ -114,11 +114,11 @@ class _Trials:
         )
 
     def generation(self, number: int, loss: float) -> dict[str, Any]:
-        """A finished generation, 0 being the uniform plan, as the plan records it.
+        """The record of a finished generation; number 0 is the uniform plan.
 
-        The loss of its best plan on the held-out texts, in nats a token; losses measured so far, of
-        whatever length, and tokens run forward for them; seconds so far, compressing the uniform
-        plan included.
+        `loss` is that of its best plan on the held-out texts, in nats a token. The others are
+        totals so far: losses measured, tokens run forward for them, and seconds, those for
+        compressing the uniform plan included.
         """
         return {
             "generation": number,

@@ -54,9 +54,11 @@ class SparsityKind:
             raise InputError(f"sparsity must be within 0 to 1, not {total}")
         by_layer = options.granularity == "layer"
         units = [p.layer if by_layer else row for row, p in enumerate(layers.projections)]
+        # Layers without a projection are no units.
+        _, of = np.unique(units, return_inverse=True)
         numels = np.array([p.numel for p in layers.projections], dtype=np.int64)
         low, high = max(total - options.below, 0.0), min(total + options.above, 1.0)
-        return cls(np.array(units, dtype=np.int64), numels, float(total), low, high)
+        return cls(of.astype(np.int64), numels, float(total), low, high)
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:

@@ -231,7 +231,7 @@ def _checked(weights: ArrayLike, total: int) -> tuple[FloatArray, int]:
 def _check_counts(values: ArrayLike, name: str) -> IntArray:
     counts = check_scores(values, name=name)
     bad = (counts < 1) | (counts != np.rint(counts))
-    refuse_layers(bad, counts, name, "no counts", "each must be a whole number from 1 up")
+    refuse_layers(bad, counts, name, "not counts", "each must be a whole number of at least 1")
     return counts.astype(np.int64)
 
 
