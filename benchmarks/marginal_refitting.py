@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from layerif.compress.compressor import Change, Compressible
 from layerif.compress.pruning.base import Masked
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.sparsegpt import Refitting
 from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data import load_corpus
@@ -82,7 +83,9 @@ def main() -> None:
     device = input_device(model)
     groups = pack(texts.calibration, asked.batch_tokens, model)
     batches = [collate(items, device=device).inputs for items in groups]
-    with PruningCompressor.held(model, layers, batches, "sparsegpt") as compressor:
+    with PruningCompressor.held(
+        model, layers, batches, PruneOptions(method="sparsegpt")
+    ) as compressor:
         made = compressor.at(units.levels(uniform), changes)
         base = mean_loss(model, texts.held_out, batch_tokens=2048)
         print(f"uniform at {options.sparsity:g}: {base:.4f} nats a token", flush=True)

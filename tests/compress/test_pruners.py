@@ -56,7 +56,7 @@ def test_counts_are_exact_in_every_architecture(method, architecture):
     manifest = prune_tiny(model, plan, method=method)
     pruned = {id(p.module.weight) for p in find_decoder_layers(model).projections}
     for module in manifest.modules:
-        assert module.zeros == module.asked == round(plan.sparsity_of(module.module) * module.numel)
+        assert module.zeros == module.asked == round(plan.level_of(module.module) * module.numel)
         assert (module.error is None) == (method == "magnitude")
         assert (module.damping == 0.01) == (method == "sparsegpt")
         assert module.pattern is None
@@ -240,7 +240,7 @@ def test_a_plan_gives_each_projection_its_own_n(method):
     manifest = prune_tiny(model, plan, nm="2:4", method=method)
     for module, weight in zip(manifest.modules, weights_of(model).values(), strict=True):
         keep = int(module.pattern.split(":")[0])
-        assert abs(4 - keep - 4 * plan.sparsity_of(module.module)) < 1
+        assert abs(4 - keep - 4 * plan.level_of(module.module)) < 1
         assert (weight.reshape(-1, 4).count_nonzero(dim=1) == keep).all()
     # The total misses the plan's by at most half of what the smallest projection can give.
     smallest = min(m.numel for m in manifest.modules) // 4

@@ -20,6 +20,7 @@ from helpers.tiny import tiny_tokenizer
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.options import PruneOptions
 from layerif.data import Example
 from layerif.data.batching import Encoded, collate
 from layerif.estimates import memory
@@ -72,7 +73,9 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
             visit.observe(InputNorms([p for p in found.projections if p.layer == visit.index]))
 
     def marginal():
-        with PruningCompressor.held(model, found, [batch.inputs], "wanda") as compressor:
+        with PruningCompressor.held(
+            model, found, [batch.inputs], PruneOptions(method="wanda")
+        ) as compressor:
             kind = SparsityKind.among(found, 0.5, SearchOptions())
             around = kind.around(kind.start(), 0.05)
             levels = kind.levels(kind.start())

@@ -39,7 +39,7 @@ def test_each_projection_is_pruned_by_its_own_number(tmp_path):
         context_length=32,
     )
     for module, p in zip(manifest.modules, find_decoder_layers(model).projections, strict=True):
-        assert module.asked == round(plan.sparsity_of(p.key) * p.numel)
+        assert module.asked == round(plan.level_of(p.key) * p.numel)
         assert module.zeros == module.asked
     assert manifest.sparsity == pytest.approx(plan.realised_total, abs=1e-3)
     assert torch.equal(model.model.layers[0].self_attn.q_proj.weight == 0, torch.zeros(32, 32) > 0)
@@ -61,7 +61,7 @@ def test_what_does_not_add_up_is_refused():
     with pytest.raises(InputError, match="named like"):
         Plan.parse({"kind": "sparsity", "allocation": [0.5], "modules": named}, "plan")
     with pytest.raises(InputError, match=r"layers\.0\.mlp\.other"):
-        plan.sparsity_of("layers.0.mlp.other")
+        plan.level_of("layers.0.mlp.other")
 
 
 def test_plans_of_the_same_layer_means_are_not_taken_for_each_other(tmp_path):

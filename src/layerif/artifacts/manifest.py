@@ -97,7 +97,7 @@ class Manifest(JsonArtifact):
     @property
     def planned_sparsity(self) -> float:
         """Fraction of zeros over all projections by the plan, before any rounding."""
-        asked = (self.plan.sparsity_of(m.module) * m.numel for m in self.modules)
+        asked = (self.plan.level_of(m.module) * m.numel for m in self.modules)
         return math.fsum(asked) / sum(m.numel for m in self.modules)
 
     @property

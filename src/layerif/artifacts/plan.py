@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictFloat, StrictInt, model_validator
+from pydantic import Discriminator, Field, StrictFloat, StrictInt, Tag, model_validator
 
 from layerif.artifacts.naming import OfModule, check_modules, layer_of
 from layerif.core.fingerprint import differing
@@ -22,26 +23,58 @@ TOTAL_TOLERANCE = 1e-4
 SAID = 5
 
 
+class ModuleLevel(OfModule):
+    """The level of one projection, or sublayer, by its canonical name (`layers.7.mlp.up_proj`)."""
+
+    level: float
+    numel: int = Field(ge=1)
+
+
 class ModuleSparsity(OfModule):
-    """The sparsity of one projection, by its canonical name (`layers.7.mlp.up_proj`)."""
+    """The sparsity of one projection, as plans of sparsity call its level."""
 
     sparsity: float = Field(ge=0, le=1)
     numel: int = Field(ge=1)
 
+    @property
+    def level(self) -> float:
+        return self.sparsity
+
+
+Level = ModuleLevel | ModuleSparsity
+_ReadLevel = Annotated[
+    Annotated[ModuleLevel, Tag("=level")] | Annotated[ModuleSparsity, Tag("=sparsity")],
+    Discriminator(
+        lambda own: "=level" if isinstance(own, ModuleLevel) or _says_level(own) else "=sparsity"
+    ),
+]
+
+
+def _says_level(own: object) -> bool:
+    return isinstance(own, dict) and "level" in own
+
+
+def module_level(kind: str, module: str, level: float, numel: int) -> Level:
+    """The level of one projection in a plan of a kind."""
+    if kind == "sparsity":
+        return ModuleSparsity(module=module, sparsity=level, numel=numel)
+    return ModuleLevel(module=module, level=level, numel=numel)
+
 
 class Plan(JsonArtifact):
-    """A plan: one number per decoder layer, or for sparsity one per projection.
+    """A plan: one number per decoder layer, or one per projection.
 
     A hand-written plan needs `kind` and `allocation` alone. Where `total` is given, the numbers
     must add up to it, so that two plans of the same total can be compared.
 
     Attributes:
         kind: `sparsity` (fraction of zeros in the layer's projections), `experts` (LoRA experts),
-            `ranks` (of a plain LoRA, at each of the layer's projections), or a registered one.
+            `ranks` (of a plain LoRA, at each of the layer's projections), `bits` (of a weight), or
+            a registered one.
         allocation: one number per decoder layer; where projections differ within a layer, their
             mean weighted by size.
-        modules: for sparsity that of every projection; None where those of a layer are alike.
-        total: of the levels, as the kind counts them: for sparsity the mean weighted by
+        modules: the level of every projection; None where those of a layer are alike.
+        total: of the levels, as the kind counts them: for sparsity and bits the mean weighted by
             `layer_sizes`, for experts and ranks the sum.
         layer_sizes: parameters of each layer, where no model gives them; without either all layers
             count as equally large.
@@ -54,13 +87,14 @@ class Plan(JsonArtifact):
     allocation: list[StrictInt | StrictFloat] = Field(min_length=1)
     total: int | float | None = None
     layer_sizes: list[int] | None = None
-    modules: list[ModuleSparsity] | None = None
+    modules: list[_ReadLevel] | None = None
     model: ModelInfo | None = None
     how: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.rules.check(self.allocation)
+        if self.modules is None:
+            self.rules.check(self.allocation)
         if self.model and self.layer_sizes not in (None, self.model.layer_sizes):
             raise ValueError("layer_sizes differ from the model's; leave them out")
         if self.sizes is not None:
@@ -72,7 +106,9 @@ class Plan(JsonArtifact):
                 raise ValueError("layer sizes must be at least 0, and one of them above it")
         if self.modules is not None:
             self._check_modules(self.modules)
-        if self.total is not None and abs(self.realised_total - self.total) > TOTAL_TOLERANCE:
+        if self.total is not None and not self.rules.has_total(
+            self.realised_total, self.total, TOTAL_TOLERANCE
+        ):
             what = "weighted mean" if self.rules.weighted else "sum"
             raise ValueError(
                 f"the {what} of the allocation is {self.realised_total:.8g}, but total says "
@@ -80,9 +116,14 @@ class Plan(JsonArtifact):
             )
         return self
 
-    def _check_modules(self, modules: list[ModuleSparsity]) -> None:
+    def _check_modules(self, modules: list[Level]) -> None:
         if not self.rules.by_projection:
             raise ValueError(f"a plan of {self.kind} goes by layers alone, and has no modules")
+        if any(isinstance(m, ModuleSparsity) != (self.kind == "sparsity") for m in modules):
+            raise ValueError(
+                "modules of sparsity have a `sparsity` each, those of others a `level`"
+            )
+        self.rules.check([m.level for m in modules], [m.module for m in modules])
         check_modules(modules, len(self.allocation))
         by_layer = _by_layer(modules, len(self.allocation))
         for layer, (value, own) in enumerate(zip(self.allocation, by_layer, strict=True)):
@@ -94,40 +135,45 @@ class Plan(JsonArtifact):
                 )
             if own and abs((mean := _mean(own)) - value) > TOTAL_TOLERANCE:
                 raise ValueError(
-                    f"layer {layer} has sparsity {value:.8g}, but its modules come to {mean:.8g}"
+                    f"layer {layer} has {self.rules.level.format(f'{value:.8g}')}, but its modules "
+                    f"come to {mean:.8g}"
                 )
 
-    def sparsity_of(self, module: str) -> float:
-        """The sparsity of one projection, by its canonical name.
+    def level_of(self, module: str) -> float:
+        """The level of one projection, by its canonical name.
 
         Raises:
             InputError: the plan goes by projections, and this is none of them.
         """
         if self.modules is None:
             return float(self.allocation[layer_of(module)])
-        if module not in self._sparsities:
-            raise InputError(f"the plan has no sparsity for {module}; make a plan for this model")
-        return self._sparsities[module]
+        if module not in self._levels:
+            raise InputError(
+                f"the plan has no {self.rules.label} for {module}; make a plan for this model"
+            )
+        return self._levels[module]
 
     @cached_property
-    def _sparsities(self) -> dict[str, float]:
-        return {own.module: own.sparsity for own in self.modules or ()}
+    def _levels(self) -> dict[str, float]:
+        return {own.module: own.level for own in self.modules or ()}
 
     @classmethod
-    def of_modules(cls, modules: Sequence[ModuleSparsity], **fields: Any) -> Self:
-        """A plan of sparsity by projections, with the layers' means worked out.
+    def of_modules(cls, modules: Sequence[Level], *, kind: str = "sparsity", **fields: Any) -> Self:
+        """A plan by projections, with the layers' means by size worked out.
 
         Args:
             modules: all projections; without a model, of every decoder layer at least one.
+            kind: of plan.
             fields: `total`, `model` and `how`.
         """
+        rules = KINDS.find(kind)
         model = fields.get("model")
         count = model.layers if model else 1 + max(module.layer for module in modules)
         by_layer = _by_layer(modules, count)
         sizes = [sum(module.numel for module in own) for own in by_layer]
         return cls(
-            kind="sparsity",
-            allocation=[min(_mean(own), 1.0) if own else 0.0 for own in by_layer],
+            kind=kind,
+            allocation=[min(_mean(own), rules.high) if own else rules.low for own in by_layer],
             layer_sizes=None if model else sizes,
             modules=list(modules),
             **fields,
@@ -145,7 +191,7 @@ class Plan(JsonArtifact):
 
     @property
     def realised_total(self) -> float:
-        """Mean sparsity weighted by layer size, or the sum of experts or ranks."""
+        """The mean weighted by layer size, or the sum, as the kind counts it."""
         return self.rules.total(self.allocation, self.sizes)
 
     def differences(self, found: Plan) -> str:
@@ -183,14 +229,14 @@ class Plan(JsonArtifact):
                 )
 
 
-def _by_layer(modules: Sequence[ModuleSparsity], layers: int) -> list[list[ModuleSparsity]]:
+def _by_layer(modules: Sequence[Level], layers: int) -> list[list[Level]]:
     found = defaultdict(list)
     for module in modules:
         found[module.layer].append(module)
     return [found[layer] for layer in range(layers)]
 
 
-def _mean(modules: Sequence[ModuleSparsity]) -> float:
-    """Sparsity of several projections together."""
-    levels, sizes = [m.sparsity for m in modules], [m.numel for m in modules]
-    return KINDS.find("sparsity").total(levels, sizes)
+def _mean(modules: Sequence[Level]) -> float:
+    """Level of several projections together, weighted by size."""
+    whole = sum(module.numel for module in modules)
+    return math.fsum(module.level * module.numel for module in modules) / whole

@@ -41,6 +41,13 @@ class SparsityTotal(KindTotal):
     """Fraction of zeros over all projections."""
 
 
+class BitsTotal(KindTotal):
+    """For bits."""
+
+    bits: float
+    """Mean bits of a weight over all projections, scales aside."""
+
+
 class CountTotal(KindTotal):
     """For whole numbers."""
 
@@ -50,6 +57,8 @@ class CountTotal(KindTotal):
 
 def total_options(kind: PlanKind) -> type[KindTotal]:
     """The option that says the total of a kind."""
+    if kind.name == "bits":
+        return BitsTotal
     return SparsityTotal if kind.weighted else CountTotal
 
 

@@ -15,7 +15,7 @@ from layerif.data.options import CalibrationOptions, PromptOptions, has_styles
 from layerif.model.options import ModelOptions
 from layerif.plans.kinds.registry import KINDS as PLAN_KINDS
 from layerif.search.options import SearchOptions
-from layerif.search.registry import KINDS
+from layerif.search.registry import KINDS, options_of
 
 
 class TargetOptions(PromptOptions):
@@ -83,6 +83,7 @@ def _command(name: str) -> Any:
         search,
         rules=(options.beside("overwrite", "out"),),
         total=total_options(PLAN_KINDS.find(name)),
+        how=options_of(name),
     )
     return single(command, name, help=search.__doc__)
 

@@ -47,9 +47,10 @@ class Compressor(Protocol):
         """Give one projection other weights (out, in)."""
 
 
-# Holds a model, its decoder layers and batches of calibration text, with a method by name.
+# Holds a model, its decoder layers and batches of calibration text; the options of the search name
+# the method, and what else it takes.
 Held = Callable[
-    [Any, DecoderLayers, Sequence[dict[str, torch.Tensor]], str],
+    [Any, DecoderLayers, Sequence[dict[str, torch.Tensor]], Any],
     AbstractContextManager[Compressor],
 ]
 

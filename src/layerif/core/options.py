@@ -202,24 +202,33 @@ def options_class(name: str, defaults: Values) -> type[Options]:
     return create_model(f"{name}_options", __base__=Options, **fields)
 
 
-def takes(kind: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def takes(
+    kind: type[Options], narrowed: Callable[[Values], type[Options]] | None = None
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Let a function with a parameter `options` of that kind take each option by keyword too.
 
     `score(..., rank=4)` is `score(..., options=ScoreOptions(rank=4))`. Given both, the keyword
     wins. The signature that `help` shows has all of them.
+
+    Args:
+        kind: the class of options.
+        narrowed: which subclass of it, from the function's other arguments by keyword; None for
+            the class itself.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        own, known = inspect.signature(function), kind.model_fields
+        own = inspect.signature(function)
         closed = all(p.kind != inspect.Parameter.VAR_KEYWORD for p in own.parameters.values())
 
         @functools.wraps(function)
         def called(*args: Any, **arguments: Any) -> R:
-            others = [name for name in arguments if name not in own.parameters]
-            names = [n for n in others if n in known or n in kind.renamed or closed]
-            changes = {name: arguments.pop(name) for name in names}
             options = arguments.pop("options", None)
-            chosen = kind(**changes) if options is None else options.but(**changes)
+            taken = kind if narrowed is None else narrowed(arguments)
+            taken = taken if options is None else type(options)
+            known = {*taken.model_fields, *taken.renamed}
+            others = [name for name in arguments if name not in own.parameters]
+            changes = {n: arguments.pop(n) for n in others if n in known or closed}
+            chosen = taken(**changes) if options is None else options.but(**changes)
             return function(*args, options=chosen, **arguments)
 
         called.__signature__ = _with_keywords(own, kind)  # type: ignore[attr-defined]

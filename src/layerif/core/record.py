@@ -59,7 +59,8 @@ def faults_of(error: ValidationError, record: type[BaseModel]) -> Iterator[tuple
         record: what it was validated as.
     """
     for fault in error.errors(include_url=False):
-        path = fault["loc"]
+        # What begins with = tells records in one place apart, and is no key.
+        path = tuple(key for key in fault["loc"] if not str(key).startswith("="))
         if fault["type"] == "missing":
             yield path, "it is missing"
         elif fault["type"] == "extra_forbidden":

@@ -12,9 +12,9 @@ from layerif.artifacts import (
     LayerScores,
     MetricScores,
     ModelInfo,
-    ModuleSparsity,
     Plan,
     ProjectionScore,
+    module_level,
 )
 from layerif.core.choices import Aggregation
 from layerif.core.options import takes
@@ -94,10 +94,10 @@ def allocate(
     if modules:
         how |= {"granularity": "projection"}
         planned = [
-            ModuleSparsity(module=module.module, sparsity=value, numel=module.numel)
+            module_level(kind, module.module, value, module.numel)
             for module, value in zip(modules, levels.tolist(), strict=True)
         ]
-        made = Plan.of_modules(planned, total=total, model=model, how=how)
+        made = Plan.of_modules(planned, kind=kind, total=total, model=model, how=how)
     else:
         whole = np.full(len(held), rules.low, dtype=levels.dtype)
         whole[held] = levels
@@ -167,7 +167,7 @@ def note_cautions(plan: Plan) -> None:
     """Say what a reader should know of a plan: which layers it leaves without any weight."""
     levels = {f"layer {layer}": level for layer, level in enumerate(plan.allocation)}
     if plan.modules is not None:
-        levels = {module.module: module.sparsity for module in plan.modules}
+        levels = {module.module: module.level for module in plan.modules}
     if caution := plan.rules.caution([*levels], [*levels.values()]):
         note(caution)
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from layerif.core.choices import (
     Aggregation,
+    BitsMap,
     CountsCompat,
     CountsMap,
     Granularity,
@@ -108,3 +109,25 @@ class CountsMapOptions(MapOptions):
     """Map power: authors rounds as the published code of AlphaLoRA does."""
     shape: tuple[int | float, ...] = MOLA_SHAPE
     """Map mola: what each group of layers gets, to scale."""
+
+
+class BitsMapOptions(MapOptions):
+    """How scores become bits."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "aggregate",
+            lambda v: v["map"] == "linear" and of_influence(v),
+            "for scores of influence with {map} linear",
+        ),
+        Rule("spread orientation on_constant", lambda v: v["map"] == "linear", "with {map} linear"),
+    )
+
+    map: BitsMap = "linear"
+    """How scores become bits."""
+    granularity: Granularity = "layer"
+    """What gets bits of its own."""
+    spread: Annotated[float, Field(ge=0, le=6)] = 1.0
+    """Map linear: the lowest and the highest score are this many bits from the total."""
+    orientation: Orientation = "direct"
+    """direct gives high scores more bits."""

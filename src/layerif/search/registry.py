@@ -19,6 +19,18 @@ KINDS: Registry[Among] = Registry(
     "searched kind", {"sparsity": "layerif.search.sparsity:SparsityKind.among"}
 )
 STRATEGIES: Registry[Strategy] = Registry.of(__package__, "strategy", "rounds:marginal evolution")
+# What a search for a kind is asked for; of a kind that has none of its own, as for sparsity.
+OPTIONS: Registry[type[SearchOptions]] = Registry(
+    "search options", {"sparsity": "layerif.search.options:SearchOptions"}
+)
+
+
+def options_of(kind: str) -> type[SearchOptions]:
+    """The options of a search for a kind."""
+    return OPTIONS.find(kind if kind in OPTIONS.names() else "sparsity")
+
+
 # A kind of budget that is registered is spent by the compressor of that name.
 register_kind = KINDS.register
+register_options = OPTIONS.register
 register_strategy = STRATEGIES.register

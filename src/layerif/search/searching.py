@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from layerif.artifacts.plan import Plan
@@ -16,13 +17,18 @@ from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.opening import Tokenizer, input_device
 from layerif.search.base import Search
 from layerif.search.options import SearchOptions
-from layerif.search.registry import KINDS, STRATEGIES
+from layerif.search.registry import KINDS, STRATEGIES, options_of
 from layerif.search.texts import texts_for
 
 HELD = 2  # times the bytes of the projections' weights, beside the model
 
 
-@takes(SearchOptions)
+def of_kind(arguments: Mapping[str, Any]) -> type[SearchOptions]:
+    """The options of a search, from its other arguments."""
+    return options_of(arguments.get("kind", "sparsity"))
+
+
+@takes(SearchOptions, of_kind)
 def search_plan(
     model: Any,
     total: float,
@@ -71,7 +77,7 @@ def search_plan(
     # A copy of the projections' weights, and what changes of them around the state.
     kept = HELD * sum(projection.weight.nbytes for projection in layers.projections)
     note_memory(model, "the search", strategy.passes, options.batch_tokens, kept=kept)
-    with COMPRESSORS.find(kind)(model, layers, batches, options.method) as compressor:
+    with COMPRESSORS.find(kind)(model, layers, batches, options) as compressor:
         found = strategy.run(Search(model, units, compressor, texts, options, steps))
     how = {
         "metric": strategy.metric,

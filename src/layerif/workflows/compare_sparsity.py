@@ -240,7 +240,7 @@ class _Bench:
         asked: dict[str, Any] = {**more, "plan": None}
         if plan is not None:
             shares = plan.modules or plan.allocation
-            asked["plan"] = [s if isinstance(s, int | float) else s.sparsity for s in shares]
+            asked["plan"] = [s if isinstance(s, int | float) else s.level for s in shares]
             text = hash_texts([self._calibration.text("calibration")])
             study = self._study.recorded()
             del study["tries"]

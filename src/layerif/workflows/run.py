@@ -21,6 +21,7 @@ from layerif.metrics.options import MeasureOptions
 from layerif.metrics.registry import complete_options, reads_text
 from layerif.model.options import PlacedModelOptions
 from layerif.search.options import SearchOptions
+from layerif.search.searching import of_kind
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.searching import search_into
 from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
@@ -119,7 +120,7 @@ class Run:
             overwrite=self._overwrite,
         )
 
-    @takes(SearchOptions)
+    @takes(SearchOptions, of_kind)
     def search(
         self,
         total: float,

@@ -245,7 +245,7 @@ def _pruning_fingerprint(
     asked = options.recorded()
     asked["plan"] = plan.allocation if isinstance(plan, Plan) else plan
     if isinstance(plan, Plan) and plan.modules is not None:
-        asked["modules"] = {module.module: module.sparsity for module in plan.modules}
+        asked["modules"] = {module.module: module.level for module in plan.modules}
     texts: list[str] = []
     if isinstance(calibration, Corpus):
         texts = [calibration.text("calibration")]

@@ -43,15 +43,18 @@ class PruningCompressor:
         model: Any,
         layers: DecoderLayers,
         batches: Sequence[dict[str, torch.Tensor]],
-        method: str,
+        options: Any,
     ) -> Iterator[Self]:
         """The weights of a model are free to change inside, and as before afterwards.
+
+        Args:
+            options: with the pruner's name as `method`.
 
         Raises:
             InputError: there is no such method, or a weight is quantised.
         """
         refuse_packed(layers.projections)
-        pruner = PRUNERS.find(method)
+        pruner = PRUNERS.find(options.method)
         with put_back(layers.projections) as originals, evaluation_mode(model):
             yield cls(model, layers, batches, pruner, originals)
 

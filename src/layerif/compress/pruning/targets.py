@@ -78,7 +78,7 @@ def targets(projections: Sequence[Projection], plan: Plan, nm: str | None) -> di
             names other projections than these, or of other sizes.
     """
     _check_modules(projections, plan)
-    asked = [plan.sparsity_of(p.key) for p in projections]
+    asked = [plan.level_of(p.key) for p in projections]
     if nm is None:
         return {p.key: Target(round(s * p.numel)) for p, s in zip(projections, asked, strict=True)}
     group = check_pattern(projections, nm).group

@@ -57,6 +57,8 @@ class PlanKind:
         whole: whether levels are whole numbers.
         weighted: whether a level costs by the size of its layer, and the total is the mean by size;
             else the total is the sum.
+        at_most: whether the total may be missed from below, by less than the smallest move: levels
+            are whole, and cost by size.
         by_projection: whether the projections of a layer may have levels of their own.
         ranks: levels (n,) and the rank of one expert to the ranks of a plain LoRA as large; None
             where no adapter is trained.
@@ -76,22 +78,31 @@ class PlanKind:
     fit: Callable[[ArrayLike, Any, ArrayLike], ArrayLike]
     whole: bool = False
     weighted: bool = False
+    at_most: bool = False
     by_projection: bool = False
     ranks: Callable[[ArrayLike, int | ArrayLike], NDArray[Any]] | None = None
     caution: Callable[[Sequence[str], Sequence[float]], str | None] = lambda _names, _levels: None
 
-    def check(self, levels: Sequence[float]) -> None:
+    def check(self, levels: Sequence[float], names: Sequence[str] = ()) -> None:
         """Refuse a level that is not legal, as in a plan written by hand.
+
+        Args:
+            levels: of layers, or of what `names` says.
 
         Raises:
             ValueError: names the first.
         """
-        for layer, value in enumerate(levels):
+        for place, value in enumerate(levels):
             within = self.low <= value <= self.high and (not self.whole or value == int(value))
             if not within:
+                name, one = (names[place], "projection") if names else (f"layer {place}", "layer")
                 raise ValueError(
-                    f"layer {layer} has {self.level.format(value)}; each layer needs {self.legal}"
+                    f"{name} has {self.level.format(value)}; each {one} needs {self.legal}"
                 )
+
+    def has_total(self, realised: float, total: float, tolerance: float) -> bool:
+        """Whether levels that come to `realised` have a total."""
+        return realised - total <= tolerance and (self.at_most or total - realised <= tolerance)
 
     def total(self, levels: Sequence[float], sizes: Sequence[int] | None = None) -> float:
         """What levels come to: their mean by the layers' sizes (equal for None), or their sum.

@@ -1,0 +1,57 @@
+"""Bits from scores: whole numbers of bits whose mean by weight does not exceed a total."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from layerif.core.choices import OnConstant, Orientation
+from layerif.plans.maps.knapsack import knapsack
+from layerif.plans.maps.scores import check_scores, positions
+
+# Bits of a weight; 16 leaves it as it is.
+LEVELS = (2, 3, 4, 5, 6, 7, 8, 16)
+
+
+def linear_map(
+    scores: ArrayLike,
+    total: float,
+    sizes: ArrayLike,
+    *,
+    spread: float = 1.0,
+    orientation: Orientation = "direct",
+    on_constant: OnConstant = "error",
+) -> NDArray[np.int64]:
+    """(n,) bits next to total - spread for the lowest score and total + spread for the highest.
+
+    Args:
+        scores: (n,), any unit.
+        total, sizes: as for `nearest_bits`.
+        spread, orientation, on_constant: as `BitsMapOptions` has checked them.
+
+    Raises:
+        ConstantScoresError: the scores do not tell the layers apart.
+        InputError: the total is below 2.
+    """
+    vector = check_scores(scores)
+    place = positions(vector, orientation, on_constant)
+    wanted = total + spread * (2 * place - 1) if place is not None else np.full(len(vector), total)
+    return nearest_bits(wanted, total, sizes)
+
+
+def nearest_bits(wanted: ArrayLike, total: float, sizes: ArrayLike) -> NDArray[np.int64]:
+    """(n,) bits of least squared distance, by weight, to wanted ones, within a mean by weight.
+
+    Args:
+        wanted: (n,) numbers of any size.
+        total: the mean by weight that is not exceeded.
+        sizes: (n,) weights of each.
+
+    Raises:
+        InputError: the total is below 2.
+    """
+    levels, numels = np.array(LEVELS), np.asarray(sizes, dtype=np.int64)
+    distances = (levels[None] - np.asarray(wanted, dtype=np.float64)[:, None]) ** 2
+    budget = int(total * float(numels.sum()) + 0.5)
+    chosen = knapsack(distances * numels[:, None], levels[None] * numels[:, None], budget)
+    return levels[chosen]
