@@ -11,6 +11,7 @@ counts. Wanda's order of the weights is that at the uniform plan throughout; tes
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def main() -> None:
     with PruningCompressor.held(model, layers, batches, PruneOptions(method="wanda")) as compressor:
         uniform = units.start()
         orders = compressor.at(units.levels(uniform), lambda _row, order: order)
-        around = units.around(uniform, DELTA)
+        around = replace(units, delta=DELTA).around(uniform)
         changes = [order.change(*edges) for order, edges in zip(orders, around, strict=True)]
         widths = np.array([more - fewer for more, fewer in around])
 

@@ -10,6 +10,7 @@ are pruned by SparseGPT and judged by the loss of held-out calibration text; tes
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def main() -> None:
     texts = texts_for(model, tokenizer, corpus, None, asked)
     learning = [item for lot in texts.rounds(2, options.tokens) for item in lot]
     uniform = units.start()
-    around = units.around(uniform, DELTA)
+    around = replace(units, delta=DELTA).around(uniform)
 
     def changes(row: int, refitting: Compressible) -> tuple[Change, Change]:
         assert isinstance(refitting, Refitting)

@@ -77,7 +77,7 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
             model, found, [batch.inputs], PruneOptions(method="wanda")
         ) as compressor:
             kind = SparsityKind.among(found, 0.5, SearchOptions())
-            around = kind.around(kind.start(), 0.05)
+            around = kind.around(kind.start())
             levels = kind.levels(kind.start())
             changes = compressor.at(levels, lambda row, unit: unit.change(*around[row]))
             slopes(model, changes, items, batch_tokens=tokens)

@@ -38,14 +38,14 @@ def searched(model, sparsity=0.5, **options):
 
 
 def test_moves_keep_the_exact_number_of_zeros_and_the_bounds():
-    units = SparsityKind(np.arange(4), np.array([97, 1000, 313, 1000]), 0.5, 0.25, 0.7)
+    units = SparsityKind(np.arange(4), np.array([97, 1000, 313, 1000]), 0.5, 0.25, 0.7, step=0.05)
     state = units.whole(units.start())
     total = round(0.5 * 2410)
     assert sum(units.levels(state)) == total
     assert np.abs(units.levels(state) - 0.5 * units.sizes).max() < 1
     generator = np.random.default_rng(0)
     for _ in range(500):
-        changed = units.mutated(state, 0.05, generator)
+        changed = units.mutated(state, generator)
         if changed is None:
             continue
         assert sum(units.levels(changed)) == total
@@ -54,8 +54,8 @@ def test_moves_keep_the_exact_number_of_zeros_and_the_bounds():
         assert (changed <= 0.7 + 1 / 97).all()
         state = changed
     assert len(set(state.tolist())) > 2, "they went somewhere"
-    alone = SparsityKind(np.arange(1), np.array([10]), 0.5, 0.0, 1.0)
-    assert alone.mutated(alone.start(), 0.1, generator) is None
+    alone = SparsityKind(np.arange(1), np.array([10]), 0.5, 0.0, 1.0, step=0.1)
+    assert alone.mutated(alone.start(), generator) is None
 
 
 def test_evolution_never_gets_worse_keeps_the_total_and_leaves_the_model():

@@ -60,7 +60,7 @@ def test_slopes_are_differences_of_the_loss_at_each_expert(name, method):
     items = chunks(2, seed=4)
     kind = SparsityKind.among(layers, 0.5, SearchOptions())
     state = kind.start()
-    around = kind.around(state, 0.05)
+    around = kind.around(state)
     with held(model, method) as compressor:
         changes = compressor.at(kind.levels(state), lambda row, unit: unit.change(*around[row]))
         found = slopes(model, changes, items, batch_tokens=10_000)

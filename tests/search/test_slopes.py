@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def kind_of(model):
 def measured(model, compressor, sparsities, items, delta=DELTA, batch_tokens=64):
     """Slopes at the sparsities, and the changes they are of."""
     kind, state = kind_of(model), np.array(sparsities)
-    around = kind.around(state, delta)
+    around = replace(kind, delta=delta).around(state)
     changes = compressor.at(kind.levels(state), lambda row, unit: unit.change(*around[row]))
     return slopes(model, changes, items, batch_tokens=batch_tokens), changes
 
@@ -99,7 +101,7 @@ def test_sparsegpts_change_is_between_two_sparsities():
             batch_tokens=64,
         )
         pruned.append([p.weight for p in find_decoder_layers(reference).of(0)])
-    around = kind_of(model).around(halves(model), 0.1)
+    around = replace(kind_of(model), delta=0.1).around(halves(model))
     for row, (less, more) in enumerate(zip(*pruned, strict=True)):
         if find_decoder_layers(model).projections[row].name in (
             "self_attn.q_proj",
@@ -115,8 +117,8 @@ def test_a_change_holds_the_weights_between_two_sparsities_and_stops_at_the_ends
     assert torch.equal(order.change(100, 60)(), weight * (order.mask(100) & ~order.mask(60)))
     assert torch.equal(order.change(100, 60)(), order.at(60) - order.at(100))
     assert not order.change(60, 60)().any()
-    kind = SparsityKind(np.arange(3), np.array([200, 200, 200]), 0.5, 0.0, 1.0)
-    assert kind.around(np.array([0.4, 0.02, 0.99]), 0.1) == [(100, 60), (24, 0), (200, 178)]
+    kind = SparsityKind(np.arange(3), np.array([200, 200, 200]), 0.5, 0.0, 1.0, delta=0.1)
+    assert kind.around(np.array([0.4, 0.02, 0.99])) == [(100, 60), (24, 0), (200, 178)]
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
@@ -230,7 +232,7 @@ def test_the_predicted_change_is_that_of_a_real_small_change_of_density(method, 
     model = trained_model(torch.float64)
     items, kind = chunks(24, seed=2), kind_of(model)
     state = np.full(len(kind.sizes), sparsity)
-    around, levels = kind.around(state, delta), kind.levels(state)
+    around, levels = replace(kind, delta=delta).around(state), kind.levels(state)
     with held(model, method) as compressor:
         units = compressor.at(levels, lambda _row, unit: unit)
         changes = [unit.change(*edge) for unit, edge in zip(units, around, strict=True)]

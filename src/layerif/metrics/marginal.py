@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -49,7 +50,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
         for each in ("layer", "projection")
     )
     state = by_projection.start()
-    around = by_projection.around(state, delta)
+    around = replace(by_projection, delta=delta).around(state)
     with PruningCompressor.held(model, layers, subject.batches, "wanda") as compressor:
         changes = compressor.at(
             by_projection.levels(state), lambda row, projection: projection.change(*around[row])

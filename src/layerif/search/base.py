@@ -37,7 +37,7 @@ class Kind(Protocol):
     def levels(self, state: State) -> list[int]:
         """What the compressor sets each projection to."""
 
-    def around(self, state: State, delta: float) -> list[tuple[int, int]]:
+    def around(self, state: State) -> list[tuple[int, int]]:
         """For each projection two levels about its own, that which keeps less first."""
 
     def worth(self, products: NDArray[np.float64], around: Sequence[tuple[int, int]]) -> State:
@@ -51,8 +51,17 @@ class Kind(Protocol):
     def whole(self, state: State) -> State:
         """The nearest state whose levels have exactly the total."""
 
-    def mutated(self, state: State, step: float, generator: np.random.Generator) -> State | None:
-        """A few random moves of size `step` away, of the same total; None where none is legal."""
+    def mutated(self, state: State, generator: np.random.Generator) -> State | None:
+        """A few random moves away, of the same total; None where none is legal."""
+
+    def untouched(self) -> list[int]:
+        """The level of each projection at which it is as it was."""
+
+    def asked(self) -> list[tuple[int, ...]]:
+        """For each projection the levels that the quadratic question asks for, as many of each."""
+
+    def solved(self, losses: NDArray[np.float64]) -> State:
+        """The state of the total with the least sum of losses, (projections, levels of `asked`)."""
 
     def plan(self, model: Any, state: State, how: dict[str, Any]) -> Plan:
         """The state as a plan, with the record of how it came about."""

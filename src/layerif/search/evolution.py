@@ -22,6 +22,7 @@ import torch
 from layerif.core.progress import progress
 from layerif.data.batching import Encoded
 from layerif.search.base import Found, Search, State, Strategy
+from layerif.search.quadratic import started
 from layerif.search.texts import tokens_of, up_to
 
 # Where the last finished generation is kept.
@@ -40,14 +41,12 @@ def evolution(search: Search) -> Found:
         generator.bit_generator.state = record["draws"]
         trials.resume(trace[-1])
     else:
-        best = kind.whole(kind.start())
+        best = kind.whole(started(search))
         trace = [trials.generation(0, trials.loss(best, search.texts.held_out))]
     with progress("evolutionary search", options.evaluations or options.seconds or 0) as advance:
         told = 0.0
         while not trials.ended:
-            children = [
-                kind.mutated(best, options.step, generator) for _ in range(options.offspring)
-            ]
+            children = [kind.mutated(best, generator) for _ in range(options.offspring)]
             alive = [child for child in children if child is not None]
             if not alive:
                 break

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from layerif.compress.pruning.registry import PRUNERS
 from layerif.core.choices import Granularity
-from layerif.core.options import Rule, idle
+from layerif.core.options import ADDED, Rule, idle
 from layerif.data.options import ChunkOptions
 from layerif.search.registry import STRATEGIES
 
@@ -30,9 +30,20 @@ class SearchOptions(ChunkOptions):
     title = "Search"
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "rounds delta eta tokens",
+            "rounds delta eta",
             lambda v: v["strategy"] == "marginal",
             "with {strategy} marginal",
+        ),
+        Rule("start", lambda v: v["strategy"] != "quadratic", "with {strategy} marginal"),
+        Rule(
+            "order",
+            lambda v: "quadratic" in (v["strategy"], v["start"]),
+            "with {strategy} or {start} quadratic",
+        ),
+        Rule(
+            "tokens",
+            lambda v: v["strategy"] != "evolution" or v["start"] == "quadratic",
+            "with {strategy} marginal or quadratic, or {start} quadratic",
         ),
         Rule(
             "seconds evaluations offspring stages step",
@@ -63,6 +74,10 @@ class SearchOptions(ChunkOptions):
     batch_tokens: Count = 2048
     """Tokens run at once; at most 1,024 in a backward pass."""
 
+    start: Annotated[Literal["uniform", "quadratic"], ADDED] = "uniform"
+    """The plan that the strategy starts from: all alike, or the one of the quadratic question."""
+    order: Annotated[Literal["diagonal", "token"], ADDED] = "diagonal"
+    """What the quadratic question sums: outputs one by one, or each token as a whole."""
     rounds: Count = 5
     """Moves of the plan."""
     delta: Annotated[float, Field(gt=0, le=0.5)] = 0.05
@@ -70,7 +85,7 @@ class SearchOptions(ChunkOptions):
     eta: Annotated[float, Field(gt=0, le=1)] = 0.06
     """Step of the first round."""
     tokens: Count = 4096
-    """Tokens of text for the gradient of each round."""
+    """Tokens of text for the gradient of each round, or of the quadratic question."""
 
     seconds: Annotated[float | None, Field(gt=0)] = None
     """Time after which the search ends."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 KINDS: Registry[Among] = Registry(
     "searched kind", {"sparsity": "layerif.search.sparsity:SparsityKind.among"}
 )
-STRATEGIES: Registry[Strategy] = Registry.of(__package__, "strategy", "rounds:marginal evolution")
+STRATEGIES: Registry[Strategy] = Registry.of(
+    __package__, "strategy", "rounds:marginal quadratic evolution"
+)
 # What a search for a kind is asked for; of a kind that has none of its own, as for sparsity.
 OPTIONS: Registry[type[SearchOptions]] = Registry(
     "search options", {"sparsity": "layerif.search.options:SearchOptions"}

@@ -13,6 +13,7 @@ import torch
 from layerif.core.progress import note, progress
 from layerif.data.batching import Encoded
 from layerif.search.base import Found, Kind, Search, State, Strategy
+from layerif.search.quadratic import started
 from layerif.search.texts import tokens_of
 
 # The step shrinks by this from round to round, and by half where a round made things worse.
@@ -68,7 +69,7 @@ def rounds(search: Search) -> Found:
     done: list[Round] = []
     etas = [0.0]
     bar = math.inf
-    state, setbacks, shrunk = kind.start(), 0, 1.0
+    state, setbacks, shrunk = started(search), 0, 1.0
     with progress("influence at the operating point", len(lots) + 1) as advance:
         for number, items in enumerate([*lots, None]):
             current = _round(search, f"round-{number:03d}", state, items, bar)
@@ -99,7 +100,7 @@ def _round(
         return Round.of(kept)
     began = time.perf_counter()
     kind, compressor, levels = search.kind, search.compressor, search.kind.levels(state)
-    around = kind.around(state, search.options.delta)
+    around = kind.around(state)
     if items is None:
         compressor.at(levels)
     else:

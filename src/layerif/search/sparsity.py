@@ -22,6 +22,9 @@ from layerif.search.options import SearchOptions
 MOST_MOVES = 3
 # Draws of a pair of units, before a move that no pair allows is given up.
 ATTEMPTS = 100
+# How far from the total the quadratic question asks, and the sparsities between that are compared.
+ASKED = 0.2
+GRID = 181
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,8 @@ class SparsityKind:
         numels: (projections,) int64, parameters of each.
         total: S, the fraction of zeros over all of them.
         low, high: no unit goes below or above.
+        delta: half the width of the band that a slope is taken over.
+        step: zeros of a random move, as a fraction of the smaller unit.
     """
 
     of: NDArray[np.int64]
@@ -42,6 +47,8 @@ class SparsityKind:
     total: float
     low: float
     high: float
+    delta: float = 0.05
+    step: float = 0.02
 
     @classmethod
     def among(cls, layers: DecoderLayers, total: float, options: SearchOptions) -> Self:
@@ -58,7 +65,8 @@ class SparsityKind:
         _, of = np.unique(units, return_inverse=True)
         numels = np.array([p.numel for p in layers.projections], dtype=np.int64)
         low, high = max(total - options.below, 0.0), min(total + options.above, 1.0)
-        return cls(of.astype(np.int64), numels, float(total), low, high)
+        delta, step = options.delta, options.step
+        return cls(of.astype(np.int64), numels, float(total), low, high, delta, step)
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -77,10 +85,10 @@ class SparsityKind:
         """The zeros of each projection."""
         return [round(s * n) for s, n in self._spread(state)]
 
-    def around(self, state: State, delta: float) -> list[tuple[int, int]]:
+    def around(self, state: State) -> list[tuple[int, int]]:
         """For each projection its zeros at sparsities delta higher and lower, within 0 to 1."""
         return [
-            (round(min(s + delta, 1.0) * n), round(max(s - delta, 0.0) * n))
+            (round(min(s + self.delta, 1.0) * n), round(max(s - self.delta, 0.0) * n))
             for s, n in self._spread(state)
         ]
 
@@ -107,10 +115,10 @@ class SparsityKind:
         counts[order[:missing]] += 1
         return counts / self.sizes
 
-    def mutated(self, state: State, step: float, generator: np.random.Generator) -> State | None:
+    def mutated(self, state: State, generator: np.random.Generator) -> State | None:
         """The state after a few moves of zeros from one unit to another; None where none is legal.
 
-        A move is of as many zeros as `step` times the weights of the smaller unit. The state has
+        A move is of as many zeros as `step` says. The state has
         whole numbers of zeros, whose sum is kept.
         """
         counts = np.rint(state * self.sizes).astype(np.int64)
@@ -121,12 +129,50 @@ class SparsityKind:
         for _ in range(moves if len(counts) > 1 else 0):
             for _ in range(ATTEMPTS):
                 source, to = generator.choice(len(counts), size=2, replace=False)
-                zeros = max(1, round(step * float(min(self.sizes[source], self.sizes[to]))))
+                zeros = max(1, round(self.step * float(min(self.sizes[source], self.sizes[to]))))
                 if changed[source] - zeros >= lowest[source] and changed[to] + zeros <= highest[to]:
                     changed[source] -= zeros
                     changed[to] += zeros
                     break
         return None if np.array_equal(changed, counts) else changed / self.sizes
+
+    def untouched(self) -> list[int]:
+        """No zeros anywhere."""
+        return [0] * len(self.numels)
+
+    def asked(self) -> list[tuple[int, ...]]:
+        """For each projection its zeros at three sparsities about the total."""
+        return [tuple(round(s * n) for s in self._asked) for n in self.numels.tolist()]
+
+    @property
+    def _asked(self) -> NDArray[np.float64]:
+        middle = min(max(self.total, 1.25 * ASKED), 1 - 1.25 * ASKED)
+        return middle + ASKED * np.array([-1.0, 0.0, 1.0])
+
+    def solved(self, losses: NDArray[np.float64]) -> State:
+        """The state of exactly the total with the least sum of losses.
+
+        Between and beyond the sparsities asked for, the logarithm of a unit's loss is a parabola.
+
+        Args:
+            losses: (projections, 3) at the levels of `asked`.
+        """
+        of_units = np.zeros((len(self.sizes), losses.shape[1]))
+        np.add.at(of_units, self.of, losses)
+        grid = np.linspace(self.low, self.high, GRID)
+        logs = np.log(of_units.clip(min=np.finfo(np.float64).tiny))
+        curves = np.exp(_parabolas(self._asked, logs, grid))  # (units, grid)
+        costs = grid[None] * self.sizes[:, None] / float(self.sizes.sum())
+
+        def at(price: float) -> NDArray[np.int64]:
+            return np.argmin(curves - price * costs, axis=1)
+
+        lowest, highest = 0.0, float(curves.max() / costs[costs > 0].min())
+        for _ in range(100):
+            middle = (lowest + highest) / 2
+            spent = costs[np.arange(len(costs)), at(middle)].sum()
+            lowest, highest = (middle, highest) if spent < self.total else (lowest, middle)
+        return self.projected(grid[at(highest)])
 
     def plan(self, model: Any, state: State, how: dict[str, Any]) -> Plan:
         """A plan by projections, with the record of how it came about."""
@@ -141,3 +187,15 @@ class SparsityKind:
     def _spread(self, state: State) -> list[tuple[float, int]]:
         """For each projection its sparsity, and its parameters."""
         return list(zip(state[self.of].tolist(), self.numels.tolist(), strict=True))
+
+
+def _parabolas(
+    places: NDArray[np.float64], values: NDArray[np.float64], wanted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n, wanted) the parabola through three values of each row, (n, 3) at `places`."""
+    found = np.zeros((len(values), len(wanted)))
+    for own in range(3):
+        others = np.delete(places, own)
+        basis = np.prod([(wanted - o) / (places[own] - o) for o in others], axis=0)
+        found += values[:, own, None] * basis
+    return found

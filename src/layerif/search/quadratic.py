@@ -1,0 +1,154 @@
+"""A plan from the quadratic question: what each level would cost, asked of the whole model at once.
+
+Where a change is not small, a slope alone misleads. For a change D of one projection's weights,
+with a_t its inputs and e_t the gradient of the summed losses of a text's tokens at its outputs,
+
+    q = 1/2 mean over tokens of sum_o e_to^2 (D a_t)_o^2         (diagonal)
+    q = 1/2 mean over tokens of (e_t . D a_t)^2                  (token)
+
+is the second-order change of the loss, each projection by itself: the Fisher information stands for
+the Hessian. One forward and one backward pass on the model as it was serves all projections, with
+one product more a level. The plan is the choice of levels with the least sum of q.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from layerif.compress.compressor import Change
+from layerif.core.progress import note, progress
+from layerif.data.batching import Encoded, collate, pack
+from layerif.errors import NumericalError
+from layerif.influence.estimators.factored import FactoredGradients
+from layerif.influence.gradients import PerSampleGradients, frozen
+from layerif.influence.subspaces.full import FullWeights
+from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import input_device
+from layerif.search.base import Found, Search, State, Strategy
+from layerif.search.slopes import BACKWARD_TOKENS
+from layerif.search.texts import tokens_of, up_to
+
+STEP = "quadratic"
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Predicted changes of the loss, in nats a token; each (projections, levels).
+
+    Attributes:
+        first: <dL/dW, D>.
+        diagonal: q from the outputs one by one.
+        token: q from each token as a whole.
+    """
+
+    first: NDArray[np.float64]
+    diagonal: NDArray[np.float64]
+    token: NDArray[np.float64]
+
+
+def expansion(
+    model: Any, changes: Sequence[Sequence[Change]], items: Sequence[Encoded], *, batch_tokens: int
+) -> Expansion:
+    """What changes of each projection would do to the loss of texts, to second order.
+
+    Args:
+        model: the causal LM as it is.
+        changes: for each projection D of as many levels as of any other, on its device.
+        items: the texts; each counts alike, whatever its length.
+        batch_tokens: tokens of a batch, padding counted.
+
+    Raises:
+        NumericalError: a loss or a product is not finite; names the text or the projection.
+    """
+    projections = find_decoder_layers(model).projections
+    sums = np.zeros((3, len(projections), len(changes[0])))
+    counts = torch.ones(0)
+
+    def take(row: int, gradients: FactoredGradients) -> None:
+        # Of a sample's mean loss, which is 1 / c of its summed one.
+        errors, inputs, c = gradients.errors, gradients.inputs, counts.to(gradients.errors)
+        for place, change in enumerate(changes[row]):
+            reached = inputs @ change().to(inputs).T  # (B, T, out)
+            reached.mul_(errors).mul_(gradients.scale)
+            tokens = reached.sum(2, dtype=torch.float64)  # (B, T) e_t . D a_t
+            squares = reached.square_().sum((1, 2), dtype=torch.float64)
+            sums[0, row, place] += float(tokens.sum())
+            sums[1, row, place] += float((squares * c).sum()) / 2
+            sums[2, row, place] += float((tokens.square().sum(1) * c).sum()) / 2
+
+    device = input_device(model)
+    matrices = FullWeights().matrices(projections)
+    tokens = min(batch_tokens, BACKWARD_TOKENS)
+    groups = list(pack(items, tokens, model))
+    with (
+        frozen(model),
+        PerSampleGradients(model, projections, matrices) as per_sample,
+        progress("quadratic question", len(groups)) as advance,
+    ):
+        for group in groups:
+            batch = collate(group, device=device)
+            counts = batch.counts.double()
+            per_sample.visit(batch, take, "text")
+            advance()
+    sums /= len(items)
+    for row, projection in enumerate(projections):
+        if not np.isfinite(sums[:, row]).all():
+            raise NumericalError(
+                f"the predicted changes of {projection.key} are not finite; try dtype='float32'"
+            )
+    return Expansion(*sums)
+
+
+def dense_plan(search: Search) -> State:
+    """The state of least predicted loss, asked of the model as it was."""
+    kept = search.steps.load(STEP)
+    if kept is None:
+        kind, options = search.kind, search.options
+        asked, untouched = kind.asked(), kind.untouched()
+        changes = search.compressor.at(
+            untouched,
+            lambda row, unit: [unit.change(untouched[row], level) for level in asked[row]],
+        )
+        items = up_to(search.texts.pool, options.tokens)
+        found = expansion(search.model, changes, items, batch_tokens=options.batch_tokens)
+        kept = {"q": torch.from_numpy(getattr(found, options.order))}
+        search.steps.save(STEP, kept)
+    return search.kind.solved(kept["q"].numpy())
+
+
+def started(search: Search) -> State:
+    """The state that a strategy starts from."""
+    return dense_plan(search) if search.options.start == "quadratic" else search.kind.start()
+
+
+def quadratic(search: Search) -> Found:
+    """The plan of the quadratic question, and what it costs on the held-out texts."""
+    began, kind = time.perf_counter(), search.kind
+    losses = {}
+    chosen = dense_plan(search)
+    for name, state in (("uniform", kind.start()), ("quadratic", chosen)):
+        search.compressor.at(kind.levels(kind.whole(state)))
+        losses[name] = search.loss(search.texts.held_out)
+        note(f"{name}: held-out loss {losses[name]:.4f}")
+    how = {
+        "order": search.options.order,
+        "held_out_loss": losses["quadratic"],
+        "uniform_loss": losses["uniform"],
+        "tokens": {
+            "calibration": tokens_of(search.texts.calibration) * 3,
+            "held_out": tokens_of(search.texts.held_out) * 2,
+            "gradient": tokens_of(up_to(search.texts.pool, search.options.tokens)),
+        },
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    return Found(chosen, how)
+
+
+QUADRATIC = Strategy(quadratic, "quadratic question", "inputs")
