@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.options import MethodOptions
 from layerif.core.options import Options
 from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.search.options import SearchOptions
@@ -50,7 +51,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
     )
     state = by_projection.start()
     around = by_projection.around(state, delta)
-    with PruningCompressor.held(model, layers, subject.batches, "wanda") as compressor:
+    with PruningCompressor.held(model, layers, subject.batches, MethodOptions()) as compressor:
         changes = compressor.at(
             by_projection.levels(state), lambda row, projection: projection.change(*around[row])
         )
