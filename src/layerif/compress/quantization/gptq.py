@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from layerif.calibration.statistics import Factor, Hessians, Statistics
+from layerif.compress.figures import output_energy, relative
 from layerif.compress.quantization.base import SCALES, Quantizable
 from layerif.compress.quantization.grid import Coded, group_width, grouped
 from layerif.compress.quantization.options import GridOptions
 from layerif.compress.quantization.ranges import Ranges, find_ranges
-from layerif.compress.quantization.rtn import relative
+from layerif.compress.quantization.rtn import over_mean
 from layerif.model.layers import Projection
 from layerif.plans.maps.stored import groups_of
 
@@ -64,10 +65,8 @@ class RefittedRounding(Quantizable):
     def error(self, weight: torch.Tensor) -> float:
         before = self.original.to(self.hessian.device, self.hessian.dtype)
         after = weight.to(self.hessian.device, self.hessian.dtype)
-        whole, lost = (
-            (w @ self.hessian).mul_(w).sum(dtype=torch.float64) for w in (before, before - after)
-        )
-        return 0.0 if bool(whole == 0) else float(lost.clamp(min=0) / whole)
+        whole, lost = (output_energy(w, self.hessian) for w in (before, before - after))
+        return relative(lost, whole)
 
     @property
     def damping(self) -> float:
@@ -90,7 +89,7 @@ def gptq(
     rows, columns = weight.shape
     width = group_width(columns, grid.group_size)
     dtype, most = SCALES[grid.scales], 2**bits - 1
-    by_group = grouped(relative(squares)[None].to(weight.dtype), width)[0]
+    by_group = grouped(over_mean(squares)[None].to(weight.dtype), width)[0]
 
     def ranges(weights: torch.Tensor, of: torch.Tensor) -> Ranges:
         of_text = of if grid.ranges == "weighted" else None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from layerif.calibration.statistics import InputNorms, Statistics
+from layerif.compress.figures import relative
 from layerif.compress.quantization.base import SCALES, Quantizable
 from layerif.compress.quantization.grid import Coded, group_width, grouped
 from layerif.compress.quantization.options import GridOptions
@@ -52,7 +53,7 @@ class Rounded(Quantizable):
             w.square().sum(dim=0, dtype=torch.float64) @ self.squares
             for w in (self.original.to(exact), self.original.to(exact) - weight.to(exact))
         )
-        return 0.0 if bool(whole == 0) else float(lost / whole)
+        return relative(lost, whole)
 
 
 def rtn(weight: torch.Tensor, squares: torch.Tensor | None, bits: int, grid: GridOptions) -> Coded:
@@ -68,7 +69,7 @@ def rtn(weight: torch.Tensor, squares: torch.Tensor | None, bits: int, grid: Gri
     width = group_width(columns, grid.group_size)
     exact = torch.promote_types(weight.dtype, torch.float32)
     groups = grouped(weight.to(exact), width)
-    by_group = None if squares is None else grouped(relative(squares)[None].to(exact), width)[0]
+    by_group = None if squares is None else grouped(over_mean(squares)[None].to(exact), width)[0]
     dtype = SCALES[grid.scales]
     found = find_ranges(groups, by_group, bits, symmetric=grid.symmetric, dtype=dtype)
     codes = to_codes(groups, found.scales.unsqueeze(-1), found.zeros.unsqueeze(-1), bits)
@@ -81,7 +82,7 @@ def rtn(weight: torch.Tensor, squares: torch.Tensor | None, bits: int, grid: Gri
     )
 
 
-def relative(squares: torch.Tensor) -> torch.Tensor:
+def over_mean(squares: torch.Tensor) -> torch.Tensor:
     """Squares over their mean, so that sums of them neither overflow nor vanish in float32."""
     mean = squares.mean()
     return squares / mean if bool(mean > 0) else squares
