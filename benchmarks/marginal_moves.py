@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.compress.pruning.compressor import PruningCompressor
-from layerif.compress.pruning.options import PruneOptions
+from layerif.compress.pruning.options import MethodOptions
 from layerif.core.files import write_json
 from layerif.core.progress import progress
 from layerif.data import load_corpus
@@ -72,7 +72,9 @@ def main() -> None:
     device = input_device(model)
     batches = [collate(items, device=device).inputs for items in pack(calibrating, 2048, model)]
     figures = []
-    with PruningCompressor.held(model, layers, batches, PruneOptions(method="wanda")) as compressor:
+    with PruningCompressor.held(
+        model, layers, batches, MethodOptions(method="wanda")
+    ) as compressor:
         uniform = units.start()
         orders = compressor.at(units.levels(uniform), lambda _row, order: order)
         around = replace(units, delta=DELTA).around(uniform)

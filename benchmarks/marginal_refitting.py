@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from layerif.compress.compressor import Change, Compressible
 from layerif.compress.pruning.base import Masked
 from layerif.compress.pruning.compressor import PruningCompressor
-from layerif.compress.pruning.options import PruneOptions
+from layerif.compress.pruning.options import MethodOptions
 from layerif.compress.pruning.sparsegpt import Refitting
 from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data import load_corpus
@@ -85,7 +85,7 @@ def main() -> None:
     groups = pack(texts.calibration, asked.batch_tokens, model)
     batches = [collate(items, device=device).inputs for items in groups]
     with PruningCompressor.held(
-        model, layers, batches, PruneOptions(method="sparsegpt")
+        model, layers, batches, MethodOptions(method="sparsegpt")
     ) as compressor:
         made = compressor.at(units.levels(uniform), changes)
         base = mean_loss(model, texts.held_out, batch_tokens=2048)

@@ -13,7 +13,7 @@ from helpers.pruned import prune_tiny
 from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 from layerif.artifacts import MANIFEST_FILE, Manifest, Plan
-from layerif.compress.pruning.base import relative
+from layerif.compress.figures import relative
 from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data.chunks import cut, draw

@@ -20,7 +20,7 @@ from helpers.tiny import tiny_tokenizer
 from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
 from layerif.compress.pruning.compressor import PruningCompressor
-from layerif.compress.pruning.options import PruneOptions
+from layerif.compress.pruning.options import MethodOptions
 from layerif.data import Example
 from layerif.data.batching import Encoded, collate
 from layerif.estimates import memory
@@ -74,7 +74,7 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
 
     def marginal():
         with PruningCompressor.held(
-            model, found, [batch.inputs], PruneOptions(method="wanda")
+            model, found, [batch.inputs], MethodOptions(method="wanda")
         ) as compressor:
             kind = SparsityKind.among(found, 0.5, SearchOptions())
             around = kind.around(kind.start())

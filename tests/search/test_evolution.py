@@ -13,7 +13,7 @@ from helpers.scoring import WANTED
 from helpers.searching import SEARCH, same, states
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.compress.pruning.compressor import PruningCompressor
-from layerif.compress.pruning.options import PruneOptions
+from layerif.compress.pruning.options import MethodOptions
 from layerif.core.checkpoint import Steps, resumable
 from layerif.data.batching import collate, pack
 from layerif.errors import InputError
@@ -86,7 +86,9 @@ def test_the_last_loss_of_the_search_is_that_of_its_plan():
     layers = find_decoder_layers(model)
     batches = [collate(g, device=model.device).inputs for g in pack(texts.calibration, 1024, model)]
     kind = SparsityKind.among(layers, 0.6, options)
-    with PruningCompressor.held(model, layers, batches, PruneOptions(method="wanda")) as compressor:
+    with PruningCompressor.held(
+        model, layers, batches, MethodOptions(method="wanda")
+    ) as compressor:
         orders = compressor.at(kind.levels(kind.start()), lambda _row, order: order)
         for row, module in enumerate(found.modules):
             compressor.set(row, orders[row].at(round(module.sparsity * module.numel)))

@@ -11,7 +11,7 @@ from helpers.marginal_models import corpus
 from helpers.mixtures import MIXTURES, experts, idle, mixture, own_part
 from helpers.tiny import tiny_tokenizer
 from layerif.compress.pruning.compressor import PruningCompressor
-from layerif.compress.pruning.options import PruneOptions
+from layerif.compress.pruning.options import MethodOptions
 from layerif.data.batching import collate, pack
 from layerif.data.chunks import cut, draw
 from layerif.model.layers import find_decoder_layers
@@ -33,7 +33,7 @@ def chunks(count, seed=0):
 def held(model, method):
     batches = [collate(items, device=model.device).inputs for items in pack(chunks(8), 128)]
     return PruningCompressor.held(
-        model, find_decoder_layers(model), batches, PruneOptions(method=method)
+        model, find_decoder_layers(model), batches, MethodOptions(method=method)
     )
 
 

@@ -15,7 +15,7 @@ from layerif.compress.compressor import put_back
 from layerif.compress.pruning.base import Masked
 from layerif.compress.pruning.compressor import PruningCompressor
 from layerif.compress.pruning.magnitude import MAGNITUDE
-from layerif.compress.pruning.options import PruneOptions
+from layerif.compress.pruning.options import MethodOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.wanda import wanda_mask
 from layerif.data.batching import collate, pack
@@ -41,7 +41,7 @@ def held(model, method="wanda", batch_tokens=64):
     batches = [
         collate(items, device=input_device(model)).inputs for items in pack(chunks(), batch_tokens)
     ]
-    return PruningCompressor.held(model, layers, batches, PruneOptions(method=method))
+    return PruningCompressor.held(model, layers, batches, MethodOptions(method=method))
 
 
 def kind_of(model):

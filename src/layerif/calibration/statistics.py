@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -139,17 +139,20 @@ class InputNorms(Statistics):
 
 @dataclass(frozen=True)
 class Factor:
-    """What SparseGPT needs of a Hessian.
+    """What SparseGPT and GPTQ need of a Hessian.
 
     Attributes:
         upper: (in, in) U, upper triangular with U^T U = H^-1, H damped.
         dead: (in,) bool, features that are zero on all of the text; H is 1 there.
         damping: the share of the mean diagonal that was added to it.
+        order: (in,) the features of the rows and columns above, those with the largest diagonal
+            first; None where they are as the projection has them.
     """
 
     upper: torch.Tensor
     dead: torch.Tensor
     damping: float
+    order: torch.Tensor | None = None
 
 
 @dataclass
@@ -213,8 +216,12 @@ class Hessians(Statistics):
             raise NumericalError(NOT_FINITE.format(projection.key))
         return value
 
-    def factor(self, projection: Projection) -> Factor:
+    def factor(self, projection: Projection, *, ordered: bool = False) -> Factor:
         """The factor of the damped Hessian; that of the last projection where it shares its inputs.
+
+        Args:
+            ordered: take the features by their diagonal, the largest first; always the same for
+                one layer.
 
         Raises:
             NumericalError: as `mean`; or no damping tried makes the Hessian positive definite.
@@ -223,7 +230,12 @@ class Hessians(Statistics):
         pooled = len(self._sources(projection)) > 1
         if pooled not in self._last or self._last[pooled][0] != sharing:
             self._last.pop(pooled, None)  # not two at a time
-            self._last[pooled] = (sharing, factorise(self.mean(projection), projection.key))
+            hessian, order = self.mean(projection), None
+            if ordered:
+                order = hessian.diagonal().argsort(descending=True, stable=True)
+                hessian = hessian[order][:, order]
+            factor = factorise(hessian, projection.key)
+            self._last[pooled] = (sharing, replace(factor, order=order))
         return self._last[pooled][1]
 
     def _together(self, sets: list[tuple[str, ...]]) -> torch.Tensor:

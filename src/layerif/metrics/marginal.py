@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.options import MethodOptions
 from layerif.core.options import Options
 from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.search.options import SearchOptions
@@ -51,7 +52,7 @@ def marginal(subject: Subject, *, sparsity: float, delta: float) -> MetricValues
     )
     state = by_projection.start()
     around = replace(by_projection, delta=delta).around(state)
-    with PruningCompressor.held(model, layers, subject.batches, "wanda") as compressor:
+    with PruningCompressor.held(model, layers, subject.batches, MethodOptions()) as compressor:
         changes = compressor.at(
             by_projection.levels(state), lambda row, projection: projection.change(*around[row])
         )

@@ -21,6 +21,7 @@ from layerif.calibration.statistics import InputNorms
 from layerif.calibration.walk import walk
 from layerif.compress.compressor import Compressible, put_back
 from layerif.compress.pruning.compressor import PruningCompressor
+from layerif.compress.pruning.options import MethodOptions
 from layerif.compress.pruning.targets import Target
 from layerif.compress.pruning.wanda import WANDA
 from layerif.core.checkpoint import NO_STEPS, Steps
@@ -105,7 +106,9 @@ def operating_point(
     )
     costs = []
     with (
-        PruningCompressor.held(bench.model, bench.layers, bench.inputs, "wanda") as compressor,
+        PruningCompressor.held(
+            bench.model, bench.layers, bench.inputs, MethodOptions()
+        ) as compressor,
         progress("projections pruned, then moved", 2 * len(projections)) as tick,
     ):
 

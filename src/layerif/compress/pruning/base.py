@@ -10,22 +10,9 @@ import torch
 
 from layerif.calibration.statistics import Statistics
 from layerif.compress.compressor import Change, Compressible
+from layerif.compress.figures import Figures
 from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a pruner can say of a projection it has pruned.
-
-    Attributes:
-        error: |(W - W') X|^2 / |W X|^2 over the calibration tokens; None where the method takes no
-            statistics.
-        damping: the share of the Hessian's mean diagonal added to it; None without a Hessian.
-    """
-
-    error: float | None = None
-    damping: float | None = None
 
 
 class Pruner(Protocol):
@@ -74,8 +61,3 @@ class Masked:
         """What comes back, at its original value, with fewer zeros after than before."""
         back = self.mask(before) & ~self.mask(after)
         return lambda: self.original * back
-
-
-def relative(lost: torch.Tensor, whole: torch.Tensor) -> float:
-    """lost / whole, and 0 where there was nothing to lose; not finite where one of them is not."""
-    return 0.0 if bool(whole == 0) else float(lost.clamp(min=0) / whole)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from layerif.compress.pruning.base import Figures, Masked
+from layerif.compress.figures import Figures
+from layerif.compress.pruning.base import Masked
 from layerif.compress.pruning.selection import group_mask, smallest
 from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection

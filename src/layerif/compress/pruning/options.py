@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
+from layerif.compress.options import WalkOptions
 from layerif.compress.pruning.registry import PRUNERS, reads_text
-from layerif.core.choices import HiddenStatesPlace
-from layerif.core.options import ADDED, RESULTS_UNCHANGED, Options, Rule
-from layerif.data.options import ChunkOptions
+from layerif.core.options import Options, Rule
 from layerif.errors import InputError
 
 
@@ -36,7 +35,7 @@ class MethodOptions(Options):
             raise ValueError(str(error)) from None
 
 
-class PruneOptions(MethodOptions, ChunkOptions):
+class PruneOptions(MethodOptions, WalkOptions):
     """How a model is pruned."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -51,12 +50,3 @@ class PruneOptions(MethodOptions, ChunkOptions):
         "samples": "calibration_samples",
         "hidden": "hidden_states",
     }
-
-    batch_tokens: Annotated[int, Field(ge=1)] = 2048
-    """Tokens run at once, padding counted."""
-    hidden_states: Annotated[HiddenStatesPlace, RESULTS_UNCHANGED] = "auto"
-    """Where hidden states between layers are kept; auto: on disk if they fill half the memory."""
-    all_experts: Annotated[bool, ADDED] = False
-    """Take statistics of every token at every expert of a mixture, whatever is routed to it."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of all draws; splits do not depend on it."""

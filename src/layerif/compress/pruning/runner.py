@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from layerif.artifacts import Manifest, Plan, PrunedModule
-from layerif.calibration.hidden import hidden_states
-from layerif.calibration.statistics import Statistics
-from layerif.calibration.text import calibration_batches
-from layerif.calibration.walk import Visit, walk
+from layerif.compress.figures import Figures
+from layerif.compress.held import Taken
+from layerif.compress.layerwise import calibrated, each_layer
 from layerif.compress.pruning.base import Pruner
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.registry import PRUNERS
@@ -22,16 +20,13 @@ from layerif.compress.pruning.saving import refuse_packed, zeros_in
 from layerif.compress.pruning.targets import SAME, Pattern, Target, targets
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
-from layerif.core.progress import note, progress
 from layerif.data import Corpus, SelfText
-from layerif.errors import InputError, NumericalError
-from layerif.estimates import note_memory
+from layerif.errors import InputError
 from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers, unwrapped
-from layerif.model.modes import evaluation_mode
-from layerif.model.opening import Tokenizer, describe, input_device, setting
+from layerif.model.opening import Tokenizer, describe, setting
 
-# In a layer's step, beside its weights.
-FIGURES = "figures"
+# Of a projection, in a layer's step.
+WEIGHT = "weight"
 
 
 @takes(PruneOptions)
@@ -80,49 +75,17 @@ def prune(
     plan = _as_plan(plan, options.nm, layers)
     plan.check_fits(info, "sparsity")
     asked = targets(layers.projections, plan, options.nm)
-    if options.all_experts and len(layers.linear) == len(layers.projections):
-        raise InputError(
-            f"all_experts has no effect: {info.name} has no experts that share a parameter; leave "
-            "it out"
-        )
-    if layers.rest:
-        note(f"left as they are: {', '.join(layers.kinds_of_rest)}")
-    about: dict[str, Any] = {}
-    modules: list[PrunedModule] = []
-    with ExitStack() as open_:
-        visits: Iterable[Visit | None] = [None] * len(layers)
-        if pruner.statistics is not None:
-            if calibration is None or tokenizer is None:
-                raise InputError(
-                    f"the method {method} takes statistics from text; give a tokenizer and "
-                    "calibration text, or use the method magnitude"
-                )
-            samples, length = options.calibration_samples, options.context_length
-            batches, about = calibration_batches(
-                model,
-                tokenizer,
-                calibration,
-                samples=samples,
-                context_length=length,
-                seed=options.seed,
-                batch_tokens=options.batch_tokens,
-                steps=steps,
-            )
-            hidden_size = model.config.get_text_config(decoder=True).hidden_size
-            size = samples * length * hidden_size * next(model.parameters()).element_size()
-            store = open_.enter_context(
-                hidden_states(options.hidden_states, size, input_device(model), steps.folder)
-            )
-            note(
-                f"{method}: {samples} chunks of {length} tokens; hidden states {size / 1e6:.0f} MB"
-            )
-            note_memory(model, f"pruning by {method}", "walk", options.batch_tokens, kept=size)
-            visits = walk(model, layers, batches, store, all_experts=options.all_experts)
-        open_.enter_context(evaluation_mode(model))
-        advance = open_.enter_context(progress(f"pruning ({method})", len(layers)))
-        for index, visit in enumerate(visits):
-            modules += _prune_layer(index, visit, layers.of(index), pruner, asked, steps)
-            advance()
+    work = _Pruning(method, pruner, asked)
+    with calibrated(
+        model,
+        layers,
+        work,
+        options=options,
+        tokenizer=tokenizer,
+        calibration=calibration,
+        steps=steps,
+    ) as (visits, about):
+        modules = each_layer(layers, visits, work, steps)
     return Manifest(
         model=info,
         plan=plan,
@@ -137,76 +100,46 @@ def prune(
     )
 
 
-@torch.no_grad()
-def _prune_layer(
-    index: int,
-    visit: Visit | None,
-    projections: Sequence[Projection],
-    pruner: Pruner,
-    asked: Mapping[str, Target],
-    steps: Steps,
-) -> list[PrunedModule]:
-    """Prune the projections of one layer, or take them as an interrupted run left them."""
-    step = f"layer-{index:04d}"
-    kept = steps.load(step)
-    if kept is None:
-        statistics, ordered = None, projections
-        if visit is not None and pruner.statistics is not None:
-            statistics = pruner.statistics(projections)
-            visit.observe(statistics)
-            # Those that share their inputs one after another, so that work on these is done once.
-            sharing = {p.key: statistics.sharing(p) for p in projections}
-            places = list(sharing.values())
-            ordered = sorted(projections, key=lambda p: places.index(sharing[p.key]))
-        rows = {p.key: _pruned(p, pruner, statistics, asked[p.key]) for p in ordered}
-        # (projections, 3) error, damping and seconds; NaN for None.
-        table = torch.tensor([rows[p.key] for p in projections], dtype=torch.float64)
-        steps.save(step, {FIGURES: table, **{p.key: p.weight for p in projections}})
-    else:
-        table = kept[FIGURES]
-        for projection in projections:
-            projection.weight.copy_(kept[projection.key])
-    modules = []
-    for projection, row in zip(projections, table.tolist(), strict=True):
-        target = asked[projection.key]
-        error, damping = (None if math.isnan(value) else value for value in row[:2])
-        modules.append(
-            PrunedModule(
-                module=projection.key,
-                asked=target.zeros,
-                zeros=zeros_in(projection.weight),
-                numel=projection.numel,
-                pattern=str(target.pattern) if target.pattern else None,
-                error=error,
-                damping=damping,
-                seconds=round(row[2], 4),
-            )
-        )
-    return modules
+@dataclass(frozen=True)
+class _Pruning:
+    """Zeros, as many in each projection as are asked for."""
 
+    method: str
+    pruner: Pruner
+    asked: Mapping[str, Target]
+    doing: str = "pruning"
 
-def _pruned(
-    projection: Projection, pruner: Pruner, statistics: Statistics | None, target: Target
-) -> list[float]:
-    """Prune one projection: error, damping and seconds, with NaN for what there is none of."""
-    began = time.perf_counter()
-    if not bool(projection.weight.isfinite().all()):
-        raise NumericalError(
-            f"the weight of {projection.key} holds NaN or infinity, which has no rank"
+    @property
+    def statistics(self) -> Taken | None:
+        return self.pruner.statistics
+
+    def change(
+        self, projection: Projection, statistics: Any
+    ) -> tuple[Figures, dict[str, torch.Tensor]]:
+        figures = self.pruner.prune(projection, statistics, self.asked[projection.key])
+        return figures, {WEIGHT: projection.weight}
+
+    def restore(self, projection: Projection, kept: Mapping[str, torch.Tensor]) -> None:
+        projection.weight.copy_(kept[WEIGHT])
+
+    def entry(
+        self,
+        projection: Projection,
+        figures: Figures,
+        seconds: float,
+        kept: Mapping[str, torch.Tensor],
+    ) -> PrunedModule:
+        target = self.asked[projection.key]
+        return PrunedModule(
+            module=projection.key,
+            asked=target.zeros,
+            zeros=zeros_in(projection.weight),
+            numel=projection.numel,
+            pattern=str(target.pattern) if target.pattern else None,
+            error=figures.error,
+            damping=figures.damping,
+            seconds=seconds,
         )
-    figures = pruner.prune(projection, statistics, target)
-    if figures.error is not None and not math.isfinite(figures.error):
-        raise NumericalError(
-            f"the output of {projection.key} on the calibration text is not finite; try "
-            "dtype='float32'"
-        )
-    if not bool(projection.weight.isfinite().all()):
-        raise NumericalError(
-            f"a weight of {projection.key} that stays leaves the range of "
-            f"{projection.weight.dtype} as it is refitted; try dtype='float32'"
-        )
-    values = (figures.error, figures.damping, time.perf_counter() - began)
-    return [math.nan if value is None else value for value in values]
 
 
 def _as_plan(plan: Plan | float | None, nm: str | None, layers: DecoderLayers) -> Plan:

@@ -8,7 +8,7 @@ import torch
 
 from layerif.calibration.statistics import Factor, Hessians
 from layerif.compress.compressor import Change
-from layerif.compress.pruning.base import Figures, relative
+from layerif.compress.figures import Figures, output_energy, relative
 from layerif.compress.pruning.selection import group_mask, smallest
 from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection
@@ -37,8 +37,8 @@ class SparseGPT:
             damping = factor.damping
             weight.copy_(sparsegpt(before, factor, target))
         after = weight.to(hessian.device, hessian.dtype)
-        whole = _output(before, hessian)
-        return Figures(relative(_output(before - after, hessian), whole), damping)
+        whole = output_energy(before, hessian)
+        return Figures(relative(output_energy(before - after, hessian), whole), damping)
 
     def prunable(
         self, projection: Projection, original: torch.Tensor, statistics: Hessians
@@ -152,11 +152,6 @@ def _share(zeros: int, rows: int, dead: list[bool], size: int) -> int:
         left = zeros - every * rows
         count = own * rows + (round(left * (size - own) / live) if live else 0)
     return min(count, size * rows)
-
-
-def _output(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """tr(W H W^T) as float64: the squared norm of W X, up to a factor of all."""
-    return (weight @ hessian).mul_(weight).sum(dtype=torch.float64)
 
 
 SPARSEGPT = SparseGPT()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from layerif.calibration.statistics import InputNorms
-from layerif.compress.pruning.base import Figures, Masked, relative
+from layerif.compress.figures import Figures, relative
+from layerif.compress.pruning.base import Masked
 from layerif.compress.pruning.selection import group_mask, smallest_by_row
 from layerif.compress.pruning.targets import Target
 from layerif.model.layers import Projection

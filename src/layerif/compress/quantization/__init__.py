@@ -1,0 +1,1 @@
+"""Quantisation to a number of bits for each layer or projection."""

@@ -1,0 +1,63 @@
+"""Weights as integers: w = (code - zero point) * scale, with a scale for each group of a row.
+
+Codes are 0 to 2^bits - 1. A group is `group_size` neighbouring inputs of one row; that at the row's
+end may be shorter. The zero point is a code too, so 0 is always among a group's values; on a
+symmetric grid it is 2^(bits - 1) everywhere, and not stored. Values are exact in float32: the
+product of an integer of at most 8 bits and a 16-bit float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from layerif.plans.maps.stored import groups_of
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """One projection's weights as integers.
+
+    Attributes:
+        bits: of a code, 2 to 8.
+        width: inputs of a group.
+        codes: (out, in) uint8.
+        scales: (out, groups) in 16 bits.
+        zeros: (out, groups) uint8, the zero points; None on a symmetric grid.
+    """
+
+    bits: int
+    width: int
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+
+    def decoded(self) -> torch.Tensor:
+        """(out, in) float32, the weights, exactly."""
+        columns = self.codes.shape[1]
+        whole = self.codes.to(torch.float32)
+        if self.zeros is None:
+            whole -= 2 ** (self.bits - 1)
+        else:
+            whole -= by_column(self.zeros, self.width, columns)
+        return whole.mul_(by_column(self.scales, self.width, columns))
+
+
+def by_column(of_groups: torch.Tensor, width: int, columns: int) -> torch.Tensor:
+    """(out, columns) what each column's group has."""
+    return of_groups.repeat_interleave(width, dim=1)[:, :columns]
+
+
+def group_width(in_features: int, group_size: int) -> int:
+    """Inputs of a group: the whole row for 0, and no more than a row has."""
+    return min(group_size or in_features, in_features)
+
+
+def grouped(matrix: torch.Tensor, width: int) -> torch.Tensor:
+    """(rows, groups, width) of (rows, columns); the last group is filled up with zeros."""
+    rows, columns = matrix.shape
+    groups = groups_of(columns, width)
+    missing = groups * width - columns
+    filled = torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
+    return filled.reshape(rows, groups, width)

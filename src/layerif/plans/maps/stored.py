@@ -1,0 +1,42 @@
+"""What weights of few bits take on disk: the bytes of one projection."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+# Bits at which a weight is left as it is.
+WHOLE = 16
+# Of a scale.
+SCALE_BYTES = 2
+
+
+class Grouping(Protocol):
+    """How the weights of a row share their scales."""
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale; 0 for the whole row."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there is no zero point."""
+
+
+def groups_of(in_features: int, group_size: int) -> int:
+    """How many groups a row has; the last may be shorter than the others."""
+    return -(-in_features // group_size) if group_size else 1
+
+
+def stored_bytes(out_features: int, in_features: int, bits: int, grid: Grouping) -> int:
+    """Bytes of one projection: codes of `bits` bits, and of each group a scale and a zero point.
+
+    A scale takes two bytes, a zero point `bits` bits, none where the grid is symmetric. Codes and
+    zero points are packed without gaps, each into whole bytes. With 16 bits a weight takes two
+    bytes, and nothing else is stored.
+    """
+    numel = out_features * in_features
+    if bits == WHOLE:
+        return 2 * numel
+    groups = out_features * groups_of(in_features, grid.group_size)
+    zero_points = 0 if grid.symmetric else -(-groups * bits // 8)
+    return -(-numel * bits // 8) + SCALE_BYTES * groups + zero_points
