@@ -13,7 +13,7 @@ from layerif.artifacts.plan import Plan
 from layerif.compress.compressor import Change, Compressor
 from layerif.core.checkpoint import Steps
 from layerif.data.batching import Encoded
-from layerif.search.options import SearchOptions
+from layerif.search.options import StrategyOptions
 from layerif.search.slopes import BACKWARD_TOKENS, mean_loss, slopes
 from layerif.search.texts import Texts
 
@@ -54,6 +54,9 @@ class Kind(Protocol):
     def mutated(self, state: State, generator: np.random.Generator) -> State | None:
         """A few random moves away, of the same total; None where none is legal."""
 
+    def moves(self) -> dict[str, float]:
+        """What a move is made of, for the record."""
+
     def untouched(self) -> list[int]:
         """The level of each projection at which it is as it was."""
 
@@ -84,7 +87,7 @@ class Search:
     kind: Kind
     compressor: Compressor
     texts: Texts
-    options: SearchOptions
+    options: StrategyOptions
     steps: Steps
 
     def loss(self, items: Sequence[Encoded]) -> float:

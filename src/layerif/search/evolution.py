@@ -74,7 +74,7 @@ def evolution(search: Search) -> Found:
     how = {
         "offspring": options.offspring,
         "stages": [*map(list, stages), [options.held_out_tokens, 1]],
-        "step": options.step,
+        **kind.moves(),
         "seconds": round(trials.elapsed, 3),
         "trace": trace,
     }

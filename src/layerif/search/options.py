@@ -9,13 +9,18 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from layerif.compress.pruning.registry import PRUNERS
+from layerif.compress.quantization.options import GridOptions
 from layerif.core.choices import Granularity
 from layerif.core.options import ADDED, Rule, idle
 from layerif.data.options import ChunkOptions
+from layerif.plans.maps.bits import LEVELS
 from layerif.search.registry import STRATEGIES
 
 Count = Annotated[int, Field(ge=1)]
 Distance = Annotated[float, Field(ge=0)]
+Start = Literal["uniform", "quadratic"]
+Order = Literal["diagonal", "token"]
+BitsGranularity = Literal["projection", "fused", "layer"]
 
 
 def _stage(text: str) -> str:
@@ -24,17 +29,23 @@ def _stage(text: str) -> str:
     return text
 
 
-class SearchOptions(ChunkOptions):
-    """How a plan is searched for at the operating point."""
+def _levels(levels: tuple[int, ...]) -> tuple[int, ...]:
+    if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
+        raise ValueError("levels are different ones of 2 to 8, and 16, as in 2,3,4")
+    return levels
+
+
+class StrategyOptions(ChunkOptions):
+    """How any plan is searched for."""
 
     title = "Search"
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("rounds eta", lambda v: v["strategy"] == "marginal", "with {strategy} marginal"),
         Rule(
-            "rounds delta eta",
-            lambda v: v["strategy"] == "marginal",
-            "with {strategy} marginal",
+            "start",
+            lambda v: v["strategy"] != "quadratic",
+            "with {strategy} marginal or evolution",
         ),
-        Rule("start", lambda v: v["strategy"] != "quadratic", "with {strategy} marginal"),
         Rule(
             "order",
             lambda v: "quadratic" in (v["strategy"], v["start"]),
@@ -46,7 +57,7 @@ class SearchOptions(ChunkOptions):
             "with {strategy} marginal or quadratic, or {start} quadratic",
         ),
         Rule(
-            "seconds evaluations offspring stages step",
+            "seconds evaluations offspring stages",
             lambda v: v["strategy"] == "evolution",
             "with {strategy} evolution",
         ),
@@ -55,16 +66,12 @@ class SearchOptions(ChunkOptions):
     renamed: ClassVar[Mapping[str, str]] = {"samples": "calibration_samples"}
 
     strategy: Annotated[str, STRATEGIES] = "marginal"
-    """How the plan moves: by what the compressed model's gradients say (marginal), or by trying
-    moves at random (evolution)."""
-    method: Annotated[str, PRUNERS] = "wanda"
+    """How the plan is found: moved by what the compressed model's gradients say (marginal), chosen
+    by one pass on the model as it was (quadratic), or moved at random (evolution)."""
+    method: str
     """How the model is compressed during the search; choose the method that the plan is for."""
-    granularity: Granularity = "projection"
+    granularity: str
     """What gets a level of its own."""
-    below: Distance = 0.25
-    """How far a level may lie below the total."""
-    above: Distance = 0.2
-    """How far a level may lie above the total."""
     calibration_samples: Count = 16
     """Chunks of calibration text."""
     held_out_tokens: Count = 8192
@@ -74,18 +81,16 @@ class SearchOptions(ChunkOptions):
     batch_tokens: Count = 2048
     """Tokens run at once; at most 1,024 in a backward pass."""
 
-    start: Annotated[Literal["uniform", "quadratic"], ADDED] = "uniform"
+    start: Annotated[Start, ADDED] = "uniform"
     """The plan that the strategy starts from: all alike, or the one of the quadratic question."""
-    order: Annotated[Literal["diagonal", "token"], ADDED] = "diagonal"
+    order: Annotated[Order, ADDED] = "diagonal"
     """What the quadratic question sums: outputs one by one, or each token as a whole."""
     rounds: Count = 5
     """Moves of the plan."""
-    delta: Annotated[float, Field(gt=0, le=0.5)] = 0.05
-    """Half the width of the band of weights that a gradient asks for, as a fraction."""
     eta: Annotated[float, Field(gt=0, le=1)] = 0.06
     """Step of the first round."""
     tokens: Count = 4096
-    """Tokens of text for the gradient of each round, or of the quadratic question."""
+    """Tokens of text for the gradient of each round, or for the quadratic question."""
 
     seconds: Annotated[float | None, Field(gt=0)] = None
     """Time after which the search ends."""
@@ -96,8 +101,6 @@ class SearchOptions(ChunkOptions):
     stages: tuple[Annotated[str, AfterValidator(_stage)], ...] = ("1024:4",)
     """Tokens and survivors of each selection before the one on held-out text, as in 1024:8,4096:2;
     each draws its own text."""
-    step: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Size of a move, as a fraction of the smaller projection."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -111,3 +114,40 @@ class SearchOptions(ChunkOptions):
         """The options that have an effect on the plan, by name."""
         without = idle(self.rules, self.values())
         return {name: value for name, value in self.recorded().items() if name not in without}
+
+
+class SearchOptions(StrategyOptions):
+    """How a plan of sparsity is searched for."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *StrategyOptions.rules,
+        Rule("delta", lambda v: v["strategy"] == "marginal", "with {strategy} marginal"),
+        Rule("step", lambda v: v["strategy"] == "evolution", "with {strategy} evolution"),
+    )
+
+    method: Annotated[str, PRUNERS] = "wanda"
+    """How the model is compressed during the search; choose the method that the plan is for."""
+    granularity: Granularity = "projection"
+    """What gets a level of its own."""
+    below: Distance = 0.25
+    """How far a level may lie below the total."""
+    above: Distance = 0.2
+    """How far a level may lie above the total."""
+    delta: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    """Half the width of the band of weights that a gradient asks for, as a fraction."""
+    step: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Size of a move, as a fraction of the smaller projection."""
+
+
+class BitsSearchOptions(StrategyOptions, GridOptions):
+    """How a plan of bits is searched for."""
+
+    strategy: Annotated[str, STRATEGIES] = "quadratic"
+    """How the plan is found: chosen by one pass on the model as it was (quadratic), or moved at
+    random (evolution) or by what the rounded model's gradients say (marginal)."""
+    granularity: BitsGranularity = "projection"
+    """What gets bits of its own: a projection, those that vLLM and SGLang fuse (fused), a layer."""
+    levels: Annotated[tuple[int, ...], AfterValidator(_levels)] = (2, 3, 4, 5, 6, 8)
+    """Bits to choose among; 16 leaves a projection as it is."""
+    eta: Annotated[float, Field(gt=0, le=6)] = 0.5
+    """Step of the first round, in bits."""

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerif.core.registry import Registry
 
 if TYPE_CHECKING:
     from layerif.model.layers import DecoderLayers
     from layerif.search.base import Kind, Strategy
-    from layerif.search.options import SearchOptions
+    from layerif.search.options import StrategyOptions
 
     # The units of a model, which share a total.
-    Among = Callable[[DecoderLayers, float, SearchOptions], Kind]
+    Among = Callable[[DecoderLayers, float, Any], Kind]
 
 KINDS: Registry[Among] = Registry(
-    "searched kind", {"sparsity": "layerif.search.sparsity:SparsityKind.among"}
+    "searched kind",
+    {
+        "sparsity": "layerif.search.sparsity:SparsityKind.among",
+        "bits": "layerif.search.bits:BitsKind.among",
+    },
 )
 STRATEGIES: Registry[Strategy] = Registry.of(
     __package__, "strategy", "rounds:marginal quadratic evolution"
 )
 # What a search for a kind is asked for; of a kind that has none of its own, as for sparsity.
-OPTIONS: Registry[type[SearchOptions]] = Registry(
-    "search options", {"sparsity": "layerif.search.options:SearchOptions"}
+OPTIONS: Registry[type[StrategyOptions]] = Registry(
+    "search options",
+    {
+        "sparsity": "layerif.search.options:SearchOptions",
+        "bits": "layerif.search.options:BitsSearchOptions",
+    },
 )
 
 
-def options_of(kind: str) -> type[SearchOptions]:
+def options_of(kind: str) -> type[StrategyOptions]:
     """The options of a search for a kind."""
     return OPTIONS.find(kind if kind in OPTIONS.names() else "sparsity")
 

@@ -120,7 +120,7 @@ def _record(
     """How the rounds went, with their tokens; each layer runs those of calibration twice."""
     taken = zip(done, lots, strict=False)
     return {
-        "delta": search.options.delta,
+        **search.kind.moves(),
         "eta": search.options.eta,
         "best_round": min(range(len(done)), key=lambda number: done[number].held_out_loss),
         "rounds": [

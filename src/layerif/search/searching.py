@@ -16,24 +16,24 @@ from layerif.estimates import note_memory
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.opening import Tokenizer, input_device
 from layerif.search.base import Search
-from layerif.search.options import SearchOptions
+from layerif.search.options import StrategyOptions
 from layerif.search.registry import KINDS, STRATEGIES, options_of
 from layerif.search.texts import texts_for
 
 HELD = 2  # times the bytes of the projections' weights, beside the model
 
 
-def of_kind(arguments: Mapping[str, Any]) -> type[SearchOptions]:
+def of_kind(arguments: Mapping[str, Any]) -> type[StrategyOptions]:
     """The options of a search, from its other arguments."""
     return options_of(arguments.get("kind", "sparsity"))
 
 
-@takes(SearchOptions, of_kind)
+@takes(StrategyOptions, of_kind)
 def search_plan(
     model: Any,
     total: float,
     *,
-    options: SearchOptions,
+    options: StrategyOptions,
     tokenizer: Tokenizer,
     calibration: Corpus,
     target: Corpus | Task | None = None,

@@ -136,6 +136,10 @@ class SparsityKind:
                     break
         return None if np.array_equal(changed, counts) else changed / self.sizes
 
+    def moves(self) -> dict[str, float]:
+        """The band that a slope is taken over, and the size of a random move."""
+        return {"delta": self.delta, "step": self.step}
+
     def untouched(self) -> list[int]:
         """No zeros anywhere."""
         return [0] * len(self.numels)

@@ -13,7 +13,7 @@ from layerif.data.batching import Encoded
 from layerif.data.chunks import check_context_length, cut, draw, usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.model.opening import Tokenizer
-from layerif.search.options import SearchOptions
+from layerif.search.options import StrategyOptions
 
 # Of a task's examples, the most that are tokenised: more than any few rounds take.
 MOST_EXAMPLES = 4096
@@ -53,7 +53,7 @@ def texts_for(
     tokenizer: Tokenizer,
     calibration: Corpus,
     target: Corpus | Task | None,
-    options: SearchOptions,
+    options: StrategyOptions,
 ) -> Texts:
     """Tokenise and divide the texts. Nothing that a corpus or a task tests on is read.
 

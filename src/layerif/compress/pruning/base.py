@@ -58,6 +58,9 @@ class Masked:
         return self.original.masked_fill(self.mask(level), 0)
 
     def change(self, before: int, after: int) -> Change:
-        """What comes back, at its original value, with fewer zeros after than before."""
+        """What comes back, at its original value, with fewer zeros; or what goes, with more."""
+        if after > before:
+            gone = self.mask(after) & ~self.mask(before)
+            return lambda: self.original * gone.to(self.original.dtype).neg_()
         back = self.mask(before) & ~self.mask(after)
         return lambda: self.original * back

@@ -39,18 +39,21 @@ def linear_map(
     return nearest_bits(wanted, total, sizes)
 
 
-def nearest_bits(wanted: ArrayLike, total: float, sizes: ArrayLike) -> NDArray[np.int64]:
+def nearest_bits(
+    wanted: ArrayLike, total: float, sizes: ArrayLike, allowed: ArrayLike = LEVELS
+) -> NDArray[np.int64]:
     """(n,) bits of least squared distance, by weight, to wanted ones, within a mean by weight.
 
     Args:
         wanted: (n,) numbers of any size.
         total: the mean by weight that is not exceeded.
         sizes: (n,) weights of each.
+        allowed: bits to choose among.
 
     Raises:
-        InputError: the total is below 2.
+        InputError: the total is below all levels.
     """
-    levels, numels = np.array(LEVELS), np.asarray(sizes, dtype=np.int64)
+    levels, numels = np.asarray(allowed, dtype=np.int64), np.asarray(sizes, dtype=np.int64)
     distances = (levels[None] - np.asarray(wanted, dtype=np.float64)[:, None]) ** 2
     budget = int(total * float(numels.sum()) + 0.5)
     chosen = knapsack(distances * numels[:, None], levels[None] * numels[:, None], budget)
