@@ -55,6 +55,7 @@ class PlanKind:
         fit: levels of any size, the total and the sizes (n,) to the nearest legal levels of that
             total; this rounds where levels are whole.
         whole: whether levels are whole numbers.
+        allowed: the levels, where they are not all between `low` and `high`.
         weighted: whether a level costs by the size of its layer, and the total is the mean by size;
             else the total is the sum.
         at_most: whether the total may be missed from below, by less than the smallest move: levels
@@ -77,6 +78,7 @@ class PlanKind:
     maps: Mapping[str, Map]
     fit: Callable[[ArrayLike, Any, ArrayLike], ArrayLike]
     whole: bool = False
+    allowed: Sequence[float] | None = None
     weighted: bool = False
     at_most: bool = False
     by_projection: bool = False
@@ -94,6 +96,7 @@ class PlanKind:
         """
         for place, value in enumerate(levels):
             within = self.low <= value <= self.high and (not self.whole or value == int(value))
+            within = within and (self.allowed is None or value in self.allowed)
             if not within:
                 name, one = (names[place], "projection") if names else (f"layer {place}", "layer")
                 raise ValueError(

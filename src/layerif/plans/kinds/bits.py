@@ -25,6 +25,7 @@ BITS = PlanKind(
     },
     fit=bits.nearest_bits,
     whole=True,
+    allowed=bits.LEVELS,
     weighted=True,
     at_most=True,
     by_projection=True,

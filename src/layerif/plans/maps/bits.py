@@ -42,7 +42,9 @@ def linear_map(
 def nearest_bits(
     wanted: ArrayLike, total: float, sizes: ArrayLike, allowed: ArrayLike = LEVELS
 ) -> NDArray[np.int64]:
-    """(n,) bits of least squared distance, by weight, to wanted ones, within a mean by weight.
+    """(n,) bits of least squared distance, by weight, to wanted ones, of a mean by weight.
+
+    The total is spent: what is wanted is shifted, the same for all, until it is more than there is.
 
     Args:
         wanted: (n,) numbers of any size.
@@ -54,7 +56,9 @@ def nearest_bits(
         InputError: the total is below all levels.
     """
     levels, numels = np.asarray(allowed, dtype=np.int64), np.asarray(sizes, dtype=np.int64)
-    distances = (levels[None] - np.asarray(wanted, dtype=np.float64)[:, None]) ** 2
+    asked = np.asarray(wanted, dtype=np.float64)
+    asked = asked + max(total - float(np.average(asked, weights=numels)), 0) + 1
+    distances = (levels[None] - asked[:, None]) ** 2
     budget = int(total * float(numels.sum()) + 0.5)
     chosen = knapsack(distances * numels[:, None], levels[None] * numels[:, None], budget)
     return levels[chosen]
