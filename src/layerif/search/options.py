@@ -139,8 +139,11 @@ class SearchOptions(StrategyOptions):
     """Size of a move, as a fraction of the smaller projection."""
 
 
-class BitsSearchOptions(StrategyOptions, GridOptions):
+class BitsSearchOptions(GridOptions, StrategyOptions):
     """How a plan of bits is searched for."""
+
+    title = "Search"
+    rules: ClassVar[tuple[Rule, ...]] = StrategyOptions.rules
 
     strategy: Annotated[str, STRATEGIES] = "quadratic"
     """How the plan is found: chosen by one pass on the model as it was (quadratic), or moved at

@@ -134,7 +134,7 @@ def quadratic(search: Search) -> Found:
     losses = {}
     chosen = dense_plan(search)
     for name, state in (("uniform", kind.start()), ("quadratic", chosen)):
-        search.compressor.at(kind.levels(kind.whole(state)))
+        search.compressor.at(kind.levels(state))
         losses[name] = search.loss(search.texts.held_out)
         note(f"{name}: held-out loss {losses[name]:.4f}")
     how = {
