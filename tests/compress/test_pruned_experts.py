@@ -34,6 +34,21 @@ def test_each_expert_has_the_zeros_it_was_asked_for(name, method):
         assert bool(weight.isfinite().all())
 
 
+@pytest.mark.parametrize("name", ["lfm2_moe", "granitemoehybrid"])
+def test_the_manifest_names_what_is_left_as_it_is(name):
+    model, before = tiny_architecture(name), tiny_architecture(name)
+    manifest = layerif.prune(model, 0.5, method="magnitude")
+    untouched = {
+        path.removeprefix("model."): weight.numel()
+        for (path, weight), (_, old) in zip(
+            model.named_parameters(), before.named_parameters(), strict=True
+        )
+        if ".layers." in path and weight.ndim > 1 and torch.equal(weight, old)
+    }
+    assert manifest.dense == untouched
+    assert {path.split(".")[2] for path in untouched} > {"mamba" if "granite" in name else "conv"}
+
+
 def test_patterns_lie_along_the_inputs_of_experts_stored_either_way_round():
     for name in ("mixtral", "gpt_oss"):
         model = tiny_architecture(name)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 import pytest
 from pydantic import Field
 
-from layerif.core.options import GIVES_WAY, RESULTS_UNCHANGED, Options, takes
+from layerif.core.options import ADDED, GIVES_WAY, RESULTS_UNCHANGED, Options, takes
 from layerif.core.registry import Registry
 from layerif.errors import InputError
 
@@ -31,6 +31,13 @@ class Narrow(Options):
     """Size of it."""
 
 
+class Grown(Wide):
+    """Options that became one more after results were made."""
+
+    turned: Annotated[bool, ADDED] = False
+    """Whether it is turned."""
+
+
 @takes(Wide)
 def sized(first, *, options, other=1):
     return first, other, options
@@ -45,6 +52,12 @@ def test_a_part_has_the_values_of_the_whole_whatever_its_own_defaults():
 
 def test_what_results_do_not_depend_on_is_not_recorded():
     assert Wide(place="disk").recorded() == {"size": 32, "rows": 200}
+
+
+def test_an_added_option_is_recorded_where_it_differs_from_its_default():
+    before = {"size": 32, "rows": 200}
+    assert Grown().recorded() == Grown(turned=False).recorded() == before
+    assert Grown(turned=True).recorded() == {**before, "turned": True}
 
 
 def test_a_function_takes_an_object_or_keywords_and_the_keyword_wins():
