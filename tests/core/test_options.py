@@ -90,11 +90,16 @@ def test_what_is_wrong_is_said_before_the_function_runs(given, says):
 
 
 def test_a_registry_loads_what_is_asked_for_and_nothing_else():
-    known = Registry("entry", {"path": "pathlib:Path", "lost": "no.such.module:THING", "one": 1})
+    own = {"path": "pathlib:Path", "lost": "no.such.module:THING", "one": 1}
+    known = Registry("entry", own, facts={"lost": {"far": True}})
     assert known.names() == ["path", "lost", "one"]
     assert known.find("path") is __import__("pathlib").Path
     known.register("two", 2)
     assert (known.find("one"), known.find("two")) == (1, 2)
+    assert known.fact("lost", "far", lambda entry: entry.far) is True  # there is nothing to import
+    assert known.fact("two", "even", lambda entry: entry % 2 == 0) is True
+    with pytest.raises(InputError, match="did you mean path"):
+        known.fact("pat", "far", bool)
     for taken in ("path", "lost", "one", "two"):
         with pytest.raises(InputError, match="already"):
             known.register(taken, 3)
