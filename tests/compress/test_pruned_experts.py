@@ -133,6 +133,14 @@ def test_a_plan_of_other_projections_is_refused():
             layerif.prune(model, Plan.of_modules(modules), method="magnitude")
 
 
-def test_all_experts_of_a_model_without_any_are_refused():
-    with pytest.raises(InputError, match="all_experts"):
-        layerif.prune(tiny_model(), 0.5, tokenizer=tiny_tokenizer(), all_experts=True, **OPTIONS)
+@pytest.mark.parametrize(
+    ("model", "method", "why"),
+    [
+        (tiny_model, "wanda", "has no experts"),
+        (lambda: tiny_architecture("mixtral"), "magnitude", "method magnitude"),
+    ],
+)
+def test_all_experts_where_it_has_no_effect_is_refused(model, method, why):
+    options = {"tokenizer": tiny_tokenizer(), "method": method, "all_experts": True, **OPTIONS}
+    with pytest.raises(InputError, match=f"all_experts.*{why}"):
+        layerif.prune(model(), 0.5, **options)
