@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import shutil
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from helpers.adapters import adapted
 from helpers.artifact_samples import make_results
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
-from layerif.artifacts import LayerScores, Manifest, MetricScores, Plan, Results
+from layerif.artifacts import GRADIENTS, LayerScores, Manifest, MetricScores, Plan, Results
 from layerif.metrics.measuring import metric_scores
 from layerif.model.opening import open_model
 
@@ -345,15 +346,36 @@ def test_a_result_that_is_not_finite_has_a_status_of_its_own(layerif, text, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_help_and_version_import_no_torch():
+def imported_by(*command):
+    """What a command prints, and which slow packages it imports."""
     code = (
         "import sys; from layerif.cli import app\n"
-        "try: app(['--help'])\n"
-        "except SystemExit: pass\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
         "print(sorted({'torch', 'transformers', 'matplotlib', 'pydantic'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
+    argv = [sys.executable, "-c", code, *map(str, command)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    printed, _, last = done.stdout.rstrip().rpartition("\n")
+    return printed + done.stderr, ast.literal_eval(last)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_nothing_slow(option):
+    assert imported_by(option)[1] == []
+
+
+def test_init_and_clean_import_no_torch(tmp_path):
+    assert imported_by("init", tmp_path / "recipe.yaml")[1] == ["pydantic"]
+    assert (tmp_path / "recipe.yaml").is_file()
+    gradients = tmp_path / "run" / "gradients"
+    gradients.mkdir(parents=True)
+    for name in (GRADIENTS.mark, *GRADIENTS.names):
+        (gradients / name).write_text('{"format": "layerif.gradients/1"}')
+    printed, packages = imported_by("clean", tmp_path / "run")
+    assert "removed" in printed
+    assert packages == ["pydantic"]
+    assert not gradients.exists()
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,7 @@ evaluate:
         ("finetune", 12, "strict_dropout: false"),
         ("prune", 15, "calibration: python-docs"),
         ("prune", 15, "hidden_states: auto"),
+        ("prune", 15, "all_experts: true"),
         ("evaluate", 18, "context_length: 512"),
     ],
 )

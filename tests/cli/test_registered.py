@@ -50,6 +50,14 @@ def registered(monkeypatch):
     layerif.register_pruner("smallest", Magnitude())
 
 
+def test_what_is_known_of_entries_before_they_are_imported_is_true():
+    for name, facts in PRUNERS.facts.items():
+        assert facts == {"reads_text": PRUNERS.find(name).statistics is not None}
+    for name, facts in ESTIMATORS.facts.items():
+        entry = ESTIMATORS.find(name)
+        assert facts == {"damped": entry.damped, "iterative": entry.iterative}
+
+
 @pytest.mark.usefixtures("registered")
 def test_a_metric_with_an_option(layerif, model, tmp_path):
     assert "Layers by their depth" in layerif("metric", "--help")[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from helpers.adapters import trained_lora
 from helpers.damage import Killed
-from helpers.finetuning import into
+from helpers.finetuning import TRAIN, into, settings
 from helpers.pruned import pruned_folder
 from helpers.scoring import WANTED, measure
 from helpers.stages import capacity_small, marginal_small, prune_small, score_small
@@ -23,9 +24,12 @@ from layerif.compress.pruning.merging import merge_into
 from layerif.core import caching
 from layerif.core.checkpoint import Steps, resumable, steps_folder
 from layerif.core.files import new_folder, taken, writing_to
+from layerif.core.files.disk import DISK_MARGIN
 from layerif.errors import DiskError, InputError
 from layerif.evaluation.perplexity import perplexity
 from layerif.evaluation.summed import Cache
+from layerif.finetuning.finetune import finetune
+from layerif.finetuning.trainer import KeepCheckpoints
 from layerif.influence.store import DiskStore
 from layerif.influence.subspaces.base import Matrix
 from layerif.influence.subspaces.lora import FreshLora
@@ -167,6 +171,57 @@ def test_a_command_on_a_full_disk_says_so_and_goes_on_when_there_is_room(command
     free(disk)
     COMMANDS[command](disk / "out")
     assert [path.name for path in disk.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_fine_tuning_asks_beforehand_for_all_checkpoints_that_are_there_at_once(
+    best, disk, tmp_path, monkeypatch
+):
+    how = {"plan": None, "rank": 16, "learning_rate": 0.6, "evaluate_every": 1}
+    # With patience the best stays beside the last while the next is written.
+    how |= {"epochs": 3.0, "patience": 2} if best else {"max_steps": 3, "checkpoint_every": 1}
+    there, saved = [], KeepCheckpoints.on_save
+
+    def watched(self, *args, **options):
+        there.append(taken(self._folder))
+        saved(self, *args, **options)
+        if len(there) == stop:
+            raise Killed
+
+    monkeypatch.setattr(KeepCheckpoints, "on_save", watched)
+    stop = None
+    adapter = 8 * into(tmp_path / "out", **how).trainable_parameters  # in float64
+    size = (1 + 3 * (3 if best else 2)) * adapter
+    own_files = 100_000  # of a checkpoint, beside its tensors
+    assert size <= max(there) + adapter <= size + (3 if best else 2) * own_files
+
+    fill(disk, leave=int(DISK_MARGIN * size) - 10_000)
+    there.clear()
+    with pytest.raises(InputError, match="checkpoints"):
+        into(disk / "out", **how)
+    assert there == []
+    free(disk)
+    fill(disk, leave=int(DISK_MARGIN * size) + 150_000)
+    stop = 2
+    with pytest.raises(Killed):
+        into(disk / "out", **how)
+    # Those that are there already count.
+    kept = sum(map(taken, steps_folder(disk / "out").glob("checkpoint*")))
+    assert kept > adapter
+    free(disk)
+    fill(disk, leave=int(DISK_MARGIN * (size - kept)) + 150_000)
+    stop = None
+    into(disk / "out", **how)
+
+
+def test_fine_tuning_in_memory_asks_for_room_where_temporary_files_go(disk, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    fill(disk, leave=50_000)
+    with pytest.raises(InputError, match="TMPDIR"):
+        finetune(tiny_model(), tiny_tokenizer(), TRAIN, options=settings(max_steps=1))
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+    free(disk)
+    finetune(tiny_model(), tiny_tokenizer(), TRAIN, options=settings(max_steps=1))
 
 
 def test_merging_says_beforehand_what_has_no_room(disk, tmp_path):

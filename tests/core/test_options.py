@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 import pytest
 from pydantic import Field
 
-from layerif.core.options import GIVES_WAY, RESULTS_UNCHANGED, Options, takes
+from layerif.core.options import ADDED, GIVES_WAY, RESULTS_UNCHANGED, Options, takes
 from layerif.core.registry import Registry
 from layerif.errors import InputError
 
@@ -31,6 +31,13 @@ class Narrow(Options):
     """Size of it."""
 
 
+class Grown(Wide):
+    """Options that became one more after results were made."""
+
+    turned: Annotated[bool, ADDED] = False
+    """Whether it is turned."""
+
+
 @takes(Wide)
 def sized(first, *, options, other=1):
     return first, other, options
@@ -45,6 +52,12 @@ def test_a_part_has_the_values_of_the_whole_whatever_its_own_defaults():
 
 def test_what_results_do_not_depend_on_is_not_recorded():
     assert Wide(place="disk").recorded() == {"size": 32, "rows": 200}
+
+
+def test_an_added_option_is_recorded_where_it_differs_from_its_default():
+    before = {"size": 32, "rows": 200}
+    assert Grown().recorded() == Grown(turned=False).recorded() == before
+    assert Grown(turned=True).recorded() == {**before, "turned": True}
 
 
 def test_a_function_takes_an_object_or_keywords_and_the_keyword_wins():
@@ -77,11 +90,16 @@ def test_what_is_wrong_is_said_before_the_function_runs(given, says):
 
 
 def test_a_registry_loads_what_is_asked_for_and_nothing_else():
-    known = Registry("entry", {"path": "pathlib:Path", "lost": "no.such.module:THING", "one": 1})
+    own = {"path": "pathlib:Path", "lost": "no.such.module:THING", "one": 1}
+    known = Registry("entry", own, facts={"lost": {"far": True}})
     assert known.names() == ["path", "lost", "one"]
     assert known.find("path") is __import__("pathlib").Path
     known.register("two", 2)
     assert (known.find("one"), known.find("two")) == (1, 2)
+    assert known.fact("lost", "far", lambda entry: entry.far) is True  # there is nothing to import
+    assert known.fact("two", "even", lambda entry: entry % 2 == 0) is True
+    with pytest.raises(InputError, match="did you mean path"):
+        known.fact("pat", "far", bool)
     for taken in ("path", "lost", "one", "two"):
         with pytest.raises(InputError, match="already"):
             known.register(taken, 3)

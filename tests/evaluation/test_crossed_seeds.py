@@ -86,32 +86,70 @@ def test_figures_of_other_shapes_are_refused(first, second):
         crossed_t(first, second)
 
 
-def test_models_are_compared_with_the_baseline_and_not_the_other_way_round():
-    def under_seeds(*rows):
-        return [
-            Results(
-                model=MODEL,
-                sparsity=0.5,
-                measurements=[
-                    Measurement(
-                        name="t",
-                        metric="accuracy",
-                        value=sum(correct) / 4,
-                        count=4,
-                        outcomes=Outcomes(items="rows", correct=correct),
-                    )
-                ],
-                setting=SETTING,
-            )
-            for correct in rows
-        ]
+def under_seeds(*rows, name="t", items="rows", **more):
+    """Results of one model, a seed each, from which rows are right."""
+    outcomes = [Outcomes(items=items, correct=correct) for correct in rows]
+    return [
+        Results(
+            model=MODEL,
+            sparsity=0.5,
+            measurements=[
+                Measurement(
+                    name=name,
+                    metric="accuracy",
+                    value=sum(own.correct) / len(own.correct),
+                    count=len(own.correct),
+                    outcomes=own,
+                    **more,
+                )
+            ],
+            setting=SETTING,
+        )
+        for own in outcomes
+    ]
 
-    results = {
-        "base": under_seeds([0, 0, 1, 0], [0, 0, 0, 1]),
-        "better": under_seeds([1, 0, 1, 1], [1, 1, 0, 1]),
-    }
+
+BASE = under_seeds([0, 0, 1, 0], [0, 0, 0, 1])
+
+
+def test_models_are_compared_with_the_baseline_and_not_the_other_way_round():
+    results = {"base": BASE, "better": under_seeds([1, 0, 1, 1], [1, 1, 0, 1])}
     (found,) = compare_seeds(results, "base")
     assert (found.model, found.baseline, found.test) == ("better", "base", "crossed_t")
     assert (found.value, found.baseline_value, found.difference) == (0.75, 0.25, 0.5)
     assert (found.count, found.seeds) == (4, 2)
     assert found.low < 0.5 < found.high
+
+
+def test_a_comparison_says_what_its_figures_were_read_off():
+    rows = under_seeds([1, 0], [1, 1], scoring="generation")
+    (found,) = compare_seeds({"base": rows, "other": rows}, "base")
+    assert found.scoring == "generation"
+
+
+ROWS = [1, 0, 1, 1], [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (under_seeds(*ROWS, name="u"), r"other and base .* measurements: one has u .* other t "),
+        (under_seeds(*ROWS, scoring="generation"), "by generation"),
+        ([m.model_copy(update={"measurements": []}) for m in BASE], "one has none"),
+        (under_seeds(*ROWS, items="others"), "not the same rows"),
+        (under_seeds([1, 0], [1, 1]), "2 items.*4"),
+        (under_seeds(ROWS[0]), "1 seeds"),
+        ([BASE[0], *under_seeds(ROWS[0], name="u")], "several seeds .* one has t .* another u "),
+        ([BASE[0], *under_seeds(ROWS[0], items="others")], "several seeds .* rows"),
+        ([], "0 seeds"),
+    ],
+)
+def test_what_was_not_measured_alike_is_refused(other, says):
+    with pytest.raises(InputError, match=says):
+        compare_seeds({"base": BASE, "other": other}, "base")
+
+
+@pytest.mark.parametrize("results", [{}, {"other": BASE}, {"base": [], "other": BASE}])
+def test_a_baseline_is_needed(results):
+    with pytest.raises(InputError, match="'base'"):
+        compare_seeds(results, "base")

@@ -9,7 +9,7 @@ from peft import get_peft_model
 import layerif
 from helpers.architectures import tiny_architecture
 from helpers.tiny import tiny_model, tiny_tokenizer
-from layerif.adapters import lora_config_for
+from layerif.adapters import lora_config_for, trainable_parameters
 from layerif.artifacts import Plan
 from layerif.data import Example
 from layerif.errors import InputError
@@ -92,6 +92,31 @@ def test_fine_tuning_trains_them():
     plain = layerif.finetune(tiny_architecture("mixtral"), tiny_tokenizer(), rows, **options)
     every = layerif.finetune(model, tiny_tokenizer(), rows, adapt_experts=True, **options)
     assert every[1].trainable_parameters > plain[1].trainable_parameters
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "granitemoehybrid"])
+def test_what_is_trained_is_counted_as_peft_counts_it(name):
+    for more in (
+        {},
+        {"adapt_experts": True},
+        {"adapt_experts": True, "target_modules": ["o_proj"]},
+    ):
+        model = tiny_architecture(name)
+        counted = trainable_parameters(PLAN, model, **more)
+        wrapped = get_peft_model(model, lora_config_for(PLAN, model, **more))
+        assert counted.sum() == wrapped.get_nb_trainable_parameters()[0]
+        by_layer = [0] * len(counted)
+        for path, parameter in wrapped.named_parameters():
+            if parameter.requires_grad:
+                by_layer[int(path.split("layers.")[1].split(".")[0])] += parameter.numel()
+        assert counted.tolist() == by_layer
+    for wrong in (Plan(kind="experts", allocation=[2] * 4), Plan(kind="ranks", allocation=[1] * 3)):
+        with pytest.raises(InputError, match=r"ranks|layers"):
+            trainable_parameters(wrong, tiny_architecture(name), adapt_experts=True)
+    with pytest.raises(InputError, match="adapt_experts"):
+        trainable_parameters(
+            Plan(kind="ranks", allocation=[1] * 3), tiny_model(), adapt_experts=True
+        )
 
 
 def test_a_plan_of_lora_experts_does_not_reach_the_models_own():

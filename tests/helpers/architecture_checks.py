@@ -192,7 +192,16 @@ CHECKS: dict[str, Callable[[str, Path], str]] = {
 
 @contextmanager
 def input_sums(model: Any, projections: Any) -> Iterator[Callable[[Any], torch.Tensor]]:
-    """Inside, the squares of what every weight is multiplied with are summed, by its memory.
+    """Inside, the squares of what every weight is multiplied with are summed."""
+    with input_products(model, projections) as seen:
+        yield lambda projection: seen(projection)[0].diagonal()
+
+
+@contextmanager
+def input_products(
+    model: Any, projections: Any
+) -> Iterator[Callable[[Any], tuple[torch.Tensor, int]]]:
+    """Inside, x x^T of what every weight is multiplied with is summed, by its memory, and counted.
 
     An expert that is given fewer tokens than it has inputs counts what all its siblings are given.
     """
@@ -207,7 +216,7 @@ def input_sums(model: Any, projections: Any) -> Iterator[Callable[[Any], torch.T
         if weight.untyped_storage().data_ptr() not in weights:
             return
         flat = inputs.detach().reshape(-1, inputs.shape[-1]).double()
-        sums[place(weight)] = sums.get(place(weight), 0) + flat.square().sum(0)
+        sums[place(weight)] = sums.get(place(weight), 0) + flat.T @ flat
         tokens[place(weight)] = tokens.get(place(weight), 0) + len(flat)
 
     class Watch(TorchFunctionMode):
@@ -224,12 +233,12 @@ def input_sums(model: Any, projections: Any) -> Iterator[Callable[[Any], torch.T
                     add(args[1][expert], own)
             return func(*args, **(kwargs or {}))
 
-    def of(projection: Any) -> torch.Tensor:
-        own = place(projection.weight)
-        if projection.fused is None or tokens.get(own, 0) >= projection.in_features:
-            return sums[own]
-        experts = [place(p.weight) for p in projections if p.fused == projection.fused]
-        return sum(sums[one] for one in experts if one in sums)
+    def of(projection: Any) -> tuple[torch.Tensor, int]:
+        own = [place(projection.weight)]
+        if projection.fused is not None and tokens.get(own[0], 0) < projection.in_features:
+            experts = [place(p.weight) for p in projections if p.fused == projection.fused]
+            own = [one for one in experts if one in sums]
+        return sum(sums[one] for one in own), sum(tokens[one] for one in own)
 
     chosen = getattr(model.config, "_experts_implementation", None)
     if chosen is not None:

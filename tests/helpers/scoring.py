@@ -36,16 +36,30 @@ def measure(model, tokenizer=None, train=TRAIN, validation=VALIDATION, **options
     return score(model, tokenizer or tiny_tokenizer(), train, validation, **options)
 
 
+def completion_loss(model, sample, tokenizer=None):
+    """Mean nats a token of the completion of one sample, run by itself."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
+    start = len(tokenizer(sample.prompt)["input_ids"])
+    logits = model(input_ids=ids).logits[0, start - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits, ids[0, start:])
+
+
 def literal_gradients(model, samples, parameters, tokenizer=None):
     """For each parameter its gradients (samples, *shape), one sample at a time."""
-    tokenizer, rows = tokenizer or tiny_tokenizer(), []
-    for sample in samples:
-        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
-        start = len(tokenizer(sample.prompt)["input_ids"])
-        logits = model(input_ids=ids).logits[0, start - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, start:])
-        rows.append(torch.autograd.grad(loss, parameters))
+    rows = [
+        torch.autograd.grad(completion_loss(model, sample, tokenizer), parameters)
+        for sample in samples
+    ]
     return [torch.stack(block) for block in zip(*rows, strict=True)]
+
+
+def kronecker_factors(pairs):
+    """E[u u^T] and E[e e^T] of the positions a gradient reaches, from (u, e) pairs of samples."""
+    errors = torch.cat([e for _, e in pairs])
+    reached = errors.abs().sum(1) > 1e-9 * errors.abs().sum(1).max()
+    inputs = torch.cat([u for u, _ in pairs])[reached]
+    return (inputs.T @ inputs).numpy(), (errors.T @ errors).numpy()
 
 
 def autograd_gradients(model, tokenizer, samples):

@@ -25,6 +25,8 @@ from helpers.scoring import (
     TRAIN,
     VALIDATION,
     autograd_gradients,
+    completion_loss,
+    kronecker_factors,
     measure,
 )
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
@@ -47,7 +49,7 @@ def gradients():
 @functools.cache
 def position_factors():
     """For each projection E[u u^T] and E[e e^T], u = A a, sample by sample without padding."""
-    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    model = tiny_model(dtype=torch.float64)
     projections = find_decoder_layers(model).projections
     lora = FreshLora(RANK, ALPHA, SEED)
     seen = [[] for _ in projections]
@@ -60,17 +62,8 @@ def position_factors():
 
         projection.module.register_forward_hook(keep)
     for sample in TRAIN:
-        ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
-        start = len(tokenizer(sample.prompt)["input_ids"])
-        logits = model(input_ids=ids).logits[0, start - 1 : -1]
-        torch.nn.functional.cross_entropy(logits, ids[0, start:]).backward()
-    factors = []
-    for pairs in seen:
-        errors = torch.cat([output.grad[0] for _, output in pairs])
-        reached = errors.abs().sum(1) > 1e-9 * errors.abs().sum(1).max()
-        inputs = torch.cat([inputs for inputs, _ in pairs])[reached]
-        factors.append(((inputs.T @ inputs).numpy(), (errors.T @ errors).numpy()))
-    return factors
+        completion_loss(model, sample).backward()
+    return [kronecker_factors([(u, output.grad[0]) for u, output in pairs]) for pairs in seen]
 
 
 def scored(estimator, **options):

@@ -11,7 +11,17 @@ from torch.overrides import TorchFunctionMode
 
 from helpers.estimator_oracles import DENSE, dense_ekfac, double_loop_datainf, rule
 from helpers.mixtures import MIXTURES, idle, mixture, own_part, weight_gradients
-from helpers.scoring import ALPHA, DAMPING, RANK, SEED, TRAIN, VALIDATION, measure
+from helpers.scoring import (
+    ALPHA,
+    DAMPING,
+    RANK,
+    SEED,
+    TRAIN,
+    VALIDATION,
+    completion_loss,
+    kronecker_factors,
+    measure,
+)
 from helpers.tiny import tiny_tokenizer
 from layerif import collect, solve
 from layerif.influence.subspaces.lora import FreshLora
@@ -134,25 +144,17 @@ class Watch(TorchFunctionMode):
 def position_factors(model):
     """For each projection E[u u^T] and E[e e^T] of its own positions, u = A a."""
     projections = find_decoder_layers(model).projections
-    lora, tokenizer = FreshLora(RANK, ALPHA, SEED), tiny_tokenizer()
+    lora = FreshLora(RANK, ALPHA, SEED)
     with Watch(model) as watch:
         for sample in TRAIN:
-            ids = torch.tensor([tokenizer(sample.prompt + sample.completion)["input_ids"]])
-            start = len(tokenizer(sample.prompt)["input_ids"])
-            logits = model(input_ids=ids).logits[0, start - 1 : -1]
-            torch.nn.functional.cross_entropy(logits, ids[0, start:]).backward()
+            completion_loss(model, sample).backward()
     factors = []
     for projection in projections:
         weight = own_part(projection, projection.parameter.data)
         pairs = watch.seen.get((weight.untyped_storage().data_ptr(), weight.storage_offset()), [])
-        pairs = [(a.flatten(0, -2), y.grad.flatten(0, -2)) for a, y in pairs]
-        if not pairs:
-            factors.append(None)
-            continue
-        errors = torch.cat([e for _, e in pairs])
-        reached = errors.abs().sum(1) > 1e-9 * errors.abs().sum(1).max()
-        inputs = torch.cat([a for a, _ in pairs])[reached] @ lora.down(projection).double().T
-        factors.append(((inputs.T @ inputs).numpy(), (errors.T @ errors).numpy()))
+        down = lora.down(projection).double()
+        pairs = [(a.flatten(0, -2) @ down.T, y.grad.flatten(0, -2)) for a, y in pairs]
+        factors.append(kronecker_factors(pairs) if pairs else None)
     return factors
 
 

@@ -271,7 +271,7 @@ class TestTables:
         assert manifest_lines(manifest) == [
             "The plan asks for 52.0000% zeros; 50.0000% is the nearest that 2:4 with its N by "
             "projection can be.",
-            "1 Hessians needed more damping than 0.01: layers.3.up_proj (0.1)",
+            "1 Hessian needed more damping than 0.01: layers.3.up_proj (0.1)",
         ]
 
     def test_results_have_a_column_a_measurement_and_a_row_a_model(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from helpers.experts_study import CHOICES, PLANS, STUDY, TASK, compared, rows
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Comparisons, LayerScores, Plan, Results, hash_model
+from layerif.core.files import taken
 from layerif.data import Task
 from layerif.errors import InputError
 from layerif.evaluation.comparison import compare_seeds, figures_of
@@ -27,7 +28,11 @@ from layerif.workflows.compare_experts import (
 
 def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeypatch):
     model = tiny_model()
-    before = hash_model(model)
+    before, asked = hash_model(model), []
+    monkeypatch.setattr(
+        "layerif.workflows.compare_experts.require_disk",
+        lambda folder, size, _what: asked.append((folder, size)),
+    )
     cells = compared(tmp_path / "run", model)
     assert hash_model(model) == before
     assert all(p.requires_grad for p in model.parameters())
@@ -52,6 +57,10 @@ def test_every_plan_is_trained_with_every_seed_and_found_again(tmp_path, monkeyp
         assert [r.measurements for r in again[name].results] == [
             r.measurements for r in cells[name].results
         ]
+    # Room was asked for all adapters, in float32, and the second time for what was missing.
+    size = 4 * sum(record.trainable_parameters for own in cells.values() for record in own.records)
+    folder = tmp_path / "run"
+    assert asked == [(folder, size), (folder, size - taken(folder / "cells"))]
     comparisons = Comparisons.load(tmp_path / "run" / "comparison.json").comparisons
     assert [(c.model, c.metric) for c in comparisons] == [
         (name, metric) for name in ("top", "lora") for metric in ("accuracy", "completion_loss")

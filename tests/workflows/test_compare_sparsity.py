@@ -21,7 +21,7 @@ from layerif.evaluation.statistics import holm
 from layerif.model.opening import open_model
 from layerif.plans.maps.sparsity import OWL_LAMBDA
 from layerif.plans.named import PLANS, find_plan
-from layerif.workflows.compare_sparsity import SparsityStudy, compare_sparsity
+from layerif.workflows.compare_sparsity import SparsityStudy, beside, compare_sparsity
 
 TRIES = 2
 
@@ -67,6 +67,13 @@ def test_every_plan_is_measured_and_the_best_try_is_taken(compared):
     assert f"adjusted for {len(kept)} comparisons" in " ".join(printed.split())
     assert Results.load(out / "owl-results.json").sparsity == pytest.approx(0.5, abs=1e-3)
     assert Plan.load(out / "owl.json").realised_total == pytest.approx(0.5, abs=1e-9)
+
+
+def test_marginal_meets_its_best_rival_whether_or_not_that_beats_the_uniform_plan():
+    losses = {"uniform": 1.0, "owl": 3.0, "marginal": 0.5, "dlp": 2.0}
+    assert beside(losses) == beside({**losses, "uniform": 9.0}) == [("marginal", "dlp")]
+    assert beside({"uniform": 1.0, "owl": 3.0, "dlp": 2.0}) == []
+    assert beside({"uniform": 1.0, "marginal": 0.5}) == []
 
 
 def test_held_out_chunks_are_none_that_pruning_takes(model, text):

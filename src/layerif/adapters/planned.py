@@ -93,6 +93,7 @@ def trainable_parameters(
     *,
     rank: int | Sequence[int] = 8,
     target_modules: Sequence[str] | str | None = None,
+    adapt_experts: bool = False,
 ) -> IntArray:
     """Trainable parameters in each decoder layer of what a plan is spent on; int64, (layers,).
 
@@ -104,19 +105,23 @@ def trainable_parameters(
         model: a skeleton without weights will do.
         rank: of each expert, or a list with one for each layer; ignored for a plan of ranks.
         target_modules: names of projections, or a regular expression; None for all of them.
+        adapt_experts: whether each expert of a mixture has a LoRA too; for a plan of ranks.
 
     Raises:
-        InputError: a plan of sparsity, or one of another model; no projection is so called.
+        InputError: a plan of sparsity, or one of another model; no projection is so called; no
+            experts that PEFT can adapt, or a plan that cannot reach them.
     """
     layers = find_decoder_layers(model)
-    plan.check_fits(describe(model), "ranks" if plan.kind == "ranks" else "experts")
+    alone = plan.kind == "ranks" or adapt_experts
+    plan.check_fits(describe(model), "ranks" if alone else "experts")
     counts = np.array(plan.allocation, dtype=np.int64)
-    alone = plan.kind == "ranks"
     ranks = counts if alone else equal_ranks(counts, rank)
     routed = np.where(alone | (counts == 1), 0, counts)
     total = np.zeros(len(layers), dtype=np.int64)
     adapted = adaptable(model, layers) if alone else layers.linear
-    for p in _targeted(layers, adapted, target_modules):
+    targeted = _targeted(layers, adapted, target_modules)
+    experts = _parameters_of_experts(model, layers) if adapt_experts else {}
+    for p in [*targeted, *(p for of in experts.values() for p in of)]:
         lora = ranks[p.layer] * (p.in_features + p.out_features)
         total[p.layer] += lora + routed[p.layer] * p.in_features
     return total

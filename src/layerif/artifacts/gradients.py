@@ -9,7 +9,10 @@ from pydantic import Field
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 
-GRADIENTS_FILE = "gradients.json"
+# Of a run folder, where its gradients are kept; and the files there: what they are, the gradients
+# of training samples, and the vectors that are read whole.
+GRADIENTS_FOLDER = "gradients"
+GRADIENTS_FILE, ROWS_FILE, VECTORS_FILE = "gradients.json", "gradients.bin", "vectors.safetensors"
 
 
 class ProjectionInfo(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from layerif.artifacts.finetuning import FINETUNING_FILE
+from layerif.artifacts.gradients import GRADIENTS_FILE, ROWS_FILE, VECTORS_FILE
 from layerif.artifacts.manifest import MANIFEST_FILE
 from layerif.artifacts.scores import INFLUENCE_FILE, SCORES_FILE
 from layerif.core.files import RECIPE_FILE, Kind, is_recipe
@@ -32,6 +33,7 @@ def _is_card(path: Path) -> bool:
 # What layerif writes beside a model or an adapter, which a person may have written too.
 BESIDE = {CARD_FILE: _is_card, RECIPE_FILE: is_recipe}
 SCORES = Kind("layerif.scores", SCORES_FILE, (INFLUENCE_FILE,), whole=False)
+GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (ROWS_FILE, VECTORS_FILE))
 PRUNED = Kind("layerif.manifest", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
 ADAPTER = Kind(
     "layerif.finetuning", FINETUNING_FILE, (*ADAPTER_FILES, *ROUTING_FILES, *BESIDE), BESIDE

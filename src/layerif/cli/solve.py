@@ -33,10 +33,11 @@ def solve(
     No model is opened or run. The run folder is the one that `layerif score` would write with the
     same options.
     """
-    from layerif.artifacts import SCORES
+    from layerif.artifacts import GRADIENTS, SCORES
+    from layerif.artifacts.gradients import GRADIENTS_FOLDER
     from layerif.core.checkpoint import check_out
-    from layerif.influence.store import GRADIENTS, Gradients
-    from layerif.workflows.solving import GRADIENTS_FOLDER, solve_into
+    from layerif.influence.store import Gradients
+    from layerif.workflows.solving import solve_into
 
     check_out(out, SCORES, overwrite=overwrite)
     inside = gradients / GRADIENTS_FOLDER

@@ -84,11 +84,14 @@ def calibrated(  # the model, the work, and the text
     Raises:
         InputError: calibration text is missing or too short, or `all_experts` has no effect.
     """
-    if options.all_experts and len(layers.linear) == len(layers.projections):
-        raise InputError(
-            "all_experts has no effect: the model has no experts that share a parameter; leave it "
-            "out"
-        )
+    if options.all_experts:
+        why = ""
+        if work.statistics is None:
+            why = f"the method {work.method} takes no statistics from text"
+        elif len(layers.linear) == len(layers.projections):
+            why = "the model has no experts that share a parameter"
+        if why:
+            raise InputError(f"all_experts has no effect: {why}; leave it out")
     if layers.rest:
         note(f"left as they are: {', '.join(layers.kinds_of_rest)}")
     with ExitStack() as open_:

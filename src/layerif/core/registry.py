@@ -8,7 +8,7 @@ theirs as entry points of the group `layerif.<kinds>`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -25,32 +25,42 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries of one kind by name. As metadata of an option's type it checks the option."""
 
-    def __init__(self, kind: str, own: Mapping[str, str | T], *, objects: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str,
+        own: Mapping[str, str | T],
+        *,
+        objects: bool = False,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Name the entries that layerif has.
 
         Args:
             kind: what an entry is, in the singular.
             own: where each entry lives, `module:name`, or the entry itself.
             objects: whether an option may hold an object of the user's own in place of a name.
+            facts: of some of these entries, by name, for `fact` to say without importing them.
         """
         self._objects = objects
+        self.facts = facts or {}
         self.kind = kind
         self._own = {name: place for name, place in own.items() if isinstance(place, str)}
         self._registered = {n: entry for n, entry in own.items() if not isinstance(entry, str)}
 
     @classmethod
-    def of(cls, package: str, kind: str, entries: str, *, objects: bool = False) -> Registry[T]:
+    def of(cls, package: str, kind: str, entries: str, **more: Any) -> Registry[T]:
         """A registry of what the modules of a package hold, each under its name in capitals.
 
         Args:
             package: `__package__` of the caller.
-            kind, objects: as above.
+            kind: as above.
             entries: their names, with blanks between them; `module:name` where the module is not
                 called like its entry.
+            more: as above.
         """
         places = (entry.rpartition(":") for entry in entries.split())
         own = {name: f"{package}.{module or name}:{name.upper()}" for module, _, name in places}
-        return cls(kind, own, objects=objects)
+        return cls(kind, own, **more)
 
     @cached_property
     def _places(self) -> dict[str, EntryPoint]:
@@ -94,6 +104,19 @@ class Registry(Generic[T]):
         if name not in self._registered:
             self._registered[name] = self._places[name].load()
         return self._registered[name]
+
+    def fact(self, name: str, fact: str, read: Callable[[T], Any]) -> Any:
+        """What is true of an entry, which is imported only where it is not known without.
+
+        Args:
+            fact: what it is called in `facts`.
+            read: tells it from the entry.
+
+        Raises:
+            InputError: there is no such entry.
+        """
+        known = self.facts.get(name, {})
+        return known[fact] if fact in known else read(self.find(name))
 
     def module_of(self, name: str) -> str | None:
         """The module that an entry lives in, without importing it; None for an object at hand."""

@@ -19,7 +19,7 @@ ANSWER_BY_TEXT = "Answer: {text}."
 ANSWER_BY_LETTER = "Answer: The answer is {letter}."
 # The share of the prompts of a split that goes to each of ours which divide it; train has the rest.
 SHARES: dict[Split, float] = {"validation": 0.1, "test": 0.6}
-DEFAULT = Request()
+DEFAULT_REQUEST = Request()
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _index(label: Any, labels: Sequence[str]) -> int | None:
     return index if 0 <= index < len(labels) else None
 
 
-def load_declared(spec: TaskSpec, request: Request = DEFAULT) -> Task:
+def load_declared(spec: TaskSpec, request: Request = DEFAULT_REQUEST) -> Task:
     """The task of an entry, from the hub or from `data_dir/name/split.parquet`.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from layerif.artifacts import Comparison, Measurement, Outcomes, Results
-from layerif.artifacts.results import SIGNIFICANCE
+from layerif.artifacts.results import SIGNIFICANCE, Scoring
 from layerif.errors import InputError
 from layerif.evaluation.statistics import (
     PairedDifference,
@@ -87,6 +87,10 @@ def _key(measurement: Measurement) -> tuple[str, str, str]:
     return measurement.name, measurement.metric, measurement.scoring
 
 
+def _keys(result: Results) -> list[tuple[str, str, str]]:
+    return [_key(measurement) for measurement in result.measurements]
+
+
 def _tests(
     metric: str, one: Outcomes, two: Outcomes
 ) -> Iterator[tuple[str, str, PairedDifference]]:
@@ -144,12 +148,19 @@ class SeedFigures(NamedTuple):
 
     Attributes:
         name: of the task.
+        scoring: what the figure was read off.
         values: (seeds, rows).
     """
 
     name: str
     metric: Literal["accuracy", "completion_loss"]
+    scoring: Scoring
     values: np.ndarray
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What two must share to be the same figure."""
+        return self.name, self.metric, self.scoring
 
     @property
     def by_seed(self) -> np.ndarray:
@@ -167,11 +178,18 @@ def figures_of(results: Sequence[Results]) -> list[SeedFigures]:
         results: one a seed, measured on the same rows.
 
     Raises:
-        InputError: they were measured on different rows, or not row by row.
+        InputError: they do not have the same measurements, or were measured on different rows, or
+            not row by row.
     """
+    for result in results:
+        if _keys(result) != _keys(results[0]):
+            raise InputError(
+                "the results under several seeds do not have the same measurements: one has "
+                f"{_names(results[0])}, another {_names(result)}; measure all alike"
+            )
     found = []
     for measurements in zip(*(result.measurements for result in results), strict=True):
-        name = measurements[0].name
+        name, scoring = measurements[0].name, measurements[0].scoring
         rows = [m.outcomes for m in measurements if m.outcomes is not None]
         if len(rows) < len(measurements) or len({o.items for o in rows}) > 1:
             raise InputError(
@@ -180,10 +198,10 @@ def figures_of(results: Sequence[Results]) -> list[SeedFigures]:
             )
         if measurements[0].metric == "accuracy":
             correct = np.array([o.correct for o in rows], dtype=np.float64)
-            found.append(SeedFigures(name, "accuracy", correct))
-        if rows[0].nats:
+            found.append(SeedFigures(name, "accuracy", scoring, correct))
+        if all(o.nats for o in rows):
             losses = np.array([np.divide(o.nats, o.tokens) for o in rows])
-            found.append(SeedFigures(name, "completion_loss", losses))
+            found.append(SeedFigures(name, "completion_loss", scoring, losses))
     return found
 
 
@@ -194,9 +212,15 @@ def compare_seeds(results: Mapping[str, Sequence[Results]], baseline: str) -> li
         results: one a seed, of one or more models beside the baseline.
 
     Raises:
-        InputError: the models have not the same seeds, or as `figures_of`.
+        InputError: there is no baseline; the models do not have the same seeds, measurements and
+            rows; or as `figures_of`.
     """
-    base = figures_of(results[baseline])
+    if not results.get(baseline):
+        raise InputError(
+            f"to compare with {baseline!r}, give its results, one a seed; there are results of "
+            f"{', '.join(name for name, own in results.items() if own) or 'none'}"
+        )
+    first, base = results[baseline][0], figures_of(results[baseline])
     found: list[Tested] = []
     for name, own in results.items():
         if name == baseline:
@@ -206,16 +230,27 @@ def compare_seeds(results: Mapping[str, Sequence[Results]], baseline: str) -> li
                 f"{name} has results under {len(own)} seeds, and {baseline} under "
                 f"{len(results[baseline])}; the same are needed"
             )
-        for figures, others in zip(figures_of(own), base, strict=True):
+        if _keys(own[0]) != _keys(first):
+            raise InputError(
+                f"{name} and {baseline} do not have the same measurements: one has "
+                f"{_names(own[0])}, the other {_names(first)}; measure both alike"
+            )
+        for measured, other in zip(own[0].measurements, first.measurements, strict=True):
+            _outcomes(measured, other, name, baseline)
+        known = {figures.key: figures.values for figures in base}
+        for figures in figures_of(own):
+            if figures.key not in known:  # losses that one of the two was read without
+                continue
             seeds, count = figures.values.shape
             about = {
                 "name": figures.name,
                 "metric": figures.metric,
+                "scoring": figures.scoring,
                 "model": name,
                 "baseline": baseline,
                 "count": count,
                 "seeds": seeds,
                 "test": "crossed_t",
             }
-            found.append((crossed_t(figures.values, others.values), about))
+            found.append((crossed_t(figures.values, known[figures.key]), about))
     return _family(found)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+from layerif.artifacts.gradients import ROWS_FILE
 from layerif.core import processes
 from layerif.core.choices import Keep
 from layerif.core.files import has_room, require_disk, taken
@@ -14,7 +15,6 @@ from layerif.errors import InputError
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.options import SolveOptions
 from layerif.influence.preparing import Prepared
-from layerif.influence.store import FILE
 
 # Never all that is free: the model's activations and other processes need some.
 SHARE = 0.9
@@ -52,7 +52,7 @@ def _choose(
     size = samples * numbers * work.dtype.itemsize
     free = SHARE * psutil.virtual_memory().available if memory is None else memory * 1e9
     # Part of them is there already where a run was interrupted.
-    to_write = size - (0 if folder is None else taken(folder / FILE))
+    to_write = size - (0 if folder is None else taken(folder / ROWS_FILE))
     fits = size + workspace <= free
     gradients = f"the gradients of {samples} training samples"
     takes, may_be_used = f"take {size / 1e9:.1f} GB", f"{free / 1e9:.1f} GB of memory may be used"

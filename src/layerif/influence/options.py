@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from layerif.core.choices import BlockGranularity, Keep, Normalise, PaddingSide
 from layerif.core.options import RESULTS_UNCHANGED, Options, Rule, Shown, Values
 from layerif.errors import InputError
-from layerif.influence.estimators.registry import ESTIMATORS
+from layerif.influence.estimators.registry import ESTIMATORS, is_damped, is_iterative
 from layerif.influence.subspaces.registry import SUBSPACES, subspace_kind
-
-if TYPE_CHECKING:
-    from layerif.influence.estimators.base import Estimator
 
 # At most above every eigenvalue of float32 gradients, and far enough from where float64 ends.
 DampingFactor = Annotated[float, Field(gt=0, le=1e100)]
@@ -108,17 +105,17 @@ class SolveOptions(Options):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "damping",
-            lambda v: _estimator(v).damped and v.get("damping_value") is None,
+            lambda v: is_damped(v["estimator"]) and v.get("damping_value") is None,
             "for estimators with a damping, without {damping_value}",
         ),
         Rule(
             "damping_value damping_sweep",
-            lambda v: _estimator(v).damped,
+            lambda v: is_damped(v["estimator"]),
             "for estimators with a damping, such as datainf, exact, cg, lissa and ekfac",
         ),
         Rule(
             "tolerance max_iterations",
-            lambda v: _estimator(v).iterative,
+            lambda v: is_iterative(v["estimator"]),
             "for estimators that iterate, such as cg and lissa",
         ),
     )
@@ -153,7 +150,7 @@ class SolveOptions(Options):
         Raises:
             InputError: there is one.
         """
-        if self.damping_sweep and not ESTIMATORS.find(self.estimator).damped:
+        if self.damping_sweep and not is_damped(self.estimator):
             raise InputError(
                 f"the estimator {self.estimator} has no damping to sweep over; leave out "
                 "damping_sweep, or choose datainf, exact or ekfac"
@@ -227,7 +224,3 @@ class ScoreOptions(CollectOptions, SolveOptions):
                 f"the estimator {self.estimator} reads gradients more often than passes can be "
                 "afforded; use datainf, grad_dot, cosine or ekfac, or another value of keep"
             )
-
-
-def _estimator(values: Values) -> Estimator:
-    return ESTIMATORS.find(values["estimator"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerif.artifacts import LayerScores
+from layerif.artifacts.gradients import ROWS_FILE
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
 from layerif.core.processes import is_first
@@ -17,7 +18,6 @@ from layerif.influence.memory import choose
 from layerif.influence.options import ScoreOptions
 from layerif.influence.preparing import prepared
 from layerif.influence.solving import assembled, group, solve, workspace
-from layerif.influence.store import FILE
 from layerif.influence.streaming import stream
 from layerif.model.opening import Tokenizer
 
@@ -69,7 +69,8 @@ def score(
         needed = workspace(groups, work.matrices, work.record.train_samples, options)
         place = choose(work, kept.folder, options, needed)
         if place != "disk" and kept.folder is not None and is_first():
-            (kept.folder / FILE).unlink(missing_ok=True)  # of a run that kept them: it takes room
+            # Of a run that kept them: it takes room.
+            (kept.folder / ROWS_FILE).unlink(missing_ok=True)
         if place != "passes":
             factors = ESTIMATORS.find(options.estimator).by_position
             gradients = collected(work, place == "disk", factors, kept)

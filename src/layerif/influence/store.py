@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerif.artifacts.gradients import GRADIENTS_FILE, GradientsRecord
-from layerif.core.files import Kind, load_tensors, new_folder, save_tensors, writing_to
+from layerif.artifacts import GRADIENTS
+from layerif.artifacts.gradients import (
+    GRADIENTS_FILE,
+    ROWS_FILE,
+    VECTORS_FILE,
+    GradientsRecord,
+)
+from layerif.core.files import load_tensors, new_folder, save_tensors, writing_to
 from layerif.core.files.tensors import bytes_of, checksum
 from layerif.core.fingerprint import Fingerprint
 from layerif.errors import InputError
 from layerif.influence.estimators.block import Factors
 from layerif.influence.subspaces.base import Matrix
-
-FILE = "gradients.bin"
-VECTORS_FILE = "vectors.safetensors"
-GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (FILE, VECTORS_FILE))
 
 
 class MemoryStore:
@@ -62,7 +64,7 @@ class DiskStore:
     def __init__(
         self, folder: Path, matrices: Sequence[Matrix], samples: int, dtype: torch.dtype
     ) -> None:
-        self._path = folder / FILE
+        self._path = folder / ROWS_FILE
         self._samples = samples
         self._dtype = dtype
         self._sizes = [matrix.size for matrix in matrices]
@@ -101,7 +103,7 @@ class DiskStore:
 
     def move(self, folder: Path) -> None:
         """Move the file into another folder of the same disk."""
-        self._path = self._path.replace(folder / FILE)
+        self._path = self._path.replace(folder / ROWS_FILE)
 
     def of(self, matrix: int) -> FileRows:
         """(n, d) the gradients of one matrix."""
@@ -177,11 +179,11 @@ class Gradients:
         dtype = getattr(torch, record.dtype)
         matrices = [Matrix(m.key, m.projection, m.shape) for m in record.matrices]
         size = record.train_samples * sum(m.size for m in matrices) * dtype.itemsize
-        path = folder / FILE
+        path = folder / ROWS_FILE
         if vectors is None or not path.is_file() or path.stat().st_size != size:
             raise InputError(
-                f"{folder} does not hold all of its gradients ({FILE} of {size:,} bytes and an "
-                f"undamaged {VECTORS_FILE} are expected); collect them again"
+                f"{folder} does not hold all of its gradients ({ROWS_FILE} of {size:,} bytes and "
+                f"an undamaged {VECTORS_FILE} are expected); collect them again"
             )
         means = vectors["means"].split([matrix.size for matrix in matrices])
         factors = {

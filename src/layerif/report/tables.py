@@ -131,8 +131,9 @@ def manifest_lines(manifest: Manifest) -> list[str]:
     least = min(dampings.values(), default=0.0)
     if more := [f"{name} ({value:g})" for name, value in dampings.items() if value != least]:
         others = " and others" if len(more) > SIDE_BY_SIDE else ""
+        counted = "1 Hessian" if len(more) == 1 else f"{len(more)} Hessians"
         lines.append(
-            f"{len(more)} Hessians needed more damping than {least:g}: "
+            f"{counted} needed more damping than {least:g}: "
             f"{', '.join(more[:SIDE_BY_SIDE])}{others}"
         )
     if manifest.precision is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from layerif.artifacts import GRADIENTS
+from layerif.artifacts.gradients import GRADIENTS_FOLDER
 from layerif.core.checkpoint import remove_leftover, steps_folder
 from layerif.core.files import check_target, taken
-from layerif.influence.store import GRADIENTS
-from layerif.workflows.solving import GRADIENTS_FOLDER
 
 
 def remove_kept(folder: Path) -> list[tuple[Path, int]]:

@@ -112,13 +112,24 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
         write_json(folder / TUNING_FILE, tuning)
         pruned = {name: found for name, found in results.items() if name != "dense"}
         if len(pruned) > 1:
-            # Marginal also meets the rival that tuning would have chosen, in the same family.
-            rivals = [n for n in pruned if n not in ("marginal", "uniform")]
-            best = min(rivals, key=lambda name: tuning[name]["held_out_loss"], default=None)
-            beside = [("marginal", best)] if "marginal" in pruned and best is not None else []
-            comparisons = compare(pruned, "uniform", beside=beside)
+            losses = {name: tuning[name]["held_out_loss"] for name in pruned}
+            comparisons = compare(pruned, "uniform", beside=beside(losses))
             Comparisons(comparisons=comparisons).save(folder / COMPARISON_FILE)
     return results
+
+
+def beside(losses: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The pair that is compared beside each plan with the uniform one.
+
+    Marginal also meets the best of its other rivals, which tuning would have chosen.
+
+    Args:
+        losses: of each plan on the held-out text.
+    """
+    rivals = [name for name in losses if name not in ("marginal", "uniform")]
+    if "marginal" not in losses or not rivals:
+        return []
+    return [("marginal", min(rivals, key=lambda name: losses[name]))]
 
 
 class _Bench:

@@ -129,7 +129,7 @@ class PruneStage(PruneOptions, CalibrationOptions):
             "and owl, dlp and marginal",
         ),
         Rule(
-            "hidden_states",
+            "hidden_states all_experts",
             lambda v: reads_text(v["method"]),
             "for methods that read calibration text, such as wanda and sparsegpt",
         ),

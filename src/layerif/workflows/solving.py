@@ -13,9 +13,6 @@ from layerif.influence.solving import solve
 from layerif.influence.store import Gradients
 from layerif.workflows.stage import Stage
 
-# Of a run folder, where its gradients are kept.
-GRADIENTS_FOLDER = "gradients"
-
 SCORING = Stage(SCORES, LayerScores.load, together=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import (
+    GRADIENTS,
     PRUNED,
     Fingerprint,
     LayerScores,
@@ -17,6 +18,7 @@ from layerif.artifacts import (
     Results,
     hash_texts,
 )
+from layerif.artifacts.gradients import GRADIENTS_FOLDER
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
@@ -34,7 +36,7 @@ from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.options import CollectOptions, ScoreOptions, SolveOptions
 from layerif.influence.scoring import score
 from layerif.influence.solving import solve
-from layerif.influence.store import GRADIENTS, Gradients
+from layerif.influence.store import Gradients
 from layerif.likelihood import rows_within
 from layerif.metrics.measuring import metric_scores
 from layerif.metrics.options import MeasureOptions
@@ -43,7 +45,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, setting
 from layerif.model.precision import stored_precision, word_of
 from layerif.plans.allocate import note_cautions
-from layerif.workflows.solving import GRADIENTS_FOLDER, SCORING, saved
+from layerif.workflows.solving import SCORING, saved
 from layerif.workflows.stage import Stage, content_of, fingerprint_of, hash_samples, json_stage
 
 PRUNING = Stage(PRUNED, Manifest.load)

@@ -9,10 +9,15 @@ from layerif.core.registry import Registry
 if TYPE_CHECKING:
     from layerif.compress.pruning.base import Pruner
 
-PRUNERS: Registry[Pruner] = Registry.of(__package__, "pruner", "magnitude wanda sparsegpt")
+# Of the default, so that a recipe is written without importing it.
+FACTS = {"wanda": {"reads_text": True}}
+PRUNERS: Registry[Pruner] = Registry.of(
+    __package__, "pruner", "magnitude wanda sparsegpt", facts=FACTS
+)
 register_pruner = PRUNERS.register
 
 
 def reads_text(name: str) -> bool:
     """Whether a pruner takes statistics from calibration text."""
-    return PRUNERS.find(name).statistics is not None
+    reads: bool = PRUNERS.fact(name, "reads_text", lambda entry: entry.statistics is not None)
+    return reads

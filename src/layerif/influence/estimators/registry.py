@@ -12,9 +12,23 @@ if TYPE_CHECKING:
     from layerif.influence.estimators.block import Block
     from layerif.influence.options import SolveOptions
 
+# Of the default, so that a recipe is written without importing it.
+FACTS = {"datainf": {"damped": True, "iterative": False}}
 ESTIMATORS: Registry[Estimator] = Registry.of(
-    __package__, "estimator", "datainf grad_dot cosine exact cg lissa ekfac"
+    __package__, "estimator", "datainf grad_dot cosine exact cg lissa ekfac", facts=FACTS
 )
+
+
+def is_damped(name: str) -> bool:
+    """Whether what an estimator gives depends on the damping."""
+    damped: bool = ESTIMATORS.fact(name, "damped", lambda entry: entry.damped)
+    return damped
+
+
+def is_iterative(name: str) -> bool:
+    """Whether it depends on the tolerance and on the most iterations."""
+    iterative: bool = ESTIMATORS.fact(name, "iterative", lambda entry: entry.iterative)
+    return iterative
 
 
 def register_estimator(
