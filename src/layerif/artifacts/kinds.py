@@ -33,6 +33,7 @@ def _is_card(path: Path) -> bool:
 BESIDE = {CARD_FILE: _is_card, RECIPE_FILE: is_recipe}
 SCORES = Kind("layerif.scores", SCORES_FILE, (INFLUENCE_FILE,), whole=False)
 PRUNED = Kind("layerif.manifest", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
+QUANTIZED = Kind("layerif.quantized", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
 ADAPTER = Kind(
     "layerif.finetuning", FINETUNING_FILE, (*ADAPTER_FILES, *ROUTING_FILES, *BESIDE), BESIDE
 )
