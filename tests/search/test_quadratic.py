@@ -47,7 +47,9 @@ def by_autograd(model, changes, items):
         seen = {}
         hooks = [
             p.module.register_forward_hook(
-                lambda _m, args, out, row=row: seen.__setitem__(row, (args[0].detach(), out))
+                lambda _m, args, out, row=row, seen=seen: seen.__setitem__(
+                    row, (args[0].detach(), out)
+                )
             )
             for row, p in enumerate(projections)
         ]

@@ -10,9 +10,18 @@ from layerif.artifacts.finetuning import (
 )
 from layerif.artifacts.gradients import GradientsRecord, MatrixRecord, ProjectionInfo
 from layerif.artifacts.ground_truth import Agreement, GroundTruth
-from layerif.artifacts.kinds import ADAPTER, CARD_FILE, CONVERTED, GRADIENTS, PRUNED, SCORES
+from layerif.artifacts.kinds import (
+    ADAPTER,
+    CARD_FILE,
+    CONVERTED,
+    GRADIENTS,
+    PRUNED,
+    QUANTIZED,
+    SCORES,
+)
 from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
 from layerif.artifacts.plan import ModuleLevel, ModuleSparsity, Plan, module_level
+from layerif.artifacts.quantized import Matrix, QuantizedManifest, QuantizedModule
 from layerif.artifacts.results import Comparison, Comparisons, Measurement, Outcomes, Results
 from layerif.artifacts.scores import (
     METRIC_FORMAT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -226,6 +226,27 @@ class Plan(JsonArtifact):
                 raise InputError(
                     f"in the plan{made_for} layer {layer} has {here:,} projection parameters, "
                     f"where {model.name} has {there:,}; make a plan for this model"
+                )
+
+    def check_projections(self, numels: Mapping[str, int]) -> None:
+        """Refuse to spend this plan on projections that it does not name by their sizes.
+
+        Args:
+            numels: weights of each, by its canonical name.
+
+        Raises:
+            InputError: the plan names others, or gives one another size.
+        """
+        for own in self.modules or ():
+            if own.module not in numels:
+                raise InputError(
+                    f"the plan has {self.rules.level.format(own.level)} for {own.module}, which "
+                    "the model does not have; make a plan for this model"
+                )
+            if own.numel != numels[own.module]:
+                raise InputError(
+                    f"in the plan {own.module} has {own.numel:,} weights, where the model has "
+                    f"{numels[own.module]:,}; make a plan for this model"
                 )
 
 

@@ -77,7 +77,7 @@ def targets(projections: Sequence[Projection], plan: Plan, nm: str | None) -> di
         InputError: `nm` is no pattern, or M does not divide a projection's inputs; or the plan
             names other projections than these, or of other sizes.
     """
-    _check_modules(projections, plan)
+    plan.check_projections({p.key: p.numel for p in projections})
     asked = [plan.level_of(p.key) for p in projections]
     if nm is None:
         return {p.key: Target(round(s * p.numel)) for p, s in zip(projections, asked, strict=True)}
@@ -88,22 +88,6 @@ def targets(projections: Sequence[Projection], plan: Plan, nm: str | None) -> di
         p.key: Target(count * size, Pattern(group - count, group))
         for p, size, count in zip(projections, sizes, gone, strict=True)
     }
-
-
-def _check_modules(projections: Sequence[Projection], plan: Plan) -> None:
-    """Refuse a plan by projections that says something of what the model does not have."""
-    sizes = {p.key: p.numel for p in projections}
-    for own in plan.modules or ():
-        if own.module not in sizes:
-            raise InputError(
-                f"the plan has a sparsity for {own.module}, which the model does not have; make a "
-                "plan for this model"
-            )
-        if own.numel != sizes[own.module]:
-            raise InputError(
-                f"in the plan {own.module} has {own.numel:,} weights, where the model has "
-                f"{sizes[own.module]:,}; make a plan for this model"
-            )
 
 
 def check_pattern(projections: Sequence[Projection], nm: str) -> Pattern:

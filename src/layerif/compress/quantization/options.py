@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
+from layerif.compress.options import WalkOptions
 from layerif.compress.quantization.registry import QUANTIZERS
 from layerif.core.choices import ColumnOrder, Ranges, ScaleDtype
-from layerif.core.options import Options
+from layerif.core.options import Options, Rule, Values
 
 GROUP_SIZES = (32, 64, 128, 0)
 
@@ -17,6 +18,9 @@ class GridOptions(Options):
     """How weights become integers, and what they share."""
 
     title = "Quantisation"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("order", lambda v: v["method"] != "rtn", "for methods that refit weights, as gptq"),
+    )
 
     method: Annotated[str, QUANTIZERS] = "gptq"
     """How weights are rounded: each to the nearest (rtn), or each making good the errors of those
@@ -29,7 +33,7 @@ class GridOptions(Options):
     """Range of each group: the shrink from its extremes that loses least on calibration text
     (weighted), or the extremes themselves (minmax)."""
     order: ColumnOrder = "diagonal"
-    """Columns in which gptq rounds first: those of the largest inputs (diagonal), or as they come
+    """Columns that gptq rounds first: those of the largest inputs (diagonal), or as they come
     (given)."""
     scales: ScaleDtype = "float16"
     """Precision of the scales."""
@@ -40,3 +44,27 @@ class GridOptions(Options):
         if size not in GROUP_SIZES:
             raise ValueError("group_size must be 32, 64, 128, or 0 for a whole row")
         return size
+
+
+def reads_text(values: Values) -> bool:
+    """Whether a quantiser takes statistics from calibration text, by the options of its grid."""
+    grid = GridOptions(method=values["method"], ranges=values["ranges"])
+    return QUANTIZERS.find(grid.method).statistics(grid) is not None
+
+
+class QuantizeOptions(GridOptions, WalkOptions):
+    """How a model is quantised."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *GridOptions.rules,
+        Rule(
+            "calibration calibration_samples context_length batch_tokens hidden_states all_experts "
+            "data_dir seed",
+            reads_text,
+            "for methods that read calibration text: gptq, and rtn with {ranges} weighted",
+        ),
+    )
+
+    embeddings: Annotated[int | None, Field(ge=2, le=8)] = None
+    """Bits of the token embeddings, and of a head that is not tied to them, rounded to nearest
+    from minimum to maximum; left out, they stay as they are."""

@@ -16,6 +16,9 @@ from layerif.compress.quantization.options import GridOptions
 from layerif.compress.quantization.ranges import find_ranges, to_codes
 from layerif.model.layers import Projection
 
+# Rows that are rounded together, so that little is held beside the codes.
+ROWS = 4096
+
 
 class RoundToNearest:
     """Errors are those of features without correlation: norms are all that is known of a text."""
@@ -65,20 +68,26 @@ def rtn(weight: torch.Tensor, squares: torch.Tensor | None, bits: int, grid: Gri
         bits: 2 to 8.
         grid: how weights become integers.
     """
-    columns = weight.shape[1]
+    rows, columns = weight.shape
     width = group_width(columns, grid.group_size)
     exact = torch.promote_types(weight.dtype, torch.float32)
-    groups = grouped(weight.to(exact), width)
     by_group = None if squares is None else grouped(over_mean(squares)[None].to(exact), width)[0]
     dtype = SCALES[grid.scales]
-    found = find_ranges(groups, by_group, bits, symmetric=grid.symmetric, dtype=dtype)
-    codes = to_codes(groups, found.scales.unsqueeze(-1), found.zeros.unsqueeze(-1), bits)
+    codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
+    found = []
+    for part, codes_ in zip(*(each.split(ROWS) for each in (weight, codes)), strict=True):
+        groups = grouped(part.to(exact), width)
+        own = find_ranges(groups, by_group, bits, symmetric=grid.symmetric, dtype=dtype)
+        nearest = to_codes(groups, own.scales.unsqueeze(-1), own.zeros.unsqueeze(-1), bits)
+        codes_.copy_(nearest.flatten(1)[:, :columns])
+        found.append(own)
+    scales, zeros = (torch.cat(each) for each in zip(*found, strict=True))
     return Coded(
         bits,
         width,
-        codes.flatten(1)[:, :columns].to(torch.uint8),
-        found.scales.to(dtype),
-        None if grid.symmetric else found.zeros.to(torch.uint8),
+        codes,
+        scales.to(dtype),
+        None if grid.symmetric else zeros.to(torch.uint8),
     )
 
 
