@@ -67,9 +67,7 @@ def converted(file: Path) -> Path:
         # One process converts, and others that want the same wait for it.
         with resumable(folder, wanted, restart=True, wait=True):
             if not _whole(folder):
-                note(
-                    f"converting {file.name} to a plain model, once (about a minute for 100 MB) ..."
-                )
+                note(f"converting {file.name} to a plain model, once; this takes a while ...")
                 size = 4 * sum(tensor.numel for tensor in tensors)
                 what = f"{file.name} as a float32 model"
                 remedy = "set LAYERIF_CACHE to a folder on another disk"
