@@ -42,7 +42,7 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif import cli
 from layerif.adapters import LoraMoeConfig  # noqa: F401
 from layerif.core.checkpoint import STUDY_FILE
-from layerif.workflows import compare_experts, compare_sparsity, pipeline  # noqa: F401
+from layerif.workflows import compare_experts, compare_models, pipeline  # noqa: F401
 
 KILLS_A_TRIAL = 3
 # What a run writes of its own speed.

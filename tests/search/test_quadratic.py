@@ -158,7 +158,9 @@ def test_a_plan_of_the_question_is_better_than_the_uniform_one(kind):
         **SEARCH,
         **how,
     )
-    assert plan.how["held_out_loss"] < plan.how["uniform_loss"]
+    uniform, found = (each["held_out_loss"] for each in plan.how["rounds"])
+    assert found < uniform
+    assert plan.how["best_round"] == 1
     assert plan.rules.has_total(plan.realised_total, total, 1e-4)
     assert len(set(plan.allocation)) > 1
     after = model.state_dict()
@@ -171,5 +173,24 @@ def test_a_search_may_start_from_it():
     first = search_plan(trained_model(), 0.5, strategy="quadratic", **options)
     moved = search_plan(trained_model(), 0.5, start="quadratic", rounds=1, **options)
     (start, _) = moved.how["rounds"]
-    assert start["held_out_loss"] == pytest.approx(first.how["held_out_loss"])
+    assert start["held_out_loss"] == pytest.approx(first.how["rounds"][1]["held_out_loss"])
     assert "start" not in SearchOptions().recorded()
+
+
+@pytest.mark.parametrize("order", ["diagonal", "token", "first", "local"])
+def test_every_order_gives_a_plan(order):
+    plan = search_plan(
+        trained_model(),
+        3,
+        kind="bits",
+        tokenizer=tiny_tokenizer(),
+        calibration=corpus(),
+        order=order,
+        method="rtn",
+        group_size=32,
+        tokens=512,
+        held_out_tokens=512,
+        **SEARCH,
+    )
+    assert plan.how["order"] == order
+    assert plan.realised_total <= 3

@@ -19,9 +19,10 @@ from layerif.data.options import CalibrationOptions, PromptOptions, TaskOptions
 from layerif.evaluation.options import EvaluateOptions, has_corpus, has_task
 from layerif.model.options import ModelOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
-from layerif.workflows.options import ExpertsStudy, SparsityStudy
+from layerif.workflows.options import BitsStudy, ExpertsStudy, ModelStudy, SparsityStudy
 
 if TYPE_CHECKING:
+    from layerif.artifacts import Results
     from layerif.workflows.compare_experts import Cells
 
 app = group(no_args_is_help=True, help=__doc__)
@@ -109,8 +110,11 @@ def cells_shown(
     return table, value, comparison_lines(comparisons)
 
 
+MeasuredOn = Annotated[str, typer.Option(help="Tasks and corpora to measure on, with commas.")]
+
+
 class ComparedOptions(EvaluateOptions):
-    """How the pruned models are measured; chunks are as long as those of calibration."""
+    """How the compressed models are measured; chunks are as long as those of calibration."""
 
     rules = (
         Rule("samples max_length scoring", has_task, "for tasks"),
@@ -123,15 +127,18 @@ def _tried(values: Values) -> bool:
     return bool({*options.words(values["plans"])} - {"uniform"})
 
 
-@app.command("sparsity", cls=Command)
-@with_rules(
+COMPARED = (
     COMPARED_SCORES,
     Rule("tries", _tried, "where another plan than uniform is among {plans}"),
 )
+
+
+@app.command("sparsity", cls=Command)
+@with_rules(*COMPARED)
 def sparsity(
     context: typer.Context,
     model: ModelOptions,
-    tasks: Annotated[str, typer.Option(help="Tasks and corpora to measure on, with commas.")],
+    tasks: MeasuredOn,
     out: options.OutFolder,
     study: SparsityStudy,
     text: CalibrationOptions,
@@ -149,25 +156,74 @@ def sparsity(
     pruning does not see; the best is then measured. Differences from the uniform plan are tested in
     pairs. Interrupted, the same command goes on after the last finished try.
     """
+    results, lines = _compared(
+        out, model, options.words(plans), study, text, prompts, measuring, tasks, scores
+    )
+    pattern = "" if study.nm is None else f", {study.nm}"
+    title = f"Pruned to {study.sparsity:.0%} by {study.method}{pattern}"
+    _print(context, out, title, results, lines, as_json=as_json)
+
+
+@app.command("bits", cls=Command)
+@with_rules(*COMPARED)
+def bits(
+    context: typer.Context,
+    model: ModelOptions,
+    tasks: MeasuredOn,
+    out: options.OutFolder,
+    study: BitsStudy,
+    text: CalibrationOptions,
+    prompts: PromptOptions,
+    measuring: ComparedOptions,
+    plans: Annotated[
+        str, typer.Option(help=f"With commas: {', '.join(PLANS['bits'].names())}.")
+    ] = "rule,local,slope,quadratic",
+    scores: InfluenceScores = None,
+    as_json: options.Json = False,
+) -> None:
+    """Quantise by several plans of bits and measure all on the same items, beside the dense model.
+
+    All plans have the same mean of bits. Searched plans are judged on calibration text that
+    quantisation does not see. Differences from the uniform plan are tested in pairs. Interrupted,
+    the same command goes on after the last finished plan.
+    """
+    results, lines = _compared(
+        out, model, options.words(plans), study, text, prompts, measuring, tasks, scores
+    )
+    title = f"Quantised to {study.bits:g} bits by {study.method}"
+    _print(context, out, title, results, lines, as_json=as_json)
+
+
+def _compared(
+    out: Path,
+    model: ModelOptions,
+    names: list[str],
+    study: ModelStudy,
+    text: CalibrationOptions,
+    prompts: PromptOptions,
+    measuring: ComparedOptions,
+    tasks: str,
+    scores: Path | None,
+) -> tuple[dict[str, Results], list[str]]:
+    """Results by plan, and what is said of them."""
     from layerif.artifacts import Comparisons, LayerScores
     from layerif.data import load_corpus, load_sources
     from layerif.plans.named import find_plan
     from layerif.workflows.folder import RunFolder
 
-    names = options.words(plans)
     for name in names:
-        find_plan(name, "sparsity")
-    RunFolder(out, "compare sparsity").check()
+        find_plan(name, study.kind)
+    RunFolder(out, study.name).check()
     influence = None if scores is None else LayerScores.load(scores)
     corpus = load_corpus(text.calibration, data_dir=prompts.data_dir)
     words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
     sources = load_sources(options.words(tasks), **words)
 
     from layerif.report.comparisons import comparison_lines
-    from layerif.report.tables import caveat_lines, results_table
-    from layerif.workflows.compare_sparsity import COMPARISON_FILE, compare_sparsity
+    from layerif.report.tables import caveat_lines
+    from layerif.workflows.compare_models import COMPARISON_FILE, compare_models
 
-    results = compare_sparsity(
+    results = compare_models(
         out,
         *model.open(),
         names,
@@ -177,9 +233,21 @@ def sparsity(
         options=measuring.part(EvaluateOptions),
         influence=influence,
     )
-    pattern = "" if study.nm is None else f", {study.nm}"
-    title = f"Pruned to {study.sparsity:.0%} by {study.method}{pattern}"
     lines = [*caveat_lines(results)]
     if len(results) > 2:
         lines += comparison_lines(Comparisons.load(out / COMPARISON_FILE).comparisons)
+    return results, lines
+
+
+def _print(
+    context: typer.Context,
+    out: Path,
+    title: str,
+    results: dict[str, Results],
+    lines: list[str],
+    *,
+    as_json: bool,
+) -> None:
+    from layerif.report.tables import results_table
+
     finish(context, out, results_table(results, title), results, *lines, as_json=as_json)

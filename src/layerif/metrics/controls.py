@@ -1,4 +1,4 @@
-"""Controls: scores that know nothing of the model, which a metric has to beat."""
+"""Controls: scores that know no more of a model than its shape, which a metric has to beat."""
 
 from __future__ import annotations
 
@@ -20,6 +20,26 @@ def random(subject: Subject) -> MetricValues:
     generator = np.random.default_rng(subject.seed)
     layers = generator.random(len(subject.layers))
     return MetricValues(layers, generator.random(len(subject.layers.projections)))
+
+
+def rule_of_thumb(subject: Subject) -> MetricValues:
+    """What llama.cpp's mixes give more bits: some layers' values and last maps of the MLP.
+
+    Of every eight layers the first, the last, and every third between (`use_more_bits` of its
+    quantize tool): 1 for `v_proj` and `down_proj` there, by name, and 0 for others.
+    """
+    count, eighth = len(subject.layers), len(subject.layers) // 8
+
+    def more(layer: int) -> bool:
+        return layer < eighth or layer >= 7 * count // 8 or (layer - eighth) % 3 == 2
+
+    projections = np.array(
+        [
+            float(more(p.layer) and p.name.rpartition(".")[2] in ("v_proj", "down_proj"))
+            for p in subject.layers.projections
+        ]
+    )
+    return MetricValues(np.array([float(more(layer)) for layer in range(count)]), projections)
 
 
 class ShuffledOptions(Options):
@@ -59,4 +79,5 @@ def shuffled(subject: Subject, *, of: str, **options: Any) -> MetricValues:
 
 UNIFORM = Metric(uniform, reads_weights=False)
 RANDOM = Metric(random, reads_weights=False, seeded=True)
+RULE_OF_THUMB = Metric(rule_of_thumb, reads_weights=False)
 SHUFFLED = Metric(shuffled, ShuffledOptions, reads_weights=False, seeded=True, of_another=True)

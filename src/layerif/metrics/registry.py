@@ -17,7 +17,8 @@ METRICS: Registry[Metric] = Registry.of(
     __package__,
     "metric",
     "pl_alpha outlier_ratio dlp block_influence marginal adapter_gain "
-    "controls:uniform controls:random controls:shuffled",
+    "controls:uniform controls:random "
+    "controls:rule_of_thumb controls:shuffled",
 )
 
 

@@ -43,7 +43,9 @@ class NamedPlan:
         tuned: option of the map that a comparison of sparsity tries other values of.
         orientations: tried in turn; None is the map's own.
         of_metric: options of the metric other than its own, each tried with the map's own.
-        searched: whether the plan comes from rounds of pruning, which are its tries.
+        searched: options of the search that the plan comes from, whose rounds are its tries; None
+            for a plan that comes from scores.
+        rival: whether a searched plan is another method's, which ours is compared with.
         made_into: what is trained in its place, from the plan and the rank of one expert.
     """
 
@@ -54,8 +56,14 @@ class NamedPlan:
     tuned: str | None = None
     orientations: Sequence[Orientation | None] = (None,)
     of_metric: Sequence[Mapping[str, Any]] = ()
-    searched: bool = False
+    searched: Mapping[str, Any] | None = None
+    rival: bool = False
     made_into: Callable[[Plan, int], Plan] | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a search of this package's own."""
+        return self.searched is not None and not self.rival
 
     def tries(self, kind: str, most: int) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
         """For each try the options of the metric, and those of `allocate`."""
@@ -135,7 +143,31 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             "dlp": NamedPlan("dlp", "dlp", title="DLP", tuned="lam"),
             "random": NamedPlan("layerif", "random", {"smooth": False}, tuned="epsilon"),
             # At the operating point.
-            "marginal": NamedPlan("marginal", searched=True),
+            "marginal": NamedPlan("marginal", searched={"strategy": "marginal"}),
+            # From one pass on the model as it was; and moved from there.
+            "quadratic": NamedPlan("quadratic", searched={"strategy": "quadratic"}),
+            "quadratic-marginal": NamedPlan(
+                "marginal", searched={"strategy": "marginal", "start": "quadratic"}
+            ),
+        },
+    ),
+    "bits": Registry(
+        "bits plan",
+        {
+            "uniform": NamedPlan("uniform"),
+            # llama.cpp's mixes: values, writes of the MLP, and the outer layers.
+            "rule": NamedPlan(
+                "linear", "rule_of_thumb", {"granularity": "projection"}, title="rule of thumb"
+            ),
+            "local": NamedPlan(
+                "quadratic", searched={"strategy": "quadratic", "order": "local"}, rival=True
+            ),
+            # As mlx-lm's dynamic_quant: first order alone.
+            "slope": NamedPlan(
+                "quadratic", searched={"strategy": "quadratic", "order": "first"}, rival=True
+            ),
+            "quadratic": NamedPlan("quadratic", searched={"strategy": "quadratic"}),
+            "token": NamedPlan("quadratic", searched={"strategy": "quadratic", "order": "token"}),
         },
     ),
     "experts": Registry(

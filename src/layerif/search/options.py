@@ -19,7 +19,7 @@ from layerif.search.registry import STRATEGIES
 Count = Annotated[int, Field(ge=1)]
 Distance = Annotated[float, Field(ge=0)]
 Start = Literal["uniform", "quadratic"]
-Order = Literal["diagonal", "token"]
+Order = Literal["diagonal", "token", "first", "local"]
 BitsGranularity = Literal["projection", "fused", "layer"]
 
 
@@ -33,6 +33,10 @@ def _levels(levels: tuple[int, ...]) -> tuple[int, ...]:
     if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
         raise ValueError("levels are different ones of 2 to 8, and 16, as in 2,3,4")
     return levels
+
+
+Levels = Annotated[tuple[int, ...], AfterValidator(_levels)]
+DEFAULT_LEVELS = (2, 3, 4, 5, 6, 8)
 
 
 class StrategyOptions(ChunkOptions):
@@ -84,7 +88,8 @@ class StrategyOptions(ChunkOptions):
     start: Annotated[Start, ADDED] = "uniform"
     """The plan that the strategy starts from: all alike, or the one of the quadratic question."""
     order: Annotated[Order, ADDED] = "diagonal"
-    """What the quadratic question sums: outputs one by one, or each token as a whole."""
+    """What levels are judged by: second order of the loss, with outputs one by one (diagonal) or
+    each token as a whole (token); first order alone (first); or the outputs' error (local)."""
     rounds: Count = 5
     """Moves of the plan."""
     eta: Annotated[float, Field(gt=0, le=1)] = 0.06
@@ -150,7 +155,7 @@ class BitsSearchOptions(GridOptions, StrategyOptions):
     random (evolution) or by what the rounded model's gradients say (marginal)."""
     granularity: BitsGranularity = "projection"
     """What gets bits of its own: a projection, those that vLLM and SGLang fuse (fused), a layer."""
-    levels: Annotated[tuple[int, ...], AfterValidator(_levels)] = (2, 3, 4, 5, 6, 8)
+    levels: Levels = DEFAULT_LEVELS
     """Bits to choose among; 16 leaves a projection as it is."""
     eta: Annotated[float, Field(gt=0, le=6)] = 0.5
     """Step of the first round, in bits."""

@@ -46,11 +46,13 @@ class Expansion:
         first: <dL/dW, D>.
         diagonal: q from the outputs one by one.
         token: q from each token as a whole.
+        local: 1/2 mean |D a|^2, the error of the outputs whatever they are worth.
     """
 
     first: NDArray[np.float64]
     diagonal: NDArray[np.float64]
     token: NDArray[np.float64]
+    local: NDArray[np.float64]
 
 
 def expansion(
@@ -68,7 +70,7 @@ def expansion(
         NumericalError: a loss or a product is not finite; names the text or the projection.
     """
     projections = find_decoder_layers(model).projections
-    sums = np.zeros((3, len(projections), len(changes[0])))
+    sums = np.zeros((4, len(projections), len(changes[0])))
     counts = torch.ones(0)
 
     def take(row: int, gradients: FactoredGradients) -> None:
@@ -76,11 +78,13 @@ def expansion(
         errors, inputs, c = gradients.errors, gradients.inputs, counts.to(gradients.errors)
         for place, change in enumerate(changes[row]):
             reached = inputs @ change().to(inputs).T  # (B, T, out)
+            local = reached.square().sum((1, 2), dtype=torch.float64)
             reached.mul_(errors).mul_(gradients.scale)
             tokens = reached.sum(2, dtype=torch.float64)  # (B, T) e_t . D a_t
             squares = reached.square_().sum((1, 2), dtype=torch.float64)
             sums[0, row, place] += float(tokens.sum())
             sums[1, row, place] += float((squares * c).sum()) / 2
+            sums[3, row, place] += float((local / c).sum()) / 2
             sums[2, row, place] += float((tokens.square().sum(1) * c).sum()) / 2
 
     device = input_device(model)
@@ -129,18 +133,19 @@ def started(search: Search) -> State:
 
 
 def quadratic(search: Search) -> Found:
-    """The plan of the quadratic question, and what it costs on the held-out texts."""
+    """The plan of the quadratic question, or the uniform one where held-out texts prefer it."""
     began, kind = time.perf_counter(), search.kind
-    losses = {}
-    chosen = dense_plan(search)
-    for name, state in (("uniform", kind.start()), ("quadratic", chosen)):
+    losses = []
+    tried = (kind.start(), dense_plan(search))
+    for name, state in zip(("uniform", "quadratic"), tried, strict=True):
         search.compressor.at(kind.levels(state))
-        losses[name] = search.loss(search.texts.held_out)
-        note(f"{name}: held-out loss {losses[name]:.4f}")
+        losses.append(search.loss(search.texts.held_out))
+        note(f"{name}: held-out loss {losses[-1]:.4f}")
+    best = int(np.argmin(losses))
     how = {
         "order": search.options.order,
-        "held_out_loss": losses["quadratic"],
-        "uniform_loss": losses["uniform"],
+        "best_round": best,
+        "rounds": [{"round": place, "held_out_loss": loss} for place, loss in enumerate(losses)],
         "tokens": {
             "calibration": tokens_of(search.texts.calibration) * 3,
             "held_out": tokens_of(search.texts.held_out) * 2,
@@ -148,7 +153,7 @@ def quadratic(search: Search) -> Found:
         },
         "seconds": round(time.perf_counter() - began, 3),
     }
-    return Found(chosen, how)
+    return Found(tried[best], how)
 
 
 QUADRATIC = Strategy(quadratic, "quadratic question", "inputs")

@@ -8,21 +8,26 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from layerif.compress.pruning.options import MethodOptions
+from layerif.compress.quantization.options import GridOptions
 from layerif.core.options import Shown
 from layerif.data.options import ChunkOptions
 from layerif.evaluation.options import EvaluateOptions
 from layerif.finetuning.options import FinetuneOptions, RowOptions
+from layerif.search.options import DEFAULT_LEVELS, Levels
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
-class SparsityStudy(MethodOptions, ChunkOptions):
-    """What all sparsity plans share: the total, how it is pruned, and how plans are tuned."""
+class ModelStudy(ChunkOptions):
+    """What all plans share that change a model: how they are tuned.
+
+    Attributes:
+        kind: of plan.
+    """
 
     renamed: ClassVar[Mapping[str, str]] = {"samples": "calibration_samples"}
+    kind: ClassVar[str]
 
-    sparsity: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of zeros over all projections."""
     tries: Annotated[int, Field(ge=1)] = 4
     """Values that each plan tries on held-out text; rounds of a plan that is searched for."""
     held_out_tokens: Annotated[int, Field(ge=1)] = 8192
@@ -31,6 +36,36 @@ class SparsityStudy(MethodOptions, ChunkOptions):
     """Tokens run at once, padding counted."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all draws; splits do not depend on it."""
+
+    @property
+    def name(self) -> str:
+        """What a folder of it is claimed for."""
+        return f"compare {self.kind}"
+
+    @property
+    def total(self) -> float:
+        """Of each plan."""
+        return float(getattr(self, self.kind))
+
+
+class SparsityStudy(MethodOptions, ModelStudy):
+    """What all sparsity plans share: the total, how it is pruned, and how plans are tuned."""
+
+    kind = "sparsity"
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)]
+    """Fraction of zeros over all projections."""
+
+
+class BitsStudy(GridOptions, ModelStudy):
+    """What all plans of bits share: their mean, how weights are rounded, and the tuning."""
+
+    kind = "bits"
+
+    bits: Annotated[float, Field(ge=2, le=16)]
+    """Mean bits of a weight over all projections, scales aside."""
+    levels: Levels = DEFAULT_LEVELS
+    """Bits that searched plans choose among; 16 leaves a projection as it is."""
 
 
 class ExpertsStudy(FinetuneOptions, RowOptions):

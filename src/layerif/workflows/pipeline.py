@@ -273,8 +273,8 @@ class _Run:
         sparsity, stage, text = self.recipe.sparsity, self.recipe.prune, self.data.calibration
         assert isinstance(text, Corpus)
         named, opened = find_plan(name, "sparsity"), self.open(self.recipe.model)
-        if named.searched:
-            path = self.folder.path / "marginal.json"
+        if named.searched is not None:
+            path = self.folder.path / f"{name}.json"
             check_unedited(path)
             return search_into(
                 path,
@@ -282,6 +282,7 @@ class _Run:
                 sparsity.target,
                 calibration=text,
                 options=stage.part(SearchOptions).but(
+                    **named.searched,
                     rounds=sparsity.rounds,
                     tokens=sparsity.round_tokens,
                     held_out_tokens=sparsity.round_tokens,

@@ -57,7 +57,9 @@ class SparsityStage(Options):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "rounds round_tokens",
-            lambda v: any(plan.searched for plan in plans_among(v["beside"], "sparsity")),
+            lambda v: any(
+                plan.searched is not None for plan in plans_among(v["beside"], "sparsity")
+            ),
             "where marginal is in {beside}",
         ),
     )
@@ -113,7 +115,7 @@ def _planned_by_text(values: Values) -> bool:
     """Whether a plan beside LayerIF's reads calibration text."""
     plans = plans_among(values["beside"], "sparsity")
     metrics = [plan.metric for plan in plans if plan.metric not in (None, INFLUENCE)]
-    return any(plan.searched for plan in plans) or any(
+    return any(plan.searched is not None for plan in plans) or any(
         METRICS.find(str(metric)).reads_text for metric in metrics
     )
 

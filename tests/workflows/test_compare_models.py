@@ -21,7 +21,8 @@ from layerif.evaluation.statistics import holm
 from layerif.model.opening import open_model
 from layerif.plans.maps.sparsity import OWL_LAMBDA
 from layerif.plans.named import PLANS, find_plan
-from layerif.workflows.compare_sparsity import SparsityStudy, beside, compare_sparsity
+from layerif.workflows.compare_models import beside, compare_models
+from layerif.workflows.options import SparsityStudy
 
 TRIES = 2
 
@@ -116,7 +117,7 @@ def test_what_is_finished_is_not_done_again(compared, layerif, model, text, monk
     def refuse(*_args, **_options):
         raise AssertionError("pruned again")
 
-    monkeypatch.setattr("layerif.workflows.compare_sparsity.prune", refuse)
+    monkeypatch.setattr("layerif.workflows.compare_models.prune", refuse)
     status, _, err = layerif("run", out / "recipe.yaml")
     assert status == 0, err
     assert err.count("nothing is done again") >= 7
@@ -157,7 +158,7 @@ def test_scores_of_another_model_are_refused_before_any_work(tmp_path):
     )
     scores = measure(tiny_model("gpt2"))
     with pytest.raises(InputError, match="scores"):
-        compare_sparsity(
+        compare_models(
             tmp_path / "out",
             tiny_model(),
             tiny_tokenizer(),
@@ -173,7 +174,7 @@ def test_scores_of_another_model_are_refused_before_any_work(tmp_path):
 
 def test_another_context_of_the_evaluation_is_measured_again(tmp_path):
     def perplexities(folder, length):
-        found = compare_sparsity(
+        found = compare_models(
             tmp_path / folder,
             tiny_model(),
             tiny_tokenizer(),

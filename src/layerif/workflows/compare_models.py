@@ -1,8 +1,8 @@
-"""Several sparsity plans on one model: tuned alike, pruned alike, measured on the same items."""
+"""Several plans on one model: tuned alike, spent alike, measured on the same items."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -25,9 +25,12 @@ from layerif.compress.compressor import put_back
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.targets import check_pattern
+from layerif.compress.quantization.options import QuantizeOptions
+from layerif.compress.quantization.runner import quantize
 from layerif.core.caching import remembered
 from layerif.core.checkpoint import Steps
 from layerif.core.files import write_json
+from layerif.core.options import Options
 from layerif.core.progress import note, progress
 from layerif.data import Corpus, Task
 from layerif.data.chunks import check_context_length, cut, draw
@@ -42,29 +45,33 @@ from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe, setting
 from layerif.plans.named import INFLUENCE, check_influence, find_plan
-from layerif.search.options import SearchOptions
+from layerif.search.registry import options_of
 from layerif.workflows.folder import RunFolder
-from layerif.workflows.options import SparsityStudy
+from layerif.workflows.options import ModelStudy
 from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stage import json_stage, read_with
 
-STUDY = "compare sparsity"
+# What spends a plan of each kind in place, and its options.
+SPENT: dict[str, tuple[Callable[..., Any], type[Options]]] = {
+    "sparsity": (prune, PruneOptions),
+    "bits": (quantize, QuantizeOptions),
+}
 TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
 
 
-def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the options
+def compare_models(  # noqa: PLR0913  # where to, the model, what on, the options
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
     names: Sequence[str],
-    study: SparsityStudy,
+    study: ModelStudy,
     *,
     calibration: Corpus,
     on: Sequence[Task | Corpus],
     options: EvaluateOptions,
     influence: LayerScores | None = None,
 ) -> dict[str, Results]:
-    """Tune, prune and measure by each plan, and compare all with the uniform one.
+    """Tune, spend and measure each plan of the study's kind, and compare all with the uniform one.
 
     The folder gets each plan, its results, `tuning.json` and `comparison.json`. What is finished
     there is not done again.
@@ -72,8 +79,8 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
     Args:
         model: a causal LM; its weights are as before afterwards.
         names: the plans; the uniform one always comes first.
-        calibration: of pruning, metrics and tuning.
-        on: what the pruned models are measured on.
+        calibration: of pruning or quantisation, metrics and tuning.
+        on: what the compressed models are measured on.
         options: of `evaluate`.
         influence: scores for the plan `layerif`.
 
@@ -83,74 +90,78 @@ def compare_sparsity(  # noqa: PLR0913  # where to, the model, what on, the opti
         NumericalError: what is measured is not finite.
     """
     if influence is None:
-        check_influence(names, "sparsity")
+        check_influence(names, study.kind)
     for name in names:  # none may have fewer tries than another
-        named, tries = find_plan(name, "sparsity"), study.tries
-        if named.tuned is not None and (most := len(named.tries("sparsity", tries))) < tries:
+        named, tries = find_plan(name, study.kind), study.tries
+        if named.tuned is not None and (most := len(named.tries(study.kind, tries))) < tries:
             raise InputError(f"the plan {name} has {most} values to try, not {tries}")
     model = unwrapped(model)
     if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
         raise InputError(
             f"the scores are of {influence.model.name}, whose layers are not those of this model; "
-            "expected scores of the model that is pruned"
+            "expected scores of the model that is compressed"
         )
     check_sources(model, tokenizer, on, options=options)
     bench = _Bench(folder, model, tokenizer, study, calibration)
-    claimed = RunFolder(folder, STUDY)
+    claimed = RunFolder(folder, study.name)
     with claimed.claimed():
         results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
         tuning: dict[str, Any] = {}
-        # How often each prunes: for its tries, and to be measured.
-        prunings = dict.fromkeys(("uniform", *names), study.tries + 1) | {"uniform": 2}
-        with progress("plans, by times pruned", sum(prunings.values()), bar=False) as advance:
-            for name, times in prunings.items():
+        # How often each compresses: for its tries, and to be measured.
+        runs = dict.fromkeys(("uniform", *names), study.tries + 1) | {"uniform": 2}
+        with progress("plans, by times compressed", sum(runs.values()), bar=False) as advance:
+            for name, times in runs.items():
                 plan, tuning[name] = bench.best(name, influence)
-                if name != "marginal":  # which is saved already
+                if find_plan(name, study.kind).searched is None:  # others are saved already
                     claimed.keep_plan(name, plan)
                 results[name] = bench.measured(name, plan, on, options)
                 advance(times)
         write_json(folder / TUNING_FILE, tuning)
-        pruned = {name: found for name, found in results.items() if name != "dense"}
-        if len(pruned) > 1:
-            losses = {name: tuning[name]["held_out_loss"] for name in pruned}
-            comparisons = compare(pruned, "uniform", beside=beside(losses))
+        compressed = {name: found for name, found in results.items() if name != "dense"}
+        if len(compressed) > 1:
+            losses = {name: tuning[name]["held_out_loss"] for name in compressed}
+            pairs = beside(losses, study.kind)
+            comparisons = compare(compressed, "uniform", beside=pairs)
             Comparisons(comparisons=comparisons).save(folder / COMPARISON_FILE)
     return results
 
 
-def beside(losses: Mapping[str, float]) -> list[tuple[str, str]]:
+def beside(losses: Mapping[str, float], kind: str) -> list[tuple[str, str]]:
     """The pair that is compared beside each plan with the uniform one.
 
-    Marginal also meets the best of its other rivals, which tuning would have chosen.
+    The best of our searched plans also meets the best of its rivals, as tuning would choose both.
 
     Args:
         losses: of each plan on the held-out text.
+        kind: of the plans.
     """
-    rivals = [name for name in losses if name not in ("marginal", "uniform")]
-    if "marginal" not in losses or not rivals:
+    ours = [name for name in losses if find_plan(name, kind).ours]
+    rivals = [name for name in losses if name not in ("uniform", *ours)]
+    if not ours or not rivals:
         return []
-    return [("marginal", min(rivals, key=lambda name: losses[name]))]
+    best, rival = (min(names, key=lambda name: losses[name]) for names in (ours, rivals))
+    return [(best, rival)]
 
 
 class _Bench:
-    """One dense model, pruned again and again."""
+    """One dense model, compressed again and again."""
 
     def __init__(
         self,
         folder: Path,
         model: Any,
         tokenizer: Tokenizer,
-        study: SparsityStudy,
+        study: ModelStudy,
         calibration: Corpus,
     ) -> None:
         check_context_length(model, study.context_length)
-        if study.nm is not None:
-            check_pattern(find_decoder_layers(model).projections, study.nm)
+        if (nm := getattr(study, "nm", None)) is not None:
+            check_pattern(find_decoder_layers(model).projections, nm)
         self._folder, self._model, self._tokenizer = folder, model, tokenizer
         self._study, self._calibration = study, calibration
         chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
         wanted = -(-study.held_out_tokens // study.context_length)
-        # The first of the same draw are those that pruning takes.
+        # The first of the same draw are those that compression takes.
         self._held_out = draw(chunks, study.calibration_samples + wanted, study.seed)[
             study.calibration_samples :
         ]
@@ -160,17 +171,20 @@ class _Bench:
 
     def best(self, name: str, influence: LayerScores | None) -> tuple[Plan, dict[str, Any]]:
         """The plan of a way with the least loss on the held-out text, and what was tried."""
-        study, named = self._study, find_plan(name, "sparsity")
-        if named.searched:
-            path = self._folder / "marginal.json"
+        study, named = self._study, find_plan(name, self._study.kind)
+        if named.searched is not None:
+            path = self._folder / f"{name}.json"
             check_unedited(path)
             plan = search_into(
                 path,
                 self._model,
                 self._tokenizer,
-                study.sparsity,
+                study.total,
                 calibration=self._calibration,
-                options=study.part(SearchOptions).but(rounds=study.tries),
+                options=study.part(options_of(study.kind)).but(
+                    rounds=study.tries, **named.searched
+                ),
+                kind=study.kind,
                 overwrite=True,
             )
             tried = plan.how["rounds"]
@@ -181,7 +195,7 @@ class _Bench:
                 return influence
             return self._metric(metric or "uniform", **options)
 
-        plans = named.plans("sparsity", study.sparsity, scores, tries=study.tries)
+        plans = named.plans(study.kind, study.total, scores, tries=study.tries)
         tried = []
         for number, plan in enumerate(plans, start=1):
             note(f"{name}: try {number} of {len(plans)}")
@@ -197,7 +211,7 @@ class _Bench:
         on: Sequence[Task | Corpus],
         options: EvaluateOptions,
     ) -> Results:
-        """Results of the model pruned by a plan; reused where they exist."""
+        """Results of the model compressed by a plan; reused where they exist."""
         path = self._folder / f"{name}-results.json"
         texts = [
             source.text("evaluation")
@@ -209,7 +223,7 @@ class _Bench:
 
         def work(_steps: Steps) -> Results:
             note(f"{name}: measuring")
-            with self._pruned(plan):
+            with self._compressed(plan):
                 return evaluate(self._model, self._tokenizer, on, options=options)
 
         return json_stage(path, wanted, Results, work, overwrite=True)
@@ -233,7 +247,7 @@ class _Bench:
         data = hash_texts([chunk.input_ids for chunk in self._held_out])
 
         def compute(_steps: Any) -> dict[str, torch.Tensor]:
-            with self._pruned(plan), evaluation_mode(self._model):
+            with self._compressed(plan), evaluation_mode(self._model):
                 nats = summed_nats(
                     self._model,
                     self._held_out,
@@ -260,17 +274,17 @@ class _Bench:
         return Fingerprint(model=self._hash, data=data, options=asked)
 
     @contextmanager
-    def _pruned(self, plan: Plan | None) -> Iterator[None]:
-        """The model pruned by a plan inside, dense again afterwards."""
+    def _compressed(self, plan: Plan | None) -> Iterator[None]:
+        """The model compressed by a plan inside, dense again afterwards."""
         if plan is None:
             yield
             return
-        study = self._study
+        spend, kind = SPENT[self._study.kind]
         with put_back(self._layers.projections):
-            prune(
+            spend(
                 self._model,
                 plan,
-                options=study.part(PruneOptions),
+                options=self._study.part(kind),
                 tokenizer=self._tokenizer,
                 calibration=self._calibration,
             )
