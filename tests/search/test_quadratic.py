@@ -177,20 +177,20 @@ def test_a_search_may_start_from_it():
     assert "start" not in SearchOptions().recorded()
 
 
-@pytest.mark.parametrize("order", ["diagonal", "token", "first", "local"])
-def test_every_order_gives_a_plan(order):
+@pytest.mark.parametrize("criterion", ["diagonal", "token", "first", "local"])
+def test_every_criterion_gives_a_plan(criterion):
     plan = search_plan(
         trained_model(),
         3,
         kind="bits",
         tokenizer=tiny_tokenizer(),
         calibration=corpus(),
-        order=order,
+        criterion=criterion,
         method="rtn",
         group_size=32,
         tokens=512,
         held_out_tokens=512,
         **SEARCH,
     )
-    assert plan.how["order"] == order
+    assert plan.how["criterion"] == criterion
     assert plan.realised_total <= 3

@@ -160,14 +160,16 @@ PLANS: dict[str, Registry[NamedPlan]] = {
                 "linear", "rule_of_thumb", {"granularity": "projection"}, title="rule of thumb"
             ),
             "local": NamedPlan(
-                "quadratic", searched={"strategy": "quadratic", "order": "local"}, rival=True
+                "quadratic", searched={"strategy": "quadratic", "criterion": "local"}, rival=True
             ),
             # As mlx-lm's dynamic_quant: first order alone.
             "slope": NamedPlan(
-                "quadratic", searched={"strategy": "quadratic", "order": "first"}, rival=True
+                "quadratic", searched={"strategy": "quadratic", "criterion": "first"}, rival=True
             ),
             "quadratic": NamedPlan("quadratic", searched={"strategy": "quadratic"}),
-            "token": NamedPlan("quadratic", searched={"strategy": "quadratic", "order": "token"}),
+            "token": NamedPlan(
+                "quadratic", searched={"strategy": "quadratic", "criterion": "token"}
+            ),
         },
     ),
     "experts": Registry(

@@ -19,7 +19,7 @@ from layerif.search.registry import STRATEGIES
 Count = Annotated[int, Field(ge=1)]
 Distance = Annotated[float, Field(ge=0)]
 Start = Literal["uniform", "quadratic"]
-Order = Literal["diagonal", "token", "first", "local"]
+Criterion = Literal["diagonal", "token", "first", "local"]
 BitsGranularity = Literal["projection", "fused", "layer"]
 
 
@@ -51,7 +51,7 @@ class StrategyOptions(ChunkOptions):
             "with {strategy} marginal or evolution",
         ),
         Rule(
-            "order",
+            "criterion",
             lambda v: "quadratic" in (v["strategy"], v["start"]),
             "with {strategy} or {start} quadratic",
         ),
@@ -87,7 +87,7 @@ class StrategyOptions(ChunkOptions):
 
     start: Annotated[Start, ADDED] = "uniform"
     """The plan that the strategy starts from: all alike, or the one of the quadratic question."""
-    order: Annotated[Order, ADDED] = "diagonal"
+    criterion: Annotated[Criterion, ADDED] = "diagonal"
     """What levels are judged by: second order of the loss, with outputs one by one (diagonal) or
     each token as a whole (token); first order alone (first); or the outputs' error (local)."""
     rounds: Count = 5

@@ -122,7 +122,7 @@ def dense_plan(search: Search) -> State:
         )
         items = up_to(search.texts.pool, options.tokens)
         found = expansion(search.model, changes, items, batch_tokens=options.batch_tokens)
-        kept = {"q": torch.from_numpy(getattr(found, options.order))}
+        kept = {"q": torch.from_numpy(getattr(found, options.criterion))}
         search.steps.save(STEP, kept)
     return search.kind.solved(kept["q"].numpy())
 
@@ -143,7 +143,7 @@ def quadratic(search: Search) -> Found:
         note(f"{name}: held-out loss {losses[-1]:.4f}")
     best = int(np.argmin(losses))
     how = {
-        "order": search.options.order,
+        "criterion": search.options.criterion,
         "best_round": best,
         "rounds": [{"round": place, "held_out_loss": loss} for place, loss in enumerate(losses)],
         "tokens": {
