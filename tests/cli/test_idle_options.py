@@ -107,6 +107,10 @@ IDLE = [
         f"{COMPARE.format('experts')} --total 9 --task agreement --max-steps 3",
         "--scores run --epochs 3 --strict-dropout --style alpaca",
     ),
+    (
+        f"{COMPARE.format('depth')} --drop 1 --tasks python-docs --plans random,last",
+        "--candidates 4 --trial-tokens 1024 --tokens 2048 --samples 9",
+    ),
     ("tasks show agreement", "--style alpaca --model no/such/model --trust-remote-code"),
 ]
 

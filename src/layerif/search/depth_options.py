@@ -31,34 +31,16 @@ DEPTH_STRATEGIES: Registry[DepthStrategy] = Registry(
         )
     },
 )
-# Those that measure candidates, and those that ask the model by a backward pass.
-_MEASURING = ("shortlist", "greedy")
-_ASKING = ("shortlist", "quadratic", "block_influence", "contiguous", "taylor")
+# Those that measure candidates, and those that ask the model nothing.
+MEASURING = ("shortlist", "greedy")
+NOT_ASKING = ("greedy", "random")
 
 
-class DepthSearchOptions(Options):
-    """Which layers or sublayers are dropped."""
+class DepthReading(Options):
+    """What searches for layers to drop have in common: what is dropped, and the text they read."""
 
     title = "Search"
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("candidates", lambda v: v["strategy"] == "shortlist", "with {strategy} shortlist"),
-        Rule(
-            "trial_tokens",
-            lambda v: v["strategy"] in _MEASURING,
-            "with {strategy} shortlist or greedy",
-        ),
-        Rule(
-            "tokens",
-            lambda v: v["strategy"] in _ASKING,
-            "with a {strategy} that asks the model: all but greedy and random",
-        ),
-    )
 
-    strategy: Annotated[str, DEPTH_STRATEGIES] = "shortlist"
-    """How layers are chosen. One after another: by loss among the few that gradients and block
-    influence name (shortlist), or among all (greedy). At once, by the dense model: first and second
-    order of the loss (quadratic), its gradient alone (taylor), block_influence, the run of layers
-    over which hidden states turn least (contiguous), or random."""
     unit: DepthUnit = "layer"
     """What is dropped: whole layers, or attention and MLP each by itself."""
     tokens: Count = 2048
@@ -75,6 +57,30 @@ class DepthSearchOptions(Options):
     """Seed of the draws of text and layers."""
     batch_tokens: Count = 2048
     """Tokens run at once; at most 1,024 in a backward pass."""
+
+
+class DepthSearchOptions(DepthReading):
+    """Which layers or sublayers are dropped."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("candidates", lambda v: v["strategy"] == "shortlist", "with {strategy} shortlist"),
+        Rule(
+            "trial_tokens",
+            lambda v: v["strategy"] in MEASURING,
+            "with {strategy} shortlist or greedy",
+        ),
+        Rule(
+            "tokens",
+            lambda v: v["strategy"] not in NOT_ASKING,
+            "with a {strategy} that asks the model: all but greedy and random",
+        ),
+    )
+
+    strategy: Annotated[str, DEPTH_STRATEGIES] = "shortlist"
+    """How layers are chosen. One after another: by loss among the few that gradients and block
+    influence name (shortlist), or among all (greedy). At once, by the dense model: first and second
+    order of the loss (quadratic), its gradient alone (taylor), block_influence, the run of layers
+    over which hidden states turn least (contiguous), or random."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
