@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 import layerif
-from helpers.marginal_models import corpus, trained_model
+from helpers.architectures import tiny_architecture
+from helpers.marginal_models import corpus
 from helpers.tiny import tiny_tokenizer
 from layerif.calibration.text import drawn_chunks
 
@@ -15,7 +16,7 @@ TEXT = {"calibration_samples": 6, "context_length": 32}
 
 
 def test_first_and_second_order_of_a_layers_gate():
-    model = trained_model(torch.float64)
+    model = tiny_architecture("llama", torch.float64)
     chunks, _ = drawn_chunks(tiny_tokenizer(), corpus(), 6, 32, 0)
     expected = {"taylor": [], "drop_cost": []}
     for layer in model.model.layers:
