@@ -46,7 +46,7 @@ def test_a_folder_that_is_not_as_it_says_is_found_out(layerif, model, tmp_path):
     Plan(kind="depth", allocation=[1, 0, 1]).save(plan)
     status, _, err = layerif("drop", "--model", model, "--plan", plan, "--out", out)
     assert status == 0, err
-    path = out / "layerif_dropped.json"
+    path = out / "layerif_manifest.json"
     record = DroppedLayers.load(path)
     plan = record.plan.model_copy(update={"allocation": [1, 0, 0]})
     record.model_copy(update={"plan": plan, "kept": [0]}).save(path)

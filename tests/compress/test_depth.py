@@ -12,7 +12,7 @@ import layerif
 from helpers.architectures import tiny_architecture
 from helpers.searching import same, states
 from helpers.tiny import tiny_model, tiny_tokenizer, vision_model
-from layerif.artifacts import DROPPED_FILE, DroppedLayers, ModuleLevel, Plan
+from layerif.artifacts import MANIFEST_FILE, DroppedLayers, ModuleLevel, Plan
 from layerif.compress.depth.configuration import cut_configuration
 from layerif.compress.depth.dropping import drop_layers
 from layerif.compress.depth.saving import verify_dropped
@@ -210,14 +210,14 @@ def test_a_folder_is_reused_and_checked(tmp_path, capsys):
         drop_into(folder, model, tiny_tokenizer(), depth(0, 1, 1))
     assert DroppedLayers.of_folder(folder).dropped == [1]
     assert "layers dropped | 1" in (folder / "README.md").read_text()
-    record = json.loads((folder / DROPPED_FILE).read_text())
+    record = json.loads((folder / MANIFEST_FILE).read_text())
     record["plan"]["allocation"], record["kept"] = [1, 1, 1], [0, 1, 2]
     record["plan"]["total"] = None
-    (folder / DROPPED_FILE).write_text(json.dumps(record))
+    (folder / MANIFEST_FILE).write_text(json.dumps(record))
     (fault,) = verify_dropped(folder)
     assert "2 layers" in fault
     record["kept"] = [0, 1]
-    (folder / DROPPED_FILE).write_text(json.dumps(record))
+    (folder / MANIFEST_FILE).write_text(json.dumps(record))
     with pytest.raises(InputError, match="kept"):
         verify_dropped(folder)
 

@@ -1,6 +1,6 @@
 """What flows between the stages: small, typed, saved as JSON and safetensors, never as pickle."""
 
-from layerif.artifacts.depth import DROPPED_FILE, DroppedLayers
+from layerif.artifacts.depth import DroppedLayers
 from layerif.artifacts.finetuning import (
     FINETUNING_FILE,
     Finetuning,

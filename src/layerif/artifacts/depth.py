@@ -7,12 +7,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from layerif.artifacts.manifest import MANIFEST_FILE
 from layerif.artifacts.plan import Plan
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import JsonArtifact, ModelInfo, Setting
 from layerif.errors import InputError
-
-DROPPED_FILE = "layerif_dropped.json"
 
 
 class DroppedLayers(JsonArtifact):
@@ -55,9 +54,9 @@ class DroppedLayers(JsonArtifact):
         Raises:
             InputError: there is none, or it is not valid.
         """
-        if not (folder / DROPPED_FILE).is_file():
+        if not (folder / MANIFEST_FILE).is_file():
             raise InputError(
-                f"no model with layers dropped in {folder}: {DROPPED_FILE}, which `layerif drop` "
+                f"no model with layers dropped in {folder}: {MANIFEST_FILE}, which `layerif drop` "
                 "writes beside the weights, does not exist"
             )
-        return cls.load(folder / DROPPED_FILE)
+        return cls.load(folder / MANIFEST_FILE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerif.artifacts.depth import DROPPED_FILE
 from layerif.artifacts.finetuning import FINETUNING_FILE
 from layerif.artifacts.gradients import GRADIENTS_FILE, ROWS_FILE, VECTORS_FILE
 from layerif.artifacts.manifest import MANIFEST_FILE
@@ -37,7 +36,7 @@ SCORES = Kind("layerif.scores", SCORES_FILE, (INFLUENCE_FILE,), whole=False)
 GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (ROWS_FILE, VECTORS_FILE))
 PRUNED = Kind("layerif.manifest", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
 QUANTIZED = Kind("layerif.quantized", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
-DROPPED = Kind("layerif.dropped", DROPPED_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
+DROPPED = Kind("layerif.dropped", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
 ADAPTER = Kind(
     "layerif.finetuning", FINETUNING_FILE, (*ADAPTER_FILES, *ROUTING_FILES, *BESIDE), BESIDE
 )

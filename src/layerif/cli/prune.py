@@ -140,9 +140,9 @@ def verify(
     N:M patterns are checked group by group. Of a model with layers dropped the layers are counted.
     Exit status 3 where something differs.
     """
-    from layerif.artifacts import DROPPED_FILE
+    from layerif.artifacts import DROPPED
 
-    if (folder / DROPPED_FILE).is_file():
+    if DROPPED.is_finished(folder):
         _verify_depth(folder, trust_remote_code=trust_remote_code, as_json=as_json)
         return
     from layerif.compress.pruning.verifying import verify as verify_folder

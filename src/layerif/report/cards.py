@@ -113,7 +113,7 @@ def dropped_card(manifest: DroppedLayers) -> str:
 
 ## How it was made
 
-Nothing was trained: the layers that are left are as they were. `layerif_dropped.json` holds the
+Nothing was trained: the layers that are left are as they were. `layerif_manifest.json` holds the
 whole record, and says which layer each of them was.
 
 {_table(facts)}

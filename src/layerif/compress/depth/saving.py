@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import CARD_FILE, DROPPED, DROPPED_FILE, DroppedLayers
+from layerif.artifacts import CARD_FILE, DROPPED, MANIFEST_FILE, DroppedLayers
 from layerif.compress.pruning.saving import as_stored
 from layerif.core.files import new_folder, write_text
 from layerif.model.layers import find_decoder_layers
@@ -39,7 +39,7 @@ def save_dropped(
         with quiet_transformers(), new_folder(Path(folder), DROPPED) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
-            manifest.save(part / DROPPED_FILE)
+            manifest.save(part / MANIFEST_FILE)
             write_text(part / CARD_FILE, dropped_card(manifest))
     return manifest
 
