@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.marginal_models import corpus
 from layerif.artifacts import DroppedLayers, Plan
+from layerif.model.opening import open_model
 
 SMALL = ["--tokens", 128, "--context-length", 32, "--held-out-tokens", 128]
 
@@ -79,3 +81,28 @@ def test_a_plan_from_a_metric(layerif, model, text, tmp_path):
     status, printed, err = layerif("allocate", "depth", scores, "--total", 2, "--json")
     assert status == 0, err
     assert sum(Plan.model_validate_json(printed).allocation) == 2
+
+
+def test_a_lora_heals_and_is_merged(layerif, model, tmp_path):
+    plan, out = tmp_path / "plan.json", tmp_path / "cut"
+    Plan(kind="depth", allocation=[1, 0, 1]).save(plan)
+    status, _, err = layerif("drop", "--model", model, "--plan", plan, "--out", out)
+    assert status == 0, err
+    training = ["--task", "agreement", "--train-samples", 4, "--validation-samples", 0, "--rank", 2]
+    adapter = tmp_path / "adapter"
+    tuning = ["finetune", "--model", out, *training, "--max-steps", 2, "--out", adapter]
+    status, _, err = layerif(*tuning, "--learning-rate", 0.05)
+    assert status == 0, err
+    healed = tmp_path / "healed"
+    status, printed, err = layerif("merge", out, "--adapter", adapter, "--out", healed)
+    assert status == 0, err
+    assert "is merged" in " ".join((printed + err).split())
+    record = DroppedLayers.of_folder(healed)
+    assert record.kept == [0, 2]
+    assert record.merged == str(adapter)
+    one, other = (AutoModelForCausalLM.from_pretrained(path) for path in (out, healed))
+    weights = [m.model.layers[1].mlp.up_proj.weight for m in (one, other)]
+    assert not torch.equal(*weights)
+    expected = open_model(out, adapter=adapter)[0](torch.arange(5, 25)[None]).logits
+    torch.testing.assert_close(other(torch.arange(5, 25)[None]).logits, expected)
+    assert layerif("verify", healed)[0] == 0

@@ -24,6 +24,7 @@ class DroppedLayers(JsonArtifact):
             folder is layer `kept[i]` there.
         parameters: of the model that is left, and of the whole one.
         precision: that the weights are stored in, where it is narrower than the one of `setting`.
+        merged: the LoRA that was merged into the weights afterwards; None where none was.
         fingerprint: what all of it depends on.
     """
 
@@ -34,6 +35,7 @@ class DroppedLayers(JsonArtifact):
     parameters: tuple[int, int]
     setting: Setting
     precision: str | None = None
+    merged: str | None = None
     fingerprint: Fingerprint | None = None
 
     @model_validator(mode="after")

@@ -113,10 +113,12 @@ def merge(
 ) -> None:
     """Merge a LoRA trained on a pruned model into its weights, and keep the zeros.
 
-    What the LoRA adds where the pruned weights are zero is lost, so measure the outcome.
+    What the LoRA adds where the pruned weights are zero is lost, so measure the outcome. A model
+    with layers dropped is merged as it is.
     """
+    from layerif.artifacts import DroppedLayers
     from layerif.compress.pruning.merging import merge_into
-    from layerif.report.tables import manifest_table
+    from layerif.report.tables import dropped_lines, manifest_table, plan_table
 
     made = merge_into(
         out,
@@ -127,6 +129,9 @@ def merge(
         overwrite=overwrite,
         **opening.values(),
     )
+    if isinstance(made, DroppedLayers):
+        finish(context, out, plan_table(made.plan), made, *dropped_lines(made), as_json=as_json)
+        return
     finish(context, out, manifest_table(made), made, as_json=as_json)
 
 

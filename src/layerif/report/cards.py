@@ -104,6 +104,7 @@ def dropped_card(manifest: DroppedLayers) -> str:
         "layers dropped": ", ".join(map(str, manifest.dropped)),
         "parameters": f"{left:,} of {whole:,}",
         "plan from": _said(manifest.plan.how),
+        "merged LoRA": manifest.merged or "",
         **_setting(manifest),
     }
     return f"""{_front(base, "transformers")}
@@ -113,8 +114,8 @@ def dropped_card(manifest: DroppedLayers) -> str:
 
 ## How it was made
 
-Nothing was trained: the layers that are left are as they were. `layerif_manifest.json` holds the
-whole record, and says which layer each of them was.
+{"" if manifest.merged else "Nothing was trained: the layers that are left are as they were. "}\
+`layerif_manifest.json` holds the whole record, and says which layer each of them was.
 
 {_table(facts)}
 """

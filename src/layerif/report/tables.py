@@ -124,7 +124,8 @@ def dropped_lines(manifest: DroppedLayers) -> list[str]:
     left, whole = manifest.parameters
     lines = [
         f"Layers {', '.join(map(str, manifest.dropped))} of {manifest.model.layers} dropped: "
-        f"{left:,} of {whole:,} parameters left. Nothing was trained after it."
+        f"{left:,} of {whole:,} parameters left. "
+        + (f"{manifest.merged} is merged." if manifest.merged else "Nothing was trained after it.")
     ]
     if manifest.precision is not None:
         lines.append(f"Saved in {manifest.precision}, the precision of the model's files.")
