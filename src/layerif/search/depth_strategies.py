@@ -56,7 +56,8 @@ class DepthSearch:
         asked, tried: texts that the model is asked on, and that candidates are measured on.
         options: of the search.
         steps: keep what is finished.
-        passes: tokens run forward and backward so far, and losses of candidates measured.
+        passes: tokens run forward (through a part of the layers: as much less) and backward so far,
+            and losses of candidates measured.
         trace: of each step, what was dropped.
     """
 
@@ -93,17 +94,44 @@ class DepthSearch:
                 backward=backward,
             )
 
-    def loss(self, dropped: Sequence[int], items: Sequence[Encoded] | None = None) -> float:
-        """Mean loss without some units, of the texts for trials unless others are given."""
-        if items is None:
-            items = self.tried
-            self.passes["forward_tokens"] += tokens_of(items)
-            self.passes["trials"] += 1
-        with (
-            self.skipping.without([self.units[place] for place in dropped]),
-            evaluation_mode(self.model),
-        ):
+    def loss(
+        self,
+        dropped: Sequence[int],
+        items: Sequence[Encoded],
+        beginning: tuple[int, Sequence[torch.Tensor]] | None = None,
+    ) -> float:
+        """Mean loss of texts without some units.
+
+        Args:
+            dropped: their places.
+            items: the texts.
+            beginning: a layer, and its inputs, as `Skipping.beginning_at` takes them.
+        """
+        skipping = self.skipping
+        with ExitStack() as inside:
+            inside.enter_context(evaluation_mode(self.model))
+            inside.enter_context(skipping.without([self.units[place] for place in dropped]))
+            # Last, so that layers below, dropped or not, hand on what it is given.
+            if beginning is not None:
+                inside.enter_context(skipping.beginning_at(*beginning))
             return mean_loss(self.model, items, batch_tokens=self.options.batch_tokens)
+
+    def trials(self, dropped: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        """Mean loss of the texts for trials without each of some more units.
+
+        Layers below a candidate do what they did without it, so they run once for all.
+        """
+        layers = [self.units[place].layer for place in candidates]
+        with self.skipping.keeping_inputs({*layers}) as inputs:
+            self.loss(dropped, self.tried)
+        count = len(self.skipping.layers)
+        run = count + sum(count - layer for layer in layers)
+        self.passes["forward_tokens"] += round(tokens_of(self.tried) * run / count)
+        self.passes["trials"] += len(candidates)
+        return [
+            self.loss([*dropped, place], self.tried, (layer, inputs[layer]))
+            for place, layer in zip(candidates, layers, strict=True)
+        ]
 
     def one_by_one(self, among: Callable[[Sequence[int]], Sequence[int]]) -> list[int]:
         """Drop unit after unit: of those that `among` names, the one whose loss is least.
@@ -124,14 +152,17 @@ class DepthSearch:
             advance(len(dropped))
             while len(dropped) < self.drop:
                 candidates = among(dropped)
-                losses = [self.loss([*dropped, place]) for place in candidates]
+                losses = self.trials(dropped, candidates)
                 best = int(np.argmin(losses))
                 dropped.append(candidates[best])
                 self.trace.append(
                     {
                         "dropped": self.units[dropped[-1]].key,
                         "loss": losses[best],
-                        "tried": len(candidates),
+                        "tried": {
+                            self.units[place].key: loss
+                            for place, loss in zip(candidates, losses, strict=True)
+                        },
                         "seconds": round(time.perf_counter() - began, 3),
                     }
                 )

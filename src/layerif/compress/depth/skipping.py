@@ -6,7 +6,7 @@ What they return beside that, where it is a tuple, is found out by one short for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +93,53 @@ class Skipping:
         with replaced_forwards([unit.module for unit in dropped], replacement):
             yield
 
+    @contextmanager
+    def keeping_inputs(self, places: Collection[int]) -> Iterator[dict[int, list[torch.Tensor]]]:
+        """Inside, what some layers are given is kept, forward pass by forward pass."""
+        kept: dict[int, list[torch.Tensor]] = {place: [] for place in places}
+        with ExitStack() as hooks:
+            for place, found in kept.items():
+                layer = self.layers.modules[place]
+                keep = _keeper(found)
+                hooks.enter_context(layer.register_forward_pre_hook(keep, with_kwargs=True))
+            yield kept
+
+    @contextmanager
+    def beginning_at(self, place: int, inputs: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Inside, forward passes begin at a layer: those below it hand its inputs on.
+
+        Not where layers hand on more than hidden states: there all of them run.
+
+        Args:
+            place: of the layer.
+            inputs: of each forward pass, as `keeping_inputs` kept them.
+        """
+        below = self.layers.modules[:place]
+        if any(self._forms[id(layer)].handed for layer in below):
+            yield
+            return
+        passes = iter(inputs)
+
+        def replacement(index: int, _forward: Forward) -> Forward:
+            form = self._forms[id(below[index])]
+            last = index == place - 1
+
+            def passed(*args: Any, **kwargs: Any) -> Any:
+                hidden = next(passes) if last else hidden_of(args, kwargs)
+                return form.output(hidden, args[1:], kwargs)
+
+            return passed
+
+        with replaced_forwards(below, replacement):
+            yield
+
+
+def _keeper(found: list[torch.Tensor]) -> Any:
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(hidden_of(args, kwargs).clone())
+
+    return keep
+
 
 @torch.no_grad()
 def _forms(model: Any, layers: DecoderLayers, modules: Sequence[nn.Module]) -> dict[int, _Form]:
@@ -127,7 +174,7 @@ def _forms(model: Any, layers: DecoderLayers, modules: Sequence[nn.Module]) -> d
         )
     return {
         id(module): _Form(counts[id(module)], handed if id(module) in whole else {})
-        for module in modules
+        for module in (*layers.modules, *modules)
     }
 
 
