@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ import torch
 
 from layerif.artifacts import (
     Comparisons,
-    Fingerprint,
     LayerScores,
     MetricScores,
     Plan,
     Results,
-    hash_model,
     hash_texts,
 )
 from layerif.compress.compressor import put_back
@@ -28,7 +25,6 @@ from layerif.compress.pruning.targets import check_pattern
 from layerif.compress.quantization.options import QuantizeOptions
 from layerif.compress.quantization.runner import quantize
 from layerif.core.caching import remembered
-from layerif.core.checkpoint import Steps
 from layerif.core.files import write_json
 from layerif.core.options import Options
 from layerif.core.progress import note, progress
@@ -36,21 +32,20 @@ from layerif.data import Corpus, Task
 from layerif.data.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
-from layerif.evaluation.evaluate import check_sources, evaluate
+from layerif.evaluation.evaluate import check_sources
 from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.summed import summed_nats
 from layerif.metrics.measuring import metric_scores
 from layerif.metrics.options import MeasureOptions
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
-from layerif.model.opening import Tokenizer, describe, setting
+from layerif.model.opening import Tokenizer, describe
 from layerif.plans.named import INFLUENCE, check_influence, find_plan
 from layerif.search.registry import options_of
 from layerif.workflows.bench import COMPARISON_FILE, Bench
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ModelStudy
 from layerif.workflows.searching import check_unedited, search_into
-from layerif.workflows.stage import json_stage, read_with
 
 # What spends a plan of each kind in place, and its options.
 SPENT: dict[str, tuple[Callable[..., Any], type[Options]]] = {
