@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layerif.artifacts import MetricScores as MetricScores
     from layerif.artifacts import Plan as Plan
     from layerif.artifacts import Results as Results
+    from layerif.compress.depth.dropping import drop_layers as drop_layers
     from layerif.compress.pruning.registry import register_pruner as register_pruner
     from layerif.compress.pruning.runner import prune as prune
     from layerif.compress.pruning.saving import save_pruned as save_pruned
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 # The names of each module; imported on first use, so that `import layerif` stays fast.
 _NAMES = {
     "artifacts": "LayerScores MetricScores Plan Results",
+    "compress.depth.dropping": "drop_layers",
     "compress.pruning.registry": "register_pruner",
     "compress.pruning.runner": "prune",
     "compress.pruning.saving": "save_pruned",

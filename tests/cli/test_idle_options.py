@@ -15,6 +15,7 @@ METRIC = "metric {} --model no/such/model --out scores.json"
 SPARSITY = "allocate sparsity {} --sparsity 0.5"
 EXPERTS = "allocate experts vector.json --total 9"
 SEARCH = "search sparsity --model no/such/model --sparsity 0.5"
+DEPTH = "search depth --model no/such/model --drop 2"
 PRUNE = "prune --model no/such/model --sparsity 0.5 --method magnitude --out pruned"
 EVALUATE = "evaluate --model no/such/model"
 VALIDATE = "validate --model no/such/model --scores vector.json --out truth"
@@ -51,6 +52,13 @@ IDLE = [
         f"{SEARCH} --strategy evolution --evaluations 9",
         "--rounds 5 --delta 0.05 --eta 0.06 --tokens 4096",
     ),
+    (f"{DEPTH} --strategy greedy", "--tokens 2048 --candidates 4"),
+    (f"{DEPTH} --strategy random", "--tokens 2048 --trial-tokens 1024 --candidates 4"),
+    (
+        "allocate depth vector.json --total 2 --map last",
+        "--orientation direct --on-constant error --aggregate positive",
+    ),
+    ("allocate bits vector.json --bits 4 --map uniform", "--spread 1 --on-constant error"),
     (SPARSITY.format("vector.json"), "--aggregate positive --trust-remote-code --overwrite"),
     (SPARSITY.format("vector.json --map owl"), "--epsilon 0.1 --smooth"),
     (SPARSITY.format("vector.json --map dlp"), "--epsilon 0.1 --no-smooth"),
@@ -98,6 +106,10 @@ IDLE = [
     (
         f"{COMPARE.format('experts')} --total 9 --task agreement --max-steps 3",
         "--scores run --epochs 3 --strict-dropout --style alpaca",
+    ),
+    (
+        f"{COMPARE.format('depth')} --drop 1 --tasks python-docs --plans random,last",
+        "--candidates 4 --trial-tokens 1024 --tokens 2048 --samples 9",
     ),
     ("tasks show agreement", "--style alpaca --model no/such/model --trust-remote-code"),
 ]

@@ -10,7 +10,8 @@ from helpers.marginal_models import corpus, trained_model
 from helpers.tiny import tiny_tokenizer
 from layerif.artifacts import Comparisons, Plan
 from layerif.evaluation.options import EvaluateOptions
-from layerif.workflows.compare_models import COMPARISON_FILE, TUNING_FILE, compare_models
+from layerif.workflows.bench import COMPARISON_FILE
+from layerif.workflows.compare_models import TUNING_FILE, compare_models
 from layerif.workflows.options import BitsStudy
 
 STUDY = BitsStudy(

@@ -71,3 +71,21 @@ def test_what_is_not_there_is_refused(run):
         run().evaluate(["agreement"], of="pruned")
     with pytest.raises(InputError, match="dtype"):
         run(dtype="float8")
+
+
+def test_layers_are_searched_for_and_dropped(run, capsys):
+    mine = run()
+    options = {"tokens": 64, "trial_tokens": 64, "held_out_tokens": 64, "context_length": 32}
+    plan = mine.search(1, kind="depth", **options)
+    made = mine.drop(plan)
+    assert made.kept == [layer for layer, kept in enumerate(plan.allocation) if kept]
+    results = mine.evaluate(["agreement"], of="dropped", samples=6)
+    assert results.model.layers == 2
+    capsys.readouterr()
+    assert run().search(1, kind="depth", **options) == plan
+    assert run().drop(plan) == made
+    assert capsys.readouterr().err.count("nothing is done again") == 2
+    with pytest.raises(InputError, match="candidates"):
+        run().search(1, kind="depth", **options, candidates=2)
+    with pytest.raises(InputError, match="rounds"):
+        run().search(1, kind="depth", rounds=2)

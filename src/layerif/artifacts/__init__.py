@@ -1,5 +1,6 @@
 """What flows between the stages: small, typed, saved as JSON and safetensors, never as pickle."""
 
+from layerif.artifacts.depth import DroppedLayers
 from layerif.artifacts.finetuning import (
     FINETUNING_FILE,
     Finetuning,
@@ -14,6 +15,7 @@ from layerif.artifacts.kinds import (
     ADAPTER,
     CARD_FILE,
     CONVERTED,
+    DROPPED,
     GRADIENTS,
     PRUNED,
     QUANTIZED,

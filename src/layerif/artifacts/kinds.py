@@ -36,6 +36,7 @@ SCORES = Kind("layerif.scores", SCORES_FILE, (INFLUENCE_FILE,), whole=False)
 GRADIENTS = Kind("layerif.gradients", GRADIENTS_FILE, (ROWS_FILE, VECTORS_FILE))
 PRUNED = Kind("layerif.manifest", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
 QUANTIZED = Kind("layerif.quantized", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
+DROPPED = Kind("layerif.dropped", MANIFEST_FILE, (*MODEL_FILES, *BESIDE), BESIDE)
 ADAPTER = Kind(
     "layerif.finetuning", FINETUNING_FILE, (*ADAPTER_FILES, *ROUTING_FILES, *BESIDE), BESIDE
 )

@@ -69,13 +69,14 @@ class Plan(JsonArtifact):
 
     Attributes:
         kind: `sparsity` (fraction of zeros in the layer's projections), `experts` (LoRA experts),
-            `ranks` (of a plain LoRA, at each of the layer's projections), `bits` (of a weight), or
-            a registered one.
+            `ranks` (of a plain LoRA, at each of the layer's projections), `bits` (of a weight),
+            `depth` (1 for a layer that is kept, else 0), or a registered one.
         allocation: one number per decoder layer; where projections differ within a layer, their
             mean weighted by size.
-        modules: the level of every projection; None where those of a layer are alike.
+        modules: the level of every projection, for depth of every sublayer; None where those of a
+            layer are alike.
         total: of the levels, as the kind counts them: for sparsity and bits the mean weighted by
-            `layer_sizes`, for experts and ranks the sum.
+            `layer_sizes`, for experts, ranks and depth the sum.
         layer_sizes: parameters of each layer, where no model gives them; without either all layers
             count as equally large.
         model: which model the plan was made for; None fits any model with as many layers.
@@ -171,9 +172,10 @@ class Plan(JsonArtifact):
         count = model.layers if model else 1 + max(module.layer for module in modules)
         by_layer = _by_layer(modules, count)
         sizes = [sum(module.numel for module in own) for own in by_layer]
+        empty = rules.high if rules.every_layer else rules.low
         return cls(
             kind=kind,
-            allocation=[min(_mean(own), rules.high) if own else rules.low for own in by_layer],
+            allocation=[min(_mean(own), rules.high) if own else empty for own in by_layer],
             layer_sizes=None if model else sizes,
             modules=list(modules),
             **fields,

@@ -29,6 +29,7 @@ MODULES = {
     "allocate": "allocate",
     "search": "search",
     "prune": "prune",
+    "drop": "drop",
     "validate": "validate",
     "compare": "compare",
     "verify": "prune",

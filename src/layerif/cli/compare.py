@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +14,14 @@ from layerif.cli.command import Command
 from layerif.cli.derived import with_rules
 from layerif.cli.lazy import group
 from layerif.cli.replay import finish
+from layerif.cli.search import TextOptions
 from layerif.core.options import Rule, Values
 from layerif.data.options import CalibrationOptions, PromptOptions, TaskOptions
 from layerif.evaluation.options import EvaluateOptions, has_corpus, has_task
 from layerif.model.options import ModelOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
-from layerif.workflows.options import BitsStudy, ExpertsStudy, ModelStudy, SparsityStudy
+from layerif.search.depth_options import MEASURING, NOT_ASKING
+from layerif.workflows.options import BitsStudy, DepthStudy, ExpertsStudy, ModelStudy, SparsityStudy
 
 if TYPE_CHECKING:
     from layerif.artifacts import Results
@@ -194,6 +196,67 @@ def bits(
     _print(context, out, title, results, lines, as_json=as_json)
 
 
+def _any_of(*names: str) -> Callable[[Values], bool]:
+    """Whether one of those plans is compared."""
+    return lambda values: not {*names}.isdisjoint(options.words(values["plans"]))
+
+
+@app.command("depth", cls=Command)
+@with_rules(
+    Rule("candidates", _any_of("shortlist"), "where shortlist is among {plans}"),
+    Rule("trial_tokens", _any_of(*MEASURING), "where shortlist or greedy is among {plans}"),
+    Rule(
+        "tokens",
+        lambda v: not {*options.words(v["plans"])} <= {*NOT_ASKING, "uniform", "last"},
+        "where a plan that asks the model is among {plans}",
+    ),
+)
+def depth(
+    context: typer.Context,
+    model: ModelOptions,
+    tasks: MeasuredOn,
+    out: options.OutFolder,
+    study: DepthStudy,
+    text: TextOptions,
+    prompts: PromptOptions,
+    measuring: ComparedOptions,
+    plans: Annotated[
+        str, typer.Option(help=f"With commas: {', '.join(PLANS['depth'].names())}.")
+    ] = "shortlist,block_influence,contiguous,taylor,quadratic,random",
+    as_json: options.Json = False,
+) -> None:
+    """Drop as many layers by several plans, and measure all on the same items.
+
+    The dense model is measured beside them. Differences from the first plan are tested in pairs.
+    Nothing is trained. Interrupted, the same command goes on after the last finished plan.
+    """
+    from layerif.data import load_corpus, load_sources
+    from layerif.plans.named import find_plan
+    from layerif.workflows.folder import RunFolder
+
+    names = options.words(plans)
+    for name in names:
+        find_plan(name, "depth")
+    RunFolder(out, "compare depth").check()
+    corpus = load_corpus(text.calibration, data_dir=prompts.data_dir)
+    words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
+    sources = load_sources(options.words(tasks), **words)
+
+    from layerif.workflows.compare_depth import compare_depth
+
+    results = compare_depth(
+        out,
+        *model.open(),
+        names,
+        study,
+        calibration=corpus,
+        on=sources,
+        options=measuring.part(EvaluateOptions),
+    )
+    title = f"{study.drop} {study.unit}s dropped"
+    _print(context, out, title, results, _said(results, out), as_json=as_json)
+
+
 def _compared(
     out: Path,
     model: ModelOptions,
@@ -206,7 +269,7 @@ def _compared(
     scores: Path | None,
 ) -> tuple[dict[str, Results], list[str]]:
     """Results by plan, and what is said of them."""
-    from layerif.artifacts import Comparisons, LayerScores
+    from layerif.artifacts import LayerScores
     from layerif.data import load_corpus, load_sources
     from layerif.plans.named import find_plan
     from layerif.workflows.folder import RunFolder
@@ -219,9 +282,7 @@ def _compared(
     words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
     sources = load_sources(options.words(tasks), **words)
 
-    from layerif.report.comparisons import comparison_lines
-    from layerif.report.tables import caveat_lines
-    from layerif.workflows.compare_models import COMPARISON_FILE, compare_models
+    from layerif.workflows.compare_models import compare_models
 
     results = compare_models(
         out,
@@ -233,10 +294,20 @@ def _compared(
         options=measuring.part(EvaluateOptions),
         influence=influence,
     )
+    return results, _said(results, out)
+
+
+def _said(results: dict[str, Results], out: Path) -> list[str]:
+    """What a reader must know of results, and how the plans compare."""
+    from layerif.artifacts import Comparisons
+    from layerif.report.comparisons import comparison_lines
+    from layerif.report.tables import caveat_lines
+    from layerif.workflows.bench import COMPARISON_FILE
+
     lines = [*caveat_lines(results)]
     if len(results) > 2:
         lines += comparison_lines(Comparisons.load(out / COMPARISON_FILE).comparisons)
-    return results, lines
+    return lines
 
 
 def _print(

@@ -113,10 +113,12 @@ def merge(
 ) -> None:
     """Merge a LoRA trained on a pruned model into its weights, and keep the zeros.
 
-    What the LoRA adds where the pruned weights are zero is lost, so measure the outcome.
+    What the LoRA adds where the pruned weights are zero is lost, so measure the outcome. A model
+    with layers dropped is merged as it is.
     """
+    from layerif.artifacts import DroppedLayers
     from layerif.compress.pruning.merging import merge_into
-    from layerif.report.tables import manifest_table
+    from layerif.report.tables import dropped_lines, manifest_table, plan_table
 
     made = merge_into(
         out,
@@ -127,6 +129,9 @@ def merge(
         overwrite=overwrite,
         **opening.values(),
     )
+    if isinstance(made, DroppedLayers):
+        finish(context, out, plan_table(made.plan), made, *dropped_lines(made), as_json=as_json)
+        return
     finish(context, out, manifest_table(made), made, as_json=as_json)
 
 
@@ -137,8 +142,14 @@ def verify(
 ) -> None:
     """Count a pruned model's zeros in its files, and compare them with its manifest.
 
-    N:M patterns are checked group by group. Exit status 3 where something differs.
+    N:M patterns are checked group by group. Of a model with layers dropped the layers are counted.
+    Exit status 3 where something differs.
     """
+    from layerif.artifacts import DROPPED
+
+    if DROPPED.is_finished(folder):
+        _verify_depth(folder, trust_remote_code=trust_remote_code, as_json=as_json)
+        return
     from layerif.compress.pruning.verifying import verify as verify_folder
 
     found = verify_folder(folder, trust_remote_code=trust_remote_code)
@@ -152,6 +163,20 @@ def verify(
         as_json=as_json,
     )
     if not found.ok:
+        raise typer.Exit(NumericalError.exit_code)
+
+
+def _verify_depth(folder: Path, *, trust_remote_code: bool, as_json: bool) -> None:
+    from layerif.artifacts import DroppedLayers
+    from layerif.compress.depth.saving import verify_dropped
+    from layerif.report.tables import plan_table
+
+    faults = verify_dropped(folder, trust_remote_code=trust_remote_code)
+    manifest = DroppedLayers.of_folder(folder)
+    said = f"{len(manifest.kept)} of {manifest.model.layers} layers, as the manifest says"
+    value = {"folder": str(folder), "ok": not faults, "faults": faults, "kept": manifest.kept}
+    emit(plan_table(manifest.plan), value, *(faults or [said]), as_json=as_json)
+    if faults:
         raise typer.Exit(NumericalError.exit_code)
 
 

@@ -10,12 +10,29 @@ from layerif.cli import options
 from layerif.cli.allocate import KindTotal, PlanOut, deliver, total_options
 from layerif.cli.derived import expanded
 from layerif.cli.lazy import ListedGroup, single
-from layerif.core.options import Rule, Shown
-from layerif.data.options import CalibrationOptions, PromptOptions, has_styles
+from layerif.core.options import Options, Rule, Shown
+from layerif.data.options import PromptOptions, has_styles
+from layerif.data.registry import CORPORA
 from layerif.model.options import ModelOptions
 from layerif.plans.kinds.registry import KINDS as PLAN_KINDS
 from layerif.search.options import SearchOptions
-from layerif.search.registry import KINDS, options_of
+from layerif.search.registry import SEARCHES, options_of, searched
+
+
+class DropTotal(KindTotal):
+    """For depth."""
+
+    drop: int
+    """Layers, or with --unit sublayer sublayers, that are dropped."""
+
+
+class TextOptions(Options):
+    """Running text, where the search itself says how it is cut."""
+
+    title = "Calibration"
+
+    calibration: Annotated[str, CORPORA] = "python-docs"
+    """A text file, or a name."""
 
 
 class TargetOptions(PromptOptions):
@@ -39,7 +56,7 @@ def search(
     model: ModelOptions,
     total: KindTotal,
     how: SearchOptions,
-    text: CalibrationOptions,
+    text: TextOptions,
     aim: TargetOptions,
     out: PlanOut = None,
     overwrite: options.Overwrite = False,
@@ -82,12 +99,14 @@ def _command(name: str) -> Any:
     command = expanded(
         search,
         rules=(options.beside("overwrite", "out"),),
-        total=total_options(PLAN_KINDS.find(name)),
+        total=DropTotal if name == "depth" else total_options(PLAN_KINDS.find(name)),
         how=options_of(name),
     )
-    return single(command, name, help=search.__doc__)
+    # A search of its own says what it does; its arguments are flags.
+    own = name in SEARCHES.names() and (SEARCHES.find(name).__doc__ or "").partition("Args:")[0]
+    return single(command, name, help=own or search.__doc__)
 
 
 app = ListedGroup(
-    KINDS.names, lambda name: f"Search for a plan of kind {name}.", _command, help=__doc__
+    searched, lambda name: f"Search for a plan of kind {name}.", _command, help=__doc__
 )

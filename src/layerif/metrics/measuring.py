@@ -51,8 +51,9 @@ def metric_scores(
     Args:
         model: a causal LM of transformers. Where PEFT has put adapters in it, the weights under
             them are read, with the adapters active.
-        metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `marginal`, `adapter_gain`,
-            `uniform`, `random`, `shuffled`, or a name given by `register_metric`.
+        metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `drop_cost`, `taylor`,
+            `marginal`, `adapter_gain`, `uniform`, `random`, `shuffled`, or a name given by
+            `register_metric`.
         tokenizer: the model's tokenizer, for a metric that reads text.
         calibration: a corpus, whose calibration part is used, or text; for such a metric.
         options: how much of it is read, and the seed; each by keyword too.

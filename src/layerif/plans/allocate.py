@@ -74,7 +74,7 @@ def allocate(
         if "smooth" in own:  # projections have no neighbours
             own["smooth"] = False
     # Layers without a projection have no part in it.
-    held = sizes > 0
+    held = (sizes > 0) | (rules.every_layer and not modules)
     vector, sizes = vector[held], sizes[held]
     uniform = chosen.scored and options.on_constant == "uniform"
     if uniform and positions(vector, "direct", "uniform") is None:

@@ -185,6 +185,26 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             "lora": NamedPlan("uniform", made_into=_plain_lora),
         },
     ),
+    "depth": Registry(
+        "depth plan",
+        {
+            # The strategies of `layerif search depth`, which says whose they are.
+            **{
+                name: NamedPlan(name, searched={"strategy": name})
+                for name in (
+                    "shortlist",
+                    "greedy",
+                    "quadratic",
+                    "block_influence",
+                    "contiguous",
+                    "taylor",
+                    "random",
+                )
+            },
+            "uniform": NamedPlan("uniform"),
+            "last": NamedPlan("last"),
+        },
+    ),
 }
 
 
@@ -196,7 +216,7 @@ def register_plan(
     Args:
         name: not taken yet.
         map: as `NamedPlan`.
-        kinds: that it is for: `sparsity`, `experts`, or both.
+        kinds: that it is for, of `sparsity`, `experts` and `depth`.
         fields: others of `NamedPlan`, such as the `metric` of the scores.
 
     Raises:

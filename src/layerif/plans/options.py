@@ -12,6 +12,7 @@ from layerif.core.choices import (
     BitsMap,
     CountsCompat,
     CountsMap,
+    DepthMap,
     Granularity,
     OnConstant,
     Orientation,
@@ -131,3 +132,22 @@ class BitsMapOptions(MapOptions):
     """Map linear: the lowest and the highest score are this many bits from the total."""
     orientation: Orientation = "direct"
     """direct gives high scores more bits."""
+
+
+class DepthMapOptions(MapOptions):
+    """How scores decide which layers are kept."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "aggregate",
+            lambda v: v["map"] == "highest" and of_influence(v),
+            "for scores of influence with {map} highest",
+        ),
+        Rule("orientation on_constant", lambda v: v["map"] == "highest", "with {map} highest"),
+    )
+
+    map: DepthMap = "highest"
+    """Which layers are kept: those of the highest scores, all but some evenly spaced ones
+    (uniform), or all but the last ones before the very last two (last)."""
+    orientation: Orientation = "direct"
+    """direct keeps high scores, inverse low ones."""

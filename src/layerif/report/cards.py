@@ -1,4 +1,4 @@
-"""Model cards of adapters and of pruned models: how they are opened, and how they came to be.
+"""Model cards of adapters and models: how they are opened, and how they came to be.
 
 From their records alone, without a time or a place, so that the same work has the same card.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Finetuning, Manifest, ModelInfo, Plan
+from layerif.artifacts import DroppedLayers, Finetuning, Manifest, ModelInfo, Plan
 from layerif.report.plots import task_name
 
 METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
@@ -21,6 +21,18 @@ ALIAS = "smollm2"
 GENERATE = """
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids.to(model.device)
 print(tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=20)[0]))"""
+
+USE = f"""## Use
+
+In this folder; elsewhere give its path, or its name on the Hugging Face hub, in place of ".".
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+{GENERATE}
+```"""
 
 
 def adapter_card(record: Finetuning) -> str:
@@ -72,21 +84,38 @@ def pruned_card(manifest: Manifest) -> str:
     return f"""{_front(base, "transformers")}
 # {base.name}, pruned
 
-## Use
-
-In this folder; elsewhere give its path, or its name on the Hugging Face hub, in place of ".".
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-{GENERATE}
-```
+{USE}
 
 ## How it was pruned
 
 `layerif_manifest.json` holds the whole record, with the zeros of every projection.
+
+{_table(facts)}
+"""
+
+
+def dropped_card(manifest: DroppedLayers) -> str:
+    """The card of a folder with a model of fewer layers."""
+    base = manifest.model
+    left, whole = manifest.parameters
+    facts = {
+        "base model": _named(base),
+        "layers": f"{len(manifest.kept)} of {base.layers}",
+        "layers dropped": ", ".join(map(str, manifest.dropped)),
+        "parameters": f"{left:,} of {whole:,}",
+        "plan from": _said(manifest.plan.how),
+        "merged LoRA": manifest.merged or "",
+        **_setting(manifest),
+    }
+    return f"""{_front(base, "transformers")}
+# {base.name}, {len(manifest.kept)} of {base.layers} layers
+
+{USE}
+
+## How it was made
+
+{"" if manifest.merged else "Nothing was trained: the layers that are left are as they were. "}\
+`layerif_manifest.json` holds the whole record, and says which layer each of them was.
 
 {_table(facts)}
 """
@@ -141,7 +170,7 @@ def _plan(plan: Plan) -> dict[str, str]:
     }
 
 
-def _setting(record: Finetuning | Manifest) -> dict[str, str]:
+def _setting(record: Finetuning | Manifest | DroppedLayers) -> dict[str, str]:
     made = record.setting
     return {"precision": f"{made.dtype} on {made.device}", "versions": _said(made.versions)}
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerif.artifacts import (
+    DroppedLayers,
     Finetuning,
     LayerScores,
     Manifest,
@@ -116,6 +117,19 @@ def manifest_table(manifest: Manifest) -> Table:
             row.append(f"{max((m.error or 0.0 for m in modules), default=0.0):.2%}")
         table.add_row(*row, _bar(share, 1))
     return table
+
+
+def dropped_lines(manifest: DroppedLayers) -> list[str]:
+    """What was dropped, in words."""
+    left, whole = manifest.parameters
+    lines = [
+        f"Layers {', '.join(map(str, manifest.dropped))} of {manifest.model.layers} dropped: "
+        f"{left:,} of {whole:,} parameters left. "
+        + (f"{manifest.merged} is merged." if manifest.merged else "Nothing was trained after it.")
+    ]
+    if manifest.precision is not None:
+        lines.append(f"Saved in {manifest.precision}, the precision of the model's files.")
+    return lines
 
 
 def manifest_lines(manifest: Manifest) -> list[str]:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from layerif.core.registry import Registry
 
 if TYPE_CHECKING:
+    from layerif.artifacts.plan import Plan
     from layerif.model.layers import DecoderLayers
     from layerif.search.base import Kind, Strategy
     from layerif.search.options import StrategyOptions
 
     # The units of a model, which share a total.
     Among = Callable[[DecoderLayers, float, Any], Kind]
+    # Of a model and a total, with the other arguments of `search_plan` by keyword.
+    WholeSearch = Callable[..., Plan]
 
 KINDS: Registry[Among] = Registry(
     "searched kind",
@@ -25,14 +28,22 @@ KINDS: Registry[Among] = Registry(
 STRATEGIES: Registry[Strategy] = Registry.of(
     __package__, "strategy", "rounds:marginal quadratic evolution"
 )
+# Kinds whose search is one of its own, from the first step to the plan.
+SEARCHES: Registry[WholeSearch] = Registry("search", {"depth": "layerif.search.depth:search_depth"})
 # What a search for a kind is asked for; of a kind that has none of its own, as for sparsity.
 OPTIONS: Registry[type[StrategyOptions]] = Registry(
     "search options",
     {
         "sparsity": "layerif.search.options:SearchOptions",
         "bits": "layerif.search.options:BitsSearchOptions",
+        "depth": "layerif.search.depth_options:DepthSearchOptions",
     },
 )
+
+
+def searched() -> list[str]:
+    """Every kind of plan that can be searched for."""
+    return [*KINDS.names(), *SEARCHES.names()]
 
 
 def options_of(kind: str) -> type[StrategyOptions]:

@@ -17,7 +17,7 @@ from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.opening import Tokenizer, input_device
 from layerif.search.base import Search
 from layerif.search.options import StrategyOptions
-from layerif.search.registry import KINDS, STRATEGIES, options_of
+from layerif.search.registry import KINDS, SEARCHES, STRATEGIES, options_of
 from layerif.search.texts import texts_for
 
 HELD = 2  # times the bytes of the projections' weights, beside the model
@@ -48,7 +48,8 @@ def search_plan(
 
     Args:
         model: a causal LM of transformers.
-        total: S, for sparsity the fraction of zeros over all projections, 0 to 1.
+        total: S, for sparsity the fraction of zeros over all projections, 0 to 1; for depth how
+            many layers or sublayers are dropped.
         options: the strategy, its options, and the method that compresses.
         tokenizer: the model's tokenizer.
         calibration: a corpus, whose calibration part is used.
@@ -64,6 +65,16 @@ def search_plan(
         InputError: a value is out of its range, a text too short, or a weight quantised.
         NumericalError: activations, a loss or a slope are not finite.
     """
+    if kind in SEARCHES.names():
+        return SEARCHES.find(kind)(
+            model,
+            total,
+            options=options,
+            tokenizer=tokenizer,
+            calibration=calibration,
+            target=target,
+            steps=steps,
+        )
     strategy = STRATEGIES.find(options.strategy)
     model = unwrapped(model)
     layers = find_decoder_layers(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ import torch
 
 from layerif.artifacts import (
     Comparisons,
-    Fingerprint,
     LayerScores,
     MetricScores,
     Plan,
     Results,
-    hash_model,
     hash_texts,
 )
 from layerif.compress.compressor import put_back
@@ -28,7 +25,6 @@ from layerif.compress.pruning.targets import check_pattern
 from layerif.compress.quantization.options import QuantizeOptions
 from layerif.compress.quantization.runner import quantize
 from layerif.core.caching import remembered
-from layerif.core.checkpoint import Steps
 from layerif.core.files import write_json
 from layerif.core.options import Options
 from layerif.core.progress import note, progress
@@ -36,27 +32,27 @@ from layerif.data import Corpus, Task
 from layerif.data.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
-from layerif.evaluation.evaluate import check_sources, evaluate
+from layerif.evaluation.evaluate import check_sources
 from layerif.evaluation.options import EvaluateOptions
 from layerif.evaluation.summed import summed_nats
 from layerif.metrics.measuring import metric_scores
 from layerif.metrics.options import MeasureOptions
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
-from layerif.model.opening import Tokenizer, describe, setting
+from layerif.model.opening import Tokenizer, describe
 from layerif.plans.named import INFLUENCE, check_influence, find_plan
 from layerif.search.registry import options_of
+from layerif.workflows.bench import COMPARISON_FILE, Bench
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ModelStudy
 from layerif.workflows.searching import check_unedited, search_into
-from layerif.workflows.stage import json_stage, read_with
 
 # What spends a plan of each kind in place, and its options.
 SPENT: dict[str, tuple[Callable[..., Any], type[Options]]] = {
     "sparsity": (prune, PruneOptions),
     "bits": (quantize, QuantizeOptions),
 }
-TUNING_FILE, COMPARISON_FILE = "tuning.json", "comparison.json"
+TUNING_FILE = "tuning.json"
 
 
 def compare_models(  # noqa: PLR0913  # where to, the model, what on, the options
@@ -143,7 +139,7 @@ def beside(losses: Mapping[str, float], kind: str) -> list[tuple[str, str]]:
     return [(best, rival)]
 
 
-class _Bench:
+class _Bench(Bench):
     """One dense model, compressed again and again."""
 
     def __init__(
@@ -157,7 +153,7 @@ class _Bench:
         check_context_length(model, study.context_length)
         if (nm := getattr(study, "nm", None)) is not None:
             check_pattern(find_decoder_layers(model).projections, nm)
-        self._folder, self._model, self._tokenizer = folder, model, tokenizer
+        super().__init__(folder, model, tokenizer)
         self._study, self._calibration = study, calibration
         chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
         wanted = -(-study.held_out_tokens // study.context_length)
@@ -166,19 +162,18 @@ class _Bench:
             study.calibration_samples :
         ]
         self._layers = find_decoder_layers(model)
-        self._hash = hash_model(model)
         self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 
     def best(self, name: str, influence: LayerScores | None) -> tuple[Plan, dict[str, Any]]:
         """The plan of a way with the least loss on the held-out text, and what was tried."""
         study, named = self._study, find_plan(name, self._study.kind)
         if named.searched is not None:
-            path = self._folder / f"{name}.json"
+            path = self.folder / f"{name}.json"
             check_unedited(path)
             plan = search_into(
                 path,
-                self._model,
-                self._tokenizer,
+                self.model,
+                self.tokenizer,
                 study.total,
                 calibration=self._calibration,
                 options=study.part(options_of(study.kind)).but(
@@ -204,40 +199,16 @@ class _Bench:
         least = int(np.argmin(losses))
         return plans[least], {"tried": tried, "held_out_loss": losses[least]}
 
-    def measured(
-        self,
-        name: str,
-        plan: Plan | None,
-        on: Sequence[Task | Corpus],
-        options: EvaluateOptions,
-    ) -> Results:
-        """Results of the model compressed by a plan; reused where they exist."""
-        path = self._folder / f"{name}-results.json"
-        texts = [
-            source.text("evaluation")
-            if isinstance(source, Corpus)
-            else [*map(astuple, source.sample("test", options.samples, options.seed))]
-            for source in on
-        ]
-        wanted = self._fingerprint(plan, hash_texts(texts), **options.values())
-
-        def work(_steps: Steps) -> Results:
-            note(f"{name}: measuring")
-            with self._compressed(plan):
-                return evaluate(self._model, self._tokenizer, on, options=options)
-
-        return json_stage(path, wanted, Results, work, overwrite=True)
-
     def _metric(self, name: str, **options: Any) -> MetricScores:
         key = (name, *options.items())
         if key not in self._metrics:
             study = self._study
             self._metrics[key] = metric_scores(
-                self._model,
+                self.model,
                 name,
                 **options,
                 options=study.part(MeasureOptions),
-                tokenizer=self._tokenizer,
+                tokenizer=self.tokenizer,
                 calibration=self._calibration,
             )
         return self._metrics[key]
@@ -247,9 +218,9 @@ class _Bench:
         data = hash_texts([chunk.input_ids for chunk in self._held_out])
 
         def compute(_steps: Any) -> dict[str, torch.Tensor]:
-            with self._compressed(plan), evaluation_mode(self._model):
+            with self.changed(plan), evaluation_mode(self.model):
                 nats = summed_nats(
-                    self._model,
+                    self.model,
                     self._held_out,
                     batch_tokens=self._study.batch_tokens,
                     doing="held-out text",
@@ -257,24 +228,22 @@ class _Bench:
                 )
             return {"nats": torch.from_numpy(nats)}
 
-        wanted = self._fingerprint(plan, data)
-        nats = remembered(self._folder / "tries", wanted, compute)["nats"]
+        wanted = self.fingerprint(plan, data)
+        nats = remembered(self.folder / "tries", wanted, compute)["nats"]
         return float(nats.sum()) / sum(chunk.scored for chunk in self._held_out)
 
-    def _fingerprint(self, plan: Plan | None, data: str, **more: Any) -> Fingerprint:
-        asked: dict[str, Any] = {**more, "plan": None}
-        if plan is not None:
-            shares = plan.modules or plan.allocation
-            asked["plan"] = [s if isinstance(s, int | float) else s.level for s in shares]
-            text = hash_texts([self._calibration.text("calibration")])
-            study = self._study.recorded()
-            del study["tries"]
-            asked |= {"study": study, "calibration": text}
-        asked |= setting(self._model).model_dump() | read_with(self._model, self._tokenizer)
-        return Fingerprint(model=self._hash, data=data, options=asked)
+    def asked(self, plan: Plan) -> dict[str, Any]:
+        shares = plan.modules or plan.allocation
+        study = self._study.recorded()
+        del study["tries"]
+        return {
+            "plan": [s if isinstance(s, int | float) else s.level for s in shares],
+            "study": study,
+            "calibration": hash_texts([self._calibration.text("calibration")]),
+        }
 
     @contextmanager
-    def _compressed(self, plan: Plan | None) -> Iterator[None]:
+    def changed(self, plan: Plan | None) -> Iterator[None]:
         """The model compressed by a plan inside, dense again afterwards."""
         if plan is None:
             yield
@@ -282,10 +251,10 @@ class _Bench:
         spend, kind = SPENT[self._study.kind]
         with put_back(self._layers.projections):
             spend(
-                self._model,
+                self.model,
                 plan,
                 options=self._study.part(kind),
-                tokenizer=self._tokenizer,
+                tokenizer=self.tokenizer,
                 calibration=self._calibration,
             )
             yield

@@ -13,6 +13,7 @@ from layerif.core.options import Shown
 from layerif.data.options import ChunkOptions
 from layerif.evaluation.options import EvaluateOptions
 from layerif.finetuning.options import FinetuneOptions, RowOptions
+from layerif.search.depth_options import DepthReading
 from layerif.search.options import DEFAULT_LEVELS, Levels
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -66,6 +67,13 @@ class BitsStudy(GridOptions, ModelStudy):
     """Mean bits of a weight over all projections, scales aside."""
     levels: Levels = DEFAULT_LEVELS
     """Bits that searched plans choose among; 16 leaves a projection as it is."""
+
+
+class DepthStudy(DepthReading):
+    """What all depth plans share: how much is dropped, and the text they read."""
+
+    drop: Annotated[int, Field(ge=1)]
+    """Layers, or sublayers, that every plan drops."""
 
 
 class ExpertsStudy(FinetuneOptions, RowOptions):

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import Finetuning, LayerScores, Manifest, MetricScores, Plan, Results
+from layerif.artifacts import (
+    DroppedLayers,
+    Finetuning,
+    LayerScores,
+    Manifest,
+    MetricScores,
+    Plan,
+    Results,
+)
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.registry import reads_text as pruner_reads_text
 from layerif.core.files import cache_folder
@@ -22,6 +30,7 @@ from layerif.metrics.registry import complete_options, reads_text
 from layerif.model.options import PlacedModelOptions
 from layerif.search.options import SearchOptions
 from layerif.search.searching import of_kind
+from layerif.workflows.dropping import drop_into
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.searching import search_into
 from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
@@ -129,7 +138,11 @@ class Run:
         kind: str = "sparsity",
         name: str = "searched",
     ) -> Plan:
-        """`search_plan` for any kind of plan that can be searched for, in `<name>.json`."""
+        """`search_plan` for any kind of plan that can be searched for, in `<name>.json`.
+
+        Args:
+            total: as `search_plan` takes it; for depth the layers that are dropped.
+        """
         return search_into(
             self.folder / f"{name}.json",
             *self._model.open(),
@@ -156,6 +169,10 @@ class Run:
             options=options,
             overwrite=self._overwrite,
         )
+
+    def drop(self, plan: Plan, *, name: str = "dropped") -> DroppedLayers:
+        """A model without the layers that a plan of depth drops, in the folder `<name>`."""
+        return drop_into(self.folder / name, *self._model.open(), plan, overwrite=self._overwrite)
 
     @takes(FinetuningRun)
     def finetune(

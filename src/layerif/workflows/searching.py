@@ -13,6 +13,7 @@ from layerif.data import Corpus, Task
 from layerif.errors import InputError
 from layerif.model.opening import Tokenizer
 from layerif.plans.allocate import note_cautions
+from layerif.search.depth_options import DepthSearchOptions
 from layerif.search.options import StrategyOptions
 from layerif.search.searching import search_plan
 from layerif.workflows.stage import Stage, fingerprint_of
@@ -30,7 +31,7 @@ def search_into(  # noqa: PLR0913  # where to, the model, what on, the options
     total: float,
     *,
     calibration: Corpus,
-    options: StrategyOptions,
+    options: StrategyOptions | DepthSearchOptions,
     target: Corpus | Task | None = None,
     kind: str = "sparsity",
     overwrite: bool = False,

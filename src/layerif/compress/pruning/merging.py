@@ -1,4 +1,4 @@
-"""Merge a LoRA that was trained on a pruned model, without losing the zeros."""
+"""Merge a LoRA that was trained on a pruned model, without losing the zeros, or on a cut one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerif.artifacts import PRUNED, Fingerprint, Manifest, hash_texts
+from layerif.artifacts import DROPPED, PRUNED, DroppedLayers, Fingerprint, Manifest, hash_texts
+from layerif.compress.depth.saving import save_dropped
 from layerif.compress.pruning.saving import recounted, save_pruned, saved_size
 from layerif.core.checkpoint import check_out, tidy
 from layerif.core.files import file_hash, require_disk
@@ -132,14 +133,14 @@ def merge_into(
     overwrite: bool = False,
     trust_remote_code: bool = False,
     **opening: Any,
-) -> Manifest:
-    """Merge a LoRA into the model of a pruned folder, and write the outcome as another one.
+) -> Manifest | DroppedLayers:
+    """Merge a LoRA into the model of a pruned or cut folder, and write the outcome as another one.
 
     A folder that holds the outcome of the same files is reused.
 
     Args:
         folder: to write.
-        pruned: model folder with a manifest.
+        pruned: model folder with a manifest, of zeros or of layers dropped.
         adapter: folder of a LoRA that PEFT has written.
         adapter_name: of the adapter, where its folder holds several.
         force: merge an adapter that was trained on another model, such as the dense one.
@@ -148,22 +149,24 @@ def merge_into(
         opening: as `open_model`.
 
     Returns:
-        The new folder's manifest, with the zeros counted again.
+        The new folder's manifest, with the zeros counted again where it is one of zeros.
 
     Raises:
         InputError: as `check_out`, `open_model`, `with_adapter` and `merged`; no manifest, or not
             this model's; or the adapter was trained on another model, and not `force`.
     """
-    check_out(folder, PRUNED, overwrite=overwrite)
-    manifest = Manifest.of_folder(pruned)
+    cut = DROPPED.is_finished(pruned)
+    kind, of_folder = (DROPPED, DroppedLayers.of_folder) if cut else (PRUNED, Manifest.of_folder)
+    check_out(folder, kind, overwrite=overwrite)
+    manifest = of_folder(pruned)
     place = adapter_folder(adapter, adapter_name)
     wanted = Fingerprint(
         model=_files_hash(pruned),
         data=_files_hash(place),
         options={"merged": adapter_name, "dtype": opening.get("dtype")},
     )
-    if PRUNED.is_finished(folder):
-        there = Manifest.of_folder(folder)
+    if kind.is_finished(folder):
+        there = of_folder(folder)
         if there.fingerprint == wanted:
             note(f"{folder} already holds this result, which is reused")
             tidy(folder)
@@ -177,12 +180,15 @@ def merge_into(
     with_adapter(skeleton, adapter, adapter_name)
     model, tokenizer = open_model(pruned, trust_remote_code=trust_remote_code, **opening)
     zeros = zeros_of(model)
-    said = {m.module: m.zeros for m in manifest.modules}
-    if wrong := [key for key, mask in zeros.items() if said.get(key) != int(mask.sum())]:
-        raise InputError(
-            f"{pruned} is not what its manifest says: {wrong[0]} has "
-            f"{int(zeros[wrong[0]].sum()):,} zeros; `layerif verify` lists all"
-        )
+    if isinstance(manifest, Manifest):
+        said = {m.module: m.zeros for m in manifest.modules}
+        if wrong := [key for key, mask in zeros.items() if said.get(key) != int(mask.sum())]:
+            raise InputError(
+                f"{pruned} is not what its manifest says: {wrong[0]} has "
+                f"{int(zeros[wrong[0]].sum()):,} zeros; `layerif verify` lists all"
+            )
+    else:  # what is zero there is so by chance
+        zeros = {key: torch.zeros_like(mask) for key, mask in zeros.items()}
     require_disk(folder, saved_size(model), "the merged model")
     plain = merged(
         with_adapter(
@@ -190,10 +196,12 @@ def merge_into(
         ),
         zeros,
     )
+    made = {"merged": str(adapter), "fingerprint": wanted}
+    if isinstance(manifest, DroppedLayers):
+        return save_dropped(plain, tokenizer, manifest.model_copy(update=made), folder)
     # What was measured of the pruned weights does not hold of the merged ones.
     manifest = recounted(manifest, plain, error=None)
-    manifest = manifest.model_copy(update={"merged": str(adapter), "fingerprint": wanted})
-    return save_pruned(plain, tokenizer, manifest, folder)
+    return save_pruned(plain, tokenizer, manifest.model_copy(update=made), folder)
 
 
 def _files_hash(folder: Path) -> str:

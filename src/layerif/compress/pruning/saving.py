@@ -38,7 +38,7 @@ def save_pruned(
         NumericalError: a weight leaves the range of the files' precision.
     """
     refuse_adapters(model)
-    with _as_stored(model) as rounded:
+    with as_stored(model) as rounded:
         if rounded is not None:
             manifest = recounted(manifest, model)
             manifest = manifest.model_copy(update={"precision": word_of(rounded)})
@@ -51,7 +51,7 @@ def save_pruned(
 
 
 @contextmanager
-def _as_stored(model: Any) -> Iterator[torch.dtype | None]:
+def as_stored(model: Any) -> Iterator[torch.dtype | None]:
     """The model in the precision of its files inside; None where it runs in none that is wider.
 
     Matrices are rounded. Vectors that the precision does not hold exactly stay as they are, since

@@ -60,7 +60,9 @@ class PlanKind:
             else the total is the sum.
         at_most: whether the total may be missed from below, by less than the smallest move: levels
             are whole, and cost by size.
-        by_projection: whether the projections of a layer may have levels of their own.
+        by_projection: whether the projections, or sublayers, of a layer may have levels of their
+            own.
+        every_layer: whether layers without a projection have a level and count too.
         ranks: levels (n,) and the rank of one expert to the ranks of a plain LoRA as large; None
             where no adapter is trained.
         caution: what to say of a plan, from the names and levels of its layers or projections.
@@ -82,6 +84,7 @@ class PlanKind:
     weighted: bool = False
     at_most: bool = False
     by_projection: bool = False
+    every_layer: bool = False
     ranks: Callable[[ArrayLike, int | ArrayLike], NDArray[Any]] | None = None
     caution: Callable[[Sequence[str], Sequence[float]], str | None] = lambda _names, _levels: None
 
@@ -110,9 +113,9 @@ class PlanKind:
     def total(self, levels: Sequence[float], sizes: Sequence[int] | None = None) -> float:
         """What levels come to: their mean by the layers' sizes (equal for None), or their sum.
 
-        Layers of size 0, without a projection, count for nothing.
+        Layers of size 0, without a projection, count for nothing, unless every layer does.
         """
-        sizes = sizes or [1] * len(levels)
+        sizes = sizes if sizes and not self.every_layer else [1] * len(levels)
         if not self.weighted:
             return float(sum(level for level, size in zip(levels, sizes, strict=True) if size))
         return math.fsum(s * n for s, n in zip(levels, sizes, strict=True)) / sum(sizes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from layerif.core.registry import Registry
 from layerif.plans.kinds.base import PlanKind
 
-KINDS: Registry[PlanKind] = Registry.of(__package__, "plan kind", "sparsity experts ranks bits")
+KINDS: Registry[PlanKind] = Registry.of(
+    __package__, "plan kind", "sparsity experts ranks bits depth"
+)
 
 
 def register_kind(kind: PlanKind) -> None:
