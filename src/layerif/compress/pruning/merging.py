@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from layerif.artifacts import PRUNED, Fingerprint, Manifest, hash_texts
-from layerif.compress.pruning.saving import recounted, save_pruned, saved_size
+from layerif.compress.pruning.saving import recounted, save_pruned
+from layerif.compress.saving import saved_size
 from layerif.core.checkpoint import check_out, tidy
 from layerif.core.files import file_hash, require_disk
 from layerif.core.progress import note

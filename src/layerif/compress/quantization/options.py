@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from layerif.compress.options import WalkOptions
 from layerif.compress.quantization.registry import QUANTIZERS
-from layerif.core.choices import ColumnOrder, Ranges, ScaleDtype
+from layerif.core.choices import ColumnOrder, FolderFormat, Ranges, ScaleDtype
 from layerif.core.options import Options, Rule, Values
 
 GROUP_SIZES = (32, 64, 128, 0)
@@ -68,3 +68,11 @@ class QuantizeOptions(GridOptions, WalkOptions):
     embeddings: Annotated[int | None, Field(ge=2, le=8)] = None
     """Bits of the token embeddings, and of a head that is not tied to them, rounded to nearest
     from minimum to maximum; left out, they stay as they are."""
+
+
+class QuantizedFolderOptions(QuantizeOptions):
+    """How a model is quantised, and in what form it is written."""
+
+    format: FolderFormat = "float"
+    """Form of the folder: rounded weights, which any program opens and which is no smaller (float),
+    or packed integers, which transformers and vLLM open (compressed-tensors)."""
