@@ -195,6 +195,6 @@ def test_commands_that_cannot_be_are_refused(tmp_path, dense):
         run(*words, "--bits", 9)
     with pytest.raises(InputError, match="zero points"):
         run(*words, "--bits", 4, "--format", "compressed-tensors")
-    with pytest.raises(InputError, match="order"):
-        run(*words, "--bits", 4, "--method", "rtn", "--order", "given")
+    with pytest.raises(InputError, match="column"):
+        run(*words, "--bits", 4, "--method", "rtn", "--column-order", "given")
     assert not (tmp_path / "out").exists()

@@ -194,8 +194,7 @@ def _damped(modules: Sequence[PrunedModule | QuantizedModule]) -> list[str]:
     others = " and others" if len(more) > SIDE_BY_SIDE else ""
     counted = "1 Hessian" if len(more) == 1 else f"{len(more)} Hessians"
     return [
-        f"{counted} needed more damping than {least:g}: "
-        f"{', '.join(more[:SIDE_BY_SIDE])}{others}"
+        f"{counted} needed more damping than {least:g}: {', '.join(more[:SIDE_BY_SIDE])}{others}"
     ]
 
 

@@ -19,7 +19,11 @@ class GridOptions(Options):
 
     title = "Quantisation"
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("order", lambda v: v["method"] != "rtn", "for methods that refit weights, as gptq"),
+        Rule(
+            "column_order",
+            lambda v: v["method"] != "rtn",
+            "for methods that refit weights, as gptq",
+        ),
     )
 
     method: Annotated[str, QUANTIZERS] = "gptq"
@@ -32,7 +36,7 @@ class GridOptions(Options):
     ranges: Ranges = "weighted"
     """Range of each group: the shrink from its extremes that loses least on calibration text
     (weighted), or the extremes themselves (minmax)."""
-    order: ColumnOrder = "diagonal"
+    column_order: ColumnOrder = "diagonal"
     """Columns that gptq rounds first: those of the largest inputs (diagonal), or as they come
     (given)."""
     scales: ScaleDtype = "float16"
