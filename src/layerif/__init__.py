@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from layerif.compress.pruning.registry import register_pruner as register_pruner
     from layerif.compress.pruning.runner import prune as prune
     from layerif.compress.pruning.saving import save_pruned as save_pruned
+    from layerif.compress.quantization.registry import register_quantizer as register_quantizer
+    from layerif.compress.quantization.runner import quantize as quantize
+    from layerif.compress.quantization.saving import save_quantized as save_quantized
     from layerif.data import Corpus as Corpus
     from layerif.data import Example as Example
     from layerif.data import Task as Task
@@ -65,6 +68,9 @@ _NAMES = {
     "compress.pruning.registry": "register_pruner",
     "compress.pruning.runner": "prune",
     "compress.pruning.saving": "save_pruned",
+    "compress.quantization.registry": "register_quantizer",
+    "compress.quantization.runner": "quantize",
+    "compress.quantization.saving": "save_quantized",
     "data": "Corpus Example Task load_calibration load_corpus load_task",
     "data.registry": "register_corpus register_task",
     "errors": "LayerifError",

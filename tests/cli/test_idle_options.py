@@ -17,6 +17,8 @@ EXPERTS = "allocate experts vector.json --total 9"
 SEARCH = "search sparsity --model no/such/model --sparsity 0.5"
 DEPTH = "search depth --model no/such/model --drop 2"
 PRUNE = "prune --model no/such/model --sparsity 0.5 --method magnitude --out pruned"
+QUANTIZE = "quantize --model no/such/model --bits 4 --method rtn --out rounded"
+BITS = "allocate bits vector.json --bits 4"
 EVALUATE = "evaluate --model no/such/model"
 VALIDATE = "validate --model no/such/model --scores vector.json --out truth"
 FINETUNE = "finetune --model no/such/model --task agreement --out adapter"
@@ -74,6 +76,19 @@ IDLE = [
     (
         PRUNE,
         f"{TEXT} --batch-tokens 2048 --hidden-states auto --all-experts --data-dir data --seed 0",
+    ),
+    (QUANTIZE, "--column-order diagonal"),
+    (
+        f"{QUANTIZE} --ranges minmax",
+        f"{TEXT} --batch-tokens 2048 --hidden-states auto --all-experts --data-dir data --seed 0",
+    ),
+    (f"{BITS} --map uniform", "--spread 1 --orientation direct --on-constant error"),
+    (f"{SEARCH} --strategy quadratic", "--start uniform"),
+    (SEARCH, "--order diagonal"),
+    ("search bits --model no/such/model --bits 3 --method rtn", "--column-order given"),
+    (
+        f"{COMPARE.format('bits')} --bits 3 --tasks python-docs --method rtn",
+        "--column-order diagonal",
     ),
     (f"{EVALUATE} --tasks agreement", "--shots 0 --max-tokens 64 --context-length 512"),
     (f"{EVALUATE} --tasks agreement", "--style alpaca --overwrite --adapter-name default"),

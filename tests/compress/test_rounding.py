@@ -54,7 +54,7 @@ def test_round_to_nearest_equals_its_definition(bits, symmetric, ranges):
 @pytest.mark.parametrize("columns", [48, BLOCK + 40])
 def test_gptq_equals_the_explicit_inverse_at_every_step(order, bits, symmetric, columns):
     weight, hessian = problem(3, columns, dead=(1, 20))
-    how = grid(order=order, symmetric=symmetric)
+    how = grid(column_order=order, symmetric=symmetric)
     factor = ordered(hessian) if order == "diagonal" else factorise(hessian, "q")
     coded = gptq(weight, factor, hessian.diagonal(), bits, how)
     expected = refitted(
@@ -66,7 +66,7 @@ def test_gptq_equals_the_explicit_inverse_at_every_step(order, bits, symmetric, 
 @pytest.mark.parametrize("order", ["given", "diagonal"])
 def test_a_group_may_be_the_whole_row(order):
     weight, hessian = problem(4, BLOCK + 20)
-    how = grid(group_size=0, order=order, ranges="minmax")
+    how = grid(group_size=0, column_order=order, ranges="minmax")
     factor = ordered(hessian) if order == "diagonal" else factorise(hessian, "q")
     coded = gptq(weight, factor, hessian.diagonal(), 4, how)
     assert coded.scales.shape == (4, 1)
@@ -80,7 +80,7 @@ def test_a_group_may_be_the_whole_row(order):
 def test_gptq_loses_less_than_rounding_by_its_own_measure(order):
     weight, hessian = problem(16, 96)
     factor = ordered(hessian) if order == "diagonal" else factorise(hessian, "q")
-    one = RefittedRounding(weight, grid(order=order), factor, hessian)
+    one = RefittedRounding(weight, grid(column_order=order), factor, hessian)
     plain = Rounded(weight, grid(method="rtn"), hessian.diagonal())
     lost = [one.error(each.at(3)) for each in (one, plain)]
     assert lost[0] < 0.8 * lost[1]
@@ -94,7 +94,7 @@ def test_gptq_loses_less_than_rounding_by_its_own_measure(order):
 
 def test_a_change_is_the_difference_of_two_levels():
     weight, hessian = problem(4, 64)
-    one = RefittedRounding(weight, grid(order="given"), factorise(hessian, "q"), hessian)
+    one = RefittedRounding(weight, grid(column_order="given"), factorise(hessian, "q"), hessian)
     assert torch.equal(one.change(2, 4)(), (one.at(4) - one.at(2)).double())
     assert torch.equal(one.change(3, 16)(), weight - one.at(3))
 

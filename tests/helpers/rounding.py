@@ -21,10 +21,11 @@ def best_range(group, squares, bits, *, symmetric=False, weighted=True):
         high = max(high, -low)
         low = -high
     tried = []
-    for step in range(21 if weighted else 1):
+    signs = (1, -1) if symmetric and weighted else (1,)
+    for step, sign in itertools.product(range(21 if weighted else 1), signs):
         shrink = 1 - step / 50
         scale = torch.tensor((high - low) * shrink / most).to(torch.float16).double().item()
-        scale = max(scale, 2.0**-24)
+        scale = sign * max(scale, 2.0**-24)
         zero = 2 ** (bits - 1) if symmetric else round(-low * shrink / scale)
         zero = min(max(zero, 0), most)
         lost = sum(

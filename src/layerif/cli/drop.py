@@ -9,14 +9,14 @@ import typer
 
 from layerif.cli import options
 from layerif.cli.derived import expanded
-from layerif.cli.prune import OutModel, PrunedModelOptions
+from layerif.cli.prune import ChangedModelOptions, OutModel
 from layerif.cli.replay import finish
 
 
 @expanded
 def drop(
     context: typer.Context,
-    model: PrunedModelOptions,
+    model: ChangedModelOptions,
     plan: Annotated[Path, typer.Option(help="Plan of depth to follow.")],
     out: OutModel,
     overwrite: options.Overwrite = False,

@@ -1,28 +1,21 @@
-"""Pruned models: made, counted, and merged with a LoRA."""
+"""Pruned models: made, and merged with a LoRA."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from layerif.cli import options
 from layerif.cli.derived import expanded
-from layerif.cli.output import emit
 from layerif.cli.replay import finish
 from layerif.compress.pruning.options import PruneOptions
 from layerif.core.choices import Dtype
 from layerif.data.options import CalibrationOptions
 from layerif.data.registry import CORPORA
-from layerif.errors import InputError, NumericalError
+from layerif.errors import InputError
 from layerif.model.options import OpeningOptions, PlacedModelOptions
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from layerif.compress.pruning.verifying import Verification
 
 OutModel = Annotated[Path, typer.Option(help="Model folder to write.")]
 PrunedFolder = Annotated[Path, typer.Argument(help="Pruned model folder, with its manifest.")]
@@ -36,8 +29,8 @@ class RewrittenOptions(OpeningOptions):
     narrower."""
 
 
-class PrunedModelOptions(RewrittenOptions, PlacedModelOptions):
-    """The model that is pruned."""
+class ChangedModelOptions(RewrittenOptions, PlacedModelOptions):
+    """The model that is changed."""
 
 
 class TextOptions(CalibrationOptions):
@@ -53,7 +46,7 @@ class TextOptions(CalibrationOptions):
 @expanded
 def prune(
     context: typer.Context,
-    model: PrunedModelOptions,
+    model: ChangedModelOptions,
     out: OutModel,
     how: PruneOptions,
     text: TextOptions,
@@ -133,67 +126,3 @@ def merge(
         finish(context, out, plan_table(made.plan), made, *dropped_lines(made), as_json=as_json)
         return
     finish(context, out, manifest_table(made), made, as_json=as_json)
-
-
-def verify(
-    folder: PrunedFolder,
-    trust_remote_code: options.TrustRemoteCode = False,
-    as_json: options.Json = False,
-) -> None:
-    """Count a pruned model's zeros in its files, and compare them with its manifest.
-
-    N:M patterns are checked group by group. Of a model with layers dropped the layers are counted.
-    Exit status 3 where something differs.
-    """
-    from layerif.artifacts import DROPPED
-
-    if DROPPED.is_finished(folder):
-        _verify_depth(folder, trust_remote_code=trust_remote_code, as_json=as_json)
-        return
-    from layerif.compress.pruning.verifying import verify as verify_folder
-
-    found = verify_folder(folder, trust_remote_code=trust_remote_code)
-    faults = [f"{each.module} {each.fault}" for each in found.modules if each.fault is not None]
-    emit(
-        _verified(found, str(folder)),
-        {"folder": str(folder), "ok": found.ok, **asdict(found)},
-        *faults,
-        f"{len(found.modules) - len(faults)} of {len(found.modules)} projections are as the "
-        f"manifest says: {found.sparsity:.2%} zeros counted, {found.said:.2%} said",
-        as_json=as_json,
-    )
-    if not found.ok:
-        raise typer.Exit(NumericalError.exit_code)
-
-
-def _verify_depth(folder: Path, *, trust_remote_code: bool, as_json: bool) -> None:
-    from layerif.artifacts import DroppedLayers
-    from layerif.compress.depth.saving import verify_dropped
-    from layerif.report.tables import plan_table
-
-    faults = verify_dropped(folder, trust_remote_code=trust_remote_code)
-    manifest = DroppedLayers.of_folder(folder)
-    said = f"{len(manifest.kept)} of {manifest.model.layers} layers, as the manifest says"
-    value = {"folder": str(folder), "ok": not faults, "faults": faults, "kept": manifest.kept}
-    emit(plan_table(manifest.plan), value, *(faults or [said]), as_json=as_json)
-    if faults:
-        raise typer.Exit(NumericalError.exit_code)
-
-
-def _verified(found: Verification, title: str) -> Table:
-    """One row a layer."""
-    from rich.text import Text
-
-    from layerif.report.tables import plain_table
-
-    table = plain_table(title, *(f">{name}" for name in ("layer", "said", "zeros", "patterns", "")))
-    for layer in sorted({verdict.layer for verdict in found.modules}):
-        own = [verdict for verdict in found.modules if verdict.layer == layer]
-        numel = sum(verdict.numel for verdict in own)
-        said = f"{sum(verdict.said for verdict in own) / numel:.2%}"
-        zeros = f"{sum(verdict.zeros or 0 for verdict in own) / numel:.2%}"
-        patterns = " ".join(sorted({verdict.pattern for verdict in own if verdict.pattern}))
-        holds = all(verdict.fault is None for verdict in own)
-        word = Text("ok", "green") if holds else Text("differs", "bold red")
-        table.add_row(str(layer), said, zeros, patterns, word)
-    return table

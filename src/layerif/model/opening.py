@@ -42,6 +42,7 @@ from layerif.model.peft_adapters import (
     with_adapter,
 )
 from layerif.model.precision import note_precision, word_of
+from layerif.model.unpacking import unpack
 
 # Bytes of masks and tables that a small model may build beside its weights.
 MOST_BUFFERS = 1_000_000_000
@@ -128,6 +129,7 @@ def _with_weights(
             model, found = _kind_of(skeleton.config).from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
+            unpack(model)
             if options["dtype"] == torch.float64 and model._can_set_experts_implementation():
                 model.set_experts_implementation("eager")  # the others know no float64
             if options["device_map"] is None:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import DroppedLayers, Finetuning, Manifest, ModelInfo, Plan
+from layerif.artifacts import (
+    DroppedLayers,
+    Finetuning,
+    Manifest,
+    ModelInfo,
+    Plan,
+    QuantizedManifest,
+)
 from layerif.report.plots import task_name
 
 METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
@@ -18,6 +25,9 @@ HASH = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The package's alias of a model, which is a GGUF file too.
 ALIAS = "smollm2"
+HERE = (
+    'In this folder; elsewhere give its path, or its name on the Hugging Face hub, in place of ".".'
+)
 GENERATE = """
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids.to(model.device)
 print(tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=20)[0]))"""
@@ -71,24 +81,60 @@ whole record.
 
 def pruned_card(manifest: Manifest) -> str:
     """The card of a folder with a pruned model."""
-    base = manifest.model
     facts = {
-        "base model": _named(base),
         "method": f"{manifest.method}{f', {manifest.nm}' if manifest.nm else ''}",
         "zeros": f"{manifest.sparsity:.4%} of the weights of the projections of decoder layers",
         **_plan(manifest.plan),
         "calibration": _said(manifest.calibration),
         "merged LoRA": manifest.merged or "",
-        **_setting(manifest),
     }
+    return _changed_card(manifest, "pruned", "with the zeros of every projection", facts)
+
+
+def quantized_card(manifest: QuantizedManifest) -> str:
+    """The card of a folder with a quantised model."""
+    group = f"groups of {manifest.group_size} inputs" if manifest.group_size else "whole rows"
+    points = "no zero points" if manifest.symmetric else "integer zero points"
+    facts = {
+        "method": f"{manifest.method}, {group}, {manifest.scales} scales, {points}",
+        "bits": f"{manifest.bits:.4g} of a weight of the projections of decoder layers, "
+        f"{manifest.stored_bits:.4g} with scales and zero points",
+        "bytes of the projections": f"{manifest.bytes:,}",
+        **{
+            f"bytes of {other.name}": f"{other.bytes:,}"
+            + (f", {other.bits} bits" if other.bits else ", as it was")
+            for other in manifest.others
+        },
+        "stored as": f"packed integers ({manifest.packed}), the rest in {manifest.precision}"
+        if manifest.packed
+        else f"rounded weights in {manifest.precision}, for measuring: no smaller than before",
+        **_plan(manifest.plan),
+        "calibration": _said(manifest.calibration),
+    }
+    words = "with bits and bytes of every projection"
+    why = "\n\nIt needs the library `compressed-tensors`." if manifest.packed else ""
+    return _changed_card(manifest, "quantised", words, facts, needs=why)
+
+
+def _changed_card(
+    manifest: Manifest | QuantizedManifest,
+    how: str,
+    holds: str,
+    facts: Mapping[str, str],
+    *,
+    needs: str = "",
+) -> str:
+    """The card of a model's folder that plain transformers opens."""
+    base = manifest.model
+    facts = {"base model": _named(base), **facts, **_setting(manifest)}
     return f"""{_front(base, "transformers")}
-# {base.name}, pruned
+# {base.name}, {how}
 
-{USE}
+{USE}{needs}
 
-## How it was pruned
+## How it was {how}
 
-`layerif_manifest.json` holds the whole record, with the zeros of every projection.
+`layerif_manifest.json` holds the whole record, {holds}.
 
 {_table(facts)}
 """
@@ -170,7 +216,7 @@ def _plan(plan: Plan) -> dict[str, str]:
     }
 
 
-def _setting(record: Finetuning | Manifest | DroppedLayers) -> dict[str, str]:
+def _setting(record: Finetuning | Manifest | DroppedLayers | QuantizedManifest) -> dict[str, str]:
     made = record.setting
     return {"precision": f"{made.dtype} on {made.device}", "versions": _said(made.versions)}
 

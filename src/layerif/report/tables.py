@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from layerif.artifacts import (
     Measurement,
     MetricScores,
     Plan,
+    PrunedModule,
+    QuantizedManifest,
+    QuantizedModule,
     Results,
 )
 from layerif.core.choices import Aggregation
@@ -141,21 +144,72 @@ def manifest_lines(manifest: Manifest) -> list[str]:
             f"The plan asks for {asked:.4%} zeros; {manifest.asked_sparsity:.4%} is the nearest "
             f"that {manifest.nm} with its N by projection can be."
         )
-    dampings = {m.module: m.damping for m in manifest.modules if m.damping is not None}
-    least = min(dampings.values(), default=0.0)
-    if more := [f"{name} ({value:g})" for name, value in dampings.items() if value != least]:
-        others = " and others" if len(more) > SIDE_BY_SIDE else ""
-        counted = "1 Hessian" if len(more) == 1 else f"{len(more)} Hessians"
-        lines.append(
-            f"{counted} needed more damping than {least:g}: "
-            f"{', '.join(more[:SIDE_BY_SIDE])}{others}"
-        )
+    lines += _damped(manifest.modules)
     if manifest.precision is not None:
         lines.append(
             f"Computed in {manifest.setting.dtype} and saved in {manifest.precision}, the "
             "precision of the model's files."
         )
     return lines
+
+
+def quantized_table(manifest: QuantizedManifest) -> Table:
+    """One row a layer: bits and bytes of its projections, and where it is known the output error.
+
+    The error shown is the largest of the layer's projections.
+    """
+    erring = any(m.error is not None for m in manifest.modules)
+    group = f"groups of {manifest.group_size}" if manifest.group_size else "whole rows"
+    table = plain_table(
+        f"{manifest.model.name} quantised by {manifest.method}, {group}: "
+        f"{manifest.bits:.2f} bits, {manifest.stored_bits:.2f} with scales",
+        *(">layer", ">bits", ">from", ">to", ">bytes", *([">error"] if erring else []), ""),
+    )
+    for layer in range(len(manifest.plan.allocation)):
+        modules = [m for m in manifest.modules if m.layer == layer]
+        if not modules:
+            continue
+        mean = sum(m.bits * m.numel for m in modules) / sum(m.numel for m in modules)
+        bits = [m.bits for m in modules]
+        size = sum(m.bytes for m in modules)
+        row = [str(layer), f"{mean:.2f}", str(min(bits)), str(max(bits)), f"{size:,}"]
+        if erring:
+            row.append(f"{max(m.error or 0.0 for m in modules):.2%}")
+        table.add_row(*row, _bar(mean, 16))
+    return table
+
+
+def quantized_lines(manifest: QuantizedManifest) -> list[str]:
+    """What a reader must know beside the table: bytes, damping, and what the folder holds."""
+    others = [
+        f"{other.name} {other.bytes:,} ({f'{other.bits} bits' if other.bits else 'as it was'})"
+        for other in manifest.others
+    ]
+    lines = [
+        f"Bytes: projections {manifest.bytes:,}, scales and zero points counted"
+        + "".join(f"; {other}" for other in others)
+    ]
+    lines += _damped(manifest.modules)
+    if manifest.packed is None:
+        lines.append(
+            f"The folder holds rounded weights in {manifest.precision}, for measuring, and is no "
+            "smaller than before."
+        )
+    return lines
+
+
+def _damped(modules: Sequence[PrunedModule | QuantizedModule]) -> list[str]:
+    """Hessians that needed more damping than others did."""
+    dampings = {m.module: m.damping for m in modules if m.damping is not None}
+    least = min(dampings.values(), default=0.0)
+    more = [f"{name} ({value:g})" for name, value in dampings.items() if value != least]
+    if not more:
+        return []
+    others = " and others" if len(more) > SIDE_BY_SIDE else ""
+    counted = "1 Hessian" if len(more) == 1 else f"{len(more)} Hessians"
+    return [
+        f"{counted} needed more damping than {least:g}: {', '.join(more[:SIDE_BY_SIDE])}{others}"
+    ]
 
 
 def finetuning_table(record: Finetuning) -> Table:

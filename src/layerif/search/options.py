@@ -148,7 +148,7 @@ class BitsSearchOptions(GridOptions, StrategyOptions):
     """How a plan of bits is searched for."""
 
     title = "Search"
-    rules: ClassVar[tuple[Rule, ...]] = StrategyOptions.rules
+    rules: ClassVar[tuple[Rule, ...]] = (*GridOptions.rules, *StrategyOptions.rules)
 
     strategy: Annotated[str, STRATEGIES] = "quadratic"
     """How the plan is found: chosen by one pass on the model as it was (quadratic), or moved at

@@ -8,7 +8,7 @@ from typing import Any
 from layerif.artifacts import DROPPED, DroppedLayers, Plan, hash_texts
 from layerif.compress.depth.dropping import drop_layers, kept_layers
 from layerif.compress.depth.saving import save_dropped
-from layerif.compress.pruning.saving import saved_size
+from layerif.compress.saving import saved_size
 from layerif.core.checkpoint import Steps
 from layerif.model.layers import unwrapped
 from layerif.model.opening import Tokenizer, describe, setting

@@ -13,10 +13,13 @@ from layerif.artifacts import (
     Manifest,
     MetricScores,
     Plan,
+    QuantizedManifest,
     Results,
 )
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.registry import reads_text as pruner_reads_text
+from layerif.compress.quantization.options import QuantizedFolderOptions
+from layerif.compress.quantization.options import reads_text as quantizer_reads_text
 from layerif.core.files import cache_folder
 from layerif.core.options import takes
 from layerif.data import Task, load_calibration, load_corpus, load_sources, load_task
@@ -33,7 +36,13 @@ from layerif.search.searching import of_kind
 from layerif.workflows.dropping import drop_into
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.searching import search_into
-from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
+from layerif.workflows.stages import (
+    evaluate_into,
+    measure_into,
+    prune_into,
+    quantize_into,
+    score_into,
+)
 
 
 class ScoringRun(SampleOptions, ScoreOptions):
@@ -174,6 +183,23 @@ class Run:
         """A model without the layers that a plan of depth drops, in the folder `<name>`."""
         return drop_into(self.folder / name, *self._model.open(), plan, overwrite=self._overwrite)
 
+    @takes(QuantizedFolderOptions)
+    def quantize(
+        self, plan: Plan | int, *, options: QuantizedFolderOptions, name: str = "quantized"
+    ) -> QuantizedManifest:
+        """A quantised model, in the folder `<name>`."""
+        text = None
+        if quantizer_reads_text(options.values()):
+            text = load_calibration(self._calibration, **self._data)
+        return quantize_into(
+            self.folder / name,
+            *self._model.open(),
+            plan,
+            calibration=text,
+            options=options,
+            overwrite=self._overwrite,
+        )
+
     @takes(FinetuningRun)
     def finetune(
         self, plan: Plan | None, *, options: FinetuningRun, name: str = "adapter"
@@ -200,7 +226,7 @@ class Run:
         Args:
             on: their names.
             options: as `evaluate` takes them.
-            of: name of a model that `prune` wrote here; None for the model itself.
+            of: name of a model that `prune` or `quantize` wrote here; None for the model itself.
 
         Raises:
             InputError: there is no such model here.
@@ -208,7 +234,7 @@ class Run:
         model = self._model
         if of is not None:
             if not (self.folder / of).is_dir():
-                raise InputError(f"there is no pruned model {of!r} in {self.folder}")
+                raise InputError(f"there is no model {of!r} in {self.folder}")
             model = model.but(model=str(self.folder / of))
         return evaluate_into(
             self.folder / f"{of or 'dense'}-results.json",

@@ -10,19 +10,33 @@ from typing import Any
 from layerif.artifacts import (
     GRADIENTS,
     PRUNED,
+    QUANTIZED,
     Fingerprint,
     LayerScores,
     Manifest,
     MetricScores,
     Plan,
+    QuantizedManifest,
     Results,
     hash_texts,
 )
 from layerif.artifacts.gradients import GRADIENTS_FOLDER
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
-from layerif.compress.pruning.saving import refuse_adapters, refuse_packed, save_pruned, saved_size
+from layerif.compress.pruning.saving import refuse_packed, save_pruned
+from layerif.compress.quantization.compressor import refuse_coded
+from layerif.compress.quantization.grid import Coded
+from layerif.compress.quantization.options import (
+    GridOptions,
+    QuantizedFolderOptions,
+    QuantizeOptions,
+)
+from layerif.compress.quantization.packing import check_packable
+from layerif.compress.quantization.runner import as_plan, bits_of, quantize
+from layerif.compress.quantization.saving import save_quantized
+from layerif.compress.saving import refuse_adapters, saved_size
 from layerif.core.checkpoint import Steps
+from layerif.core.options import Options
 from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import versions
@@ -49,6 +63,7 @@ from layerif.workflows.solving import SCORING, saved
 from layerif.workflows.stage import Stage, content_of, fingerprint_of, hash_samples, json_stage
 
 PRUNING = Stage(PRUNED, Manifest.load)
+QUANTIZING = Stage(QUANTIZED, QuantizedManifest.load)
 
 
 @dataclass(frozen=True)
@@ -213,7 +228,7 @@ def prune_into(
     """
     refuse_adapters(model)
     refuse_packed(find_decoder_layers(model).projections)
-    wanted = _pruning_fingerprint(model, tokenizer, plan, calibration, options)
+    wanted = _fingerprint_of_change(model, tokenizer, plan, calibration, options)
 
     def work(steps: Steps) -> Manifest:
         # The layers as they are finished, and then all of the model.
@@ -236,14 +251,65 @@ def prune_into(
     return PRUNING.run(folder, wanted, work, overwrite=overwrite)
 
 
-def _pruning_fingerprint(
+def quantize_into(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer,
+    plan: Plan | int,
+    *,
+    calibration: Corpus | SelfText | None,
+    options: QuantizedFolderOptions,
+    overwrite: bool = False,
+) -> QuantizedManifest:
+    """`quantize` with `options`, in place and saved to a model folder; finished layers survive.
+
+    Where the folder already holds this result, `model` is left as it is.
+
+    Raises:
+        InputError: as `quantize`, `check_packable` and `resumable`; or the folder holds a model
+            quantised otherwise.
+        NumericalError: as `quantize`.
+        MissingDependencyError: a folder of packed integers needs compressed-tensors.
+    """
+    refuse_adapters(model)
+    layers = find_decoder_layers(model)
+    refuse_coded(layers.projections)
+    plan = as_plan(plan, layers)
+    packed: dict[str, Coded] | None = None
+    if options.format != "float":
+        grid = options.part(GridOptions)
+        check_packable(model, bits_of(plan, layers), grid, options.embeddings)
+        packed = {}
+    wanted = _fingerprint_of_change(model, tokenizer, plan, calibration, options)
+
+    def work(steps: Steps) -> QuantizedManifest:
+        # The integers of layers as they are finished, and then all of the model.
+        numel = sum(p.numel for p in layers.projections)
+        what = "the quantised model and its layers as they are finished"
+        steps.reserve(numel + saved_size(model), what, "*.safetensors")
+        manifest = quantize(
+            model,
+            plan,
+            options=options.part(QuantizeOptions),
+            tokenizer=tokenizer,
+            calibration=calibration,
+            steps=steps,
+            keep=None if packed is None else packed.__setitem__,
+        )
+        manifest = manifest.model_copy(update={"fingerprint": wanted})
+        return save_quantized(model, tokenizer, manifest, folder, packed=packed)
+
+    return QUANTIZING.run(folder, wanted, work, overwrite=overwrite)
+
+
+def _fingerprint_of_change(
     model: Any,
     tokenizer: Tokenizer,
     plan: Plan | float | None,
     calibration: Corpus | SelfText | None,
-    options: PruneOptions,
+    options: Options,
 ) -> Fingerprint:
-    """What a pruned model depends on; text and its draw only where the method reads any."""
+    """What a changed model depends on; text and its draw only where the method reads any."""
     asked = options.recorded()
     asked["plan"] = plan.allocation if isinstance(plan, Plan) else plan
     if isinstance(plan, Plan) and plan.modules is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import CARD_FILE, DROPPED, MANIFEST_FILE, DroppedLayers
-from layerif.compress.pruning.saving import as_stored
+from layerif.compress.saving import as_stored
 from layerif.core.files import new_folder, write_text
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, open_skeleton

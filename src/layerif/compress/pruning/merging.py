@@ -11,7 +11,8 @@ from torch import nn
 
 from layerif.artifacts import DROPPED, PRUNED, DroppedLayers, Fingerprint, Manifest, hash_texts
 from layerif.compress.depth.saving import save_dropped
-from layerif.compress.pruning.saving import recounted, save_pruned, saved_size
+from layerif.compress.pruning.saving import recounted, save_pruned
+from layerif.compress.saving import saved_size
 from layerif.core.checkpoint import check_out, tidy
 from layerif.core.files import file_hash, require_disk
 from layerif.core.progress import note

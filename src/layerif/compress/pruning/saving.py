@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layerif.artifacts import CARD_FILE, MANIFEST_FILE, PRUNED, Manifest
-from layerif.core.files import new_folder, write_text
-from layerif.errors import NumericalError
+from layerif.artifacts import PRUNED, Manifest
+from layerif.compress.saving import as_stored, refuse_adapters, write_model
 from layerif.model.layers import Projection, find_decoder_layers, refuse_quantised
 from layerif.model.opening import Tokenizer
-from layerif.model.peft_adapters import refuse_adapted
-from layerif.model.precision import stored_precision, word_of
-from layerif.model.quiet import quiet_transformers
+from layerif.model.precision import word_of
 from layerif.report.cards import pruned_card
 
 
@@ -42,41 +38,8 @@ def save_pruned(
         if rounded is not None:
             manifest = recounted(manifest, model)
             manifest = manifest.model_copy(update={"precision": word_of(rounded)})
-        with quiet_transformers(), new_folder(Path(folder), PRUNED) as part:
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            manifest.save(part / MANIFEST_FILE)
-            write_text(part / CARD_FILE, pruned_card(manifest))
+        write_model(model, tokenizer, folder, PRUNED, manifest, pruned_card(manifest))
     return manifest
-
-
-@contextmanager
-def as_stored(model: Any) -> Iterator[torch.dtype | None]:
-    """The model in the precision of its files inside; None where it runs in none that is wider.
-
-    Matrices are rounded. Vectors that the precision does not hold exactly stay as they are, since
-    norms and biases may be stored in a wider one, and pruning changes none of them.
-    """
-    precision = stored_precision(model)
-    wider = [
-        (name, weight, weight.data)
-        for name, weight in model.named_parameters()
-        if weight.is_floating_point() and weight.itemsize > precision.itemsize
-    ]
-    try:
-        for name, weight, _ in wider:
-            narrow = weight.data.to(precision)
-            if not bool(narrow.isfinite().all()):
-                raise NumericalError(
-                    f"a changed weight of {name} is not finite in {word_of(precision)}, the "
-                    "precision of the model's files; save the model in float32 first"
-                )
-            if weight.ndim > 1 or torch.equal(narrow.to(weight.dtype), weight.data):
-                weight.data = narrow
-        yield precision if wider else None
-    finally:
-        for _, weight, exact in wider:
-            weight.data = exact
 
 
 def recounted(manifest: Manifest, model: Any, **of_modules: Any) -> Manifest:
@@ -97,12 +60,6 @@ def zeros_in(weight: torch.Tensor) -> int:
     return weight.numel() - int(weight.count_nonzero())
 
 
-def saved_size(model: Any) -> int:
-    """Bytes of disk that the weights take; one that is in two places is saved once."""
-    weights = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
-    return sum(weights.values())
-
-
 def refuse_packed(projections: Sequence[Projection]) -> None:
     """Refuse quantised weights, which cannot be set to zero one by one.
 
@@ -112,17 +69,4 @@ def refuse_packed(projections: Sequence[Projection]) -> None:
     refuse_quantised(
         projections,
         "so nothing in it can be set to zero; prune the model as it was before quantisation",
-    )
-
-
-def refuse_adapters(model: Any) -> None:
-    """Refuse a model with adapters, which neither transformers nor PEFT saves as a whole.
-
-    Raises:
-        InputError: it has some.
-    """
-    refuse_adapted(
-        model,
-        "and only these would be written; take them out (`unload()`) or into the weights "
-        "(`merge_and_unload()`) before",
     )

@@ -42,7 +42,7 @@ class Gptq:
     def quantizable(
         self, projection: Projection, original: torch.Tensor, statistics: Any, grid: GridOptions
     ) -> RefittedRounding:
-        factor = statistics.factor(projection, ordered=grid.order == "diagonal")
+        factor = statistics.factor(projection, ordered=grid.column_order == "diagonal")
         return RefittedRounding(original, grid, factor, statistics.mean(projection))
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from layerif.compress.options import WalkOptions
 from layerif.compress.quantization.registry import QUANTIZERS
-from layerif.core.choices import ColumnOrder, Ranges, ScaleDtype
+from layerif.core.choices import ColumnOrder, FolderFormat, Ranges, ScaleDtype
 from layerif.core.options import Options, Rule, Values
 
 GROUP_SIZES = (32, 64, 128, 0)
@@ -19,7 +19,11 @@ class GridOptions(Options):
 
     title = "Quantisation"
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule("order", lambda v: v["method"] != "rtn", "for methods that refit weights, as gptq"),
+        Rule(
+            "column_order",
+            lambda v: v["method"] != "rtn",
+            "for methods that refit weights, as gptq",
+        ),
     )
 
     method: Annotated[str, QUANTIZERS] = "gptq"
@@ -32,7 +36,7 @@ class GridOptions(Options):
     ranges: Ranges = "weighted"
     """Range of each group: the shrink from its extremes that loses least on calibration text
     (weighted), or the extremes themselves (minmax)."""
-    order: ColumnOrder = "diagonal"
+    column_order: ColumnOrder = "diagonal"
     """Columns that gptq rounds first: those of the largest inputs (diagonal), or as they come
     (given)."""
     scales: ScaleDtype = "float16"
@@ -68,3 +72,11 @@ class QuantizeOptions(GridOptions, WalkOptions):
     embeddings: Annotated[int | None, Field(ge=2, le=8)] = None
     """Bits of the token embeddings, and of a head that is not tied to them, rounded to nearest
     from minimum to maximum; left out, they stay as they are."""
+
+
+class QuantizedFolderOptions(QuantizeOptions):
+    """How a model is quantised, and in what form it is written."""
+
+    format: FolderFormat = "float"
+    """Form of the folder: rounded weights, which any program opens and which is no smaller (float),
+    or packed integers, which transformers and vLLM open (compressed-tensors)."""

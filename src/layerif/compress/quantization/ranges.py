@@ -6,11 +6,13 @@ among the shrinks from 1 to 0.6 that one is taken whose rounded weights lose lea
     sum_j n_j^2 (w_j - q(w_j))^2,
 
 n_j being the norm of input feature j over the calibration text. Among equals the widest is taken.
+A symmetric range has one value more on one of its sides: both sides are tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -77,8 +79,11 @@ def _searched(
     best = Ranges(torch.zeros_like(low), torch.zeros_like(low))
     least = torch.full_like(low, torch.inf)
     away, scaled = torch.empty_like(groups), torch.empty_like(groups)
-    for shrink in shrinks:
+    # A negative scale gives the one more value that a symmetric grid has below 0 to those above.
+    signs = (1, -1) if symmetric and len(shrinks) > 1 else (1,)
+    for shrink, sign in product(shrinks, signs):
         scales = ((high - low) * (shrink / codes)).to(dtype).to(groups.dtype).clamp_(min=LEAST)
+        scales *= sign
         if symmetric:
             zeros = torch.full_like(scales, 2 ** (bits - 1))
         else:
