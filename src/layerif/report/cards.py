@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import Finetuning, Manifest, ModelInfo, Plan
+from layerif.core.aliases import ALIASES
 from layerif.report.plots import task_name
 
 METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
 HASH = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# The package's alias of a model, which is a GGUF file too.
-ALIAS = "smollm2"
 GENERATE = """
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids.to(model.device)
 print(tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=20)[0]))"""
@@ -31,6 +30,7 @@ def adapter_card(record: Finetuning) -> str:
     )
     facts = {
         "base model": _named(base),
+        "terms of use of the base model": _terms(base),
         "task": task_name(record.task),
         "rows": f"{rows['train']} for training, {rows['validation']} for validation; "
         f"{rows['left_out']} did not fit",
@@ -62,6 +62,7 @@ def pruned_card(manifest: Manifest) -> str:
     base = manifest.model
     facts = {
         "base model": _named(base),
+        "terms of use of the base model": _terms(base),
         "method": f"{manifest.method}{f', {manifest.nm}' if manifest.nm else ''}",
         "zeros": f"{manifest.sparsity:.4%} of the weights of the projections of decoder layers",
         **_plan(manifest.plan),
@@ -101,7 +102,7 @@ def opening_code(base: str, *, own_method: bool) -> str:
     """
     path = Path(base).expanduser()
     name = repr(str(path.resolve()) if path.exists() else base)
-    if path.suffix == ".gguf" or (base == ALIAS and not path.exists()):
+    if path.suffix == ".gguf" or (base in ALIASES and not path.exists()):
         why = "The base model is a GGUF file, which layerif opens."
         code = f'import layerif\n\nmodel, tokenizer = layerif.open_model({name}, adapter=".")'
     else:
@@ -132,6 +133,12 @@ def _front(base: ModelInfo, library: str) -> str:
 
 def _named(base: ModelInfo) -> str:
     return f"{base.name} ({base.architecture}{f', {base.caveat}' if base.caveat else ''})"
+
+
+def _terms(base: ModelInfo) -> str:
+    """Where they are, of a model that is not freely licensed and that an alias opens."""
+    alias = ALIASES.get(base.name)
+    return (alias.terms or "") if alias else ""
 
 
 def _plan(plan: Plan) -> dict[str, str]:
