@@ -33,6 +33,7 @@ MODULES = {
     "compare": "compare",
     "verify": "prune",
     "merge": "prune",
+    "export": "export",
     "finetune": "finetune",
     "evaluate": "evaluate",
     "run": "run",

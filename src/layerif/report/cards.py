@@ -47,13 +47,26 @@ def adapter_card(record: Finetuning) -> str:
 # {METHODS[record.method]} for {base.name}
 
 {opening_code(base.name, own_method=record.method == "lora_moe")}
-
+{_served(plan)}
 ## How it was trained
 
 The loss is of completions alone, in nats a completion token. `layerif_finetuning.json` holds the
 whole record.
 
 {_table(facts)}
+"""
+
+
+def _served(plan: Plan) -> str:
+    """What to know before a LoRA of a plan is served by an engine other than PEFT."""
+    if plan.kind != "ranks" or len(set(plan.allocation)) < 2:
+        return ""
+    return """
+## In other engines
+
+The ranks of this LoRA differ by layer. llama.cpp and vLLM read no `alpha_pattern` and would give
+it a wrong scale, without a word; `layerif export lora FOLDER --out OUT` writes the same adapter
+with equal ranks, which every engine reads alike.
 """
 
 
