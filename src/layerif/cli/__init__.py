@@ -35,6 +35,7 @@ MODULES = {
     "compare": "compare",
     "verify": "verify",
     "merge": "prune",
+    "export": "export",
     "finetune": "finetune",
     "evaluate": "evaluate",
     "run": "run",

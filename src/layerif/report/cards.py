@@ -18,16 +18,12 @@ from layerif.artifacts import (
     Plan,
     QuantizedManifest,
 )
+from layerif.core.aliases import ALIASES
 from layerif.report.plots import task_name
 
 METHODS = {"lora": "A LoRA", "lora_moe": "A mixture of LoRA experts"}
 HASH = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# The package's alias of a model, which is a GGUF file too.
-ALIAS = "smollm2"
-HERE = (
-    'In this folder; elsewhere give its path, or its name on the Hugging Face hub, in place of ".".'
-)
 GENERATE = """
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids.to(model.device)
 print(tokenizer.decode(model.generate(input_ids=ids, max_new_tokens=20)[0]))"""
@@ -53,6 +49,7 @@ def adapter_card(record: Finetuning) -> str:
     )
     facts = {
         "base model": _named(base),
+        "terms of use of the base model": _terms(base),
         "task": task_name(record.task),
         "rows": f"{rows['train']} for training, {rows['validation']} for validation; "
         f"{rows['left_out']} did not fit",
@@ -69,13 +66,26 @@ def adapter_card(record: Finetuning) -> str:
 # {METHODS[record.method]} for {base.name}
 
 {opening_code(base.name, own_method=record.method == "lora_moe")}
-
+{_served(plan)}
 ## How it was trained
 
 The loss is of completions alone, in nats a completion token. `layerif_finetuning.json` holds the
 whole record.
 
 {_table(facts)}
+"""
+
+
+def _served(plan: Plan) -> str:
+    """What to know before a LoRA of a plan is served by an engine other than PEFT."""
+    if plan.kind != "ranks" or len(set(plan.allocation)) < 2:
+        return ""
+    return """
+## In other engines
+
+The ranks of this LoRA differ by layer. llama.cpp and vLLM read no `alpha_pattern` and would give
+it a wrong scale, without a word; `layerif export lora FOLDER --out OUT` writes the same adapter
+with equal ranks, which every engine reads alike.
 """
 
 
@@ -126,7 +136,12 @@ def _changed_card(
 ) -> str:
     """The card of a model's folder that plain transformers opens."""
     base = manifest.model
-    facts = {"base model": _named(base), **facts, **_setting(manifest)}
+    facts = {
+        "base model": _named(base),
+        "terms of use of the base model": _terms(base),
+        **facts,
+        **_setting(manifest),
+    }
     return f"""{_front(base, "transformers")}
 # {base.name}, {how}
 
@@ -176,7 +191,7 @@ def opening_code(base: str, *, own_method: bool) -> str:
     """
     path = Path(base).expanduser()
     name = repr(str(path.resolve()) if path.exists() else base)
-    if path.suffix == ".gguf" or (base == ALIAS and not path.exists()):
+    if path.suffix == ".gguf" or (base in ALIASES and not path.exists()):
         why = "The base model is a GGUF file, which layerif opens."
         code = f'import layerif\n\nmodel, tokenizer = layerif.open_model({name}, adapter=".")'
     else:
@@ -207,6 +222,12 @@ def _front(base: ModelInfo, library: str) -> str:
 
 def _named(base: ModelInfo) -> str:
     return f"{base.name} ({base.architecture}{f', {base.caveat}' if base.caveat else ''})"
+
+
+def _terms(base: ModelInfo) -> str:
+    """Where they are, of a model that is not freely licensed and that an alias opens."""
+    alias = ALIASES.get(base.name)
+    return (alias.terms or "") if alias else ""
 
 
 def _plan(plan: Plan) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from layerif.artifacts import Record
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.registry import reads_text
+from layerif.core.aliases import MODEL_HELP
 from layerif.core.choices import Aggregation, Dtype, Orientation, Preset
 from layerif.core.files import brief
 from layerif.core.options import IdleOptionError, Options, Rule, Values, idle, refuse_idle
@@ -155,8 +156,7 @@ class Recipe(Record):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    model: str
-    """Hub id, model folder, .gguf file, or the alias smollm2."""
+    model: str = Field(description=MODEL_HELP)
     out: str
     """Run folder: scores, plans, pictures, results and the pruned models."""
     dtype: Dtype = "float32"

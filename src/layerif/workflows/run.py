@@ -79,7 +79,7 @@ class Run:
 
         Args:
             folder: of the results; made when the first is written.
-            model: hub id, model folder, .gguf file, or the alias smollm2.
+            model: hub id, model folder, .gguf file, or an alias, as `open_model` takes it.
             task: that layers are scored for and adapters trained on.
             calibration: corpus or text file for pruning, metrics and searches.
             data_dir: folder of parquet data sets, instead of the hub.

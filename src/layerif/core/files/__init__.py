@@ -1,7 +1,7 @@
 """The disk: what may be written and how, and what is read from files of others."""
 
 from layerif.core.files.disk import disk_error, has_room, require_disk, taken, writing_to
-from layerif.core.files.leftovers import sweep
+from layerif.core.files.leftovers import beside, sweep
 from layerif.core.files.patterns import check_patterns
 from layerif.core.files.plain import parse_json, read_json, read_yaml
 from layerif.core.files.reading import (
