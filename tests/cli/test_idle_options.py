@@ -84,7 +84,7 @@ IDLE = [
     ),
     (f"{BITS} --map uniform", "--spread 1 --orientation direct --on-constant error"),
     (f"{SEARCH} --strategy quadratic", "--start uniform"),
-    (SEARCH, "--order diagonal"),
+    (SEARCH, "--criterion diagonal"),
     ("search bits --model no/such/model --bits 3 --method rtn", "--column-order given"),
     (
         f"{COMPARE.format('bits')} --bits 3 --tasks python-docs --method rtn",
