@@ -1,13 +1,14 @@
-"""Pruning against its floor: two hook-free passes through the decoder layers; and mask kernels.
+"""Pruning and quantising against their floor, two bare passes through the layers; and kernels.
 
 The floor runs every calibration chunk through every decoder layer twice, as pruning layer by layer
 must: once for the layer's statistics and once for what the layer hands on. Each method is timed in
-turn with it, in one process, from the dense model to the pruned one; the least of several runs is
+turn with it, in one process, from the dense model to the changed one; the least of several runs is
 compared. Peak memory is that of a process of its own for each (`--memory`), above what the open
 model takes. The kernels choose half of the weights of each shape, and are held against a stable
 sort of the same saliencies.
 
     python benchmarks/pruning.py --chunks 32 --pairs 3
+    python benchmarks/pruning.py --chunks 32 --methods rtn gptq --bits 4 --group-size 32
     python benchmarks/pruning.py --kernels
     python benchmarks/pruning.py --chunks 32 --memory
 """
@@ -30,6 +31,7 @@ import torch
 from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.selection import group_mask, smallest, smallest_by_row
 from layerif.compress.pruning.targets import Pattern
+from layerif.compress.quantization.runner import quantize
 from layerif.data import load_calibration
 from layerif.data.batching import accepted, collate, pack
 from layerif.data.chunks import cut, draw
@@ -38,6 +40,7 @@ from layerif.model.opening import input_device, open_model
 
 SHAPES = [(192, 576), (576, 576), (1536, 576), (576, 1536), (4096, 4096)]
 METHODS = ["magnitude", "wanda", "sparsegpt"]
+QUANTIZERS = ["rtn", "gptq"]
 
 
 def main() -> None:
@@ -49,17 +52,20 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--nm", help="a pattern such as 2:4, in the place of 50 %% unstructured")
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *QUANTIZERS], default=METHODS)
+    parser.add_argument("--bits", type=int, default=4, help="of rtn and gptq")
+    parser.add_argument("--group-size", type=int, default=32, help="of rtn and gptq")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--kernels", action="store_true", help="the mask kernels alone")
     parser.add_argument("--memory", action="store_true", help="peak memory alone")
-    parser.add_argument("--one", choices=["floor", *METHODS], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["floor", *METHODS, *QUANTIZERS], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kernels:
         kernels()
     elif options.one:
         peak_of(options)
     elif options.memory:
-        for name in ("floor", *METHODS):
+        for name in ("floor", *options.methods):
             command = [sys.executable, *sys.argv, "--one", name]
             print(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout, end=""
@@ -73,11 +79,11 @@ def times(options: argparse.Namespace) -> None:
     dense = [p.weight.clone() for p in find_decoder_layers(model).projections]
     tokens = options.chunks * options.context_length
     floors: list[float] = []
-    found: dict[str, list[float]] = {name: [] for name in METHODS}
+    found: dict[str, list[float]] = {name: [] for name in options.methods}
     errors: dict[str, float] = {}
     floor(model, tokenizer, options)  # not counted: first touch of the weights
     for _ in range(options.pairs):
-        for name in METHODS:
+        for name in options.methods:
             if name != "magnitude":
                 floors.append(seconds(lambda: floor(model, tokenizer, options)))
             began = time.perf_counter()
@@ -92,8 +98,8 @@ def times(options: argparse.Namespace) -> None:
                 projection.weight.copy_(weight)
     print(
         f"{options.model}, {options.chunks} chunks of {options.context_length} tokens, "
-        f"{options.nm or '50 %'}, {options.dtype}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, {platform.machine()}"
+        f"{options.nm or '50 %'} or {options.bits} bits, {options.dtype}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
     )
     bare = min(floors)
     print(f"two passes  min {bare:7.2f} s   {2 * tokens / bare:6.0f} tokens/s")
@@ -118,6 +124,18 @@ def floor(model: Any, tokenizer: Any, options: argparse.Namespace) -> None:
 
 
 def run(model: Any, tokenizer: Any, name: str, options: argparse.Namespace) -> Any:
+    if name in QUANTIZERS:
+        return quantize(
+            model,
+            options.bits,
+            tokenizer=tokenizer,
+            calibration=load_calibration(options.calibration),
+            method=name,
+            group_size=options.group_size,
+            calibration_samples=options.chunks,
+            context_length=options.context_length,
+            batch_tokens=options.batch_tokens,
+        )
     return prune(
         model,
         None if options.nm else 0.5,

@@ -76,10 +76,8 @@ IDLE = [
     ),
     (f"{BITS} --map uniform", "--spread 1 --orientation direct --on-constant error"),
     (f"{SEARCH} --strategy quadratic", "--start uniform"),
-    (
-        f"{SEARCH.replace('sparsity', 'bits').replace('0.5', '3')} --method rtn",
-        "--column-order given",
-    ),
+    (SEARCH, "--order diagonal"),
+    ("search bits --model no/such/model --bits 3 --method rtn", "--column-order given"),
     (
         f"{COMPARE.format('bits')} --bits 3 --tasks python-docs --method rtn",
         "--column-order diagonal",
