@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
+import layerif
 from helpers.mixtures import mixture
 from helpers.quantised import packed_and_dense
 from helpers.rounded import MIXED, mixed_plan, quantize_tiny
@@ -14,8 +17,10 @@ from helpers.texts import SENTENCES
 from helpers.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from layerif.artifacts import Plan, QuantizedManifest
 from layerif.calibration.text import calibration_batches
+from layerif.compress.quantization.base import Quantizable
 from layerif.compress.quantization.compressor import QuantizationCompressor
-from layerif.compress.quantization.rtn import rtn
+from layerif.compress.quantization.registry import QUANTIZERS
+from layerif.compress.quantization.rtn import Rounded, rtn
 from layerif.core.checkpoint import Steps
 from layerif.errors import InputError, NumericalError
 from layerif.model.layers import find_decoder_layers
@@ -184,6 +189,33 @@ def test_plans_of_other_models_and_kinds_are_refused():
     packed, _ = packed_and_dense()
     with pytest.raises(InputError, match="quantised"):
         quantize_tiny(packed)
+
+
+def test_a_quantiser_of_ones_own_is_used_by_name(monkeypatch):
+    class Coarse:
+        """Two bits fewer than asked for, by minimum and maximum."""
+
+        def statistics(self, grid):
+            return None
+
+        def quantizable(self, projection, original, statistics, grid):
+            own = Rounded(original, grid, None)
+            return FewerBits(original, grid, own)
+
+    @dataclass(frozen=True, eq=False)
+    class FewerBits(Quantizable):
+        own: Rounded
+
+        def coded(self, bits):
+            return replace(self.own.coded(bits - 2), bits=bits)
+
+    monkeypatch.setattr(QUANTIZERS, "_registered", dict(QUANTIZERS._registered))
+    layerif.register_quantizer("coarse", Coarse())
+    model = tiny_model()
+    manifest = layerif.quantize(model, 4, method="coarse", group_size=32)
+    assert manifest.method == "coarse"
+    for projection in find_decoder_layers(model).projections:
+        assert 3 <= distinct(projection.weight, 32) <= 4
 
 
 def test_weights_that_are_not_finite_are_named():

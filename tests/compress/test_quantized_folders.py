@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
+import layerif
 from helpers.mixtures import mixture
 from helpers.rounded import mixed_plan, quantize_tiny
 from helpers.rounding import grid
@@ -198,3 +199,17 @@ def test_commands_that_cannot_be_are_refused(tmp_path, dense):
     with pytest.raises(InputError, match="column"):
         run(*words, "--bits", 4, "--method", "rtn", "--column-order", "given")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_from_python_quantises_once_and_evaluates(tmp_path, dense):
+    text = tmp_path / "text.txt"
+    run_folder = layerif.Run(tmp_path / "run", model=str(dense), calibration=text)
+    few = {"group_size": 32, "calibration_samples": 4, "context_length": 32}
+    made = run_folder.quantize(3, **few)
+    assert run_folder.quantize(3, **few) == made
+    assert verify_quantized(tmp_path / "run" / "quantized").ok
+    rounded = run_folder.evaluate([text], context_length=32, of="quantized")
+    whole = run_folder.evaluate([text], context_length=32)
+    assert rounded.measurements[0].value != whole.measurements[0].value
+    with pytest.raises(InputError, match="none"):
+        run_folder.evaluate([text], of="none")

@@ -89,7 +89,7 @@ def gptq(
     rows, columns = weight.shape
     width = group_width(columns, grid.group_size)
     dtype, most = SCALES[grid.scales], 2**bits - 1
-    by_group = grouped(over_mean(squares)[None].to(weight.dtype), width)[0]
+    by_group = grouped(over_mean(squares)[:, None].to(weight.dtype), width)[..., 0]
 
     def ranges(weights: torch.Tensor, of: torch.Tensor) -> Ranges:
         of_text = of if grid.ranges == "weighted" else None
@@ -101,7 +101,7 @@ def gptq(
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     # (groups, rows); in the given order filled group by group.
     if order is not None:
-        scales, zeros = (each.T.contiguous() for each in ranges(grouped(weight, width), by_group))
+        scales, zeros = ranges(grouped(weight.T.contiguous(), width), by_group)
     else:
         scales, zeros = (work.new_empty(groups_of(columns, width), rows) for _ in range(2))
     for begin in range(0, columns, BLOCK):
@@ -111,9 +111,9 @@ def gptq(
             stop = min(start + STRIDE, end)
             if order is None and start % width == 0:
                 group = start // width
-                now = grouped(work[start : start + width].T.contiguous(), width)
+                now = grouped(work[start : start + width], width)
                 scales[group], zeros[group] = (
-                    each[:, 0] for each in ranges(now, by_group[group : group + 1])
+                    each[0] for each in ranges(now, by_group[group : group + 1])
                 )
             for column in range(start, stop):
                 group = places[column] // width

@@ -54,10 +54,13 @@ def group_width(in_features: int, group_size: int) -> int:
     return min(group_size or in_features, in_features)
 
 
-def grouped(matrix: torch.Tensor, width: int) -> torch.Tensor:
-    """(rows, groups, width) of (rows, columns); the last group is filled up with zeros."""
-    rows, columns = matrix.shape
-    groups = groups_of(columns, width)
-    missing = groups * width - columns
-    filled = torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
-    return filled.reshape(rows, groups, width)
+def grouped(columns: torch.Tensor, width: int) -> torch.Tensor:
+    """(groups, width, rows) of a matrix whose columns come first, (columns, rows).
+
+    The last group is filled up with zeros.
+    """
+    count, rows = columns.shape
+    groups = groups_of(count, width)
+    missing = groups * width - count
+    filled = torch.nn.functional.pad(columns, (0, 0, 0, missing)) if missing else columns
+    return filled.reshape(groups, width, rows)

@@ -11,7 +11,6 @@ A symmetric range has one value more on one of its sides: both sides are tried.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -25,14 +24,14 @@ LEAST = 2.0**-24
 
 
 class Ranges(NamedTuple):
-    """Of groups, (...,) each: scales, and zero points that are whole numbers, as floats."""
+    """Of groups, (groups, rows) each: scales, and zero points that are whole numbers, as floats."""
 
     scales: torch.Tensor
     zeros: torch.Tensor
 
 
 def find_ranges(
-    groups: torch.Tensor,
+    weights: torch.Tensor,
     squares: torch.Tensor | None,
     bits: int,
     *,
@@ -42,65 +41,65 @@ def find_ranges(
     """Scale and zero point of each group.
 
     Args:
-        groups: (rows, groups, width) weights in float32 or better; zeros where there are none.
-        squares: (groups, width) n_j^2 of its inputs, at least 0; None for plain minimum to maximum.
+        weights: (groups, width, rows) in float32 or better; zeros where there are none.
+        squares: (groups, width) n_j^2 of the inputs, at least 0; None for plain minimum to maximum.
         bits: of a code.
         symmetric: whether the zero point is the middle of the codes.
         dtype: of 16 bits, that the scales are exact in.
 
     Returns:
-        (rows, groups) each, in the dtype of the weights.
+        (groups, rows) each, in the dtype of the weights.
     """
-    shrinks = (1.0,) if squares is None else SHRINKS
-    if squares is None:
-        squares = groups.new_ones(groups.shape[1:])
-    squares = squares.to(groups.dtype)
-    rows = max(1, CHUNK // max(groups[0].numel(), 1))
-    parts = [
-        _searched(part, squares, shrinks, bits, symmetric, dtype) for part in groups.split(rows)
-    ]
-    scales, zeros = zip(*parts, strict=True)
-    return Ranges(torch.cat(scales), torch.cat(zeros))
+    found = Ranges(*(torch.empty_like(weights[:, 0]) for _ in Ranges._fields))
+    groups, width, rows = weights.shape
+    across = min(rows, max(1, CHUNK // width))
+    together = max(1, CHUNK // (width * across))
+    for first, group in product(range(0, rows, across), range(0, groups, together)):
+        here = (slice(group, group + together), slice(first, first + across))
+        part = weights[here[0], :, here[1]].contiguous()
+        of = None if squares is None else squares[here[0]].to(weights.dtype)
+        own = _searched(part, of, bits, symmetric, dtype)
+        for whole, piece in zip(found, own, strict=True):
+            whole[here] = piece
+    return found
 
 
 def _searched(
-    groups: torch.Tensor,
-    squares: torch.Tensor,
-    shrinks: Sequence[float],
+    weights: torch.Tensor,
+    squares: torch.Tensor | None,
     bits: int,
     symmetric: bool,
     dtype: torch.dtype,
 ) -> Ranges:
-    codes = 2**bits - 1
-    low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
+    """The ranges of a few groups."""
+    codes, middle = 2**bits - 1, 2 ** (bits - 1)
+    low, high = weights.amin(dim=1).clamp_(max=0), weights.amax(dim=1).clamp_(min=0)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
-    best = Ranges(torch.zeros_like(low), torch.zeros_like(low))
-    least = torch.full_like(low, torch.inf)
-    away, scaled = torch.empty_like(groups), torch.empty_like(groups)
     # A negative scale gives the one more value that a symmetric grid has below 0 to those above.
-    signs = (1, -1) if symmetric and len(shrinks) > 1 else (1,)
-    for shrink, sign in product(shrinks, signs):
-        scales = ((high - low) * (shrink / codes)).to(dtype).to(groups.dtype).clamp_(min=LEAST)
+    signs = (1, -1) if symmetric else (1,)
+    tried = [(1.0, 1)] if squares is None else list(product(SHRINKS, signs))
+    shrink, sign = (low.new_tensor(each)[:, None, None] for each in zip(*tried, strict=True))
+    # (tried, groups, rows)
+    scales = ((high - low) * (shrink / codes)).to(dtype).to(weights.dtype).clamp_(min=LEAST)
+    if symmetric:
+        zeros = torch.full_like(scales, middle)
         scales *= sign
-        if symmetric:
-            zeros = torch.full_like(scales, 2 ** (bits - 1))
-        else:
-            zeros = (low * -shrink / scales).round_().clamp_(0, codes)
-        if len(shrinks) == 1:
-            return Ranges(scales, zeros)
-        # In units of the scale: the distance of each weight from its rounded one.
-        torch.mul(groups, scales.reciprocal().unsqueeze(-1), out=scaled)
-        torch.round(scaled, out=away)
-        away.clamp_(-zeros.unsqueeze(-1), (codes - zeros).unsqueeze(-1)).sub_(scaled)
-        lost = away.square_().mul_(squares).sum(dim=-1).mul_(scales.square())
-        better = lost < least
-        least = torch.where(better, lost, least)
-        best = Ranges(
-            torch.where(better, scales, best.scales), torch.where(better, zeros, best.zeros)
-        )
-    return best
+    else:
+        zeros = (low * -shrink / scales).round_().clamp_(0, codes)
+    if squares is None:
+        return Ranges(scales[0], zeros[0])
+    lost = torch.empty_like(scales)
+    place, nearest = torch.empty_like(weights), torch.empty_like(weights)
+    for each, inverse, zero in zip(lost, scales.reciprocal(), zeros, strict=True):
+        # In units of the scale: where each weight lies among the codes, and how far from its own.
+        torch.addcmul(zero.unsqueeze(1), weights, inverse.unsqueeze(1), out=place)
+        torch.round(place, out=nearest).clamp_(0, codes).sub_(place).square_()
+        torch.bmm(squares.unsqueeze(1), nearest, out=each.unsqueeze(1))
+    # The first of equals.
+    chosen = lost.mul_(scales.square()).argmin(dim=0, keepdim=True)
+    return Ranges(scales.gather(0, chosen)[0], zeros.gather(0, chosen)[0])
 
 
 def to_codes(

@@ -71,23 +71,25 @@ def rtn(weight: torch.Tensor, squares: torch.Tensor | None, bits: int, grid: Gri
     rows, columns = weight.shape
     width = group_width(columns, grid.group_size)
     exact = torch.promote_types(weight.dtype, torch.float32)
-    by_group = None if squares is None else grouped(over_mean(squares)[None].to(exact), width)[0]
+    by_group = None
+    if squares is not None:
+        by_group = grouped(over_mean(squares)[:, None].to(exact), width)[..., 0]
     dtype = SCALES[grid.scales]
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     found = []
-    for part, codes_ in zip(*(each.split(ROWS) for each in (weight, codes)), strict=True):
-        groups = grouped(part.to(exact), width)
+    for part, nearest in zip(*(each.split(ROWS) for each in (weight, codes)), strict=True):
+        groups = grouped(part.T.to(exact).contiguous(), width)
         own = find_ranges(groups, by_group, bits, symmetric=grid.symmetric, dtype=dtype)
-        nearest = to_codes(groups, own.scales.unsqueeze(-1), own.zeros.unsqueeze(-1), bits)
-        codes_.copy_(nearest.flatten(1)[:, :columns])
+        scales, zeros = (each.unsqueeze(1) for each in own)
+        nearest.copy_(to_codes(groups, scales, zeros, bits).flatten(0, 1)[:columns].T)
         found.append(own)
-    scales, zeros = (torch.cat(each) for each in zip(*found, strict=True))
+    scales, zeros = (torch.cat(each, dim=1).T for each in zip(*found, strict=True))
     return Coded(
         bits,
         width,
         codes,
-        scales.to(dtype),
-        None if grid.symmetric else zeros.to(torch.uint8),
+        scales.to(dtype).contiguous(),
+        None if grid.symmetric else zeros.to(torch.uint8).contiguous(),
     )
 
 
