@@ -22,6 +22,9 @@ from layerif.search.options import SearchOptions
 from layerif.search.slopes import BACKWARD_TOKENS
 from layerif.search.texts import texts_for, up_to
 
+# Copies of the residual stream at each layer, beside what a backward pass keeps.
+HELD = 2
+
 
 @takes(DepthSearchOptions)
 def search_depth(
@@ -79,11 +82,14 @@ def search_depth(
     )
     texts = texts_for(model, tokenizer, calibration, target, reading)
     tokens = min(options.batch_tokens, BACKWARD_TOKENS) if strategy.backward else 0
+    embeddings = model.get_input_embeddings().weight
+    numbers = max(tokens, options.trial_tokens) * embeddings.shape[-1] * len(layers)
     note_memory(
         model,
         "the search",
         "backward" if strategy.backward else "forward",
         tokens or options.batch_tokens,
+        kept=HELD * numbers * embeddings.itemsize,
     )
     search = DepthSearch(
         skipping,
