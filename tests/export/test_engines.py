@@ -157,14 +157,14 @@ def test_autoround_resolves_it_itself():
         "auto_round.compressors.layer_config_resolver", reason="auto-round is absent"
     )
     from auto_round.compressors.config_resolution.contracts import ResolvedScheme
-    from auto_round.schemes import QuantizationScheme
+    from auto_round.schemes import preset_name_to_scheme
 
     model = skeleton()
     plan = mixed(model)
     config = json.loads(export("autoround", plan, model).text)
     found = resolver.resolve_layer_config(
         model=model,
-        scheme=ResolvedScheme.from_scheme(QuantizationScheme(bits=4, group_size=128)),
+        scheme=ResolvedScheme.from_scheme(preset_name_to_scheme("W4A16")),
         layer_config=config,
     )
     expected = tops(plan)
