@@ -10,28 +10,57 @@ import torch
 from gguf import GGUFReader, dequantize
 from peft import PeftModel, get_peft_model
 from pyarrow.parquet import read_table
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from helpers.adapters import fill_loras
 from helpers.engine import WINDOW
 from layerif.adapters import lora_config_for
 from layerif.artifacts import Plan
 from layerif.artifacts.plan import ModuleLevel
+from layerif.errors import MissingDependencyError
 from layerif.export.exporting import export, export_into
 from layerif.export.llamacpp import tensor_names
 from layerif.export.lora import LoraExportOptions, export_lora
 from layerif.export.options import GgufOptions
 from layerif.model.layers import find_decoder_layers
+from layerif.model.opening import open_tokenizer
 
-pytestmark = [pytest.mark.engine, pytest.mark.real_model, pytest.mark.slow]
+pytestmark = pytest.mark.engine
 
-WINDOWS = 4
+WINDOWS = 3
+REAL = pytest.param("smollm2", marks=[pytest.mark.real_model, pytest.mark.slow])
+
+
+@pytest.fixture(scope="module", params=["tiny", REAL])
+def subject(request):
+    """A model and its tokenizer, which the converter has to know: a random model, or SmolLM2."""
+    if request.param == "smollm2":
+        return request.getfixturevalue("smollm2")
+    try:
+        tokenizer = open_tokenizer("smollm2")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
-def folder(smollm2, tmp_path_factory):
-    """SmolLM2 as `save_pretrained` writes what layerif opens."""
-    model, tokenizer = smollm2
-    place = tmp_path_factory.mktemp("smollm2")
+def folder(subject, tmp_path_factory):
+    """The model as `save_pretrained` writes what layerif opens."""
+    model, tokenizer = subject
+    place = tmp_path_factory.mktemp("model") / "plain"
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
@@ -46,7 +75,7 @@ def whole(llamacpp, folder):
 def text(data_dir, tmp_path_factory):
     rows = read_table(data_dir / "wikitext2" / "test.parquet")["text"].to_pylist()
     file = tmp_path_factory.mktemp("text") / "wikitext.txt"
-    file.write_text("\n\n".join(rows)[:20_000], encoding="utf-8")
+    file.write_text("\n\n".join(rows)[:16_000], encoding="utf-8")
     return file
 
 
@@ -76,13 +105,13 @@ def mixed_plan(model):
     return Plan.of_modules(modules, kind="bits")
 
 
-def test_the_converted_model_has_our_perplexity(llamacpp, smollm2, whole, text):
-    ours = perplexity(*smollm2, text)
+def test_the_converted_model_has_our_perplexity(llamacpp, subject, whole, text):
+    ours = perplexity(*subject, text)
     assert llamacpp.perplexity(whole, text, WINDOWS) == pytest.approx(ours, rel=1e-3)
 
 
-def test_a_plan_is_quantised_as_the_file_says_and_as_large(llamacpp, smollm2, whole, text):
-    model, tokenizer = smollm2
+def test_a_plan_is_quantised_as_the_file_says_and_as_large(llamacpp, subject, whole, text):
+    model, tokenizer = subject
     target = whole.parent / "model-plan.gguf"
     options = GgufOptions(source=str(whole), target=str(target), embeddings="q8_0")
     written = export_into(
@@ -117,15 +146,17 @@ def _rows(name, weight, model):
     return rows
 
 
-def test_a_padded_lora_is_what_it_is_in_peft(llamacpp, smollm2, folder, whole, text, tmp_path):
+def test_a_padded_lora_is_what_it_is_in_peft(llamacpp, subject, folder, whole, text, tmp_path):
     """As it was, llama.cpp scales every layer of a lower rank too much."""
-    model, tokenizer = smollm2
-    plan = Plan(kind="ranks", allocation=[1 + layer % 8 for layer in range(30)])
+    model, tokenizer = subject
+    layers = len(find_decoder_layers(model))
+    plan = Plan(kind="ranks", allocation=[1 + layer % 8 for layer in range(layers)])
     wrapped = get_peft_model(copy.deepcopy(model), lora_config_for(plan, model, lora_alpha=8))
     fill_loras(wrapped)
+    size = 0.15 if layers == 30 else 2.0
     for name, weight in wrapped.named_parameters():
         if "lora_" in name:
-            weight.data.mul_(0.15)
+            weight.data = weight.data.float() * size
     wrapped.save_pretrained(tmp_path / "own")
     ours = perplexity(wrapped.eval(), tokenizer, text)
     assert abs(ours / perplexity(model, tokenizer, text) - 1) > 0.01
@@ -135,20 +166,33 @@ def test_a_padded_lora_is_what_it_is_in_peft(llamacpp, smollm2, folder, whole, t
     file = llamacpp.converted_lora(tmp_path / "padded", folder, tmp_path / "padded.gguf")
     found = llamacpp.perplexity(whole, text, WINDOWS, "--lora", file)
     assert found == pytest.approx(ours, rel=1e-3)
+    file = llamacpp.converted_lora(tmp_path / "own", folder, tmp_path / "own.gguf")
+    found = llamacpp.perplexity(whole, text, WINDOWS, "--lora", file)
+    assert found != pytest.approx(ours, rel=1e-3)
 
 
-def test_fewer_layers_are_faster(llamacpp, smollm2, whole):
-    model, _ = smollm2
-    plan = Plan(kind="depth", allocation=[int(layer not in range(12, 27)) for layer in range(30)])
+def test_the_layers_of_a_plan_of_depth_are_pruned(llamacpp, subject, whole, text):
+    model, tokenizer = subject
+    layers = len(find_decoder_layers(model))
+    kept = [int(not layers // 4 <= layer < 3 * layers // 4) for layer in range(layers)]
+    plan = Plan(kind="depth", allocation=kept)
     target = whole.parent / "model-cut.gguf"
     options = GgufOptions(source=str(whole), target=str(target))
     written = export("llamacpp", plan, model, options=options)
     program, *arguments = written.text.split()
     llamacpp.run(program, *arguments, 1)
     names = {tensor.name for tensor in GGUFReader(target).tensors}
-    assert {n.split(".")[1] for n in names if n.startswith("blk.")} == set(map(str, range(15)))
-    full = whole.parent / "model-f16.gguf"
-    llamacpp.run("llama-quantize", whole, full, "f16", 1)
-    rates = [max(llamacpp.rate(file, generated=16, repetitions=3)) for file in (full, target)]
-    # Half the layers, and a head that stays: more than a tenth faster on whatever machine.
-    assert rates[1] > 1.1 * rates[0]
+    left = {n.split(".")[1] for n in names if n.startswith("blk.")}
+    assert left == set(map(str, range(sum(kept))))
+    cut = copy.deepcopy(model)
+    cut.model.layers = torch.nn.ModuleList(
+        layer for layer, keep in zip(cut.model.layers, kept, strict=True) if keep
+    )
+    ours = perplexity(cut, tokenizer, text)
+    assert llamacpp.perplexity(target, text, WINDOWS) == pytest.approx(ours, rel=2e-3)
+    if layers == 30:
+        # Half the layers are gone, and the head has stayed: faster on whatever machine.
+        full = whole.parent / "model-f16.gguf"
+        llamacpp.run("llama-quantize", whole, full, "f16", 1)
+        rates = [max(llamacpp.rate(f, generated=16, repetitions=3)) for f in (full, target)]
+        assert rates[1] > 1.1 * rates[0]
