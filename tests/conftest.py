@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.engine import LlamaCpp
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif import cli
 from layerif.core.files import cache_folder
@@ -33,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(os.environ.get("LAYERIF_PAPER_DIR", shared / "paper")),
         help="folder of the paper's published vectors; tests that want it skip without it",
     )
+    parser.addoption(
+        "--engine-dir",
+        type=Path,
+        default=Path(os.environ.get("LAYERIF_ENGINE_DIR", ROOT / "build" / "engine")),
+        help="folder that `make engine` builds llama.cpp in; tests that want it skip without it",
+    )
 
 
 def _existing(request: pytest.FixtureRequest, option: str) -> Path:
@@ -40,6 +47,15 @@ def _existing(request: pytest.FixtureRequest, option: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{option} {folder} is not a folder here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def llamacpp(request: pytest.FixtureRequest) -> LlamaCpp:
+    """llama.cpp, with its programs and converters."""
+    folder: Path = request.config.getoption("--engine-dir")
+    if not (folder / "cmake" / "bin" / "llama-quantize").is_file():
+        pytest.skip(f"llama.cpp is not in {folder}; `make engine` builds it (some ten minutes)")
+    return LlamaCpp(folder)
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ class Request:
 
     @property
     def place(self) -> str:
-        """What the engine is told to open: no alias or GGUF file, which only layerif opens."""
+        """What the engine is told to open: no alias or GGUF file, which layerif alone opens."""
         return "FOLDER" if self.name in ALIASES or self.name.endswith(".gguf") else self.name
 
     @property
