@@ -126,6 +126,7 @@ IDLE = [
         f"{COMPARE.format('depth')} --drop 1 --tasks python-docs --plans random,last",
         "--candidates 4 --trial-tokens 1024 --tokens 2048 --samples 9",
     ),
+    ("export llamacpp bits.json", "--trust-remote-code"),
     ("tasks show agreement", "--style alpaca --model no/such/model --trust-remote-code"),
 ]
 
@@ -141,8 +142,8 @@ def each(options):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vector.json").write_text("[0.1, 0.9, 0.4]")
-    for kind in ("experts", "ranks"):
-        Plan(kind=kind, allocation=[2, 3, 4], total=9).save(tmp_path / f"{kind}.json")
+    for kind in ("experts", "ranks", "bits"):
+        Plan(kind=kind, allocation=[2, 3, 4]).save(tmp_path / f"{kind}.json")
     return tmp_path
 
 

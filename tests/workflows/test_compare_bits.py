@@ -54,7 +54,7 @@ def test_plans_have_one_mean_and_the_model_is_as_before(tmp_path, capsys):
     tuning = json.loads((tmp_path / "study" / TUNING_FILE).read_text())
     pairs = Comparisons.load(tmp_path / "study" / COMPARISON_FILE).comparisons
     rivals = {name: tuning[name]["held_out_loss"] for name in ("rule", "local", "slope")}
-    assert {(each.one, each.other) for each in pairs} >= {
+    assert {(each.model, each.baseline) for each in pairs} >= {
         ("quadratic", "uniform"),
         ("quadratic", min(rivals, key=rivals.__getitem__)),
     }
@@ -65,3 +65,48 @@ def test_plans_have_one_mean_and_the_model_is_as_before(tmp_path, capsys):
         name: found.measurements for name, found in results.items()
     }
     assert "measuring" not in capsys.readouterr().err
+
+
+def test_commands_and_recipes_say_what_plans_take(layerif, tmp_path):
+    from layerif.artifacts import Results
+
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    trained_model().save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    whole = corpus().text("calibration")
+    text.write_text("\n\n".join(whole[place : place + 400] for place in range(0, len(whole), 400)))
+    few = ["--calibration-samples", "4", "--context-length", "32", "--held-out-tokens", "128"]
+    how = ["--bits", "3", "--method", "rtn", "--group-size", "32", "--calibration", str(text)]
+    status, out, err = layerif(
+        *["compare", "bits", "--model", str(model), "--tasks", str(text), *how, *few],
+        *["--plans", "quadratic", "--out", str(tmp_path / "compared")],
+    )
+    assert status == 0, err
+    # 3 bits, with a scale of 2 bytes and a zero point of 3 bits for each group.
+    assert "uniform 0.01 MB" in " ".join(out.split())
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+model: {model}
+out: {tmp_path / "run"}
+score: {{task: agreement, train_samples: 8, validation_samples: 4}}
+sparsity: {{target: 0.5}}
+prune: {{calibration: {text}, calibration_samples: 4, context_length: 32}}
+bits: {{bits: 3, method: rtn, group_size: 32, calibration_samples: 4, context_length: 32,
+       held_out_tokens: 128, tokens: 128}}
+evaluate: {{tasks: [{text}], max_tokens: 512, context_length: 32}}
+"""
+    )
+    status, out, err = layerif("run", str(tmp_path / "recipe.yaml"))
+    assert status == 2
+    assert "tokens" in err
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(", tokens: 128", ""))
+    status, out, err = layerif("run", str(recipe))
+    assert status == 0, err
+    assert "quadratic" in out
+    folder = tmp_path / "run" / "quantized"
+    dense = Results.load(folder / "dense-results.json").measurements[0].value
+    assert dense == Results.load(tmp_path / "run" / "dense-results.json").measurements[0].value
+    status, _, err = layerif("run", str(recipe))
+    assert status == 0
+    assert "measuring" not in err

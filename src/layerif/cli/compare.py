@@ -189,11 +189,31 @@ def bits(
     quantisation does not see. Differences from the uniform plan are tested in pairs. Interrupted,
     the same command goes on after the last finished plan.
     """
-    results, lines = _compared(
+    results, _ = _compared(
         out, model, options.words(plans), study, text, prompts, measuring, tasks, scores
     )
-    title = f"Quantised to {study.bits:g} bits by {study.method}"
+    title, lines = quantised_shown(results, study, out)
     _print(context, out, title, results, lines, as_json=as_json)
+
+
+def quantised_shown(
+    results: dict[str, Results], study: BitsStudy, folder: Path
+) -> tuple[str, list[str]]:
+    """A title for plans of bits compared in a folder; their size and how they compare, in words."""
+    from layerif.core.files import read_json
+    from layerif.workflows.compare_models import TUNING_FILE
+
+    tuning = read_json(folder / TUNING_FILE, "tuning")
+    said = ", ".join(f"{name} {own['bytes'] / 1e6:.2f} MB" for name, own in tuning.items())
+    whole = 2 * sum(next(iter(results.values())).model.layer_sizes)
+    group = f"groups of {study.group_size}" if study.group_size else "one scale a row"
+    return (
+        f"Quantised to {study.bits:g} bits a weight by {study.method}, {group}",
+        [
+            f"The projections take {said}, scales counted; {whole / 1e6:.2f} MB at 16 bits.",
+            *_said(results, folder),
+        ],
+    )
 
 
 def _any_of(*names: str) -> Callable[[Values], bool]:

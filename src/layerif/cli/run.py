@@ -64,10 +64,15 @@ def run(
     context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons
-    from layerif.cli.compare import cells_shown
+    from layerif.cli.compare import cells_shown, quantised_shown
     from layerif.report.comparisons import comparison_lines
     from layerif.report.tables import caveat_lines, results_table
-    from layerif.workflows.pipeline import COMPARISON_FILE, TRAINED_FOLDER, run_recipe
+    from layerif.workflows.pipeline import (
+        COMPARISON_FILE,
+        QUANTIZED_FOLDER,
+        TRAINED_FOLDER,
+        run_recipe,
+    )
 
     outcome = run_recipe(
         followed,
@@ -80,6 +85,8 @@ def run(
         place = Path(followed.out) / TRAINED_FOLDER
         trained = cells_shown(outcome.trained, "Experts trained by plan", place)
         value[TRAINED_FOLDER] = trained[1]
+    if outcome.quantized:
+        value[QUANTIZED_FOLDER] = outcome.quantized
     title = f"{followed.model} at {followed.sparsity.target:.0%} sparsity"
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
     lines = [*comparison_lines(found.comparisons), *caveat_lines(results)]
@@ -88,6 +95,10 @@ def run(
         return
     if outcome.trained:
         emit(trained[0], {}, *trained[2], as_json=False)
+    if outcome.quantized and followed.bits is not None:
+        place = Path(followed.out) / QUANTIZED_FOLDER
+        title, lines = quantised_shown(outcome.quantized, followed.bits, place)
+        emit(results_table(outcome.quantized, title), {}, *lines, as_json=False)
     say(f"Scores, plans, pictures and the pruned models are in {followed.out}")
 
 

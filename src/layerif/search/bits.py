@@ -145,20 +145,25 @@ class BitsKind:
     def solved(self, losses: NDArray[np.float64]) -> State:
         """The levels within the total with the least sum of losses: a knapsack.
 
-        Beyond the levels asked for the logarithm of a loss goes on in a straight line.
+        Beyond the levels asked for the logarithm of a loss goes on in a straight line; where some
+        are not positive, as of slopes, the last one counts.
 
         Args:
             losses: (projections, levels) at those of `asked`; 0 at 16 bits.
         """
         (asked, *_) = self.asked()
+        known = np.array([bits for bits in asked if bits != WHOLE])
         of_units = np.zeros((len(self.sizes), len(asked)))
         np.add.at(of_units, self.of, losses)
-        logs = np.log(of_units.clip(min=np.finfo(np.float64).tiny))
-        known = np.array([bits for bits in asked if bits != WHOLE])
-        logs = logs[:, : len(known)]
-        curves = np.empty((len(self.sizes), len(self.allowed)))
+        of_units = of_units[:, : len(known)]
+        curves = np.zeros((len(self.sizes), len(self.allowed)))
         for place, bits in enumerate(self.allowed.tolist()):
-            curves[:, place] = 0.0 if bits == WHOLE else np.exp(_straight(known, logs, bits))
+            if bits == WHOLE:
+                continue
+            if (of_units > 0).all():
+                curves[:, place] = np.exp(_straight(known, np.log(of_units), bits))
+            else:
+                curves[:, place] = [np.interp(bits, known, own) for own in of_units]
         chosen = knapsack(curves, self.allowed[None] * self.sizes[:, None], self.budget)
         return self.allowed[chosen].astype(np.float64)
 

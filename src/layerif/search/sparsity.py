@@ -156,7 +156,8 @@ class SparsityKind:
     def solved(self, losses: NDArray[np.float64]) -> State:
         """The state of exactly the total with the least sum of losses.
 
-        Between and beyond the sparsities asked for, the logarithm of a unit's loss is a parabola.
+        Between and beyond the sparsities asked for, the logarithm of a unit's loss is a parabola,
+        or the loss itself where some are not positive, as of slopes.
 
         Args:
             losses: (projections, 3) at the levels of `asked`.
@@ -164,14 +165,17 @@ class SparsityKind:
         of_units = np.zeros((len(self.sizes), losses.shape[1]))
         np.add.at(of_units, self.of, losses)
         grid = np.linspace(self.low, self.high, GRID)
-        logs = np.log(of_units.clip(min=np.finfo(np.float64).tiny))
-        curves = np.exp(_parabolas(self._asked, logs, grid))  # (units, grid)
+        if (of_units > 0).all():
+            curves = np.exp(_parabolas(self._asked, np.log(of_units), grid))  # (units, grid)
+        else:
+            curves = _parabolas(self._asked, of_units, grid)
         costs = grid[None] * self.sizes[:, None] / float(self.sizes.sum())
 
         def at(price: float) -> NDArray[np.int64]:
             return np.argmin(curves - price * costs, axis=1)
 
-        lowest, highest = 0.0, float(curves.max() / costs[costs > 0].min())
+        steepest = float(np.ptp(curves) / costs[costs > 0].min())
+        lowest, highest = -steepest, steepest
         for _ in range(100):
             middle = (lowest + highest) / 2
             spent = costs[np.arange(len(costs)), at(middle)].sum()

@@ -29,8 +29,10 @@ class Bench(ABC):
         model: the whole model, between plans.
     """
 
-    def __init__(self, folder: Path, model: Any, tokenizer: Tokenizer) -> None:
-        self.folder, self.model, self.tokenizer = folder, model, tokenizer
+    def __init__(
+        self, folder: Path, model: Any, tokenizer: Tokenizer, cache: Path | None = None
+    ) -> None:
+        self.folder, self.model, self.tokenizer, self._cache = folder, model, tokenizer, cache
         self._hash = hash_model(model)
 
     @abstractmethod
@@ -60,7 +62,9 @@ class Bench(ABC):
         def work(_steps: Steps) -> Results:
             note(f"{name}: measuring")
             with self.changed(plan):
-                return evaluate(self.model, self.tokenizer, on, options=options)
+                # Likelihoods of the model itself serve elsewhere too, those of a plan do not.
+                cache = self._cache if plan is None else None
+                return evaluate(self.model, self.tokenizer, on, options=options, cache=cache)
 
         path = self.folder / f"{name}-results.json"
         return json_stage(path, wanted, Results, work, overwrite=True)

@@ -24,6 +24,7 @@ from layerif.compress.pruning.runner import prune
 from layerif.compress.pruning.targets import check_pattern
 from layerif.compress.quantization.options import QuantizeOptions
 from layerif.compress.quantization.runner import quantize
+from layerif.compress.quantization.sizes import plan_bytes
 from layerif.core.caching import remembered
 from layerif.core.files import write_json
 from layerif.core.options import Options
@@ -44,7 +45,7 @@ from layerif.plans.named import INFLUENCE, check_influence, find_plan
 from layerif.search.registry import options_of
 from layerif.workflows.bench import COMPARISON_FILE, Bench
 from layerif.workflows.folder import RunFolder
-from layerif.workflows.options import ModelStudy
+from layerif.workflows.options import BitsStudy, ModelStudy
 from layerif.workflows.searching import check_unedited, search_into
 
 # What spends a plan of each kind in place, and its options.
@@ -66,6 +67,7 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
     on: Sequence[Task | Corpus],
     options: EvaluateOptions,
     influence: LayerScores | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Results]:
     """Tune, spend and measure each plan of the study's kind, and compare all with the uniform one.
 
@@ -79,6 +81,7 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
         on: what the compressed models are measured on.
         options: of `evaluate`.
         influence: scores for the plan `layerif`.
+        cache: where likelihoods of the model itself are kept, see `evaluate`.
 
     Raises:
         InputError: a plan lacks what it needs, or a text is too short, before any long work; or
@@ -98,7 +101,7 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
             "expected scores of the model that is compressed"
         )
     check_sources(model, tokenizer, on, options=options)
-    bench = _Bench(folder, model, tokenizer, study, calibration)
+    bench = _Bench(folder, model, tokenizer, study, calibration, cache)
     claimed = RunFolder(folder, study.name)
     with claimed.claimed():
         results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
@@ -108,6 +111,8 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
         with progress("plans, by times compressed", sum(runs.values()), bar=False) as advance:
             for name, times in runs.items():
                 plan, tuning[name] = bench.best(name, influence)
+                if isinstance(study, BitsStudy):
+                    tuning[name]["bytes"] = plan_bytes(plan, find_decoder_layers(model), study)
                 if find_plan(name, study.kind).searched is None:  # others are saved already
                     claimed.keep_plan(name, plan)
                 results[name] = bench.measured(name, plan, on, options)
@@ -149,11 +154,12 @@ class _Bench(Bench):
         tokenizer: Tokenizer,
         study: ModelStudy,
         calibration: Corpus,
+        cache: Path | None,
     ) -> None:
         check_context_length(model, study.context_length)
         if (nm := getattr(study, "nm", None)) is not None:
             check_pattern(find_decoder_layers(model).projections, nm)
-        super().__init__(folder, model, tokenizer)
+        super().__init__(folder, model, tokenizer, cache)
         self._study, self._calibration = study, calibration
         chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
         wanted = -(-study.held_out_tokens // study.context_length)

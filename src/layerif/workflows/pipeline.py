@@ -59,8 +59,9 @@ from layerif.workflows.compare_experts import (
     plans_of,
     scorer,
 )
+from layerif.workflows.compare_models import compare_models
 from layerif.workflows.folder import RunFolder
-from layerif.workflows.options import ExpertsStudy
+from layerif.workflows.options import BitsStudy, ExpertsStudy
 from layerif.workflows.recipe import EvaluateStage, Recipe, ScoreStage
 from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
@@ -68,6 +69,8 @@ from layerif.workflows.stages import evaluate_into, measure_into, prune_into, sc
 COMPARISON_FILE = "comparison.json"
 # Of a run folder, where the trained plans of experts are.
 TRAINED_FOLDER = "finetuned"
+# And the model quantised by plans of bits.
+QUANTIZED_FOLDER = "quantized"
 TITLE = "LayerIF"
 
 
@@ -79,10 +82,13 @@ class Outcome:
         pruned: results of the dense model, of uniform pruning, of the plans beside, and of pruning
             by LayerIF's plan.
         trained: what the plans of experts came to; empty without the stage `finetune`.
+        quantized: results of the dense model and of those quantised by plans of bits; empty without
+            the stage `bits`.
     """
 
     pruned: dict[str, Results]
     trained: dict[str, Cells]
+    quantized: dict[str, Results]
 
 
 def run_recipe(
@@ -154,11 +160,14 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
     """Everything that can be found out before the first stage, with no weights."""
     parse_device(recipe.device)
     recipe.score.check(recipe.score.adapter)
-    if recipe.sparsity.beside and not isinstance(data.calibration, Corpus):
-        raise InputError(
-            "the plans beside LayerIF's read a corpus or a text file; give one as the calibration "
-            f"of pruning in place of {recipe.prune.calibration!r}, or leave `beside` empty"
-        )
+    if not isinstance(data.calibration, Corpus):
+        for what, asked in (("beside", recipe.sparsity.beside), ("bits", recipe.bits)):
+            if asked:
+                raise InputError(
+                    f"the plans of `{what}` read a corpus or a text file; give one as the "
+                    f"calibration of pruning in place of {recipe.prune.calibration!r}, or leave "
+                    f"`{what}` out"
+                )
     bare = partial(open_skeleton, recipe.model, trust_remote_code=trust_remote_code)
     tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
     skeleton = bare()
@@ -233,7 +242,7 @@ class _Run:
         pruned = {title: results[title] for title in compared}
         comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
         comparisons.save(self.folder.path / COMPARISON_FILE)
-        return Outcome(results, self._trained(scores, plans))
+        return Outcome(results, self._trained(scores, plans), self._quantized(scores))
 
     def _scores(self) -> LayerScores:
         data, stage = self.data, self.recipe.score
@@ -330,6 +339,25 @@ class _Run:
             options=recipe.evaluate.part(EvaluateOptions),
             cache=self.cache,
             overwrite=True,
+        )
+
+    def _quantized(self, scores: LayerScores) -> dict[str, Results]:
+        """What each plan of bits came to; nothing without `bits`."""
+        stage, text = self.recipe.bits, self.data.calibration
+        if stage is None:
+            return {}
+        assert isinstance(text, Corpus)
+        note("quantising")
+        return compare_models(
+            self.folder.path / QUANTIZED_FOLDER,
+            *self.open(self.recipe.model),
+            stage.plans,
+            stage.part(BitsStudy),
+            calibration=text,
+            on=self.data.sources,
+            options=self.recipe.evaluate.part(EvaluateOptions),
+            influence=scores,
+            cache=self.cache,
         )
 
     def _trained(self, scores: LayerScores, plans: Mapping[str, Plan]) -> dict[str, Cells]:

@@ -25,7 +25,7 @@ from layerif.metrics.registry import METRICS
 from layerif.model.options import AdapterOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
 from layerif.workflows.document import Document
-from layerif.workflows.options import ExpertsStudy, Seeds
+from layerif.workflows.options import BitsStudy, ExpertsStudy, Seeds
 
 # Said once for all stages.
 SHARED = ("seed", "data_dir")
@@ -112,6 +112,13 @@ class FinetuneStage(ExpertsStudy):
     """Seeds of the training runs of each plan."""
 
 
+class BitsStage(BitsStudy):
+    """The model quantised, by a plan of bits and by the uniform one."""
+
+    plans: list[Annotated[str, PLANS["bits"]]] = Field(default_factory=lambda: ["quadratic"])
+    """Plans measured beside the uniform one."""
+
+
 def _planned_by_text(values: Values) -> bool:
     """Whether a plan beside LayerIF's reads calibration text."""
     plans = plans_among(values["beside"], "sparsity")
@@ -173,6 +180,7 @@ class Recipe(Record):
     ranks: CountsStage | None = None
     finetune: FinetuneStage | None = None
     prune: PruneStage = PruneStage()
+    bits: BitsStage | None = None
     evaluate: EvaluateStage
 
     @classmethod
