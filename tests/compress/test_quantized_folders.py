@@ -25,6 +25,7 @@ from layerif.compress.quantization.packing import check_packable
 from layerif.compress.quantization.saving import save_quantized
 from layerif.compress.quantization.verifying import verify_quantized
 from layerif.errors import InputError, MissingDependencyError
+from layerif.model.folders import weights_of
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
 
@@ -132,6 +133,12 @@ def test_an_opened_folder_of_packed_integers_is_a_model_like_any_other(tmp_path)
     assert verify(tmp_path / "pruned").ok
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_scales_say_nothing_of_the_precision_of_a_folder(tmp_path):
+    tensors = {"a.weight_scale": torch.zeros(99, dtype=torch.float16), "b.weight": torch.zeros(9)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert weights_of(tmp_path).precision == torch.float32
 
 
 def damaged(folder, change):
