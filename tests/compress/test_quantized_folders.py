@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -12,15 +13,19 @@ from typer.testing import CliRunner
 
 import layerif
 from helpers.mixtures import mixture
+from helpers.pruned import prune_tiny
 from helpers.rounded import mixed_plan, quantize_tiny
 from helpers.rounding import grid
 from helpers.tiny import SHAPE, WIDE, tiny_model, tiny_tokenizer
 from layerif.artifacts import QuantizedManifest
 from layerif.cli import app
+from layerif.compress.pruning.saving import save_pruned
+from layerif.compress.pruning.verifying import verify
 from layerif.compress.quantization.packing import check_packable
 from layerif.compress.quantization.saving import save_quantized
 from layerif.compress.quantization.verifying import verify_quantized
-from layerif.errors import InputError
+from layerif.errors import InputError, MissingDependencyError
+from layerif.model.folders import weights_of
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import open_model
 
@@ -110,6 +115,30 @@ def test_what_the_packed_format_cannot_say_is_refused_before_any_work():
         own = {p.key: 4 for p in find_decoder_layers(other).projections}
         with pytest.raises(InputError, match="linear"):
             check_packable(other, own, symmetric, None)
+
+
+def test_without_the_library_a_packed_folder_is_refused_by_its_name(monkeypatch):
+    model = even_model()
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    with pytest.raises(MissingDependencyError, match="compressed-tensors"):
+        check_packable(model, {}, grid(symmetric=True), None)
+
+
+def test_an_opened_folder_of_packed_integers_is_a_model_like_any_other(tmp_path):
+    folder = folder_of(tmp_path / "q", even_model(), 4, packed=True, symmetric=True)
+    model, tokenizer = open_model(folder)
+    found = prune_tiny(model, 0.5, method="magnitude")
+    assert found.sparsity == 0.5
+    save_pruned(model, tokenizer, found, tmp_path / "pruned")
+    assert verify(tmp_path / "pruned").ok
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_scales_say_nothing_of_the_precision_of_a_folder(tmp_path):
+    tensors = {"a.weight_scale": torch.zeros(99, dtype=torch.float16), "b.weight": torch.zeros(9)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert weights_of(tmp_path).precision == torch.float32
 
 
 def damaged(folder, change):

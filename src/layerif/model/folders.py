@@ -31,6 +31,8 @@ SETTINGS = (
     "added_tokens.json",
     "generation_config.json",
 )
+# Tensors beside packed integers, which are no weights, whatever their precision.
+SCALES = ".weight_scale"
 LFS_POINTER = b"version https://git-lfs"
 # A configuration beyond these is damaged; its modules would fill the memory before any weight.
 MOST = {
@@ -175,6 +177,8 @@ def _read_header(path: Path) -> Counter[torch.dtype]:
         with safe_open(path, framework="pt") as file:
             for key in list(file.keys()):
                 tensor = file.get_slice(key)
+                if key.endswith(SCALES):
+                    continue
                 if (precision := PRECISIONS.get(tensor.get_dtype())) is not None:
                     sizes[precision] += torch.Size(tensor.get_shape()).numel()
     except (SafetensorError, OSError, ValueError) as error:
