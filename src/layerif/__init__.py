@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from layerif.evaluation.evaluate import evaluate as evaluate
     from layerif.evaluation.harness import harness_results as harness_results
     from layerif.evaluation.harness import load_harness as load_harness
+    from layerif.export.exporting import export_plan as export_plan
+    from layerif.export.lora import export_lora as export_lora
+    from layerif.export.registry import register_export as register_export
     from layerif.finetuning.finetune import finetune as finetune
     from layerif.finetuning.options import FinetuneOptions as FinetuneOptions
     from layerif.influence.collecting import collect as collect
@@ -77,6 +80,9 @@ _NAMES = {
     "evaluation.comparison": "compare",
     "evaluation.evaluate": "evaluate",
     "evaluation.harness": "harness_results load_harness",
+    "export.exporting": "export_plan",
+    "export.lora": "export_lora",
+    "export.registry": "register_export",
     "finetuning.finetune": "finetune",
     "finetuning.options": "FinetuneOptions",
     "influence.collecting": "collect",

@@ -11,7 +11,7 @@ from helpers.tiny import SHAPE
 from layerif.artifacts import Plan
 from layerif.artifacts.plan import ModuleLevel
 from layerif.errors import InputError
-from layerif.export.exporting import export
+from layerif.export.exporting import export_plan
 from layerif.model.layers import find_decoder_layers
 
 LAYERS = 12
@@ -29,7 +29,7 @@ def without(*dropped):
 
 @pytest.mark.parametrize("dropped", [(0,), (11,), (3, 4, 9), (1, 3, 5)])
 def test_slices_hold_the_layers_that_are_kept(dropped):
-    said = yaml.safe_load(export("mergekit", without(*dropped), skeleton()).text)
+    said = yaml.safe_load(export_plan("mergekit", without(*dropped), skeleton()).text)
     ranges = [piece["sources"][0]["layer_range"] for piece in said["slices"]]
     kept = [layer for first, end in ranges for layer in range(first, end)]
     assert kept == [layer for layer in range(LAYERS) if layer not in dropped]
@@ -38,13 +38,13 @@ def test_slices_hold_the_layers_that_are_kept(dropped):
 
 def test_mergekit_parses_it_itself():
     library = pytest.importorskip("mergekit.config", reason="mergekit is absent")
-    text = export("mergekit", without(3, 4), skeleton()).text
+    text = export_plan("mergekit", without(3, 4), skeleton()).text
     parsed = library.MergeConfiguration.model_validate(yaml.safe_load(text))
     assert [s.sources[0].layer_range for s in parsed.slices] == [(0, 3), (5, LAYERS)]
 
 
 def test_llamacpp_is_told_the_layers_to_prune():
-    text = export("llamacpp", without(3, 4, 9), skeleton()).text
+    text = export_plan("llamacpp", without(3, 4, 9), skeleton()).text
     assert "--prune-layers 3,4,9 " in text
 
 
@@ -53,16 +53,16 @@ def test_layers_of_another_kind_may_not_change_places(engine):
     """Every sixth layer of Gemma 3 sees all tokens, by its place, with other frequencies."""
     model = skeleton(Gemma3TextConfig)
     with pytest.raises(InputError, match="sliding_attention"):
-        export(engine, without(2), model)
+        export_plan(engine, without(2), model)
     # The last ones move nothing.
-    assert export(engine, without(10, 11), model).text
+    assert export_plan(engine, without(10, 11), model).text
 
 
 def test_a_plan_that_drops_nothing_or_everything_is_refused():
     with pytest.raises(InputError, match="every layer"):
-        export("llamacpp", without(), skeleton())
+        export_plan("llamacpp", without(), skeleton())
     with pytest.raises(InputError, match="no layer"):
-        export("mergekit", without(*range(LAYERS)), skeleton())
+        export_plan("mergekit", without(*range(LAYERS)), skeleton())
 
 
 def test_a_layer_in_part_is_refused():
@@ -73,4 +73,4 @@ def test_a_layer_in_part_is_refused():
     ]
     plan = Plan.of_modules(modules, kind="depth")
     with pytest.raises(InputError, match="part of layer 3"):
-        export("mergekit", plan, model)
+        export_plan("mergekit", plan, model)

@@ -9,14 +9,14 @@ import runpy
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from helpers.tiny import CONFIGS, SHAPE
 from layerif.artifacts import Plan
 from layerif.artifacts.plan import ModuleLevel, ModuleSparsity
 from layerif.errors import InputError
 from layerif.export.base import Target, among, raised
-from layerif.export.exporting import export, export_into
+from layerif.export.exporting import export_into, export_plan
 from layerif.export.llamacpp import tensor_sizes
 from layerif.export.options import GgufOptions, IntegerOptions, MlxOptions
 from layerif.export.registry import EXPORTS, register_export
@@ -75,7 +75,7 @@ def by_gptqmodel(config, name):
 def test_gptqmodel_and_its_fused_names_in_vllm():
     model = skeleton()
     plan = mixed(model)
-    written = export("gptqmodel", plan, model)
+    written = export_plan("gptqmodel", plan, model)
     config, expected = json.loads(written.text), tops(plan)
     assert written.notes[0].startswith("24 groups")
     for name, key in names_of(model).items():
@@ -87,7 +87,7 @@ def test_gptqmodel_parses_it_itself():
     library = pytest.importorskip("gptqmodel.quantization.config", reason="gptqmodel is absent")
     model = skeleton()
     plan = mixed(model)
-    config, expected = json.loads(export("gptqmodel", plan, model).text), tops(plan)
+    config, expected = json.loads(export_plan("gptqmodel", plan, model).text), tops(plan)
     for name, key in names_of(model).items():
         own = library.dynamic_get(config["dynamic"], name)
         assert (16 if own is False else (own or config)["bits"]) == expected[key]
@@ -96,7 +96,7 @@ def test_gptqmodel_parses_it_itself():
 def test_llm_compressor_groups_name_every_projection_once():
     model = skeleton()
     plan = mixed(model)
-    stage = yaml.safe_load(export("llmcompressor", plan, model).text)["quantization_stage"]
+    stage = yaml.safe_load(export_plan("llmcompressor", plan, model).text)["quantization_stage"]
     groups = stage["quantization_modifiers"]["GPTQModifier"]["config_groups"].values()
     found = {}
     for group in groups:
@@ -116,7 +116,7 @@ def test_llm_compressor_parses_it_itself(tmp_path):
     tensors = pytest.importorskip("compressed_tensors.quantization")
     model = skeleton()
     plan = mixed(model)
-    (file := tmp_path / "recipe.yaml").write_text(export("llmcompressor", plan, model).text)
+    (file := tmp_path / "recipe.yaml").write_text(export_plan("llmcompressor", plan, model).text)
     (modifier,) = recipes.Recipe.create_instance(str(file)).modifiers
     tensors.apply_quantization_config(model, modifier.resolve_quantization_config())
     modules, expected = dict(model.named_modules()), tops(plan)
@@ -128,7 +128,7 @@ def test_llm_compressor_parses_it_itself(tmp_path):
 def test_sparsities_are_in_the_order_of_the_models_modules():
     model = skeleton()
     plan = plan_of(model, lambda place, _p: round(0.001 * place, 3), "sparsity")
-    stage = yaml.safe_load(export("llmcompressor", plan, model).text)["sparsity_stage"]
+    stage = yaml.safe_load(export_plan("llmcompressor", plan, model).text)["sparsity_stage"]
     modifier = stage["sparsity_modifiers"]["SparseGPTModifier"]
     # The engine: names of the model in its own order, of those that are targets.
     engine = [n for n, _ in model.named_modules() if n in set(modifier["targets"])]
@@ -144,7 +144,7 @@ def test_autoround_names_every_projection(symmetric):
     model = skeleton()
     plan = mixed(model)
     options = IntegerOptions(symmetric=symmetric, fused="keep", group_size=32)
-    config = json.loads(export("autoround", plan, model, options=options).text)
+    config = json.loads(export_plan("autoround", plan, model, options=options).text)
     names = names_of(model)
     assert {name: own["bits"] for name, own in config.items()} == {
         name: plan.level_of(key) for name, key in names.items()
@@ -161,7 +161,7 @@ def test_autoround_resolves_it_itself():
 
     model = skeleton()
     plan = mixed(model)
-    config = json.loads(export("autoround", plan, model).text)
+    config = json.loads(export_plan("autoround", plan, model).text)
     found = resolver.resolve_layer_config(
         model=model,
         scheme=ResolvedScheme.from_scheme(preset_name_to_scheme("W4A16")),
@@ -177,7 +177,9 @@ def test_torchao_quantises_by_it_itself(tmp_path):
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     plan = mixed(model)
     options = IntegerOptions(group_size=16)
-    (file := tmp_path / "own.py").write_text(export("torchao", plan, model, options=options).text)
+    (file := tmp_path / "own.py").write_text(
+        export_plan("torchao", plan, model, options=options).text
+    )
     runpy.run_path(str(file))["apply"](model)
     modules, expected = dict(model.named_modules()), tops(plan)
     for name, key in names_of(model).items():
@@ -188,7 +190,7 @@ def test_torchao_quantises_by_it_itself(tmp_path):
 def test_torchao_file_is_python_that_names_every_projection():
     model = skeleton()
     plan = mixed(model)
-    text = export("torchao", plan, model, options=IntegerOptions(fused="keep")).text
+    text = export_plan("torchao", plan, model, options=IntegerOptions(fused="keep")).text
     compile(text, "own.py", "exec")
     found = dict(re.findall(r'\("(\S+)", (?:of\((\d+), \d+\)|None)\)', text))
     assert {name: float(bits or 16) for name, bits in found.items()} == {
@@ -199,7 +201,7 @@ def test_torchao_file_is_python_that_names_every_projection():
 def test_mlx_names_every_module_that_it_would_quantise():
     model = skeleton(tie_word_embeddings=False)
     plan = plan_of(model, lambda place, _p: (2, 7, 16)[place % 3])
-    written = export("mlx", plan, model, options=MlxOptions(embeddings=8, group_size=128))
+    written = export_plan("mlx", plan, model, options=MlxOptions(embeddings=8, group_size=128))
     named = json.loads(written.text)
     # MLX has no 7 bits, and 128 does not divide 320.
     assert any("no 7 bits" in note for note in written.notes)
@@ -216,7 +218,7 @@ def test_mlx_names_every_module_that_it_would_quantise():
 def test_sensitivities_of_mlx_are_of_all_modules_and_in_the_plans_order():
     model = skeleton(tie_word_embeddings=True)
     plan = mixed(model)
-    listed = dict(json.loads(export("mlx_sensitivities", plan, model).text))
+    listed = dict(json.loads(export_plan("mlx_sensitivities", plan, model).text))
     highest = max(listed, key=listed.__getitem__)
     assert highest == "model.embed_tokens"
     assert {n: listed[n] for n in listed if n != highest} == {
@@ -229,7 +231,7 @@ def test_peft_builds_the_ranks_of_the_plan():
 
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     plan = Plan(kind="ranks", allocation=[1, 3, 4])
-    written = export("peft", plan, model)
+    written = export_plan("peft", plan, model)
     wrapped = get_peft_model(model, LoraConfig(**json.loads(written.text)))
     ranks = {
         (int(name.split(".layers.")[1].split(".")[0]), module.r["default"])
@@ -243,7 +245,7 @@ def test_peft_builds_the_ranks_of_the_plan():
 def test_llamacpp_matches_whole_names_and_takes_types_that_fit():
     model = skeleton()
     plan = mixed(model)
-    written = export("llamacpp", plan, model)
+    written = export_plan("llamacpp", plan, model)
     lines = [line.split("=") for line in written.text.split()]
     names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
     names |= {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
@@ -283,28 +285,35 @@ def test_an_engine_without_the_architecture_is_said():
         model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     model.config.model_type = "teapot"
     with pytest.raises(InputError, match="teapot"):
-        export("llamacpp", Plan(kind="bits", allocation=[4, 4, 4]), model)
+        export_plan("llamacpp", Plan(kind="bits", allocation=[4, 4, 4]), model)
 
 
 def test_levels_that_differ_in_a_fused_group_are_refused_where_asked():
     model = skeleton()
     with pytest.raises(InputError, match="as one"):
-        export("gptqmodel", mixed(model), model, options=IntegerOptions(fused="refuse"))
+        export_plan("gptqmodel", mixed(model), model, options=IntegerOptions(fused="refuse"))
+
+
+def test_levels_of_experts_in_one_parameter_are_refused():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(MixtralConfig(**SHAPE, num_local_experts=2))
+    with pytest.raises(InputError, match="experts"):
+        export_plan("autoround", Plan(kind="bits", allocation=[4, 4, 4]), model)
 
 
 def test_another_kind_of_plan_is_refused():
     plan = Plan(kind="ranks", allocation=[1, 3, 4])
     with pytest.raises(InputError, match="ranks"):
-        export("gptqmodel", plan, skeleton())
+        export_plan("gptqmodel", plan, skeleton())
 
 
 def test_a_plan_without_a_model_asks_for_one():
     with pytest.raises(InputError, match="model"):
-        export("gptqmodel", Plan(kind="bits", allocation=[4] * 12))
+        export_plan("gptqmodel", Plan(kind="bits", allocation=[4] * 12))
 
 
 def test_a_file_that_is_there_is_left_as_it_is(tmp_path):
-    written = export("autoround", mixed(model := skeleton()), model)
+    written = export_plan("autoround", mixed(model := skeleton()), model)
     (out := tmp_path / "own.json").write_text("mine")
     with pytest.raises(InputError, match="remove"):
         export_into(out, written)
@@ -328,7 +337,7 @@ def test_a_users_own_engine_is_called_like_ours():
     register_export("own_engine", Export("Own", {"bits": lambda r: Written(r.path, "")}))
     assert "own_engine" in EXPORTS.names()
     model = skeleton()
-    assert export("own_engine", mixed(model), model).text == "model.layers"
+    assert export_plan("own_engine", mixed(model), model).text == "model.layers"
 
 
 def test_the_command_writes_prints_and_says_where_it_differs(layerif, tmp_path):

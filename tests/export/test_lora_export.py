@@ -14,7 +14,7 @@ from helpers.tiny import tiny_model
 from layerif.adapters import lora_config_for
 from layerif.artifacts import Plan
 from layerif.errors import InputError
-from layerif.export.lora import LoraExportOptions, export_lora
+from layerif.export.lora import export_lora
 
 IDS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
 PLAN = Plan(kind="ranks", allocation=[1, 3, 4])
@@ -58,7 +58,7 @@ def test_logits_are_as_before(name, pad, tmp_path):
     before = saved(tmp_path / "own", configs()[name])
     # Without the adapter the logits are far from those with it.
     assert (logits(tiny_model()) - before).abs().max() > 0.05
-    made = export_lora(tmp_path / "own", tmp_path / "out", LoraExportOptions(pad=pad))
+    made = export_lora(tmp_path / "own", tmp_path / "out", pad=pad)
     torch.testing.assert_close(logits(reopened(tmp_path / "out")), before, atol=1e-5, rtol=1e-5)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["alpha_pattern"] == {}
@@ -72,7 +72,7 @@ def test_logits_are_as_before(name, pad, tmp_path):
 
 def test_scales_that_are_alike_leave_the_numbers_as_they_are(tmp_path):
     saved(tmp_path / "own", configs()["alike"])
-    export_lora(tmp_path / "own", tmp_path / "out", LoraExportOptions())
+    export_lora(tmp_path / "own", tmp_path / "out")
     old, new = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("own", "out"))
     for name, weight in old.items():
         rows, columns = weight.shape
@@ -88,7 +88,7 @@ def test_every_engine_scales_it_alike(pad, tmp_path):
     Of the adapter as it was, the first layer's would be 4 times too large in llama.cpp.
     """
     saved(tmp_path / "own", configs()["alike"])
-    made = export_lora(tmp_path / "own", tmp_path / "out", LoraExportOptions(pad=pad))
+    made = export_lora(tmp_path / "own", tmp_path / "out", pad=pad)
     old, new = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("own", "out"))
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     for name in (n for n in old if n.endswith("lora_A.weight")):
@@ -105,23 +105,23 @@ def test_every_engine_scales_it_alike(pad, tmp_path):
 def test_a_rank_of_ones_own_is_at_least_the_largest(tmp_path):
     before = saved(tmp_path / "own", configs()["alike"])
     with pytest.raises(InputError, match="rank"):
-        export_lora(tmp_path / "own", tmp_path / "out", LoraExportOptions(rank=3))
+        export_lora(tmp_path / "own", tmp_path / "out", rank=3)
     assert not (tmp_path / "out").exists()
-    export_lora(tmp_path / "own", tmp_path / "out", LoraExportOptions(rank=8))
+    export_lora(tmp_path / "own", tmp_path / "out", rank=8)
     torch.testing.assert_close(logits(reopened(tmp_path / "out")), before, atol=1e-5, rtol=1e-5)
 
 
 def test_other_folders_are_refused_and_left_alone(tmp_path):
     with pytest.raises(InputError, match="adapter_config"):
-        export_lora(tmp_path, tmp_path / "out", LoraExportOptions())
+        export_lora(tmp_path, tmp_path / "out")
     saved(tmp_path / "own", configs()["alike"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"mine\.txt"):
-        export_lora(tmp_path / "own", tmp_path / "out", LoraExportOptions())
+        export_lora(tmp_path / "own", tmp_path / "out")
     (tmp_path / "own" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(InputError, match="IA3"):
-        export_lora(tmp_path / "own", tmp_path / "else", LoraExportOptions())
+        export_lora(tmp_path / "own", tmp_path / "else")
 
 
 def test_the_command_says_what_it_did(layerif, tmp_path):

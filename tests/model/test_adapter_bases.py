@@ -149,6 +149,21 @@ def test_an_adapter_of_a_gguf_base_is_opened_by_layerif(name, folders):
     assert f'layerif.open_model({name!r}, adapter=".")' in card
 
 
+@pytest.mark.parametrize(("kind", "levels"), [("ranks", (1, 2, 3)), ("ranks", (2, 2, 2))])
+def test_a_card_says_which_adapters_other_engines_scale_wrongly(kind, levels, folders):
+    record = Finetuning.load(folders / "dense" / FINETUNING_FILE)
+    plan = Plan(kind=kind, allocation=list(levels))
+    card = adapter_card(record.model_copy(update={"plan": plan}))
+    assert ("layerif export lora" in card) == (len(set(levels)) > 1)
+
+
+def test_a_card_names_the_terms_of_a_base_that_has_its_own(folders):
+    record = Finetuning.load(folders / "dense" / FINETUNING_FILE)
+    info = record.model.model_copy(update={"name": "gemma3-270m"})
+    assert "ai.google.dev/gemma/terms" in adapter_card(record.model_copy(update={"model": info}))
+    assert "terms of use" not in adapter_card(record)
+
+
 def test_the_code_of_a_pruned_models_card_opens_it(folders, monkeypatch, capsys):
     card, found = run_card(folders / "pruned", monkeypatch, capsys)
     torch.testing.assert_close(

@@ -38,12 +38,12 @@ def export(
     Where the engine's own rules make the file differ from the plan, a line says so.
     """
     from layerif.artifacts import Plan
-    from layerif.export.exporting import check_new, export, export_into
+    from layerif.export.exporting import check_new, export_into, export_plan
 
     if out is not None:
         check_new(out)
     engine = context.info_name or ""
-    written = export(
+    written = export_plan(
         engine, Plan.load(plan), model, options=how, trust_remote_code=trust_remote_code
     )
     if out is not None:
@@ -80,7 +80,7 @@ def lora(
     """
     from layerif.export.lora import export_lora
 
-    made = export_lora(adapter, out, how)
+    made = export_lora(adapter, out, options=how)
     low, high = min(made.ranks.values()), max(made.ranks.values())
     emit(
         None,

@@ -15,7 +15,7 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe, open_skeleton
 
 
-def export(
+def export_plan(
     engine: str,
     plan: Plan,
     model: Any = None,
@@ -33,7 +33,7 @@ def export(
 
     Raises:
         InputError: the engine takes no such plan, there is no model, the plan is another model's,
-            or the engine cannot say what the plan says.
+            or the engine cannot say what the plan says, as of experts that share a parameter.
     """
     entry = EXPORTS.find(engine)
     if plan.kind not in entry.write:
@@ -51,6 +51,7 @@ def export(
     else:
         name = str(model.config.name_or_path or type(model).__name__)
     plan.check_fits(describe(model), plan.kind)
+    _refuse_joined(plan, model, entry.title)
     request = Request(
         plan=plan,
         model=model,
@@ -77,6 +78,16 @@ def targets_of(plan: Plan, model: Any) -> list[Target]:
         sides = (p.out_features, p.in_features)
         found.append(Target(p.key, name, p.name, p.layer, *sides, level))
     return sorted(found, key=lambda target: order.get(target.name, len(order)))
+
+
+def _refuse_joined(plan: Plan, model: Any, title: str) -> None:
+    """Refuse levels of experts that share a parameter: engines name modules, and there is one."""
+    joined = [p.key for p in find_decoder_layers(model).projections if p.fused is not None]
+    if joined and plan.kind in ("bits", "sparsity"):
+        raise InputError(
+            f"{joined[0]} shares a parameter with other experts (as do {len(joined) - 1} more), "
+            f"and {title} names whole modules: it cannot be told the level of each expert"
+        )
 
 
 def export_into(out: Path, written: Written) -> Written:

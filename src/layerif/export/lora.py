@@ -28,7 +28,7 @@ from layerif.core.files import (
     write_json,
     write_text,
 )
-from layerif.core.options import Options
+from layerif.core.options import Options, takes
 from layerif.errors import InputError
 from layerif.export.base import said
 
@@ -71,7 +71,8 @@ class ExportedLora:
     scales: dict[str, float]
 
 
-def export_lora(folder: Path, out: Path, options: LoraExportOptions) -> ExportedLora:
+@takes(LoraExportOptions)
+def export_lora(folder: Path, out: Path, *, options: LoraExportOptions) -> ExportedLora:
     """Write an adapter whose ranks and scales every engine reads alike.
 
     Raises:
