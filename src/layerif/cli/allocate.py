@@ -33,6 +33,10 @@ class KindTotal(Options):
         (total,) = self.values().values()
         return total
 
+    def of(self, model: Any, options: Any) -> float:
+        """The total for a model, where it depends on that."""
+        return self.value
+
 
 class SparsityTotal(KindTotal):
     """For sparsity."""

@@ -13,6 +13,7 @@ from layerif.cli.lazy import ListedGroup, single
 from layerif.core.options import Options, Rule, Shown
 from layerif.data.options import PromptOptions, has_styles
 from layerif.data.registry import CORPORA
+from layerif.errors import InputError
 from layerif.model.options import ModelOptions
 from layerif.plans.kinds.registry import KINDS as PLAN_KINDS
 from layerif.search.options import SearchOptions
@@ -51,6 +52,30 @@ class TargetOptions(PromptOptions):
     """Task or corpus whose loss counts."""
 
 
+class BitsWithin(KindTotal):
+    """Bits or a size."""
+
+    bits: float | None = None
+    """Mean bits of a weight over all projections, scales aside."""
+    size: str | None = None
+    """Size of the model's weights in place of --bits, such as 120MB: scales and zero points are
+    counted, and all else in the precision of the model's files."""
+
+    def of(self, model: Any, options: Any) -> float:
+        """The mean of bits.
+
+        Raises:
+            InputError: neither is given or both, or the size is too small.
+        """
+        from layerif.compress.quantization.sizes import bits_within
+
+        if (self.bits is None) == (self.size is None):
+            raise InputError("give either --bits or --size, and not both")
+        if self.size is not None:
+            return bits_within(self.size, model, options)
+        return float(self.bits or 0)
+
+
 def search(
     context: typer.Context,
     model: ModelOptions,
@@ -64,10 +89,11 @@ def search(
 ) -> None:
     """Search for the plan whose compressed model has the lowest loss on held-out text.
 
-    Each round compresses the model by the plan of the moment, asks by one backward pass what a
-    little more or less would change in each place, and moves the plan; a round that does not lower
-    the loss of held-out text is taken back. Or plans are tried at random (--strategy evolution).
-    Interrupted, the same command goes on after the last finished round or generation.
+    One pass on the model as it is asks what each level would cost in each place (--strategy
+    quadratic). Or rounds compress the model by the plan of the moment, ask by one backward pass
+    what a little more or less would change, and move the plan (marginal); or plans are tried at
+    random (evolution). What does not lower the loss of held-out text is taken back. Interrupted,
+    the same command goes on after the last finished round or generation.
     """
     from layerif.artifacts import Plan
     from layerif.core.checkpoint import check_out
@@ -81,10 +107,12 @@ def search(
 
     from layerif.workflows.searching import search_into
 
+    opened, tokenizer = model.open()
     plan = search_into(
         out,
-        *model.open(),
-        total.value,
+        opened,
+        tokenizer,
+        total.of(opened, how),
         calibration=corpus,
         target=target,
         kind=context.info_name or "sparsity",
@@ -94,12 +122,16 @@ def search(
     deliver(context, plan, out, as_json=as_json)
 
 
+# What a search is given in place of a plan's total.
+TOTALS: dict[str, type[KindTotal]] = {"depth": DropTotal, "bits": BitsWithin}
+
+
 def _command(name: str) -> Any:
     """The command of a kind of plan that can be searched for."""
     command = expanded(
         search,
         rules=(options.beside("overwrite", "out"),),
-        total=DropTotal if name == "depth" else total_options(PLAN_KINDS.find(name)),
+        total=TOTALS.get(name) or total_options(PLAN_KINDS.find(name)),
         how=options_of(name),
     )
     # A search of its own says what it does; its arguments are flags.
