@@ -124,9 +124,11 @@ def test_without_the_library_a_packed_folder_is_refused_by_its_name(monkeypatch)
         check_packable(model, {}, grid(symmetric=True), None)
 
 
-def test_an_opened_folder_of_packed_integers_is_a_model_like_any_other(tmp_path):
+def test_an_opened_folder_of_packed_integers_is_a_model_like_any_other(tmp_path, capfd):
     folder = folder_of(tmp_path / "q", even_model(), 4, packed=True, symmetric=True)
+    capfd.readouterr()
     model, tokenizer = open_model(folder)
+    assert "it/s" not in capfd.readouterr().err
     found = prune_tiny(model, 0.5, method="magnitude")
     assert found.sparsity == 0.5
     save_pruned(model, tokenizer, found, tmp_path / "pruned")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from layerif.model.peft_adapters import (
     with_adapter,
 )
 from layerif.model.precision import note_precision, word_of
+from layerif.model.quiet import quiet_bars
 from layerif.model.unpacking import unpack
 
 # Bytes of masks and tables that a small model may build beside its weights.
@@ -127,7 +128,9 @@ def _with_weights(
     if weights is not None:
         _refuse_too_large(skeleton, weights)
     try:
-        with _reading(source, f"the weights of {name}"):
+        packed = getattr(skeleton.config, "quantization_config", None) is not None
+        quiet = quiet_bars() if packed else nullcontext()
+        with _reading(source, f"the weights of {name}"), quiet:
             model, found = _kind_of(skeleton.config).from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )

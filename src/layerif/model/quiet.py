@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from tqdm.std import tqdm
 from transformers.utils import logging
 
 
@@ -25,3 +27,18 @@ def quiet_transformers(*, warnings: bool = True) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """No progress bars of tqdm inside, for a library that has no switch for its own."""
+    begin = tqdm.__init__
+
+    def disabled(bar: Any, *args: Any, **options: Any) -> None:
+        begin(bar, *args, **{**options, "disable": True})
+
+    tqdm.__init__ = disabled
+    try:
+        yield
+    finally:
+        tqdm.__init__ = begin

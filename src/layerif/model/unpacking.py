@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from layerif.model.quiet import quiet_transformers
+from layerif.model.quiet import quiet_bars
 
 
 def unpack(model: Any) -> None:
@@ -23,7 +23,7 @@ def unpack(model: Any) -> None:
     compressor = getattr(quantizer, "compressor", None)
     if compressor is None:
         return
-    with quiet_transformers():
+    with quiet_bars():
         compressor.decompress_model(model)
     for path, module in list(model.named_modules()):
         if hasattr(module, "quantization_scheme") and isinstance(module, nn.Linear):
