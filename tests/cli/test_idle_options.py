@@ -86,6 +86,12 @@ IDLE = [
     (f"{SEARCH} --strategy quadratic", "--start uniform"),
     (SEARCH, "--criterion diagonal"),
     ("search bits --model no/such/model --bits 3 --method rtn", "--column-order given"),
+    ("search bits --model no/such/model --bits 3 --symmetric", "--offset minimum"),
+    (f"{QUANTIZE} --symmetric", "--offset minimum"),
+    (
+        f"{COMPARE.format('bits')} --bits 3 --tasks python-docs --symmetric",
+        "--offset minimum",
+    ),
     (
         f"{COMPARE.format('bits')} --bits 3 --tasks python-docs --method rtn",
         "--column-order diagonal",

@@ -13,11 +13,11 @@ from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import describe
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("how", [{}, {"symmetric": True}, {"offset": "minimum"}])
 @pytest.mark.parametrize("group_size", [32, 128, 0])
 @pytest.mark.parametrize("over", [1.0, 1.1, 1.37, 2.0])
-def test_a_size_is_kept(symmetric, group_size, over):
-    model, grid = tiny_model(), GridOptions(symmetric=symmetric, group_size=group_size)
+def test_a_size_is_kept(how, group_size, over):
+    model, grid = tiny_model(), GridOptions(group_size=group_size, **how)
     layers = find_decoder_layers(model)
 
     def taken(bits):

@@ -49,6 +49,34 @@ def test_round_to_nearest_equals_its_definition(bits, symmetric, ranges):
     assert (coded.zeros is None) == symmetric
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("ranges", ["weighted", "minmax"])
+def test_a_minimum_in_place_of_a_zero_point(bits, ranges):
+    """Of weights that lie on one side of 0 too, and of a last group that is half as long."""
+    weight, hessian = problem(5, 80)
+    weight[:2] += 0.5
+    squares = hessian.diagonal()
+    how = grid(method="rtn", offset="minimum", ranges=ranges)
+    coded = rtn(weight, squares if ranges == "weighted" else None, bits, how)
+    expected = rounded(weight, squares, bits, 32, minimum=True, weighted=ranges == "weighted")
+    torch.testing.assert_close(coded.decoded().double(), expected, rtol=1e-6, atol=1e-7)
+    assert coded.zeros.dtype == torch.float16
+    plain = rtn(weight, squares, bits, grid(method="rtn"))
+    if ranges == "weighted":
+        errors = [((each.decoded() - weight) ** 2 @ squares).sum() for each in (coded, plain)]
+        assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("order", ["given", "diagonal"])
+def test_gptq_refits_beside_a_minimum(order):
+    weight, hessian = problem(3, BLOCK + 40)
+    how = grid(column_order=order, offset="minimum")
+    factor = ordered(hessian) if order == "diagonal" else factorise(hessian, "q")
+    coded = gptq(weight, factor, hessian.diagonal(), 3, how)
+    expected = refitted(weight, hessian, 3, 32, by_diagonal=order == "diagonal", minimum=True)
+    torch.testing.assert_close(coded.decoded().double(), expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("order", ["given", "diagonal"])
 @pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (3, True), (4, False)])
 @pytest.mark.parametrize("columns", [48, BLOCK + 40])
@@ -124,6 +152,7 @@ def test_weights_of_zero_and_scales_too_small_for_16_bits_stay_finite():
 
 def test_bytes_are_codes_scales_and_zero_points():
     how = grid(group_size=32)
+    assert stored_bytes(4, 64, 4, grid(offset="minimum")) == 4 * 64 // 2 + 8 * 2 + 8 * 2
     assert stored_bytes(4, 64, 4, how) == 4 * 64 // 2 + 8 * 2 + 8 // 2
     assert stored_bytes(4, 64, 4, grid(symmetric=True)) == 4 * 64 // 2 + 8 * 2
     # 3 groups a row, the last shorter; 9 zero points of 3 bits in whole bytes.

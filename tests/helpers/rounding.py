@@ -13,10 +13,15 @@ def grid(**options):
     return GridOptions(**({"group_size": 32} | options))
 
 
-def best_range(group, squares, bits, *, symmetric=False, weighted=True):
-    """(scale, zero point) of one group (width,): every shrink tried, weight by weight."""
+def best_range(group, squares, bits, *, symmetric=False, weighted=True, minimum=False):
+    """(scale, zero point) of one group (width,): every shrink tried, weight by weight.
+
+    With a minimum, the zero point is what makes it the lowest value.
+    """
     most = 2**bits - 1
-    low, high = min(0.0, group.min().item()), max(0.0, group.max().item())
+    low, high = group.min().item(), group.max().item()
+    if not minimum:
+        low, high = min(0.0, low), max(0.0, high)
     if symmetric:
         high = max(high, -low)
         low = -high
@@ -28,6 +33,9 @@ def best_range(group, squares, bits, *, symmetric=False, weighted=True):
         scale = sign * max(scale, 2.0**-24)
         zero = 2 ** (bits - 1) if symmetric else round(-low * shrink / scale)
         zero = min(max(zero, 0), most)
+        if minimum:
+            lowest = (high + low) / 2 - (high - low) / 2 * shrink
+            zero = -torch.tensor(lowest).to(torch.float16).double().item() / scale
         lost = sum(
             n * (w - (code_of(w, scale, zero, bits) - zero) * scale) ** 2
             for w, n in zip(group.tolist(), squares.tolist(), strict=True)
@@ -38,7 +46,7 @@ def best_range(group, squares, bits, *, symmetric=False, weighted=True):
 
 
 def code_of(value, scale, zero, bits):
-    return min(max(round(value / scale) + zero, 0), 2**bits - 1)
+    return min(max(round(value / scale + zero), 0), 2**bits - 1)
 
 
 def rounded(weight, squares, bits, width, **how):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from layerif.artifacts.manifest import MANIFEST_FILE
 from layerif.artifacts.naming import OfModule, check_modules
 from layerif.artifacts.plan import Plan
+from layerif.core.choices import Offset
 from layerif.core.fingerprint import Fingerprint
 from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
 from layerif.errors import InputError
@@ -73,6 +74,7 @@ class QuantizedManifest(JsonArtifact):
         method: the quantiser.
         group_size: inputs that share a scale; 0 for a whole row.
         symmetric: whether there are no zero points.
+        offset: what there is otherwise, `zero_point` or `minimum`.
         scales: precision of the scales.
         bits: their mean over all weights of the projections, scales aside.
         bytes: of all projections.
@@ -93,6 +95,7 @@ class QuantizedManifest(JsonArtifact):
     method: str
     group_size: int = Field(ge=0)
     symmetric: bool
+    offset: Offset = "zero_point"
     scales: str
     bits: float
     bytes: int

@@ -104,7 +104,8 @@ def pruned_card(manifest: Manifest) -> str:
 def quantized_card(manifest: QuantizedManifest) -> str:
     """The card of a folder with a quantised model."""
     group = f"groups of {manifest.group_size} inputs" if manifest.group_size else "whole rows"
-    points = "no zero points" if manifest.symmetric else "integer zero points"
+    points = {"zero_point": "integer zero points", "minimum": "minima"}[manifest.offset]
+    points = "no zero points" if manifest.symmetric else points
     facts = {
         "method": f"{manifest.method}, {group}, {manifest.scales} scales, {points}",
         "bits": f"{manifest.bits:.4g} of a weight of the projections of decoder layers, "

@@ -16,8 +16,6 @@ from layerif.compress.quantization.options import GridOptions
 from layerif.model.layers import Projection
 from layerif.plans.maps.stored import WHOLE
 
-SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True, eq=False)
 class Quantizable(ABC):

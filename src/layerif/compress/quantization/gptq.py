@@ -19,10 +19,10 @@ import torch
 
 from layerif.calibration.statistics import Factor, Hessians, Statistics
 from layerif.compress.figures import output_energy, relative
-from layerif.compress.quantization.base import SCALES, Quantizable
-from layerif.compress.quantization.grid import Coded, group_width, grouped
+from layerif.compress.quantization.base import Quantizable
+from layerif.compress.quantization.grid import Coded, group_width, grouped, grouped_squares
 from layerif.compress.quantization.options import GridOptions
-from layerif.compress.quantization.ranges import Ranges, find_ranges
+from layerif.compress.quantization.ranges import Ranges, coded, find_ranges
 from layerif.compress.quantization.rtn import over_mean
 from layerif.model.layers import Projection
 from layerif.plans.maps.stored import groups_of
@@ -88,12 +88,12 @@ def gptq(
     upper, order = factor.upper, factor.order
     rows, columns = weight.shape
     width = group_width(columns, grid.group_size)
-    dtype, most = SCALES[grid.scales], 2**bits - 1
-    by_group = grouped(over_mean(squares)[:, None].to(weight.dtype), width)[..., 0]
+    most = 2**bits - 1
+    by_group = grouped_squares(over_mean(squares).to(weight.dtype), width)
 
     def ranges(weights: torch.Tensor, of: torch.Tensor) -> Ranges:
         of_text = of if grid.ranges == "weighted" else None
-        return find_ranges(weights, of_text, bits, symmetric=grid.symmetric, dtype=dtype)
+        return find_ranges(weights, of_text, bits, grid)
 
     # Columns as rows: each is then one piece of memory.
     work = (weight if order is None else weight[:, order]).T.contiguous()
@@ -118,7 +118,7 @@ def gptq(
             for column in range(start, stop):
                 group = places[column] // width
                 scale, zero, value = scales[group], zeros[group], work[column]
-                code = torch.div(value, scale).round_().add_(zero).clamp_(0, most)
+                code = torch.div(value, scale).add_(zero).round_().clamp_(0, most)
                 codes[places[column]] = code
                 error = torch.sub(value, code.sub_(zero).mul_(scale), out=errors[column - begin])
                 error /= upper[column, column]
@@ -129,13 +129,7 @@ def gptq(
                 work[stop:end].addmm_(upper[start:stop, stop:end].T, done, alpha=-1)
         if end < columns:
             work[end:].addmm_(upper[begin:end, end:].T, errors, alpha=-1)
-    return Coded(
-        bits,
-        width,
-        codes.T.contiguous(),
-        scales.T.to(dtype).contiguous(),
-        None if grid.symmetric else zeros.T.to(torch.uint8).contiguous(),
-    )
+    return coded(bits, width, codes.T.contiguous(), Ranges(scales, zeros), grid)
 
 
 GPTQ = Gptq()

@@ -1,5 +1,7 @@
 """Weights as integers: w = (code - zero point) * scale, with a scale for each group of a row.
 
+Or w = code * scale + minimum, where a group has its minimum in place of a zero point.
+
 Codes are 0 to 2^bits - 1. A group is `group_size` neighbouring inputs of one row; that at the row's
 end may be shorter. The zero point is a code too, so 0 is always among a group's values; on a
 symmetric grid it is 2^(bits - 1) everywhere, and not stored. Values are exact in float32: the
@@ -14,6 +16,8 @@ import torch
 
 from layerif.plans.maps.stored import groups_of
 
+SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True, eq=False)
 class Coded:
@@ -24,7 +28,8 @@ class Coded:
         width: inputs of a group.
         codes: (out, in) uint8.
         scales: (out, groups) in 16 bits.
-        zeros: (out, groups) uint8, the zero points; None on a symmetric grid.
+        zeros: (out, groups) uint8, the zero points, or the minima in 16 bits; None on a symmetric
+            grid.
     """
 
     bits: int
@@ -37,6 +42,9 @@ class Coded:
         """(out, in) float32, the weights, exactly."""
         columns = self.codes.shape[1]
         whole = self.codes.to(torch.float32)
+        if self.zeros is not None and self.zeros.is_floating_point():
+            whole.mul_(by_column(self.scales, self.width, columns))
+            return whole.add_(by_column(self.zeros, self.width, columns))
         if self.zeros is None:
             whole -= 2 ** (self.bits - 1)
         else:
@@ -55,12 +63,17 @@ def group_width(in_features: int, group_size: int) -> int:
 
 
 def grouped(columns: torch.Tensor, width: int) -> torch.Tensor:
-    """(groups, width, rows) of a matrix whose columns come first, (columns, rows).
+    """(groups, width, rows) of weights whose columns come first, (columns, rows).
 
-    The last group is filled up with zeros.
+    The last group is filled up with its last column, which leaves its range as it is.
     """
     count, rows = columns.shape
-    groups = groups_of(count, width)
-    missing = groups * width - count
-    filled = torch.nn.functional.pad(columns, (0, 0, 0, missing)) if missing else columns
-    return filled.reshape(groups, width, rows)
+    missing = groups_of(count, width) * width - count
+    filled = torch.cat([columns, columns[-1:].expand(missing, rows)]) if missing else columns
+    return filled.reshape(-1, width, rows)
+
+
+def grouped_squares(squares: torch.Tensor, width: int) -> torch.Tensor:
+    """(groups, width) of (columns,) what columns count for; what fills up counts for nothing."""
+    missing = groups_of(len(squares), width) * width - len(squares)
+    return torch.nn.functional.pad(squares, (0, missing)).reshape(-1, width)

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 
 from layerif.compress.options import WalkOptions
 from layerif.compress.quantization.registry import QUANTIZERS
-from layerif.core.choices import ColumnOrder, FolderFormat, Ranges, ScaleDtype
-from layerif.core.options import Options, Rule, Values
+from layerif.core.choices import ColumnOrder, FolderFormat, Offset, Ranges, ScaleDtype
+from layerif.core.options import ADDED, Options, Rule, Values
 
 GROUP_SIZES = (32, 64, 128, 0)
 
@@ -24,6 +24,7 @@ class GridOptions(Options):
             lambda v: v["method"] != "rtn",
             "for methods that refit weights, as gptq",
         ),
+        Rule("offset", lambda v: not v["symmetric"], "without {symmetric}"),
     )
 
     method: Annotated[str, QUANTIZERS] = "gptq"
@@ -33,6 +34,9 @@ class GridOptions(Options):
     """Inputs that share a scale: 32, 64, 128, or 0 for a whole row."""
     symmetric: bool = False
     """Leave out zero points: every range is centred on 0."""
+    offset: Annotated[Offset, ADDED] = "zero_point"
+    """What a group has beside its scale: a zero point of as many bits as a weight, which engines
+    such as vLLM read, or its minimum in 16 bits, as llama.cpp's q4_1, which loses less."""
     ranges: Ranges = "weighted"
     """Range of each group: the shrink from its extremes that loses least on calibration text
     (weighted), or the extremes themselves (minmax)."""
@@ -41,6 +45,11 @@ class GridOptions(Options):
     (given)."""
     scales: ScaleDtype = "float16"
     """Precision of the scales."""
+
+    @property
+    def with_minimum(self) -> bool:
+        """Whether a group has its minimum in place of a zero point."""
+        return self.offset == "minimum" and not self.symmetric
 
     @field_validator("group_size")
     @classmethod

@@ -1,7 +1,9 @@
 """The range of each group: its scale and zero point.
 
-A range begins as wide as the group's weights, 0 included, and both of its ends are shrunk alike:
-among the shrinks from 1 to 0.6 that one is taken whose rounded weights lose least,
+A range begins as wide as the group's weights, 0 included, and both of its ends are shrunk alike.
+Where a group has its minimum in place of a zero point, 0 is not included, and the ends are shrunk
+towards the middle. Among the shrinks from 1 to 0.6 that one is taken whose rounded weights lose
+least,
 
     sum_j n_j^2 (w_j - q(w_j))^2,
 
@@ -16,6 +18,9 @@ from typing import NamedTuple
 
 import torch
 
+from layerif.compress.quantization.grid import SCALES, Coded
+from layerif.compress.quantization.options import GridOptions
+
 SHRINKS = tuple(1 - step / 50 for step in range(21))
 # Weights looked at together, so that all that is made of them stays near the processor.
 CHUNK = 1 << 16
@@ -24,7 +29,10 @@ LEAST = 2.0**-24
 
 
 class Ranges(NamedTuple):
-    """Of groups, (groups, rows) each: scales, and zero points that are whole numbers, as floats."""
+    """Of groups, (groups, rows) each: scales, and zero points as floats.
+
+    These are whole numbers, or where a group has a minimum, - minimum / scale.
+    """
 
     scales: torch.Tensor
     zeros: torch.Tensor
@@ -34,9 +42,7 @@ def find_ranges(
     weights: torch.Tensor,
     squares: torch.Tensor | None,
     bits: int,
-    *,
-    symmetric: bool,
-    dtype: torch.dtype,
+    grid: GridOptions,
 ) -> Ranges:
     """Scale and zero point of each group.
 
@@ -44,8 +50,7 @@ def find_ranges(
         weights: (groups, width, rows) in float32 or better; zeros where there are none.
         squares: (groups, width) n_j^2 of the inputs, at least 0; None for plain minimum to maximum.
         bits: of a code.
-        symmetric: whether the zero point is the middle of the codes.
-        dtype: of 16 bits, that the scales are exact in.
+        grid: how weights become integers.
 
     Returns:
         (groups, rows) each, in the dtype of the weights.
@@ -58,7 +63,7 @@ def find_ranges(
         here = (slice(group, group + together), slice(first, first + across))
         part = weights[here[0], :, here[1]].contiguous()
         of = None if squares is None else squares[here[0]].to(weights.dtype)
-        own = _searched(part, of, bits, symmetric, dtype)
+        own = _searched(part, of, bits, grid)
         for whole, piece in zip(found, own, strict=True):
             whole[here] = piece
     return found
@@ -68,12 +73,14 @@ def _searched(
     weights: torch.Tensor,
     squares: torch.Tensor | None,
     bits: int,
-    symmetric: bool,
-    dtype: torch.dtype,
+    grid: GridOptions,
 ) -> Ranges:
     """The ranges of a few groups."""
-    codes, middle = 2**bits - 1, 2 ** (bits - 1)
-    low, high = weights.amin(dim=1).clamp_(max=0), weights.amax(dim=1).clamp_(min=0)
+    codes, middle, dtype = 2**bits - 1, 2 ** (bits - 1), SCALES[grid.scales]
+    symmetric, with_minimum = grid.symmetric, grid.with_minimum
+    low, high = weights.amin(dim=1), weights.amax(dim=1)
+    if not with_minimum:
+        low, high = low.clamp_(max=0), high.clamp_(min=0)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
@@ -86,6 +93,9 @@ def _searched(
     if symmetric:
         zeros = torch.full_like(scales, middle)
         scales *= sign
+    elif with_minimum:
+        minima = ((high + low) - (high - low) * shrink) / 2
+        zeros = minima.to(dtype).to(weights.dtype).neg_() / scales
     else:
         zeros = (low * -shrink / scales).round_().clamp_(0, codes)
     if squares is None:
@@ -106,4 +116,25 @@ def to_codes(
     weights: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int
 ) -> torch.Tensor:
     """The nearest codes of weights, as floats; all of one shape, or of shapes that broadcast."""
-    return (weights / scales).round_().add_(zeros).clamp_(0, 2**bits - 1)
+    return (weights / scales).add_(zeros).round_().clamp_(0, 2**bits - 1)
+
+
+def stored_offsets(ranges: Ranges, grid: GridOptions) -> torch.Tensor | None:
+    """(groups, rows) what is stored beside the scales: zero points, minima, or nothing."""
+    if grid.symmetric:
+        return None
+    if grid.with_minimum:  # exactly what the zero points were made of
+        return (ranges.zeros * ranges.scales).neg_().to(SCALES[grid.scales])
+    return ranges.zeros.to(torch.uint8)
+
+
+def coded(bits: int, width: int, codes: torch.Tensor, ranges: Ranges, grid: GridOptions) -> Coded:
+    """Codes (out, in) with scales and offsets as they are stored."""
+    offsets = stored_offsets(ranges, grid)
+    return Coded(
+        bits,
+        width,
+        codes,
+        ranges.scales.T.to(SCALES[grid.scales]).contiguous(),
+        None if offsets is None else offsets.T.contiguous(),
+    )

@@ -10,10 +10,10 @@ import torch
 
 from layerif.calibration.statistics import InputNorms, Statistics
 from layerif.compress.figures import relative
-from layerif.compress.quantization.base import SCALES, Quantizable
-from layerif.compress.quantization.grid import Coded, group_width, grouped
+from layerif.compress.quantization.base import Quantizable
+from layerif.compress.quantization.grid import Coded, group_width, grouped, grouped_squares
 from layerif.compress.quantization.options import GridOptions
-from layerif.compress.quantization.ranges import find_ranges, to_codes
+from layerif.compress.quantization.ranges import Ranges, coded, find_ranges, to_codes
 from layerif.model.layers import Projection
 
 # Rows that are rounded together, so that little is held beside the codes.
@@ -73,24 +73,17 @@ def rtn(weight: torch.Tensor, squares: torch.Tensor | None, bits: int, grid: Gri
     exact = torch.promote_types(weight.dtype, torch.float32)
     by_group = None
     if squares is not None:
-        by_group = grouped(over_mean(squares)[:, None].to(exact), width)[..., 0]
-    dtype = SCALES[grid.scales]
+        by_group = grouped_squares(over_mean(squares).to(exact), width)
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     found = []
     for part, nearest in zip(*(each.split(ROWS) for each in (weight, codes)), strict=True):
         groups = grouped(part.T.to(exact).contiguous(), width)
-        own = find_ranges(groups, by_group, bits, symmetric=grid.symmetric, dtype=dtype)
+        own = find_ranges(groups, by_group, bits, grid)
         scales, zeros = (each.unsqueeze(1) for each in own)
         nearest.copy_(to_codes(groups, scales, zeros, bits).flatten(0, 1)[:columns].T)
         found.append(own)
-    scales, zeros = (torch.cat(each, dim=1).T for each in zip(*found, strict=True))
-    return Coded(
-        bits,
-        width,
-        codes,
-        scales.to(dtype).contiguous(),
-        None if grid.symmetric else zeros.to(torch.uint8).contiguous(),
-    )
+    ranges = Ranges(*(torch.cat(each, dim=1) for each in zip(*found, strict=True)))
+    return coded(bits, width, codes, ranges, grid)
 
 
 def over_mean(squares: torch.Tensor) -> torch.Tensor:

@@ -100,6 +100,7 @@ def quantize(
         method=grid.method,
         group_size=grid.group_size,
         symmetric=grid.symmetric,
+        offset=grid.offset,
         scales=grid.scales,
         bits=sum(own.bits * own.numel for own in modules) / numel,
         bytes=sum(own.bytes for own in modules),

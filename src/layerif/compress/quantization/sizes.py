@@ -50,11 +50,13 @@ def bits_within(size: str, model: Any, grid: Grouping) -> float:
     parameters = {id(parameter): parameter.numel() for parameter in model.parameters()}
     rest = (sum(parameters.values()) - numel) * stored_precision(model).itemsize
     groups = [p.out_features * groups_of(p.in_features, grid.group_size) for p in projections]
-    room = float(found[1]) * UNITS[found[2]] - rest - SCALE_BYTES * sum(groups)
+    minima = grid.offset == "minimum" and not grid.symmetric
+    offsets = SCALE_BYTES * (2 if minima else 1) * sum(groups)
+    room = float(found[1]) * UNITS[found[2]] - rest - offsets
     # Zero points have as many bits as codes; each matrix ends with less than two bytes unused.
     codes = (
         numel
-        if grid.symmetric
+        if grid.symmetric or minima
         else numel * max(1 + own / p.numel for own, p in zip(groups, projections, strict=True))
     )
     bits = 8 * (room - 2 * len(projections)) / codes

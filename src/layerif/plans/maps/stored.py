@@ -21,6 +21,10 @@ class Grouping(Protocol):
     def symmetric(self) -> bool:
         """Whether there is no zero point."""
 
+    @property
+    def offset(self) -> str:
+        """What there is otherwise: `zero_point`, or `minimum` in 16 bits."""
+
 
 def groups_of(in_features: int, group_size: int) -> int:
     """How many groups a row has; the last may be shorter than the others."""
@@ -30,7 +34,8 @@ def groups_of(in_features: int, group_size: int) -> int:
 def stored_bytes(out_features: int, in_features: int, bits: int, grid: Grouping) -> int:
     """Bytes of one projection: codes of `bits` bits, and of each group a scale and a zero point.
 
-    A scale takes two bytes, a zero point `bits` bits, none where the grid is symmetric. Codes and
+    A scale takes two bytes, a zero point `bits` bits, a minimum in its place two bytes, and neither
+    is there where the grid is symmetric. Codes and
     zero points are packed without gaps, each into whole bytes. With 16 bits a weight takes two
     bytes, and nothing else is stored.
     """
@@ -38,5 +43,5 @@ def stored_bytes(out_features: int, in_features: int, bits: int, grid: Grouping)
     if bits == WHOLE:
         return 2 * numel
     groups = out_features * groups_of(in_features, grid.group_size)
-    zero_points = 0 if grid.symmetric else -(-groups * bits // 8)
-    return -(-numel * bits // 8) + SCALE_BYTES * groups + zero_points
+    each = 0 if grid.symmetric else 8 * SCALE_BYTES if grid.offset == "minimum" else bits
+    return -(-numel * bits // 8) + SCALE_BYTES * groups + -(-groups * each // 8)
