@@ -43,10 +43,11 @@ IDLE = [
     (
         METRIC.format("shuffled --of uniform"),
         "--compat corrected --multiple 5 --statistic median --sparsity 0.5 --delta 0.05 --rank 8 "
-        "--alpha 16",
+        "--alpha 16 --of-kind bits --level 3 --method rtn --criterion token --group-size 32",
     ),
     (METRIC.format("dlp"), "--train-samples 200 --validation-samples 100 --max-length 512"),
     (METRIC.format("adapter_gain --task agreement"), f"{TEXT} --style alpaca"),
+    (METRIC.format("quadratic"), "--group-size 32"),
     (SEARCH, "--seconds 9 --evaluations 9 --offspring 16 --stages 1024:4 --step 0.02"),
     (SEARCH, "--style alpaca --overwrite"),
     (f"{SEARCH} --target agreement", "--style alpaca"),

@@ -55,6 +55,11 @@ class Subject:
     batch_tokens: int = 2048
 
     @property
+    def of_task(self) -> bool:
+        """Whether there are samples of a task, in place of calibration text."""
+        return self._samples is not None
+
+    @property
     def batches(self) -> Sequence[dict[str, torch.Tensor]]:
         """The calibration text, as `walk` takes it."""
         if self._batches is None:

@@ -52,15 +52,17 @@ def metric_scores(
         model: a causal LM of transformers. Where PEFT has put adapters in it, the weights under
             them are read, with the adapters active.
         metric: `pl_alpha`, `outlier_ratio`, `dlp`, `block_influence`, `drop_cost`, `taylor`,
-            `marginal`, `adapter_gain`, `uniform`, `random`, `shuffled`, or a name given by
-            `register_metric`.
+            `marginal`, `quadratic`, `adapter_gain`, `uniform`, `random`, `rule_of_thumb`,
+            `shuffled`, or a name given by `register_metric`.
         tokenizer: the model's tokenizer, for a metric that reads text.
         calibration: a corpus, whose calibration part is used, or text; for such a metric.
         options: how much of it is read, and the seed; each by keyword too.
-        train, validation: samples of a task that `adapter_gain` takes in place of text.
+        train, validation: samples of a task, which `adapter_gain` and `quadratic` take in place of
+            text.
         task: where the samples come from, for the record.
         of_metric: options of the metric: `compat` of pl_alpha, `multiple` of outlier_ratio,
-            `statistic` of dlp, `sparsity` and `delta` of marginal, `rank` and `alpha` of
+            `statistic` of dlp, `sparsity` and `delta` of marginal, `of_kind`, `level`, `method`,
+            `criterion` and `group_size` of quadratic, `rank` and `alpha` of
             adapter_gain, `of` of shuffled.
 
     Raises:

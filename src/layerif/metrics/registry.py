@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 METRICS: Registry[Metric] = Registry.of(
     __package__,
     "metric",
-    "pl_alpha outlier_ratio dlp block_influence drop_cost taylor marginal adapter_gain "
+    "pl_alpha outlier_ratio dlp block_influence drop_cost taylor marginal quadratic adapter_gain "
     "controls:uniform controls:random "
     "controls:rule_of_thumb controls:shuffled",
 )

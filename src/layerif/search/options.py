@@ -18,6 +18,7 @@ from layerif.search.registry import STRATEGIES
 
 Count = Annotated[int, Field(ge=1)]
 Distance = Annotated[float, Field(ge=0)]
+QuestionKind = Literal["sparsity", "bits"]
 Start = Literal["uniform", "quadratic"]
 Criterion = Literal["diagonal", "token", "first", "local"]
 BitsGranularity = Literal["projection", "fused", "layer"]
