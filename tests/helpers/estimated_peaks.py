@@ -33,7 +33,7 @@ from layerif.influence.subspaces.lora import FreshLora
 from layerif.likelihood import token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.search.options import SearchOptions
-from layerif.search.searching import HELD
+from layerif.search.rounds import MARGINAL
 from layerif.search.slopes import slopes
 from layerif.search.sparsity import SparsityKind
 
@@ -93,7 +93,7 @@ def main(vocabulary: int, tokens: int, layers: int) -> None:
         optimizer.step()
 
     stored = len(items) * sum(matrix.size for matrix in matrices) * 4
-    held = HELD * sum(projection.weight.nbytes for projection in found.projections)
+    held = MARGINAL.held * sum(projection.weight.nbytes for projection in found.projections)
     plan = {
         "evaluate": (evaluate, "forward", lambda: 0),
         "score": (gradients, "backward", lambda: stored),

@@ -121,8 +121,11 @@ class Strategy:
         run: makes the plan's state.
         metric: what it measures, in words, for the record.
         passes: through the model, as memory is estimated.
+        held: how many times the bytes of the projections' weights it needs at most beside the
+            model: a copy of them, and what changes of them.
     """
 
     run: Callable[[Search], Found]
     metric: str
     passes: Literal["forward", "inputs"] = "forward"
+    held: int = 2

@@ -156,4 +156,4 @@ def quadratic(search: Search) -> Found:
     return Found(tried[best], how)
 
 
-QUADRATIC = Strategy(quadratic, "quadratic question", "inputs")
+QUADRATIC = Strategy(quadratic, "quadratic question", "inputs", held=4)

@@ -20,8 +20,6 @@ from layerif.search.options import StrategyOptions
 from layerif.search.registry import KINDS, SEARCHES, STRATEGIES, options_of
 from layerif.search.texts import texts_for
 
-HELD = 2  # times the bytes of the projections' weights, beside the model
-
 
 def of_kind(arguments: Mapping[str, Any]) -> type[StrategyOptions]:
     """The options of a search, from its other arguments."""
@@ -85,8 +83,7 @@ def search_plan(
         collate(items, device=device).inputs
         for items in pack(texts.calibration, options.batch_tokens, model)
     ]
-    # A copy of the projections' weights, and what changes of them around the state.
-    kept = HELD * sum(projection.weight.nbytes for projection in layers.projections)
+    kept = strategy.held * sum(projection.weight.nbytes for projection in layers.projections)
     note_memory(model, "the search", strategy.passes, options.batch_tokens, kept=kept)
     with COMPRESSORS.find(kind)(model, layers, batches, options) as compressor:
         found = strategy.run(Search(model, units, compressor, texts, options, steps))
