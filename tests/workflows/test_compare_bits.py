@@ -92,15 +92,15 @@ score: {{task: agreement, train_samples: 8, validation_samples: 4}}
 sparsity: {{target: 0.5}}
 prune: {{calibration: {text}, calibration_samples: 4, context_length: 32}}
 bits: {{bits: 3, method: rtn, group_size: 32, calibration_samples: 4, context_length: 32,
-       held_out_tokens: 128, tokens: 128}}
+       held_out_tokens: 128, token: 128}}
 evaluate: {{tasks: [{text}], max_tokens: 512, context_length: 32}}
 """
     )
     status, out, err = layerif("run", str(tmp_path / "recipe.yaml"))
     assert status == 2
-    assert "tokens" in err
+    assert "did you mean tokens" in err
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace(", tokens: 128", ""))
+    recipe.write_text(recipe.read_text().replace("token: 128", "tokens: 128"))
     status, out, err = layerif("run", str(recipe))
     assert status == 0, err
     assert "quadratic" in out

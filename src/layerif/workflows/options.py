@@ -67,6 +67,8 @@ class BitsStudy(GridOptions, ModelStudy):
     """Mean bits of a weight over all projections, scales aside."""
     levels: Levels = DEFAULT_LEVELS
     """Bits that searched plans choose among; 16 leaves a projection as it is."""
+    tokens: Annotated[int, Field(ge=1)] = 4096
+    """Tokens of text that searched plans ask the loss of."""
 
 
 class DepthStudy(DepthReading):
