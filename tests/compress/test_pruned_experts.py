@@ -16,9 +16,9 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import ModuleSparsity, Plan
 from layerif.calibration.statistics import Hessians
 from layerif.calibration.text import drawn_chunks
-from layerif.compress.pruning import verifying
 from layerif.compress.pruning.targets import Pattern
 from layerif.compress.pruning.verifying import verify
+from layerif.compress.stored import StoredModel
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
 
@@ -83,9 +83,9 @@ def test_what_experts_share_is_read_once(name, tmp_path, monkeypatch):
     model, tokenizer = tiny_architecture(name), tiny_tokenizer()
     manifest = layerif.prune(model, 0.5, method="magnitude")
     layerif.save_pruned(model, tokenizer, manifest, tmp_path / "pruned")
-    read, weight = [], verifying._weight
+    read, tensor = [], StoredModel.tensor
     monkeypatch.setattr(
-        verifying, "_weight", lambda files, path: read.append(path) or weight(files, path)
+        StoredModel, "tensor", lambda self, path: read.append(path) or tensor(self, path)
     )
     assert verify(tmp_path / "pruned").ok
     projections = find_decoder_layers(model).projections

@@ -186,7 +186,6 @@ def test_pickles_are_read_as_tensors_alone(folder, tmp_path):
     ("method", "package"),
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
         ({"quant_method": "awq", "bits": 4}, "gptqmodel"),
     ],
 )

@@ -84,4 +84,4 @@ def test_gemma_is_opened_with_its_begin_and_reads_plain_text(gemma3, data_dir):
     assert tokenizer.decode(tokenizer("Hello, world 42")["input_ids"][1:]) == "Hello, world 42"
     test = read_table(data_dir / "wikitext2" / "test.parquet")["text"].to_pylist()
     found = perplexity(model, tokenizer, "\n\n".join(test), max_tokens=2048)
-    assert 10 < found.value < 40
+    assert 30 < found.value < 80
