@@ -99,7 +99,7 @@ def test_the_demo_recipe_runs_from_the_command_line(tmp_path):
     recipe["sparsity"] |= {"rounds": 1, "round_tokens": 256}
     recipe["prune"] |= {"calibration_samples": 2, "context_length": 256}
     recipe["bits"] |= {"calibration_samples": 2, "context_length": 256, "held_out_tokens": 256}
-    recipe["bits"]["tokens"] = 256
+    recipe["bits"] |= {"tokens": 256, "ranges": "minmax"}
     recipe["evaluate"] |= {"samples": 12, "max_tokens": 512}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))
