@@ -34,14 +34,19 @@ def evolution(search: Search) -> Found:
     options, kind = search.options, search.kind
     stages = [tuple(map(int, stage.split(":"))) for stage in options.stages]
     generator = np.random.default_rng(options.seed)
-    trials = _Trials(search)
-    if (kept := search.steps.load(STEP)) is not None:
+    began = time.perf_counter()
+    kept = search.steps.load(STEP)
+    # Before the model is held at the uniform plan: it may be asked as it was.
+    start = started(search) if kept is None else None
+    trials = _Trials(search, began)
+    if kept is not None:
         record = json.loads(bytes(kept["record"].tolist()))
         best, trace = np.array(record["best"]), record["trace"]
         generator.bit_generator.state = record["draws"]
         trials.resume(trace[-1])
     else:
-        best = kind.whole(started(search))
+        assert start is not None
+        best = kind.whole(start)
         trace = [trials.generation(0, trials.loss(best, search.texts.held_out))]
     with progress("evolutionary search", options.evaluations or options.seconds or 0) as advance:
         told = 0.0
@@ -93,8 +98,8 @@ class _Trials:
         tokens: run forward for them.
     """
 
-    def __init__(self, search: Search) -> None:
-        self._search, self._began = search, time.perf_counter()
+    def __init__(self, search: Search, began: float) -> None:
+        self._search, self._began = search, began
         self._levels = search.kind.levels(search.kind.start())
         self._units = search.compressor.at(self._levels, lambda _row, unit: unit)
         self.done = self.tokens = 0
@@ -113,11 +118,11 @@ class _Trials:
         )
 
     def generation(self, number: int, loss: float) -> dict[str, Any]:
-        """The record of a finished generation; number 0 is the uniform plan.
+        """The record of a finished generation; number 0 is the plan that it starts from.
 
         `loss` is that of its best plan on the held-out texts, in nats a token. The others are
-        totals so far: losses measured, tokens run forward for them, and seconds, those for
-        compressing the uniform plan included.
+        totals so far: losses measured, tokens run forward for them, and seconds, those for the
+        start and for compressing the uniform plan included.
         """
         return {
             "generation": number,
