@@ -4,7 +4,7 @@
 #   make test      everything that .ci/run checks
 #   make install   the set-up alone
 #   make models    the second model, Gemma 3 270M (243 MB, under https://ai.google.dev/gemma/terms)
-#   make engine    llama.cpp, built from source, for what is checked on it (some ten minutes)
+#   make engine    llama.cpp, built from source, for what is checked on it
 #
 # On Linux, PyPI's torch comes with CUDA; for the much smaller CPU wheel add
 #   PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"

@@ -54,7 +54,7 @@ def llamacpp(request: pytest.FixtureRequest) -> LlamaCpp:
     """llama.cpp, with its programs and converters."""
     folder: Path = request.config.getoption("--engine-dir")
     if not (folder / "cmake" / "bin" / "llama-quantize").is_file():
-        pytest.skip(f"llama.cpp is not in {folder}; `make engine` builds it (some ten minutes)")
+        pytest.skip(f"llama.cpp is not in {folder}; `make engine` builds it")
     return LlamaCpp(folder)
 
 

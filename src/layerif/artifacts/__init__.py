@@ -9,6 +9,7 @@ from layerif.artifacts.finetuning import (
     StepLoss,
     ValidationLoss,
 )
+from layerif.artifacts.folder import MANIFEST_FILE
 from layerif.artifacts.gradients import GradientsRecord, MatrixRecord, ProjectionInfo
 from layerif.artifacts.ground_truth import Agreement, GroundTruth
 from layerif.artifacts.kinds import (
@@ -21,7 +22,7 @@ from layerif.artifacts.kinds import (
     QUANTIZED,
     SCORES,
 )
-from layerif.artifacts.manifest import MANIFEST_FILE, Manifest, PrunedModule
+from layerif.artifacts.manifest import Manifest, PrunedModule
 from layerif.artifacts.plan import ModuleLevel, ModuleSparsity, Plan, module_level
 from layerif.artifacts.quantized import Matrix, QuantizedManifest, QuantizedModule
 from layerif.artifacts.results import Comparison, Comparisons, Measurement, Outcomes, Results

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.manifest import MANIFEST_FILE
+from layerif.artifacts.folder import FolderManifest
 from layerif.artifacts.plan import Plan
 from layerif.core.fingerprint import Fingerprint
-from layerif.core.record import JsonArtifact, ModelInfo, Setting
-from layerif.errors import InputError
+from layerif.core.record import ModelInfo, Setting
 
 
-class DroppedLayers(JsonArtifact):
+class DroppedLayers(FolderManifest):
     """Everything needed to tell which layers of which model a folder holds.
 
     Attributes:
@@ -28,6 +26,9 @@ class DroppedLayers(JsonArtifact):
         fingerprint: what all of it depends on.
     """
 
+    holds = "model with layers dropped"
+    written_by = "layerif drop"
+
     format: Literal["layerif.dropped/1"] = "layerif.dropped/1"
     model: ModelInfo
     plan: Plan
@@ -40,7 +41,7 @@ class DroppedLayers(JsonArtifact):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kept != [layer for layer, level in enumerate(self.plan.allocation) if level == 1]:
+        if self.kept != self.plan.kept_layers():
             raise ValueError("the layers that are kept are not those of the plan")
         return self
 
@@ -48,17 +49,3 @@ class DroppedLayers(JsonArtifact):
     def dropped(self) -> list[int]:
         """Indices in the whole model of the layers that are gone."""
         return [layer for layer in range(self.model.layers) if layer not in self.kept]
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """The manifest of a folder.
-
-        Raises:
-            InputError: there is none, or it is not valid.
-        """
-        if not (folder / MANIFEST_FILE).is_file():
-            raise InputError(
-                f"no model with layers dropped in {folder}: {MANIFEST_FILE}, which `layerif drop` "
-                "writes beside the weights, does not exist"
-            )
-        return cls.load(folder / MANIFEST_FILE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from layerif.artifacts.finetuning import FINETUNING_FILE
+from layerif.artifacts.folder import MANIFEST_FILE
 from layerif.artifacts.gradients import GRADIENTS_FILE, ROWS_FILE, VECTORS_FILE
-from layerif.artifacts.manifest import MANIFEST_FILE
 from layerif.artifacts.scores import INFLUENCE_FILE, SCORES_FILE
 from layerif.core.files import RECIPE_FILE, Kind, is_recipe
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from layerif.artifacts.folder import FolderManifest
 from layerif.artifacts.naming import OfModule, check_modules
 from layerif.artifacts.plan import Plan
 from layerif.core.fingerprint import Fingerprint
-from layerif.core.record import JsonArtifact, ModelInfo, Setting
-from layerif.errors import InputError
-
-MANIFEST_FILE = "layerif_manifest.json"
+from layerif.core.record import ModelInfo, Setting
 
 
 class PrunedModule(OfModule):
@@ -41,7 +38,7 @@ class PrunedModule(OfModule):
         return self.zeros / self.numel
 
 
-class Manifest(JsonArtifact):
+class Manifest(FolderManifest):
     """Everything needed to tell how a pruned model came to be.
 
     Attributes:
@@ -59,6 +56,9 @@ class Manifest(JsonArtifact):
         merged: the LoRA that was merged into the weights afterwards; None where none was.
         fingerprint: what all of it depends on; None for a model pruned in memory.
     """
+
+    holds = "pruned model"
+    written_by = "layerif prune"
 
     format: Literal["layerif.manifest/1"] = "layerif.manifest/1"
     model: ModelInfo
@@ -79,20 +79,6 @@ class Manifest(JsonArtifact):
     def _check(self) -> Self:
         check_modules(self.modules, len(self.plan.allocation))
         return self
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """The manifest of a pruned model's folder.
-
-        Raises:
-            InputError: there is none, or it is not valid.
-        """
-        if not (folder / MANIFEST_FILE).is_file():
-            raise InputError(
-                f"no pruned model in {folder}: {MANIFEST_FILE}, which `layerif prune` writes "
-                "beside the weights, does not exist"
-            )
-        return cls.load(folder / MANIFEST_FILE)
 
     @property
     def planned_sparsity(self) -> float:

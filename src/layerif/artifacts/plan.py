@@ -230,6 +230,24 @@ class Plan(JsonArtifact):
                     f"where {model.name} has {there:,}; make a plan for this model"
                 )
 
+    def kept_layers(self) -> list[int]:
+        """The indices of the layers that a plan of depth keeps.
+
+        Raises:
+            InputError: it keeps a layer in part, or none at all.
+        """
+        for layer, level in enumerate(self.allocation):
+            if level not in (0, 1):
+                gone = (m.module for m in self.modules or () if m.layer == layer and not m.level)
+                raise InputError(
+                    f"the plan drops {', '.join(gone)} and keeps the rest of layer {layer}: "
+                    "neither a model's configuration nor an engine's file can say that a layer "
+                    "lacks a sublayer; search with unit='layer'"
+                )
+        if not any(self.allocation):
+            raise InputError("the plan drops every layer; expected one that keeps at least one")
+        return [layer for layer, level in enumerate(self.allocation) if level]
+
     def check_projections(self, numels: Mapping[str, int]) -> None:
         """Refuse to spend this plan on projections that it does not name by their sizes.
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from layerif.artifacts.manifest import MANIFEST_FILE
+from layerif.artifacts.folder import FolderManifest
 from layerif.artifacts.naming import OfModule, check_modules
 from layerif.artifacts.plan import Plan
 from layerif.core.choices import Offset
 from layerif.core.fingerprint import Fingerprint
-from layerif.core.record import JsonArtifact, ModelInfo, Record, Setting
-from layerif.errors import InputError
+from layerif.core.record import ModelInfo, Record, Setting
 from layerif.plans.maps.stored import WHOLE, stored_bytes
 
 
@@ -65,7 +63,7 @@ class Matrix(Record):
         return self.out_features * self.in_features
 
 
-class QuantizedManifest(JsonArtifact):
+class QuantizedManifest(FolderManifest):
     """Everything needed to tell how a quantised model came to be, and how large it is.
 
     Attributes:
@@ -88,6 +86,9 @@ class QuantizedManifest(JsonArtifact):
             float32 and float64 rounded weights are exact; 16 bits round each of them once more.
         fingerprint: what all of it depends on; None for a model quantised in memory.
     """
+
+    holds = "quantised model"
+    written_by = "layerif quantize"
 
     format: Literal["layerif.quantized/1"] = "layerif.quantized/1"
     model: ModelInfo
@@ -121,20 +122,6 @@ class QuantizedManifest(JsonArtifact):
         if self.bytes != (whole := sum(own.bytes for own in self.modules)):
             raise ValueError(f"the projections take {whole:,} bytes, not {self.bytes:,}")
         return self
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """The manifest of a quantised model's folder.
-
-        Raises:
-            InputError: there is none, or it is not valid.
-        """
-        if not (folder / MANIFEST_FILE).is_file():
-            raise InputError(
-                f"no quantised model in {folder}: {MANIFEST_FILE}, which `layerif quantize` "
-                "writes beside the weights, does not exist"
-            )
-        return cls.load(folder / MANIFEST_FILE)
 
     @property
     def stored_bits(self) -> float:

@@ -1,4 +1,4 @@
-"""Turn layer scores into a plan: of sparsity, experts or ranks."""
+"""Turn layer scores into a plan: of sparsity, bits, depth, experts or ranks."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def cells_shown(
     """Plans trained in a folder: a table, the same for machines, and how they compare, in words."""
     from layerif.artifacts import Comparisons
     from layerif.report.comparisons import comparison_lines, seeds_table
-    from layerif.workflows.compare_experts import COMPARISON_FILE
+    from layerif.workflows.bench import COMPARISON_FILE
 
     rows = next(iter(cells.values())).results[0].measurements[0].count
     figures = {name: own.figures for name, own in cells.items()}
@@ -250,28 +250,14 @@ def depth(
     The dense model is measured beside them. Differences from the first plan are tested in pairs.
     Nothing is trained. Interrupted, the same command goes on after the last finished plan.
     """
-    from layerif.data import load_corpus, load_sources
-    from layerif.plans.named import find_plan
-    from layerif.workflows.folder import RunFolder
-
     names = options.words(plans)
-    for name in names:
-        find_plan(name, "depth")
-    RunFolder(out, "compare depth").check()
-    corpus = load_corpus(text.calibration, data_dir=prompts.data_dir)
-    words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
-    sources = load_sources(options.words(tasks), **words)
+    _check_study(out, names, "depth")
+    on = _read(model, text.calibration, prompts, tasks)
 
     from layerif.workflows.compare_depth import compare_depth
 
     results = compare_depth(
-        out,
-        *model.open(),
-        names,
-        study,
-        calibration=corpus,
-        on=sources,
-        options=measuring.part(EvaluateOptions),
+        out, *model.open(), names, study, **on, options=measuring.part(EvaluateOptions)
     )
     title = f"{study.drop} {study.unit}s dropped"
     _print(context, out, title, results, _said(results, out), as_json=as_json)
@@ -290,17 +276,10 @@ def _compared(
 ) -> tuple[dict[str, Results], list[str]]:
     """Results by plan, and what is said of them."""
     from layerif.artifacts import LayerScores
-    from layerif.data import load_corpus, load_sources
-    from layerif.plans.named import find_plan
-    from layerif.workflows.folder import RunFolder
 
-    for name in names:
-        find_plan(name, study.kind)
-    RunFolder(out, study.name).check()
+    _check_study(out, names, study.kind)
     influence = None if scores is None else LayerScores.load(scores)
-    corpus = load_corpus(text.calibration, data_dir=prompts.data_dir)
-    words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
-    sources = load_sources(options.words(tasks), **words)
+    on = _read(model, text.calibration, prompts, tasks)
 
     from layerif.workflows.compare_models import compare_models
 
@@ -309,12 +288,32 @@ def _compared(
         *model.open(),
         names,
         study,
-        calibration=corpus,
-        on=sources,
+        **on,
         options=measuring.part(EvaluateOptions),
         influence=influence,
     )
     return results, _said(results, out)
+
+
+def _check_study(out: Path, names: list[str], kind: str) -> None:
+    """Refuse plans that there are not, and a folder of something else, before any work."""
+    from layerif.plans.named import find_plan
+    from layerif.workflows.folder import RunFolder
+
+    for name in names:
+        find_plan(name, kind)
+    RunFolder(out, f"compare {kind}").check()
+
+
+def _read(model: ModelOptions, calibration: str, prompts: PromptOptions, tasks: str) -> Any:
+    """The calibration text, and what models are measured on, by the names of the arguments."""
+    from layerif.data import load_corpus, load_sources
+
+    words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
+    return {
+        "calibration": load_corpus(calibration, data_dir=prompts.data_dir),
+        "on": load_sources(options.words(tasks), **words),
+    }
 
 
 def _said(results: dict[str, Results], out: Path) -> list[str]:

@@ -34,10 +34,9 @@ def drop(
     check_out(out, DROPPED, overwrite=overwrite)
     wanted = Plan.load(plan)
 
-    from layerif.compress.depth.dropping import kept_layers
     from layerif.report.tables import dropped_lines, plan_table
     from layerif.workflows.dropping import drop_into
 
-    kept_layers(wanted)
+    wanted.kept_layers()
     made = drop_into(out, *model.open(), wanted, overwrite=overwrite)
     finish(context, out, plan_table(wanted), made, *dropped_lines(made), as_json=as_json)

@@ -67,12 +67,8 @@ def run(
     from layerif.cli.compare import cells_shown, quantised_shown
     from layerif.report.comparisons import comparison_lines
     from layerif.report.tables import caveat_lines, results_table
-    from layerif.workflows.pipeline import (
-        COMPARISON_FILE,
-        QUANTIZED_FOLDER,
-        TRAINED_FOLDER,
-        run_recipe,
-    )
+    from layerif.workflows.bench import COMPARISON_FILE
+    from layerif.workflows.pipeline import QUANTIZED_FOLDER, TRAINED_FOLDER, run_recipe
 
     outcome = run_recipe(
         followed,

@@ -73,24 +73,6 @@ class Request:
         """What the engine is told to open: no alias or GGUF file, which layerif alone opens."""
         return "FOLDER" if self.name in ALIASES or self.name.endswith(".gguf") else self.name
 
-    @property
-    def kept(self) -> list[int]:
-        """The layers that a plan of depth keeps.
-
-        Raises:
-            InputError: it keeps a part of a layer, which no engine can say.
-        """
-        levels = self.plan.allocation
-        if partly := [layer for layer, level in enumerate(levels) if level not in (0, 1)]:
-            raise InputError(
-                f"the plan keeps a part of layer {partly[0]}: no engine's file says a layer "
-                "without its attention or its MLP; make a plan of whole layers"
-            )
-        kept = [layer for layer, level in enumerate(levels) if level == 1]
-        if not kept:
-            raise InputError("the plan keeps no layer at all")
-        return kept
-
 
 @dataclass(frozen=True)
 class Written:

@@ -76,7 +76,7 @@ def bits(request: Request) -> Written:
 
 def depth(request: Request) -> Written:
     """The command that prunes layers; the engine numbers the others again."""
-    kept = set(request.kept)
+    kept = set(request.plan.kept_layers())
     config = request.model.config.get_text_config(decoder=True)
     refuse_moved(config, sorted(kept), "llama.cpp")
     dropped = [str(i) for i in range(len(request.plan.allocation)) if i not in kept]

@@ -17,7 +17,7 @@ def depth(request: Request) -> Written:
     Raises:
         InputError: a layer is kept in part, or layers are of several kinds and would change places.
     """
-    kept = request.kept
+    kept = request.plan.kept_layers()
     config = request.model.config.get_text_config(decoder=True)
     refuse_moved(config, kept, "mergekit")
     slices = [

@@ -23,10 +23,13 @@ def random(subject: Subject) -> MetricValues:
 
 
 def rule_of_thumb(subject: Subject) -> MetricValues:
-    """What llama.cpp's mixes give more bits: some layers' values and last maps of the MLP.
+    """What llama.cpp's mixes give more bits: in some layers `v_proj` and `down_proj`, by name.
 
-    Of every eight layers the first, the last, and every third between (`use_more_bits` of its
-    quantize tool): 1 for `v_proj` and `down_proj` there, by name, and 0 for others.
+    These layers are the first eighth, the last eighth, and every third between (`use_more_bits` of
+    its quantize tool).
+
+    Returns:
+        1 for them and 0 for others.
     """
     count, eighth = len(subject.layers), len(subject.layers) // 8
 

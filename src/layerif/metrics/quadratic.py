@@ -14,6 +14,7 @@ from layerif.errors import InputError
 from layerif.metrics.base import Metric, MetricValues, Subject
 from layerif.model.opening import input_device
 from layerif.plans.maps.bits import LEVELS
+from layerif.plans.maps.stored import WHOLE
 from layerif.search.options import BitsSearchOptions, Criterion, QuestionKind, SearchOptions
 from layerif.search.quadratic import expansion
 
@@ -73,7 +74,7 @@ def quadratic(
         if level not in LEVELS:
             raise InputError(f"level={level:g} is no number of bits; expected 2 to 8")
         options = BitsSearchOptions(method=method or "rtn", group_size=group_size)
-        untouched, asked = LEVELS[-1], [int(level)] * len(projections)
+        untouched, asked = WHOLE, [int(level)] * len(projections)
     if subject.of_task:
         items, _ = subject.samples
         groups = pack(items, subject.batch_tokens, subject.model)

@@ -17,8 +17,7 @@ METRICS: Registry[Metric] = Registry.of(
     __package__,
     "metric",
     "pl_alpha outlier_ratio dlp block_influence drop_cost taylor marginal quadratic adapter_gain "
-    "controls:uniform controls:random "
-    "controls:rule_of_thumb controls:shuffled",
+    "controls:uniform controls:random controls:rule_of_thumb controls:shuffled",
 )
 
 

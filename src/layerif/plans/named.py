@@ -28,6 +28,16 @@ INFLUENCE = "influence"
 FACTORS = (1.0, 2.0, 0.5, 3.0, 1.5, 0.25)
 # How many of them come before other values of the metric's parameter.
 FIRST = 4
+# Of `layerif search depth`, which says whose they are.
+DEPTH_STRATEGIES = (
+    "shortlist",
+    "greedy",
+    "quadratic",
+    "block_influence",
+    "contiguous",
+    "taylor",
+    "random",
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,7 @@ PLANS: dict[str, Registry[NamedPlan]] = {
                 "quadratic", searched={"strategy": "quadratic", "criterion": "first"}, rival=True
             ),
             "quadratic": NamedPlan("quadratic", searched={"strategy": "quadratic"}),
-            "token": NamedPlan(
+            "quadratic-token": NamedPlan(
                 "quadratic", searched={"strategy": "quadratic", "criterion": "token"}
             ),
         },
@@ -188,19 +198,7 @@ PLANS: dict[str, Registry[NamedPlan]] = {
     "depth": Registry(
         "depth plan",
         {
-            # The strategies of `layerif search depth`, which says whose they are.
-            **{
-                name: NamedPlan(name, searched={"strategy": name})
-                for name in (
-                    "shortlist",
-                    "greedy",
-                    "quadratic",
-                    "block_influence",
-                    "contiguous",
-                    "taylor",
-                    "random",
-                )
-            },
+            **{n: NamedPlan(n, searched={"strategy": n}) for n in DEPTH_STRATEGIES},
             "uniform": NamedPlan("uniform"),
             "last": NamedPlan("last"),
         },
@@ -216,7 +214,7 @@ def register_plan(
     Args:
         name: not taken yet.
         map: as `NamedPlan`.
-        kinds: that it is for, of `sparsity`, `experts` and `depth`.
+        kinds: that it is for, of `sparsity`, `bits`, `experts` and `depth`.
         fields: others of `NamedPlan`, such as the `metric` of the scores.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerif.artifacts.plan import Plan, module_level
-from layerif.model.layers import DecoderLayers, find_decoder_layers
+from layerif.errors import InputError
+from layerif.model.layers import DecoderLayers, Projection, find_decoder_layers
 from layerif.model.opening import describe
 from layerif.plans.maps.bits import nearest_bits
 from layerif.plans.maps.fused import fused_group
@@ -27,6 +28,14 @@ ASKED = 4
 MOST_MOVES = 3
 # Draws of a pair of units, before a move that no pair allows is given up.
 ATTEMPTS = 100
+
+
+# What has bits of its own, by the name of its unit.
+UNITS: dict[str, Callable[[Projection], str]] = {
+    "layer": lambda p: str(p.layer),
+    "projection": lambda p: p.key,
+    "fused": lambda p: fused_group(p.key),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +58,22 @@ class BitsKind:
 
     @classmethod
     def among(cls, layers: DecoderLayers, total: float, options: BitsSearchOptions) -> Self:
-        """The units of a model."""
-        names = {
-            "layer": lambda p: str(p.layer),
-            "projection": lambda p: p.key,
-            "fused": lambda p: fused_group(p.key),
-        }[options.granularity]
-        units = list(dict.fromkeys(names(p) for p in layers.projections))
-        of = np.array([units.index(names(p)) for p in layers.projections], dtype=np.int64)
+        """The units of a model.
+
+        Raises:
+            InputError: the total is below all levels, or above 16.
+        """
+        levels = sorted(options.levels)
+        if not levels[0] <= total <= WHOLE:
+            raise InputError(
+                f"bits must be from {levels[0]}, the lowest level, to {WHOLE}, not {total:g}"
+            )
+        name_of = UNITS[options.granularity]
+        names = [name_of(p) for p in layers.projections]
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        of = np.array([places[name] for name in names], dtype=np.int64)
         numels = np.array([p.numel for p in layers.projections], dtype=np.int64)
-        return cls(of, numels, float(total), np.array(sorted(options.levels), dtype=np.int64))
+        return cls(of, numels, float(total), np.array(levels, dtype=np.int64))
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -99,7 +114,9 @@ class BitsKind:
             self.of,
             weights=self.numels * np.array([more - fewer for fewer, more in around]),
         )
-        return np.bincount(self.of, weights=products) * float(self.sizes.mean()) / widths
+        found = np.bincount(self.of, weights=products) * float(self.sizes.mean())
+        # With a single level nothing can change.
+        return np.divide(found, widths, out=np.zeros_like(found), where=widths > 0)
 
     def whole(self, state: State) -> State:
         """Levels within the total, as states are anyway."""

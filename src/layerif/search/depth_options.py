@@ -9,27 +9,16 @@ from pydantic import Field, model_validator
 from layerif.core.choices import DepthUnit
 from layerif.core.options import Options, Rule, idle
 from layerif.core.registry import Registry
+from layerif.plans import named
 
 if TYPE_CHECKING:
     from layerif.search.depth_strategies import DepthStrategy
 
 Count = Annotated[int, Field(ge=1)]
 
-# In order of what they cost.
 DEPTH_STRATEGIES: Registry[DepthStrategy] = Registry(
     "depth strategy",
-    {
-        name: f"layerif.search.depth_strategies:{name.upper()}"
-        for name in (
-            "shortlist",
-            "greedy",
-            "quadratic",
-            "block_influence",
-            "contiguous",
-            "taylor",
-            "random",
-        )
-    },
+    {name: f"layerif.search.depth_strategies:{name.upper()}" for name in named.DEPTH_STRATEGIES},
 )
 # Those that measure candidates, and those that ask the model nothing.
 MEASURING = ("shortlist", "greedy")

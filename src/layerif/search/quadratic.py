@@ -24,15 +24,11 @@ from numpy.typing import NDArray
 
 from layerif.compress.compressor import Change
 from layerif.core.progress import note, progress
-from layerif.data.batching import Encoded, collate, pack
-from layerif.errors import NumericalError
+from layerif.data.batching import Batch, Encoded, pack
 from layerif.influence.estimators.factored import FactoredGradients
-from layerif.influence.gradients import PerSampleGradients, frozen
-from layerif.influence.subspaces.full import FullWeights
 from layerif.model.layers import find_decoder_layers
-from layerif.model.opening import input_device
 from layerif.search.base import Found, Search, State, Strategy
-from layerif.search.slopes import BACKWARD_TOKENS
+from layerif.search.slopes import BACKWARD_TOKENS, over_gradients, refuse_infinite
 from layerif.search.texts import tokens_of, up_to
 
 STEP = "quadratic"
@@ -71,11 +67,11 @@ def expansion(
     """
     projections = find_decoder_layers(model).projections
     sums = np.zeros((4, len(projections), len(changes[0])))
-    counts = torch.ones(0)
 
-    def take(row: int, gradients: FactoredGradients) -> None:
+    def take(batch: Batch, row: int, gradients: FactoredGradients) -> None:
         # Of a sample's mean loss, which is 1 / c of its summed one.
-        errors, inputs, c = gradients.errors, gradients.inputs, counts.to(gradients.errors)
+        errors, inputs = gradients.errors, gradients.inputs
+        c = batch.counts.to(errors.device, torch.float64)
         for place, change in enumerate(changes[row]):
             reached = inputs @ change().to(inputs).T  # (B, T, out)
             local = reached.square().sum((1, 2), dtype=torch.float64)
@@ -84,29 +80,14 @@ def expansion(
             squares = reached.square_().sum((1, 2), dtype=torch.float64)
             sums[0, row, place] += float(tokens.sum())
             sums[1, row, place] += float((squares * c).sum()) / 2
-            sums[3, row, place] += float((local / c).sum()) / 2
             sums[2, row, place] += float((tokens.square().sum(1) * c).sum()) / 2
+            sums[3, row, place] += float((local / c).sum()) / 2
 
-    device = input_device(model)
-    matrices = FullWeights().matrices(projections)
     tokens = min(batch_tokens, BACKWARD_TOKENS)
-    groups = list(pack(items, tokens, model))
-    with (
-        frozen(model),
-        PerSampleGradients(model, projections, matrices) as per_sample,
-        progress("quadratic question", len(groups)) as advance,
-    ):
-        for group in groups:
-            batch = collate(group, device=device)
-            counts = batch.counts.double()
-            per_sample.visit(batch, take, "text")
-            advance()
+    with progress("quadratic question", len(pack(items, tokens, model))) as advance:
+        over_gradients(model, items, take, batch_tokens=tokens, advance=advance)
     sums /= len(items)
-    for row, projection in enumerate(projections):
-        if not np.isfinite(sums[:, row]).all():
-            raise NumericalError(
-                f"the predicted changes of {projection.key} are not finite; try dtype='float32'"
-            )
+    refuse_infinite(sums.transpose(1, 0, 2), projections)
     return Expansion(*sums)
 
 

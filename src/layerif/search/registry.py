@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from layerif.artifacts.plan import Plan
     from layerif.model.layers import DecoderLayers
     from layerif.search.base import Kind, Strategy
+    from layerif.search.depth_options import DepthSearchOptions
     from layerif.search.options import StrategyOptions
 
     # The units of a model, which share a total.
@@ -31,7 +32,7 @@ STRATEGIES: Registry[Strategy] = Registry.of(
 # Kinds whose search is one of its own, from the first step to the plan.
 SEARCHES: Registry[WholeSearch] = Registry("search", {"depth": "layerif.search.depth:search_depth"})
 # What a search for a kind is asked for; of a kind that has none of its own, as for sparsity.
-OPTIONS: Registry[type[StrategyOptions]] = Registry(
+OPTIONS: Registry[type[StrategyOptions | DepthSearchOptions]] = Registry(
     "search options",
     {
         "sparsity": "layerif.search.options:SearchOptions",
@@ -46,12 +47,11 @@ def searched() -> list[str]:
     return [*KINDS.names(), *SEARCHES.names()]
 
 
-def options_of(kind: str) -> type[StrategyOptions]:
+def options_of(kind: str) -> type[StrategyOptions | DepthSearchOptions]:
     """The options of a search for a kind."""
     return OPTIONS.find(kind if kind in OPTIONS.names() else "sparsity")
 
 
 # A kind of budget that is registered is spent by the compressor of that name.
 register_kind = KINDS.register
-register_options = OPTIONS.register
 register_strategy = STRATEGIES.register

@@ -8,7 +8,7 @@ from typing import Any
 from layerif.artifacts.plan import Plan
 from layerif.compress.registry import COMPRESSORS
 from layerif.core.checkpoint import NO_STEPS, Steps
-from layerif.core.options import takes
+from layerif.core.options import Options, takes
 from layerif.data.base import Task
 from layerif.data.batching import collate, pack
 from layerif.data.corpora import Corpus
@@ -21,7 +21,7 @@ from layerif.search.registry import KINDS, SEARCHES, STRATEGIES, options_of
 from layerif.search.texts import texts_for
 
 
-def of_kind(arguments: Mapping[str, Any]) -> type[StrategyOptions]:
+def of_kind(arguments: Mapping[str, Any]) -> type[Options]:
     """The options of a search, from its other arguments."""
     return options_of(arguments.get("kind", "sparsity"))
 

@@ -8,7 +8,8 @@ the influence at the operating point.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from layerif.compress.compressor import Change
-from layerif.data.batching import Encoded, collate, pack
+from layerif.core.progress import Advance
+from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.errors import NumericalError
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.influence.gradients import PerSampleGradients, frozen
 from layerif.influence.subspaces.full import FullWeights
 from layerif.likelihood import row_sums, token_losses
-from layerif.model.layers import find_decoder_layers
+from layerif.model.layers import Projection, find_decoder_layers
 from layerif.model.opening import input_device
 
 # Tokens of a backward pass of a search: what it keeps of them is most of the memory.
@@ -46,21 +48,55 @@ def slopes(
     projections = find_decoder_layers(model).projections
     products: list[torch.Tensor | float] = [0.0] * len(projections)
 
-    def take(row: int, gradients: FactoredGradients) -> None:
+    def take(_batch: Batch, row: int, gradients: FactoredGradients) -> None:
         products[row] = products[row] + gradients.times(changes[row]().flatten()).sum()
 
-    device = input_device(model)
+    over_gradients(model, items, take, batch_tokens=batch_tokens)
+    found = np.array([float(product) for product in products]) / len(items)
+    refuse_infinite(found, projections)
+    return found
+
+
+def over_gradients(
+    model: Any,
+    items: Sequence[Encoded],
+    take: Callable[[Batch, int, FactoredGradients], None],
+    *,
+    batch_tokens: int,
+    advance: Advance = lambda _units=1: None,
+) -> None:
+    """One forward and one backward pass over texts; no gradient of a weight is formed.
+
+    Args:
+        take: is handed a batch, the place of a projection, and its gradients.
+        batch_tokens: tokens of a batch, padding counted.
+        advance: is told of each batch that is done.
+
+    Raises:
+        NumericalError: a loss is not finite; names the text.
+    """
+    projections = find_decoder_layers(model).projections
     matrices = FullWeights().matrices(projections)
+    device = input_device(model)
     with frozen(model), PerSampleGradients(model, projections, matrices) as per_sample:
         for group in pack(items, batch_tokens, model):
-            per_sample.visit(collate(group, device=device), take, "text")
-    found = np.array([float(product) for product in products]) / len(items)
-    for projection, value in zip(projections, found, strict=True):
-        if not np.isfinite(value):
+            batch = collate(group, device=device)
+            per_sample.visit(batch, partial(take, batch), "text")
+            advance()
+
+
+def refuse_infinite(values: NDArray[np.float64], projections: Sequence[Projection]) -> None:
+    """Refuse numbers (projections, ...) that are not finite.
+
+    Raises:
+        NumericalError: there is one; names its projection.
+    """
+    for projection, own in zip(projections, values, strict=True):
+        if not np.isfinite(own).all():
             raise NumericalError(
-                f"the sensitivity of {projection.key} is {value}; try dtype='float32'"
+                f"the predicted change of the loss at {projection.key} is not finite; try "
+                "dtype='float32'"
             )
-    return found
 
 
 @torch.inference_mode()

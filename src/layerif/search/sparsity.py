@@ -118,8 +118,8 @@ class SparsityKind:
     def mutated(self, state: State, generator: np.random.Generator) -> State | None:
         """The state after a few moves of zeros from one unit to another; None where none is legal.
 
-        A move is of as many zeros as `step` says. The state has
-        whole numbers of zeros, whose sum is kept.
+        A move is of as many zeros as `step` says. The state has whole numbers of zeros, whose sum
+        is kept.
         """
         counts = np.rint(state * self.sizes).astype(np.int64)
         changed = counts.copy()

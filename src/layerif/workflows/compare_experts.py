@@ -25,13 +25,14 @@ from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer, describe
 from layerif.model.peft_adapters import with_adapter
 from layerif.plans.named import INFLUENCE, Scorer, check_influence, find_plan
+from layerif.workflows.bench import COMPARISON_FILE
 from layerif.workflows.finetuning import finetune_into
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import ExpertsStudy
 from layerif.workflows.stage import content_of, json_stage
 
 STUDY = "compare experts"
-COMPARISON_FILE, CELLS = "comparison.json", "cells"
+CELLS = "cells"
 BASELINE = "uniform"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layerif.artifacts import DROPPED, DroppedLayers, Plan, hash_texts
-from layerif.compress.depth.dropping import drop_layers, kept_layers
+from layerif.compress.depth.dropping import drop_layers
 from layerif.compress.depth.saving import save_dropped
 from layerif.compress.saving import saved_size
 from layerif.core.checkpoint import Steps
@@ -39,7 +39,7 @@ def drop_into(
         manifest = DroppedLayers(
             model=describe(model),
             plan=plan,
-            kept=kept_layers(plan),
+            kept=plan.kept_layers(),
             parameters=(cut.num_parameters(), whole.num_parameters()),
             setting=setting(model),
             fingerprint=wanted,

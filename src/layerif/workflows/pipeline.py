@@ -51,6 +51,7 @@ from layerif.plans.allocate import allocate
 from layerif.plans.named import INFLUENCE, find_plan
 from layerif.report.plots import leave_picture, plot_plan, plot_scores
 from layerif.search.options import SearchOptions
+from layerif.workflows.bench import COMPARISON_FILE
 from layerif.workflows.compare_experts import (
     Cells,
     check_plans,
@@ -66,7 +67,6 @@ from layerif.workflows.recipe import EvaluateStage, Recipe, ScoreStage
 from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
 
-COMPARISON_FILE = "comparison.json"
 # Of a run folder, where the trained plans of experts are.
 TRAINED_FOLDER = "finetuned"
 # And the model quantised by plans of bits.

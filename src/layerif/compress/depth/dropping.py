@@ -58,7 +58,7 @@ def drop_layers(model: Any, plan: Plan) -> Any:
     model = unwrapped(model)
     plan.check_fits(describe(model), "depth")
     layers = find_decoder_layers(model)
-    kept = kept_layers(plan)
+    kept = plan.kept_layers()
     refuse_dependent_layers(model, layers)
     refuse_quantised(
         layers.projections, "so it cannot be saved again; drop layers before quantisation"
@@ -76,26 +76,6 @@ def drop_layers(model: Any, plan: Plan) -> Any:
         raise _unsayable(model, f"transformers says {said!r}") from error
     note_precision(cut, stored_precision(model))
     return cut
-
-
-def kept_layers(plan: Plan) -> list[int]:
-    """The indices of the layers that a plan of depth keeps.
-
-    Raises:
-        InputError: it drops sublayers of a layer that it keeps.
-    """
-    for layer, level in enumerate(plan.allocation):
-        if level not in (0, 1):
-            own = (m.module for m in plan.modules or () if m.layer == layer and not m.level)
-            raise InputError(
-                f"the plan drops {', '.join(own)} and keeps the rest of layer {layer}: no "
-                "configuration can say that a layer lacks a sublayer, so no folder that loads "
-                "elsewhere can be written; search with unit='layer'"
-            )
-    kept = [layer for layer, level in enumerate(plan.allocation) if level]
-    if not kept:
-        raise InputError("the plan drops every layer; expected one that keeps at least one")
-    return kept
 
 
 def _unsayable(model: Any, why: str) -> InputError:

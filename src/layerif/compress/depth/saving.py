@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layerif.artifacts import CARD_FILE, DROPPED, MANIFEST_FILE, DroppedLayers
-from layerif.compress.saving import as_stored
-from layerif.core.files import new_folder, write_text
+from layerif.artifacts import DROPPED, DroppedLayers
+from layerif.compress.saving import as_stored, write_model
 from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import Tokenizer, open_skeleton
 from layerif.model.precision import word_of
-from layerif.model.quiet import quiet_transformers
 from layerif.report.cards import dropped_card
 
 
@@ -36,11 +34,7 @@ def save_dropped(
     with as_stored(model) as rounded:
         if rounded is not None:
             manifest = manifest.model_copy(update={"precision": word_of(rounded)})
-        with quiet_transformers(), new_folder(Path(folder), DROPPED) as part:
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            manifest.save(part / MANIFEST_FILE)
-            write_text(part / CARD_FILE, dropped_card(manifest))
+        write_model(model, tokenizer, folder, DROPPED, manifest, dropped_card(manifest))
     return manifest
 
 

@@ -47,7 +47,7 @@ def find_ranges(
     """Scale and zero point of each group.
 
     Args:
-        weights: (groups, width, rows) in float32 or better; zeros where there are none.
+        weights: (groups, width, rows) in float32 or better, as `grouped` fills them up.
         squares: (groups, width) n_j^2 of the inputs, at least 0; None for plain minimum to maximum.
         bits: of a code.
         grid: how weights become integers.

@@ -8,9 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from layerif.core.choices import OnConstant, Orientation
 from layerif.plans.maps.knapsack import knapsack
 from layerif.plans.maps.scores import check_scores, positions
+from layerif.plans.maps.stored import WHOLE
 
-# Bits of a weight; 16 leaves it as it is.
-LEVELS = (2, 3, 4, 5, 6, 7, 8, 16)
+# Bits of a weight.
+LEVELS = (2, 3, 4, 5, 6, 7, 8, WHOLE)
 
 
 def linear_map(

@@ -35,9 +35,8 @@ def stored_bytes(out_features: int, in_features: int, bits: int, grid: Grouping)
     """Bytes of one projection: codes of `bits` bits, and of each group a scale and a zero point.
 
     A scale takes two bytes, a zero point `bits` bits, a minimum in its place two bytes, and neither
-    is there where the grid is symmetric. Codes and
-    zero points are packed without gaps, each into whole bytes. With 16 bits a weight takes two
-    bytes, and nothing else is stored.
+    is there where the grid is symmetric. Codes and zero points are packed without gaps, each into
+    whole bytes. With 16 bits a weight takes two bytes, and nothing else is stored.
     """
     numel = out_features * in_features
     if bits == WHOLE:
