@@ -93,6 +93,7 @@ sparsity: {{target: 0.5}}
 prune: {{calibration: {text}, calibration_samples: 4, context_length: 32}}
 bits: {{bits: 3, method: rtn, group_size: 32, calibration_samples: 4, context_length: 32,
        held_out_tokens: 128, token: 128}}
+depth: {{drop: 1, context_length: 32, tokens: 128, trial_tokens: 64, held_out_tokens: 128}}
 evaluate: {{tasks: [{text}], max_tokens: 512, context_length: 32}}
 """
     )
@@ -107,6 +108,8 @@ evaluate: {{tasks: [{text}], max_tokens: 512, context_length: 32}}
     folder = tmp_path / "run" / "quantized"
     dense = Results.load(folder / "dense-results.json").measurements[0].value
     assert dense == Results.load(tmp_path / "run" / "dense-results.json").measurements[0].value
+    assert "1 layer dropped" in out
+    assert (tmp_path / "run" / "dropped" / "shortlist.json").is_file()
     status, _, err = layerif("run", str(recipe))
     assert status == 0
     assert "measuring" not in err

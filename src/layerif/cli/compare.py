@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +15,19 @@ from layerif.cli.derived import with_rules
 from layerif.cli.lazy import group
 from layerif.cli.replay import finish
 from layerif.cli.search import TextOptions
-from layerif.core.options import Rule, Values
+from layerif.core.options import Rule, Values, words
 from layerif.data.options import CalibrationOptions, PromptOptions, TaskOptions
 from layerif.evaluation.options import EvaluateOptions, has_corpus, has_task
 from layerif.model.options import ModelOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
-from layerif.search.depth_options import MEASURING, NOT_ASKING
-from layerif.workflows.options import BitsStudy, DepthStudy, ExpertsStudy, ModelStudy, SparsityStudy
+from layerif.workflows.options import (
+    DEPTH_COMPARED,
+    BitsStudy,
+    DepthStudy,
+    ExpertsStudy,
+    ModelStudy,
+    SparsityStudy,
+)
 
 if TYPE_CHECKING:
     from layerif.artifacts import Results
@@ -36,8 +42,8 @@ InfluenceScores = Annotated[
 
 def _reads_influence(values: Values) -> bool:
     """Whether a plan compared is made from influence."""
-    words = options.words(values["plans"])
-    return any(p.metric == INFLUENCE for kind in PLANS for p in plans_among(words, kind))
+    names = words(values["plans"])
+    return any(p.metric == INFLUENCE for kind in PLANS for p in plans_among(names, kind))
 
 
 COMPARED_SCORES = Rule(
@@ -83,7 +89,7 @@ def experts(
     from layerif.workflows.compare_experts import check_plans, compare_experts, plans_of, scorer
 
     opened, tokenizer = model.open()
-    names = options.words(plans)
+    names = words(plans)
     check_plans(names, total, model=opened, options=study, scored=scores is not None)
     chosen = plans_of(names, total, scorer(opened, influence, study.seed), study.rank)
     cells = compare_experts(out, opened, tokenizer, chosen, study, task=data)
@@ -126,7 +132,7 @@ class ComparedOptions(EvaluateOptions):
 
 def _tried(values: Values) -> bool:
     """Whether another plan than the uniform one is compared."""
-    return bool({*options.words(values["plans"])} - {"uniform"})
+    return bool({*words(values["plans"])} - {"uniform"})
 
 
 COMPARED = (
@@ -159,7 +165,7 @@ def sparsity(
     pairs. Interrupted, the same command goes on after the last finished try.
     """
     results, lines = _compared(
-        out, model, options.words(plans), study, text, prompts, measuring, tasks, scores
+        out, model, words(plans), study, text, prompts, measuring, tasks, scores
     )
     pattern = "" if study.nm is None else f", {study.nm}"
     title = f"Pruned to {study.sparsity:.0%} by {study.method}{pattern}"
@@ -189,9 +195,7 @@ def bits(
     quantisation does not see. Differences from the uniform plan are tested in pairs. Interrupted,
     the same command goes on after the last finished plan.
     """
-    results, _ = _compared(
-        out, model, options.words(plans), study, text, prompts, measuring, tasks, scores
-    )
+    results, _ = _compared(out, model, words(plans), study, text, prompts, measuring, tasks, scores)
     title, lines = quantised_shown(results, study, out)
     _print(context, out, title, results, lines, as_json=as_json)
 
@@ -216,21 +220,8 @@ def quantised_shown(
     )
 
 
-def _any_of(*names: str) -> Callable[[Values], bool]:
-    """Whether one of those plans is compared."""
-    return lambda values: not {*names}.isdisjoint(options.words(values["plans"]))
-
-
 @app.command("depth", cls=Command)
-@with_rules(
-    Rule("candidates", _any_of("shortlist"), "where shortlist is among {plans}"),
-    Rule("trial_tokens", _any_of(*MEASURING), "where shortlist or greedy is among {plans}"),
-    Rule(
-        "tokens",
-        lambda v: not {*options.words(v["plans"])} <= {*NOT_ASKING, "uniform", "last"},
-        "where a plan that asks the model is among {plans}",
-    ),
-)
+@with_rules(*DEPTH_COMPARED)
 def depth(
     context: typer.Context,
     model: ModelOptions,
@@ -250,7 +241,7 @@ def depth(
     The dense model is measured beside them. Differences from the first plan are tested in pairs.
     Nothing is trained. Interrupted, the same command goes on after the last finished plan.
     """
-    names = options.words(plans)
+    names = words(plans)
     _check_study(out, names, "depth")
     on = _read(model, text.calibration, prompts, tasks)
 
@@ -259,8 +250,16 @@ def depth(
     results = compare_depth(
         out, *model.open(), names, study, **on, options=measuring.part(EvaluateOptions)
     )
-    title = f"{study.drop} {study.unit}s dropped"
-    _print(context, out, title, results, _said(results, out), as_json=as_json)
+    title, lines = dropped_shown(results, study, out)
+    _print(context, out, title, results, lines, as_json=as_json)
+
+
+def dropped_shown(
+    results: dict[str, Results], study: DepthStudy, folder: Path
+) -> tuple[str, list[str]]:
+    """A title for depth plans compared in a folder, and how they compare, in words."""
+    many = "" if study.drop == 1 else "s"
+    return f"{study.drop} {study.unit}{many} dropped", _said(results, folder)
 
 
 def _compared(
@@ -309,10 +308,10 @@ def _read(model: ModelOptions, calibration: str, prompts: PromptOptions, tasks: 
     """The calibration text, and what models are measured on, by the names of the arguments."""
     from layerif.data import load_corpus, load_sources
 
-    words = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
+    how = prompts.loading(model.model, trust_remote_code=model.trust_remote_code)
     return {
         "calibration": load_corpus(calibration, data_dir=prompts.data_dir),
-        "on": load_sources(options.words(tasks), **words),
+        "on": load_sources(words(tasks), **how),
     }
 
 

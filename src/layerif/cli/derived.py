@@ -18,9 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from layerif.cli import options
 from layerif.cli.command import given
-from layerif.core.options import Options, Rule, Shown
+from layerif.core.options import Options, Rule, Shown, words
 from layerif.core.registry import Registry
 from layerif.errors import InputError
 
@@ -164,7 +163,7 @@ def _value(info: FieldInfo, value: Any, name: str) -> Any:
         (each, *_) = get_args(annotation)
         read = _number if each == int | float else _typed(each)
         try:
-            return [read(word) for word in options.words(value or "")]
+            return [read(word) for word in words(value or "")]
         except ValueError:
             what, such = ("whole numbers", "0,1,2") if read is int else ("numbers", "0.01,1")
             raise InputError(

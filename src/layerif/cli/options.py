@@ -46,11 +46,6 @@ def beside(names: str, other: str) -> Rule:
     return Rule(names, lambda v: v.get(other) is not None, f"with {{{other}}}")
 
 
-def words(text: str) -> list[str]:
-    """The words of an option that takes several, with commas between them."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def likelihood_cache(*, no_cache: bool) -> Path | None:
     """Where the command line keeps likelihoods, by model and texts."""
     from layerif.core.files import cache_folder

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +12,11 @@ from layerif.cli import options
 from layerif.cli.command import given, values
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, refuse_commanded, replay
+from layerif.core.options import Options
 from layerif.errors import InputError
+
+if TYPE_CHECKING:
+    from layerif.artifacts import Results
 
 
 def init(
@@ -64,11 +69,16 @@ def run(
     context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons
-    from layerif.cli.compare import cells_shown, quantised_shown
+    from layerif.cli.compare import cells_shown, dropped_shown, quantised_shown
     from layerif.report.comparisons import comparison_lines
     from layerif.report.tables import caveat_lines, results_table
     from layerif.workflows.bench import COMPARISON_FILE
-    from layerif.workflows.pipeline import QUANTIZED_FOLDER, TRAINED_FOLDER, run_recipe
+    from layerif.workflows.pipeline import (
+        DROPPED_FOLDER,
+        QUANTIZED_FOLDER,
+        TRAINED_FOLDER,
+        run_recipe,
+    )
 
     outcome = run_recipe(
         followed,
@@ -81,8 +91,12 @@ def run(
         place = Path(followed.out) / TRAINED_FOLDER
         trained = cells_shown(outcome.trained, "Experts trained by plan", place)
         value[TRAINED_FOLDER] = trained[1]
-    if outcome.quantized:
-        value[QUANTIZED_FOLDER] = outcome.quantized
+    further: dict[str, tuple[dict[str, Results], Callable[..., Any], Options | None]] = {
+        QUANTIZED_FOLDER: (outcome.quantized, quantised_shown, followed.bits),
+        DROPPED_FOLDER: (outcome.dropped, dropped_shown, followed.depth),
+    }
+    further = {name: each for name, each in further.items() if each[0]}
+    value |= {name: own for name, (own, _, _) in further.items()}
     title = f"{followed.model} at {followed.sparsity.target:.0%} sparsity"
     found = Comparisons.load(Path(followed.out) / COMPARISON_FILE)
     lines = [*comparison_lines(found.comparisons), *caveat_lines(results)]
@@ -91,10 +105,9 @@ def run(
         return
     if outcome.trained:
         emit(trained[0], {}, *trained[2], as_json=False)
-    if outcome.quantized and followed.bits is not None:
-        place = Path(followed.out) / QUANTIZED_FOLDER
-        title, lines = quantised_shown(outcome.quantized, followed.bits, place)
-        emit(results_table(outcome.quantized, title), {}, *lines, as_json=False)
+    for name, (own, shown, study) in further.items():
+        title, lines = shown(own, study, Path(followed.out) / name)
+        emit(results_table(own, title), {}, *lines, as_json=False)
     say(f"Scores, plans, pictures and the pruned models are in {followed.out}")
 
 

@@ -11,7 +11,7 @@ from layerif.cli import options
 from layerif.cli.derived import with_rules
 from layerif.cli.replay import finish
 from layerif.core.choices import PruningTruth, TruthKind
-from layerif.core.options import Rule, Values
+from layerif.core.options import Rule, Values, words
 from layerif.data.options import CalibrationOptions, TaskOptions
 from layerif.errors import InputError
 from layerif.model.options import PlacedModelOptions
@@ -96,7 +96,7 @@ def validate(
             "the ground truth capacity trains on a task, and no other reads one: give both --truth "
             "capacity and --task, or neither"
         )
-    vectors = scores_of([Path(word) for word in options.words(scores)])
+    vectors = scores_of([Path(word) for word in words(scores)])
     if task.task is not None:
         data = task.load(model.model, trust_remote_code=model.trust_remote_code)
         train = samples.rows(data, "train", point.seed)

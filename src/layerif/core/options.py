@@ -184,6 +184,12 @@ def idle(rules: Iterable[Rule], values: Values) -> set[str]:
     return {name for r in rules if not r.active(values) for name in r.options.split()}
 
 
+def words(value: str | Iterable[str]) -> list[str]:
+    """The words of an option that takes several: a list, or one text with commas between them."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return [part.strip() for part in parts if part.strip()]
+
+
 class IdleOptionError(InputError):
     """An option was given that has no effect beside the others.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
 from layerif.compress.pruning.options import MethodOptions
 from layerif.compress.quantization.options import GridOptions
-from layerif.core.options import Shown
+from layerif.core.options import Rule, Shown, Values, words
 from layerif.data.options import ChunkOptions
 from layerif.evaluation.options import EvaluateOptions
 from layerif.finetuning.options import FinetuneOptions, RowOptions
-from layerif.search.depth_options import DepthReading
+from layerif.search.depth_options import MEASURING, NOT_ASKING, DepthReading
 from layerif.search.options import DEFAULT_LEVELS, Levels
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -76,6 +76,23 @@ class DepthStudy(DepthReading):
 
     drop: Annotated[int, Field(ge=1)]
     """Layers, or sublayers, that every plan drops."""
+
+
+def _any_of(*names: str) -> Callable[[Values], bool]:
+    """Whether one of those plans is compared."""
+    return lambda values: not {*names}.isdisjoint(words(values["plans"]))
+
+
+# Which options of `DepthStudy` have an effect, by the plans that are compared.
+DEPTH_COMPARED = (
+    Rule("candidates", _any_of("shortlist"), "where shortlist is among {plans}"),
+    Rule("trial_tokens", _any_of(*MEASURING), "where shortlist or greedy is among {plans}"),
+    Rule(
+        "tokens",
+        lambda v: not {*words(v["plans"])} <= {*NOT_ASKING, "uniform", "last"},
+        "where a plan that asks the model is among {plans}",
+    ),
+)
 
 
 class ExpertsStudy(FinetuneOptions, RowOptions):

@@ -52,6 +52,7 @@ from layerif.plans.named import INFLUENCE, find_plan
 from layerif.report.plots import leave_picture, plot_plan, plot_scores
 from layerif.search.options import SearchOptions
 from layerif.workflows.bench import COMPARISON_FILE
+from layerif.workflows.compare_depth import compare_depth
 from layerif.workflows.compare_experts import (
     Cells,
     check_plans,
@@ -62,7 +63,7 @@ from layerif.workflows.compare_experts import (
 )
 from layerif.workflows.compare_models import compare_models
 from layerif.workflows.folder import RunFolder
-from layerif.workflows.options import BitsStudy, ExpertsStudy
+from layerif.workflows.options import BitsStudy, DepthStudy, ExpertsStudy
 from layerif.workflows.recipe import EvaluateStage, Recipe, ScoreStage
 from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
@@ -71,6 +72,8 @@ from layerif.workflows.stages import evaluate_into, measure_into, prune_into, sc
 TRAINED_FOLDER = "finetuned"
 # And the model quantised by plans of bits.
 QUANTIZED_FOLDER = "quantized"
+# And what it comes to without some of its layers.
+DROPPED_FOLDER = "dropped"
 TITLE = "LayerIF"
 
 
@@ -84,11 +87,14 @@ class Outcome:
         trained: what the plans of experts came to; empty without the stage `finetune`.
         quantized: results of the dense model and of those quantised by plans of bits; empty without
             the stage `bits`.
+        dropped: results of the dense model and of those without some layers; empty without the
+            stage `depth`.
     """
 
     pruned: dict[str, Results]
     trained: dict[str, Cells]
     quantized: dict[str, Results]
+    dropped: dict[str, Results]
 
 
 def run_recipe(
@@ -161,8 +167,8 @@ def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
     parse_device(recipe.device)
     recipe.score.check(recipe.score.adapter)
     if not isinstance(data.calibration, Corpus):
-        for what, asked in (("beside", recipe.sparsity.beside), ("bits", recipe.bits)):
-            if asked:
+        for what in ("beside", "bits", "depth"):
+            if recipe.sparsity.beside if what == "beside" else getattr(recipe, what):
                 raise InputError(
                     f"the plans of `{what}` read a corpus or a text file; give one as the "
                     f"calibration of pruning in place of {recipe.prune.calibration!r}, or leave "
@@ -242,7 +248,9 @@ class _Run:
         pruned = {title: results[title] for title in compared}
         comparisons = Comparisons(comparisons=compare(pruned, "uniform"))
         comparisons.save(self.folder.path / COMPARISON_FILE)
-        return Outcome(results, self._trained(scores, plans), self._quantized(scores))
+        return Outcome(
+            results, self._trained(scores, plans), self._quantized(scores), self._dropped()
+        )
 
     def _scores(self) -> LayerScores:
         data, stage = self.data, self.recipe.score
@@ -358,6 +366,23 @@ class _Run:
             options=self.recipe.evaluate.part(EvaluateOptions),
             influence=scores,
             cache=self.cache,
+        )
+
+    def _dropped(self) -> dict[str, Results]:
+        """What each plan of depth came to; nothing without `depth`."""
+        stage, text = self.recipe.depth, self.data.calibration
+        if stage is None:
+            return {}
+        assert isinstance(text, Corpus)
+        note("dropping layers")
+        return compare_depth(
+            self.folder.path / DROPPED_FOLDER,
+            *self.open(self.recipe.model),
+            stage.plans,
+            stage.part(DepthStudy),
+            calibration=text,
+            on=self.data.sources,
+            options=self.recipe.evaluate.part(EvaluateOptions),
         )
 
     def _trained(self, scores: LayerScores, plans: Mapping[str, Plan]) -> dict[str, Cells]:

@@ -25,7 +25,7 @@ from layerif.metrics.registry import METRICS
 from layerif.model.options import AdapterOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
 from layerif.workflows.document import Document
-from layerif.workflows.options import BitsStudy, ExpertsStudy, Seeds
+from layerif.workflows.options import DEPTH_COMPARED, BitsStudy, DepthStudy, ExpertsStudy, Seeds
 
 # Said once for all stages.
 SHARED = ("seed", "data_dir")
@@ -119,6 +119,17 @@ class BitsStage(BitsStudy):
     """Plans measured beside the uniform one."""
 
 
+class DepthStage(DepthStudy):
+    """The model without some of its layers, by several plans."""
+
+    rules: ClassVar[tuple[Rule, ...]] = DEPTH_COMPARED
+
+    plans: list[Annotated[str, PLANS["depth"]]] = Field(
+        default_factory=lambda: ["shortlist", "block_influence"], min_length=1
+    )
+    """Plans measured; the others are compared with the first."""
+
+
 def _planned_by_text(values: Values) -> bool:
     """Whether a plan beside LayerIF's reads calibration text."""
     plans = plans_among(values["beside"], "sparsity")
@@ -181,6 +192,7 @@ class Recipe(Record):
     finetune: FinetuneStage | None = None
     prune: PruneStage = PruneStage()
     bits: BitsStage | None = None
+    depth: DepthStage | None = None
     evaluate: EvaluateStage
 
     @classmethod

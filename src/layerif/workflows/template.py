@@ -26,6 +26,7 @@ EXAMPLE: dict[str, Any] = {
 OTHERS: dict[str, Any] = {
     "ranks": {"total": 240},
     "bits": {"bits": 3},
+    "depth": {"drop": 4},
     "finetune": {"plans": ["lora"], "seeds": [0, 1, 2], "train_samples": 1000},
 }
 HEAD = """\
