@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from pyarrow.parquet import read_table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from helpers.adapters import fill_loras
-from helpers.engine import WINDOW
+from helpers.engine import own_perplexity
 from layerif.adapters import lora_config_for
 from layerif.artifacts import Plan
 from layerif.artifacts.plan import ModuleLevel
@@ -79,18 +78,6 @@ def text(data_dir, tmp_path_factory):
     return file
 
 
-@torch.no_grad()
-def perplexity(model, tokenizer, text, windows=WINDOWS):
-    """As llama-perplexity has it: of the second half of each window, but its first token."""
-    ids = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
-    nats = []
-    for window in range(windows):
-        own = torch.tensor([ids[window * WINDOW : (window + 1) * WINDOW]])
-        logits = model(input_ids=own).logits[0, WINDOW // 2 : -1].double()
-        nats.append(torch.nn.functional.cross_entropy(logits, own[0, WINDOW // 2 + 1 :]))
-    return math.exp(float(torch.stack(nats).mean()))
-
-
 def mixed_plan(model):
     """Levels of 3 to 8 bits and 16, most of them 4."""
     of = {"v_proj": 8, "k_proj": 5, "down_proj": 3}
@@ -106,7 +93,7 @@ def mixed_plan(model):
 
 
 def test_the_converted_model_has_our_perplexity(llamacpp, subject, whole, text):
-    ours = perplexity(*subject, text)
+    ours = own_perplexity(*subject, text, WINDOWS)
     assert llamacpp.perplexity(whole, text, WINDOWS) == pytest.approx(ours, rel=1e-3)
 
 
@@ -132,8 +119,8 @@ def test_a_plan_is_quantised_as_the_file_says_and_as_large(llamacpp, subject, wh
     stored = tensors["token_embd.weight"]
     embedded = torch.from_numpy(dequantize(stored.data, stored.tensor_type))
     rounded.get_input_embeddings().weight.data.copy_(embedded)
-    ours = perplexity(rounded, tokenizer, text)
-    assert ours > 1.01 * perplexity(model, tokenizer, text)
+    ours = own_perplexity(rounded, tokenizer, text, WINDOWS)
+    assert ours > 1.01 * own_perplexity(model, tokenizer, text, WINDOWS)
     assert llamacpp.perplexity(target, text, WINDOWS) == pytest.approx(ours, rel=0.02)
 
 
@@ -159,11 +146,11 @@ def test_a_padded_lora_is_what_it_is_in_peft(llamacpp, subject, folder, whole, t
         if "lora_" in name:
             weight.data = weight.data.float() * size
     wrapped.save_pretrained(tmp_path / "own")
-    ours = perplexity(wrapped.eval(), tokenizer, text)
-    assert abs(ours / perplexity(model, tokenizer, text) - 1) > 0.01
+    ours = own_perplexity(wrapped.eval(), tokenizer, text, WINDOWS)
+    assert abs(ours / own_perplexity(model, tokenizer, text, WINDOWS) - 1) > 0.01
     export_lora(tmp_path / "own", tmp_path / "padded")
     padded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "padded")
-    assert perplexity(padded.eval(), tokenizer, text) == pytest.approx(ours, rel=1e-5)
+    assert own_perplexity(padded.eval(), tokenizer, text, WINDOWS) == pytest.approx(ours, rel=1e-5)
     file = llamacpp.converted_lora(tmp_path / "padded", folder, tmp_path / "padded.gguf")
     found = llamacpp.perplexity(whole, text, WINDOWS, "--lora", file)
     assert found == pytest.approx(ours, rel=1e-3)
@@ -189,7 +176,7 @@ def test_the_layers_of_a_plan_of_depth_are_pruned(llamacpp, subject, whole, text
     cut.model.layers = torch.nn.ModuleList(
         layer for layer, keep in zip(cut.model.layers, kept, strict=True) if keep
     )
-    ours = perplexity(cut, tokenizer, text)
+    ours = own_perplexity(cut, tokenizer, text, WINDOWS)
     assert llamacpp.perplexity(target, text, WINDOWS) == pytest.approx(ours, rel=2e-3)
     if layers == 30:
         # Half the layers are gone, and the head has stayed: faster on whatever machine.

@@ -23,7 +23,7 @@ from layerif.compress.quantization.options import GridOptions
 
 SHRINKS = tuple(1 - step / 50 for step in range(21))
 # Weights looked at together, so that all that is made of them stays near the processor.
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 # The smallest scale of 16 bits that is not zero: for groups of zeros.
 LEAST = 2.0**-24
 
