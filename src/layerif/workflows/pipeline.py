@@ -17,6 +17,7 @@ from typing import Any
 from layerif.artifacts import SCORES, Comparisons, LayerScores, MetricScores, Plan, Results
 from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.targets import check_pattern
+from layerif.core.options import Options
 from layerif.core.progress import note, progress
 from layerif.data import (
     Corpus,
@@ -64,7 +65,7 @@ from layerif.workflows.compare_experts import (
 from layerif.workflows.compare_models import compare_models
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import BitsStudy, DepthStudy, ExpertsStudy
-from layerif.workflows.recipe import EvaluateStage, Recipe, ScoreStage
+from layerif.workflows.recipe import BitsStage, DepthStage, EvaluateStage, Recipe, ScoreStage
 from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
 
@@ -351,38 +352,39 @@ class _Run:
 
     def _quantized(self, scores: LayerScores) -> dict[str, Results]:
         """What each plan of bits came to; nothing without `bits`."""
-        stage, text = self.recipe.bits, self.data.calibration
-        if stage is None:
-            return {}
-        assert isinstance(text, Corpus)
-        note("quantising")
-        return compare_models(
-            self.folder.path / QUANTIZED_FOLDER,
-            *self.open(self.recipe.model),
-            stage.plans,
-            stage.part(BitsStudy),
-            calibration=text,
-            on=self.data.sources,
-            options=self.recipe.evaluate.part(EvaluateOptions),
+        return self._compared(
+            *(self.recipe.bits, BitsStudy, QUANTIZED_FOLDER, compare_models),
             influence=scores,
             cache=self.cache,
         )
 
     def _dropped(self) -> dict[str, Results]:
         """What each plan of depth came to; nothing without `depth`."""
-        stage, text = self.recipe.depth, self.data.calibration
+        return self._compared(self.recipe.depth, DepthStudy, DROPPED_FOLDER, compare_depth)
+
+    def _compared(
+        self,
+        stage: BitsStage | DepthStage | None,
+        study: type[Options],
+        place: str,
+        compare_plans: Callable[..., dict[str, Results]],
+        **more: Any,
+    ) -> dict[str, Results]:
+        """What the plans of a stage came to, in a folder of their own; nothing without it."""
+        text = self.data.calibration
         if stage is None:
             return {}
         assert isinstance(text, Corpus)
-        note("dropping layers")
-        return compare_depth(
-            self.folder.path / DROPPED_FOLDER,
+        note(f"{place}: {', '.join(stage.plans)}")
+        return compare_plans(
+            self.folder.path / place,
             *self.open(self.recipe.model),
             stage.plans,
-            stage.part(DepthStudy),
+            stage.part(study),
             calibration=text,
             on=self.data.sources,
             options=self.recipe.evaluate.part(EvaluateOptions),
+            **more,
         )
 
     def _trained(self, scores: LayerScores, plans: Mapping[str, Plan]) -> dict[str, Cells]:
