@@ -74,10 +74,10 @@ def expansion(
         c = batch.counts.to(errors.device, torch.float64)
         for place, change in enumerate(changes[row]):
             reached = inputs @ change().to(inputs).T  # (B, T, out)
-            local = reached.square().sum((1, 2), dtype=torch.float64)
-            reached.mul_(errors).mul_(gradients.scale)
-            tokens = reached.sum(2, dtype=torch.float64)  # (B, T) e_t . D a_t
-            squares = reached.square_().sum((1, 2), dtype=torch.float64)
+            local = squares_of(reached)
+            reached.mul_(errors)
+            tokens = reached.sum(2).double().mul_(gradients.scale)  # (B, T) e_t . D a_t
+            squares = squares_of(reached).mul_(gradients.scale**2)
             sums[0, row, place] += float(tokens.sum())
             sums[1, row, place] += float((squares * c).sum()) / 2
             sums[2, row, place] += float((tokens.square().sum(1) * c).sum()) / 2
@@ -89,6 +89,12 @@ def expansion(
     sums /= len(items)
     refuse_infinite(sums.transpose(1, 0, 2), projections)
     return Expansion(*sums)
+
+
+def squares_of(values: torch.Tensor) -> torch.Tensor:
+    """(B,) float64 the sums of squares of (B, T, out)."""
+    each = values.flatten(1)
+    return torch.linalg.vecdot(each, each).double()
 
 
 def dense_plan(search: Search) -> State:

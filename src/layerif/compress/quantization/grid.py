@@ -40,21 +40,17 @@ class Coded:
 
     def decoded(self) -> torch.Tensor:
         """(out, in) float32, the weights, exactly."""
-        columns = self.codes.shape[1]
-        whole = self.codes.to(torch.float32)
-        if self.zeros is not None and self.zeros.is_floating_point():
-            whole.mul_(by_column(self.scales, self.width, columns))
-            return whole.add_(by_column(self.zeros, self.width, columns))
+        columns, groups = self.codes.shape[1], self.scales.shape[1]
+        filled = torch.nn.functional.pad(self.codes, (0, groups * self.width - columns))
+        whole = filled.to(torch.float32).unflatten(1, (groups, self.width))
+        scales = self.scales.unsqueeze(2).to(torch.float32)
         if self.zeros is None:
-            whole -= 2 ** (self.bits - 1)
+            whole.sub_(2 ** (self.bits - 1)).mul_(scales)
+        elif self.zeros.is_floating_point():
+            whole.mul_(scales).add_(self.zeros.unsqueeze(2).to(torch.float32))
         else:
-            whole -= by_column(self.zeros, self.width, columns)
-        return whole.mul_(by_column(self.scales, self.width, columns))
-
-
-def by_column(of_groups: torch.Tensor, width: int, columns: int) -> torch.Tensor:
-    """(out, columns) what each column's group has."""
-    return of_groups.repeat_interleave(width, dim=1)[:, :columns]
+            whole.sub_(self.zeros.unsqueeze(2).to(torch.float32)).mul_(scales)
+        return whole.flatten(1)[:, :columns]
 
 
 def group_width(in_features: int, group_size: int) -> int:
