@@ -3,7 +3,7 @@
 A folder that `layerif compare sparsity`, `bits` or `depth` has written becomes one JSON file; then
 each place in a document that names such a file gets its table:
 
-    python benchmarks/result_tables.py runs/bits --out docs/results/bits.json --machine "two x86 cores"
+    python benchmarks/result_tables.py runs/bits --out docs/results/bits.json --machine "two cores"
     python benchmarks/result_tables.py --render docs/results.md
 
 A place is a line `<!-- table: results/bits.json -->`, by the path from the document, and all up to
