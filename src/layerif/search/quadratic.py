@@ -73,7 +73,9 @@ def expansion(
         errors, inputs = gradients.errors, gradients.inputs
         c = batch.counts.to(errors.device, torch.float64)
         for place, change in enumerate(changes[row]):
-            reached = inputs @ change().to(inputs).T  # (B, T, out)
+            # As the model multiplies: sums are those of its own matrix product.
+            delta = change()
+            reached = (inputs.to(delta) @ delta.T).to(errors)  # (B, T, out)
             local = squares_of(reached)
             reached.mul_(errors)
             tokens = reached.sum(2).double().mul_(gradients.scale)  # (B, T) e_t . D a_t
