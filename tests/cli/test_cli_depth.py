@@ -83,12 +83,14 @@ def test_a_plan_from_a_metric(layerif, model, text, tmp_path):
     assert sum(Plan.model_validate_json(printed).allocation) == 2
 
 
-def test_a_lora_heals_and_is_merged(layerif, model, tmp_path):
+@pytest.mark.parametrize("on", ["agreement", "text"])
+def test_a_lora_heals_and_is_merged(on, layerif, model, text, tmp_path):
     plan, out = tmp_path / "plan.json", tmp_path / "cut"
     Plan(kind="depth", allocation=[1, 0, 1]).save(plan)
     status, _, err = layerif("drop", "--model", model, "--plan", plan, "--out", out)
     assert status == 0, err
-    training = ["--task", "agreement", "--train-samples", 4, "--validation-samples", 0, "--rank", 2]
+    task = ["--task", on] if on == "agreement" else ["--task", text[-1], "--max-length", 32]
+    training = [*task, "--train-samples", 4, "--validation-samples", 0, "--rank", 2]
     adapter = tmp_path / "adapter"
     tuning = ["finetune", "--model", out, *training, "--max-steps", 2, "--out", adapter]
     status, _, err = layerif(*tuning, "--learning-rate", 0.05)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers.finetuning import EXPERTS, TRAIN, VALIDATION, settings, weights
+from helpers.marginal_models import corpus
 from helpers.tiny import LAYERS, tiny_model, tiny_tokenizer
 from layerif.adapters import LoraMoeLinear
 from layerif.artifacts import Plan
@@ -17,7 +18,8 @@ from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError, NumericalError
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.finetune import finetune, with_new_adapter
-from layerif.finetuning.options import FinetuneOptions
+from layerif.finetuning.options import FinetuneOptions, RowOptions
+from layerif.finetuning.rows import text_rows
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.likelihood import token_losses
 
@@ -73,6 +75,29 @@ def test_it_is_adamw_on_the_mean_over_completion_tokens(plan):
     # What comes next has its own scale of load balancing, and no dropout.
     assert not any(module.training for module in model.modules())
     assert {m.state.scale for m in model.modules() if isinstance(m, LoraMoeLinear)} <= {1.0}
+
+
+def test_running_text_is_learnt_in_every_token_but_the_first():
+    options = settings(max_steps=1, max_length=16, batch_size=4)
+    start = tiny_model("llama", dtype=torch.float64)
+    text = corpus()
+    train, apart = text_rows(
+        start, tiny_tokenizer(), text, RowOptions(train_samples=4, validation_samples=2), options
+    )
+    assert [len(row.input_ids) for row in (*train, *apart)] == [16] * 6
+    ids = torch.tensor([row.input_ids for row in train])
+    logits = start(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).item()
+    _, record = finetune(start, tiny_tokenizer(), train, apart, options=options)
+    assert [entry.loss for entry in record.losses] == [pytest.approx(expected, rel=1e-6)]
+    assert record.rows == {"train": 4, "validation": 2, "left_out": 0}
+    # Without numbers a hundred, or a tenth, are measured, and all others are trained on.
+    longer = options.but(max_length=32)
+    train, apart = text_rows(start, tiny_tokenizer(), text, RowOptions(), longer)
+    assert len(apart) == (len(train) + len(apart)) // 10
+    assert len(text_rows(start, tiny_tokenizer(), text, RowOptions(), options)[1]) == 100
+    with pytest.raises(InputError, match="max_length"):
+        finetune(start, tiny_tokenizer(), train, options=settings(max_length=8))
 
 
 def test_one_step_learns():

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layerif.cli import options
-from layerif.cli.derived import expanded
+from layerif.cli.derived import with_rules
 from layerif.cli.replay import finish
-from layerif.data.options import TaskOptions
+from layerif.core.options import Rule
+from layerif.data.options import LearntOptions, tasks_among
 from layerif.finetuning.options import FinetuneOptions, PlannedOptions, RowOptions
 from layerif.model.options import PlacedModelOptions
 
+if TYPE_CHECKING:
+    from layerif.finetuning.rows import Rows
 
-@expanded
+
+@with_rules(Rule("append_eos", lambda v: bool(tasks_among(v)), "for tasks"))
 def finetune(
     context: typer.Context,
     model: PlacedModelOptions,
-    task: TaskOptions,
+    task: LearntOptions,
     rows: RowOptions,
     out: options.OutFolder,
     how: PlannedOptions,
@@ -36,25 +40,35 @@ def finetune(
 ) -> None:
     """Train an adapter on a task: mixtures of LoRA experts or ranks by a plan, or plain LoRA.
 
-    The loss is of completions alone. The folder is an adapter as PEFT saves it, with its record
+    The loss is of completions alone; of running text, in chunks of --max-length tokens, it is of
+    every token. The folder is an adapter as PEFT saves it, with its record
     beside it; --dtype is of the frozen model, the adapter is in float32. Interrupted, the same
     command goes on after the last whole checkpoint. `torchrun -m layerif finetune ...` shares every
     batch out over processes, which all have to see the folder.
     """
     from layerif.artifacts import ADAPTER, Plan
     from layerif.core.checkpoint import check_out
+    from layerif.data import Corpus, Task
 
     chosen = None if plan is None else Plan.load(plan)
     check_out(out, ADAPTER, overwrite=overwrite)
     data = task.load(model.model, trust_remote_code=model.trust_remote_code)
-    train, measured = rows.rows(data, how.seed)
+    train: Rows
+    measured: Rows
+    if isinstance(data, Task):  # refused before weights are loaded
+        train, measured = rows.rows(data, how.seed)
 
+    from layerif.finetuning.rows import text_rows
     from layerif.report.tables import finetuning_table
     from layerif.workflows.finetuning import finetune_into
 
+    opened, tokenizer = model.open()
+    if isinstance(data, Corpus):
+        train, measured = text_rows(opened, tokenizer, data, rows, how.part(FinetuneOptions))
     record = finetune_into(
         out,
-        *model.open(),
+        opened,
+        tokenizer,
         data,
         train=train,
         validation=measured,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from layerif.core.choices import PromptStyle
 from layerif.core.options import GIVES_WAY, Options, Rule, Shown, Values
-from layerif.data import has_style, is_task, load_task
+from layerif.data import Corpus, has_style, is_task, load_sources, load_task
 from layerif.data.base import Example, Split, Task
 from layerif.data.registry import CORPORA, TASKS
 from layerif.data.styles import check_template_options
@@ -80,6 +80,26 @@ class TaskOptions(PromptOptions):
             InputError: no such task, or prompts that cannot be made.
         """
         return load_task(self.task, **self.loading(model, trust_remote_code=trust_remote_code))
+
+
+class LearntOptions(PromptOptions):
+    """What is learnt."""
+
+    rules: ClassVar[tuple[Rule, ...]] = PromptOptions.rules
+
+    task: Annotated[str, TASKS]
+    """A JSONL, CSV or parquet file, or a name; or a corpus or text file, all tokens of which are
+    learnt."""
+
+    def load(self, model: str, *, trust_remote_code: bool) -> Task | Corpus:
+        """The task, with prompts for the model, or the text.
+
+        Raises:
+            InputError: there is neither of that name, or prompts cannot be made.
+        """
+        how = self.loading(model, trust_remote_code=trust_remote_code)
+        (found,) = load_sources([self.task], **how)
+        return found
 
 
 class SampleOptions(Options):

@@ -1,10 +1,9 @@
-"""Fine-tune an adapter on a task's rows, by a plan or without one, and see what its routers do."""
+"""Fine-tune an adapter on rows, by a plan or without one, and see what its routers do."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,16 +14,13 @@ from layerif.core import processes
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
 from layerif.core.progress import note
-from layerif.data import Example
-from layerif.data.batching import Encoded, collate, pack
-from layerif.data.chunks import usable_length
-from layerif.data.tokenizing import encode_samples
+from layerif.data.batching import collate, pack
 from layerif.errors import InputError
 from layerif.estimates import largest, note_memory
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.options import FinetuneOptions
+from layerif.finetuning.rows import Rows, encoded, encoded_rows
 from layerif.likelihood import token_losses
-from layerif.model.checks import check_tokens
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import as_found, evaluation_mode
 from layerif.model.opening import Tokenizer, describe, input_device, setting
@@ -39,22 +35,23 @@ BYTES_PER_PARAMETER = 16
 def finetune(
     model: Any,
     tokenizer: Tokenizer,
-    train: Sequence[Example],
-    validation: Sequence[Example] = (),
+    train: Rows,
+    validation: Rows = (),
     *,
     options: FinetuneOptions,
     plan: Plan | None = None,
     task: dict[str, Any] | None = None,
     steps: Steps = NO_STEPS,
 ) -> tuple[Any, Finetuning]:
-    """Train a fresh adapter on completions, by transformers' Trainer and AdamW.
+    """Train a fresh adapter on completions or running text, by transformers' Trainer and AdamW.
 
     Of several processes each comes here with the same, and runs its share of every batch.
 
     Args:
         model: a causal LM of transformers, without adapters; it is changed in place, and left as it
             was found where that fails.
-        train: rows; their order is drawn again in every epoch.
+        train: rows, of which completions are learnt, or texts as tokens, of which all are; their
+            order is drawn again in every epoch.
         validation: rows whose loss is measured as training goes; may be empty.
         options: of the adapter and its training; each by keyword too.
         plan: experts or ranks of each layer; None for LoRA of one rank.
@@ -198,44 +195,9 @@ def complete_plan(model: Any, plan: Plan | None, options: FinetuneOptions) -> Pl
     return plan
 
 
-def encoded_rows(
-    model: Any,
-    tokenizer: Tokenizer,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    options: FinetuneOptions,
-) -> tuple[list[Encoded], list[Encoded], int]:
-    """Training and validation rows as tokens, and how many of both do not fit.
-
-    They are no longer than the model, for which a skeleton will do, has positions for.
-
-    Raises:
-        InputError: none fits, one has a token that the model has no embedding for, there is
-            patience without validation rows, or a batch has fewer rows than there are processes.
-    """
-    if options.patience is not None and not validation:
-        raise InputError(
-            "patience stops training by the loss on validation rows, and there are none; give "
-            "some, or leave patience out"
-        )
-    if options.batch_size < processes.count():
-        raise InputError(
-            f"a batch of {options.batch_size} rows cannot be divided among {processes.count()} "
-            "processes; raise batch_size, or start fewer"
-        )
-    length = usable_length(model, options.max_length)
-    items, _ = encode_samples(tokenizer, train, length, "training", end=options.append_eos)
-    measured: list[Encoded] = []
-    if validation:
-        end = options.append_eos
-        measured, _ = encode_samples(tokenizer, validation, length, "validation", end=end)
-    check_tokens(model, (item.input_ids for item in (*items, *measured)))
-    return items, measured, len(train) + len(validation) - len(items) - len(measured)
-
-
 @torch.no_grad()
 def routing_on(
-    model: Any, tokenizer: Tokenizer, rows: Sequence[Example], options: FinetuneOptions
+    model: Any, tokenizer: Tokenizer, rows: Rows, options: FinetuneOptions
 ) -> RoutingUse:
     """The use of every router over the rows, prompts counted.
 
@@ -246,8 +208,7 @@ def routing_on(
         InputError: as `encode_samples`, or there is no router.
     """
     base = unwrapped(model)
-    length = usable_length(base, options.max_length)
-    items, _ = encode_samples(tokenizer, rows, length, "validation", end=options.append_eos)
+    items = encoded(base, tokenizer, rows, options, "validation")
     device = input_device(base)
     with evaluation_mode(model), routing(model) as seen:
         for group in pack(items, options.batch_tokens, base):

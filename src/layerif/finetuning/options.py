@@ -144,12 +144,12 @@ class PlannedOptions(FinetuneOptions):
 
 
 class RowOptions(Options):
-    """Which rows of a task are trained on; left out, validation has no more than there are."""
+    """Which rows are trained on; left out, validation has no more than there are."""
 
     title = "Data"
 
     train_samples: Annotated[int | None, Field(ge=1), Shown("all")] = None
-    """Training rows of the task."""
+    """Training rows of the task, or chunks of the text."""
     validation_samples: Annotated[int, Field(ge=0), GIVES_WAY] = 100
     """Validation rows whose loss is measured as training goes; 0 for none."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from layerif.artifacts import ADAPTER, CARD_FILE, FINETUNING_FILE, Finetuning, P
 from layerif.core.checkpoint import Steps
 from layerif.core.files import new_folder, write_text
 from layerif.core.processes import is_first
-from layerif.data import Example, Task
+from layerif.data import Corpus, Task
 from layerif.finetuning.finetune import finetune, routing_on
 from layerif.finetuning.options import FinetuneOptions
+from layerif.finetuning.rows import Rows
 from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer
 from layerif.model.quiet import quiet_transformers
@@ -27,10 +27,10 @@ def finetune_into(  # noqa: PLR0913  # where to, the model, what on, the options
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
-    task: Task,
+    task: Task | Corpus,
     *,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Rows,
+    validation: Rows,
     plan: Plan | None,
     options: FinetuneOptions,
     overwrite: bool = False,

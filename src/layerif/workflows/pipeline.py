@@ -34,8 +34,8 @@ from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.evaluate import check_sources
 from layerif.evaluation.options import EvaluateOptions
-from layerif.finetuning.finetune import encoded_rows
 from layerif.finetuning.options import FinetuneOptions
+from layerif.finetuning.rows import encoded_rows
 from layerif.influence.options import ScoreOptions
 from layerif.metrics.options import MeasureOptions
 from layerif.model.layers import find_decoder_layers

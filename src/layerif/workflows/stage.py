@@ -6,7 +6,7 @@ result from different settings is refused, or with `overwrite` replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -21,8 +21,9 @@ from layerif.core.record import JsonArtifact
 from layerif.errors import InputError
 
 if TYPE_CHECKING:
-    from layerif.data import Corpus, Example, Task
+    from layerif.data import Corpus, Task
     from layerif.evaluation.options import EvaluateOptions
+    from layerif.finetuning.rows import Rows
     from layerif.model.opening import Tokenizer
 
 # What opens models and texts is imported where it is used: `layerif solve` does without.
@@ -133,7 +134,7 @@ def json_stage(
     return stage.run(path, wanted, saved, overwrite=overwrite)
 
 
-def hash_samples(train: Sequence[Example], validation: Sequence[Example]) -> str:
+def hash_samples(train: Rows, validation: Rows) -> str:
     """The hash of the rows that a stage reads."""
     return hash_texts([[astuple(row) for row in rows] for rows in (train, validation)])
 
