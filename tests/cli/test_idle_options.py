@@ -110,6 +110,10 @@ IDLE = [
     (f"{FINETUNE} --plan ranks.json", "--rank 8 --top-k 2 --balance 0 --strict-dropout"),
     (f"{FINETUNE} --plan experts.json", "--strict-dropout --adapt-experts"),
     (f"{FINETUNE} --dropout 0.1", "--adapt-experts"),
+    (
+        "finetune --model no/such/model --task python-docs --out adapter",
+        "--no-append-eos --style alpaca",
+    ),
     (f"{FINETUNE} --max-steps 3", "--epochs 3"),
     (f"{FINETUNE} --validation-samples 0", "--evaluate-every 3 --patience 3"),
     (f"{FINETUNE} --patience 3", "--checkpoint-every 50"),
