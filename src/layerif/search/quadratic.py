@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from layerif.compress.compressor import Change
 from layerif.core.progress import note, progress
-from layerif.data.batching import Batch, Encoded, pack
+from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.model.layers import find_decoder_layers
 from layerif.search.base import Found, Search, State, Strategy
-from layerif.search.slopes import BACKWARD_TOKENS, over_gradients, refuse_infinite
+from layerif.search.slopes import BACKWARD_TOKENS, Batched, over_gradients, refuse_infinite
 from layerif.search.texts import tokens_of, up_to
 
 STEP = "quadratic"
@@ -52,7 +52,12 @@ class Expansion:
 
 
 def expansion(
-    model: Any, changes: Sequence[Sequence[Change]], items: Sequence[Encoded], *, batch_tokens: int
+    model: Any,
+    changes: Sequence[Sequence[Change]],
+    items: Sequence[Encoded],
+    *,
+    batch_tokens: int,
+    batched: Batched = collate,
 ) -> Expansion:
     """What changes of each projection would do to the loss of texts, to second order.
 
@@ -61,6 +66,7 @@ def expansion(
         changes: for each projection D of as many levels as of any other, on its device.
         items: the texts; each counts alike, whatever its length.
         batch_tokens: tokens of a batch, padding counted.
+        batched: makes a batch of texts, with other labels than their own, say.
 
     Raises:
         NumericalError: a loss or a product is not finite; names the text or the projection.
@@ -87,7 +93,7 @@ def expansion(
 
     tokens = min(batch_tokens, BACKWARD_TOKENS)
     with progress("quadratic question", len(pack(items, tokens, model))) as advance:
-        over_gradients(model, items, take, batch_tokens=tokens, advance=advance)
+        over_gradients(model, items, take, batch_tokens=tokens, advance=advance, batched=batched)
     sums /= len(items)
     refuse_infinite(sums.transpose(1, 0, 2), projections)
     return Expansion(*sums)

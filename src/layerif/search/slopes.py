@@ -27,6 +27,8 @@ from layerif.likelihood import row_sums, token_losses
 from layerif.model.layers import Projection, find_decoder_layers
 from layerif.model.opening import input_device
 
+# As `collate`, of texts and a device.
+Batched = Callable[..., Batch]
 # Tokens of a backward pass of a search: what it keeps of them is most of the memory.
 BACKWARD_TOKENS = 1024
 
@@ -64,6 +66,7 @@ def over_gradients(
     *,
     batch_tokens: int,
     advance: Advance = lambda _units=1: None,
+    batched: Batched = collate,
 ) -> None:
     """One forward and one backward pass over texts; no gradient of a weight is formed.
 
@@ -71,6 +74,7 @@ def over_gradients(
         take: is handed a batch, the place of a projection, and its gradients.
         batch_tokens: tokens of a batch, padding counted.
         advance: is told of each batch that is done.
+        batched: makes a batch of texts, with other labels than their own, say.
 
     Raises:
         NumericalError: a loss is not finite; names the text.
@@ -80,7 +84,7 @@ def over_gradients(
     device = input_device(model)
     with frozen(model), PerSampleGradients(model, projections, matrices) as per_sample:
         for group in pack(items, batch_tokens, model):
-            batch = collate(group, device=device)
+            batch = batched(group, device=device)
             per_sample.visit(batch, partial(take, batch), "text")
             advance()
 
