@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,13 @@ def test_a_shortlist_of_all_is_greedy_and_one_of_few_measures_few():
     every = search(model, 2, candidates=4)
     assert every.how["dropped"] == exact.how["dropped"]
     few = search(model, 2, candidates=1)
-    assert all(len(step["tried"]) <= 2 for step in few.how["trace"])
+    assert len(few.how["trace"][0]["tried"]) <= 2
+    # Later steps also measure the best that was left in the step before.
+    three = search(model, 3, candidates=2).how["trace"]
+    for step, after in pairwise(three):
+        left = {name: loss for name, loss in step["tried"].items() if name != step["dropped"]}
+        assert len(after["tried"]) <= 6
+        assert {*sorted(left, key=left.get)[:2]} <= {*after["tried"]}
     assert few.how["backward_tokens"] == 2 * 256
 
 

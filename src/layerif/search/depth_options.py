@@ -36,8 +36,8 @@ class DepthReading(Options):
     """Tokens of text that the model is asked on."""
     trial_tokens: Count = 1024
     """Tokens of text that the loss of each candidate is measured on."""
-    candidates: Count = 4
-    """Candidates of each of the two lists in every step."""
+    candidates: Count = 3
+    """Candidates of each of the three lists in every step."""
     context_length: Annotated[int, Field(ge=2)] = 512
     """Tokens of a chunk of running text."""
     held_out_tokens: Count = 8192

@@ -1,7 +1,8 @@
 """Ways to choose the layers, or sublayers, that are dropped.
 
     shortlist        ours: one after another; each step asks the model as it is, and measures the
-                     few that the predicted loss or block influence name first
+                     few that the predicted loss or block influence name first, and the best of
+                     those that the step before measured
     greedy           SLEB (arXiv 2402.09025): one after another; each step measures all that remain
     quadratic        ours: the least predicted loss, first and second order, of the dense model
     block_influence  ShortGPT (arXiv 2403.03853): the least 1 - cos(input, output)
@@ -133,6 +134,14 @@ class DepthSearch:
             for place, layer in zip(candidates, layers, strict=True)
         ]
 
+    def measured_last(self) -> dict[int, float]:
+        """The loss without each candidate of the last step, by place, but the one that went."""
+        if not self.trace:
+            return {}
+        places = {unit.key: place for place, unit in enumerate(self.units)}
+        last = self.trace[-1]
+        return {places[k]: loss for k, loss in last["tried"].items() if k != last["dropped"]}
+
     def one_by_one(self, among: Callable[[Sequence[int]], Sequence[int]]) -> list[int]:
         """Drop unit after unit: of those that `among` names, the one whose loss is least.
 
@@ -199,7 +208,9 @@ def _shortlist(search: DepthSearch) -> list[int]:
     def among(dropped: Sequence[int]) -> list[int]:
         found = search.answers(dropped)
         left = len(search.units) - len(dropped)
-        lists = (lowest(values, min(count, left)) for values in (found.cost, found.influence))
+        lists = [lowest(values, min(count, left)) for values in (found.cost, found.influence)]
+        before = search.measured_last()
+        lists.append(sorted(before, key=lambda place: before[place])[:count])
         return list(dict.fromkeys(place for each in lists for place in each))
 
     return search.one_by_one(among)
