@@ -65,7 +65,7 @@ def main() -> None:
     )
     units = SparsityKind.among(layers, options.sparsity, asked)
     corpus = load_corpus(options.corpus, data_dir=options.data_dir)
-    texts = texts_for(model, tokenizer, corpus, None, asked)
+    texts = texts_for(model, tokenizer, corpus, None, asked, asked.calibration_samples)
     learning = [item for lot in texts.rounds(2, options.tokens) for item in lot]
     uniform = units.start()
     around = replace(units, delta=DELTA).around(uniform)

@@ -69,7 +69,7 @@ def judged(options: argparse.Namespace) -> Iterator[tuple[str, float]]:
     layers = find_decoder_layers(model)
     search = options_of(kind)(**METHODS[kind])
     corpus = load_corpus(options.corpus, data_dir=options.data_dir)
-    texts = texts_for(model, tokenizer, corpus, None, search)
+    texts = texts_for(model, tokenizer, corpus, None, search, search.calibration_samples)
     device = input_device(model)
     batches = [collate(own, device=device).inputs for own in pack(texts.calibration, 2048, model)]
     units = KINDS.find(kind)(layers, total, search)

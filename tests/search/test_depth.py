@@ -20,6 +20,7 @@ from layerif.core.checkpoint import NO_STEPS
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
+from layerif.search.depth_options import DepthSearchOptions
 from layerif.search.depth import search_depth
 from layerif.search.depth_options import DEPTH_STRATEGIES
 from layerif.search.depth_strategies import angular_distances, lowest
@@ -78,10 +79,9 @@ def test_greedy_drops_what_the_loss_misses_least(name):
 
 
 def read_texts(tokens):
-    from layerif.search.options import SearchOptions
     from layerif.search.texts import texts_for, up_to
 
-    reading = SearchOptions(calibration_samples=1, context_length=32, held_out_tokens=256)
+    reading = DepthSearchOptions(context_length=32, held_out_tokens=256)
     found = texts_for(tiny_model(), tiny_tokenizer(), corpus(), None, reading)
     return up_to(found.pool, tokens)
 

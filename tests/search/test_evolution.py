@@ -82,7 +82,8 @@ def test_the_last_loss_of_the_search_is_that_of_its_plan():
     model = trained_model()
     found = searched(model, 0.6, evaluations=80)
     options = SearchOptions(**SEARCH, held_out_tokens=512)
-    texts = texts_for(model, tiny_tokenizer(), corpus(), None, options)
+    samples = options.calibration_samples
+    texts = texts_for(model, tiny_tokenizer(), corpus(), None, options, samples)
     layers = find_decoder_layers(model)
     batches = [collate(g, device=model.device).inputs for g in pack(texts.calibration, 1024, model)]
     kind = SparsityKind.among(layers, 0.6, options)

@@ -148,7 +148,8 @@ def test_a_target_that_is_the_calibration_text_is_none_of_its_own():
             tiny_tokenizer(),
             corpus(),
             target,
-            SearchOptions(calibration_samples=8, context_length=32, held_out_tokens=256),
+            SearchOptions(context_length=32, held_out_tokens=256),
+            8,
         )
 
     found = texts(corpus())

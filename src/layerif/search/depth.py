@@ -18,7 +18,6 @@ from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.opening import Tokenizer, describe
 from layerif.search.depth_options import DEPTH_STRATEGIES, DepthSearchOptions
 from layerif.search.depth_strategies import DepthSearch
-from layerif.search.options import SearchOptions
 from layerif.search.slopes import BACKWARD_TOKENS
 from layerif.search.texts import texts_for, up_to
 
@@ -74,13 +73,7 @@ def search_depth(
     count = check_count(units, drop)
     skipping = Skipping(model, layers, units)
     parts = parts_of(skipping, units)
-    reading = SearchOptions(
-        calibration_samples=1,
-        context_length=options.context_length,
-        held_out_tokens=options.held_out_tokens,
-        seed=options.seed,
-    )
-    texts = texts_for(model, tokenizer, calibration, target, reading)
+    texts = texts_for(model, tokenizer, calibration, target, options)
     tokens = min(options.batch_tokens, BACKWARD_TOKENS) if strategy.backward else 0
     embeddings = model.get_input_embeddings().weight
     numbers = max(tokens, options.trial_tokens) * embeddings.shape[-1] * len(layers)

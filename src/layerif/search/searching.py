@@ -77,7 +77,7 @@ def search_plan(
     model = unwrapped(model)
     layers = find_decoder_layers(model)
     units = KINDS.find(kind)(layers, total, options)
-    texts = texts_for(model, tokenizer, calibration, target, options)
+    texts = texts_for(model, tokenizer, calibration, target, options, options.calibration_samples)
     device = input_device(model)
     batches = [
         collate(items, device=device).inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from layerif.data import Corpus, Task
 from layerif.data.base import Split
@@ -13,10 +13,20 @@ from layerif.data.batching import Encoded
 from layerif.data.chunks import check_context_length, cut, draw, usable_length
 from layerif.data.tokenizing import encode_samples
 from layerif.model.opening import Tokenizer
-from layerif.search.options import StrategyOptions
 
 # Of a task's examples, the most that are tokenised: more than any few rounds take.
 MOST_EXAMPLES = 4096
+
+
+class Reads(Protocol):
+    """What searches of every kind are asked for of the texts that they read."""
+
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def held_out_tokens(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,8 @@ def texts_for(
     tokenizer: Tokenizer,
     calibration: Corpus,
     target: Corpus | Task | None,
-    options: StrategyOptions,
+    options: Reads,
+    samples: int = 1,
 ) -> Texts:
     """Tokenise and divide the texts. Nothing that a corpus or a task tests on is read.
 
@@ -63,17 +74,14 @@ def texts_for(
         calibration: whose calibration part pruning's statistics come from.
         target: what the loss is taken on: another corpus' calibration part, or a task's right
             completions (training examples, validation examples held out); None for `calibration`.
-        options: how many chunks of calibration text, and their length in tokens, to which examples
-            of a task are cut as well; tokens held out, of at least one text; the seed.
+        options: the length of chunks in tokens, to which examples of a task are cut as well; tokens
+            held out, of at least one text; the seed.
+        samples: chunks of calibration text.
 
     Raises:
         InputError: the texts are too short for that, or chunks longer than the model's positions.
     """
-    samples, seed, context_length = (
-        options.calibration_samples,
-        options.seed,
-        options.context_length,
-    )
+    seed, context_length = options.seed, options.context_length
     check_context_length(model, context_length)
     chunks = cut(tokenizer, calibration.text("calibration"), context_length)
     wanted = -(-options.held_out_tokens // context_length)
