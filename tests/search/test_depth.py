@@ -20,9 +20,8 @@ from layerif.core.checkpoint import NO_STEPS
 from layerif.data.batching import Encoded
 from layerif.errors import InputError
 from layerif.model.layers import find_decoder_layers
-from layerif.search.depth_options import DepthSearchOptions
 from layerif.search.depth import search_depth
-from layerif.search.depth_options import DEPTH_STRATEGIES
+from layerif.search.depth_options import DEPTH_STRATEGIES, DepthSearchOptions
 from layerif.search.depth_strategies import angular_distances, lowest
 from layerif.search.slopes import mean_loss
 
