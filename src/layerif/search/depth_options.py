@@ -32,7 +32,7 @@ class DepthReading(Options):
 
     unit: DepthUnit = "layer"
     """What is dropped: whole layers, or attention and MLP each by itself."""
-    tokens: Count = 2048
+    tokens: Count = 1024
     """Tokens of text that the model is asked on."""
     trial_tokens: Count = 1024
     """Tokens of text that the loss of each candidate is measured on."""
