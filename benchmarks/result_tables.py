@@ -58,6 +58,7 @@ def figures(folder: Path) -> dict[str, Any]:
         name = path.name.removesuffix(RESULTS)
         measured = {
             m.name: {
+                "metric": m.metric,
                 "value": m.value,
                 "low": m.low,
                 "high": m.high,
@@ -101,11 +102,21 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
     """A row for each plan: its figures, and on each text its differences from others in pairs."""
     rows = data["rows"]
     first = next(iter(rows.values()))["measured"]
-    heads = [f"{name}, {own['count']:,} | difference" for name, own in first.items()]
+    counted = {"perplexity": "tokens", "accuracy": "rows"}
+    heads = [
+        f"{name}, {own['metric']} ({own['count']:,} {counted[own['metric']]}) | difference"
+        for name, own in first.items()
+    ]
+    asked = [key for key in ("dropped", "trials") if any(key in row for row in rows.values())]
+    heads = [*asked, *heads]
     yield f"| | {' | '.join(heads)} |"
-    yield "|" + " --- |" * (1 + 2 * len(heads))
+    yield "|" + " --- |" * (1 + " | ".join(heads).count("|") + 1)
     for plan, row in rows.items():
-        cells = [plan]
+        of_plan = {
+            "dropped": ", ".join(key.removeprefix("layers.") for key in row.get("dropped", ())),
+            "trials": f"{row.get('trials') or ''}",
+        }
+        cells = [plan, *(of_plan[key] for key in asked)]
         for name, own in row["measured"].items():
             cells.append(f"{own['value']:.2f} ± {(own['high'] - own['low']) / 2:.2f}")
             if "completion_loss" in own:

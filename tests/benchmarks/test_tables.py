@@ -32,7 +32,7 @@ def test_a_document_has_the_tables_of_its_data(tables, document):
 
 
 def test_a_table_has_every_plan_and_its_pairs(tables, tmp_path):
-    own = {"value": 20.0, "low": 19.0, "high": 21.5, "count": 1234}
+    own = {"metric": "perplexity", "value": 20.0, "low": 19.0, "high": 21.5, "count": 1234}
     pair = {"name": "text", "metric": "perplexity", "model": "ours", "baseline": "uniform"}
     write_json(
         tmp_path / "data.json",
@@ -47,7 +47,7 @@ def test_a_table_has_every_plan_and_its_pairs(tables, tmp_path):
     document.write_text("before\n<!-- table: data.json -->\nold\n<!-- end of table -->\nafter\n")
     found = tables.rendered(document)
     assert "| ours | 20.00 ± 1.25 | against uniform -2.50 [-3.00, -2.00], p < 0.001 |" in found
-    assert "| text, 1,234 | difference |" in found
+    assert "| text, perplexity (1,234 tokens) | difference |" in found
     assert "old" not in found
     assert found.startswith("before\n")
     assert found.endswith("after\n")
