@@ -52,7 +52,8 @@ def figures(folder: Path) -> dict[str, Any]:
     """What a comparison's folder says: the command, each plan's figures, and how they compare."""
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     tuning = read_json(folder / TUNING_FILE, "tuning") if (folder / TUNING_FILE).is_file() else {}
-    found = sorted(folder.glob(f"*{RESULTS}"), key=lambda path: path.stat().st_mtime)
+    order = ["dense", "uniform", *recipe["plans"].split(",")]
+    found = [p for name in dict.fromkeys(order) if (p := folder / f"{name}{RESULTS}").is_file()]
     rows: dict[str, dict[str, Any]] = {}
     for path in found:
         name = path.name.removesuffix(RESULTS)
@@ -78,7 +79,7 @@ def figures(folder: Path) -> dict[str, Any]:
     names = ("name", "metric", "model", "baseline", "difference", "low", "high", "test", "p_holm")
     return {
         "command": " ".join(["layerif", recipe["command"], *said]),
-        "date": f"{datetime.fromtimestamp(found[-1].stat().st_mtime):%Y-%m-%d}",
+        "date": f"{datetime.fromtimestamp(max(p.stat().st_mtime for p in found)):%Y-%m-%d}",
         "torch": torch.__version__,
         "rows": rows,
         "comparisons": [
