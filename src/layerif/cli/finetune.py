@@ -41,10 +41,10 @@ def finetune(
     """Train an adapter on a task: mixtures of LoRA experts or ranks by a plan, or plain LoRA.
 
     The loss is of completions alone; of running text, in chunks of --max-length tokens, it is of
-    every token. The folder is an adapter as PEFT saves it, with its record
-    beside it; --dtype is of the frozen model, the adapter is in float32. Interrupted, the same
-    command goes on after the last whole checkpoint. `torchrun -m layerif finetune ...` shares every
-    batch out over processes, which all have to see the folder.
+    every token. The folder is an adapter as PEFT saves it, with its record beside it; --dtype is of
+    the frozen model, the adapter is in float32. Interrupted, the same command goes on after the
+    last whole checkpoint. `torchrun -m layerif finetune ...` shares every batch out over processes,
+    which all have to see the folder.
     """
     from layerif.artifacts import ADAPTER, Plan
     from layerif.core.checkpoint import check_out

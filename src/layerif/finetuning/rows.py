@@ -18,8 +18,8 @@ from layerif.model.opening import Tokenizer
 
 # Examples, or texts that are tokens already.
 Rows = Sequence[Example] | Sequence[Encoded]
-# Of running text, the most that is set apart where nothing is said.
-MOST_APART = 10
+# Where nothing is said, at most one chunk in so many is set apart.
+ONE_IN = 10
 
 
 def text_rows(
@@ -37,7 +37,7 @@ def text_rows(
     chunks = cut(tokenizer, corpus.text("calibration"), length)
     apart = wanted.validation_samples
     if "validation_samples" in wanted.left_out():
-        apart = min(apart, len(chunks) // MOST_APART)
+        apart = min(apart, len(chunks) // ONE_IN)
     count = len(chunks) - apart if wanted.train_samples is None else wanted.train_samples
     drawn = draw(chunks, apart + max(count, 1), options.seed)
     train, measured = (
