@@ -95,6 +95,25 @@ def test_what_cannot_be_compared_is_refused_before_work(model, tmp_path):
     assert all(torch.equal(before[name], now) for name, now in opened.state_dict().items())
 
 
+def test_likelihoods_of_the_whole_model_are_kept_for_others(model, tmp_path):
+    opened, tokenizer = open_model(model)
+    study = DepthStudy(drop=1, context_length=32, held_out_tokens=64, tokens=64)
+    kept = tmp_path / "kept"
+    for out in ("one", "other"):
+        compare_depth(
+            tmp_path / out,
+            opened,
+            tokenizer,
+            ["random"],
+            study,
+            calibration=corpus(),
+            on=[corpus()],
+            options=_options(),
+            cache=kept,
+        )
+        assert len([*kept.glob("*.safetensors")]) == 1
+
+
 def _options():
     from layerif.evaluation.options import EvaluateOptions
 

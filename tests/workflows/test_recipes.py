@@ -102,6 +102,10 @@ RESULTS = {
 }
 
 
+# Of the stages `bits` and `depth`.
+SHORT = {"context_length": 32, "held_out_tokens": 64}
+
+
 def made(run):
     """When each result was written."""
     return {n: (run / n).stat().st_mtime_ns for n in RESULTS if (run / n).exists()}
@@ -191,6 +195,13 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(layerif, model, te
             "score": {"task": "agreement", "subspace": "adapter", "adapter": str(tmp_path)}
         },
         "'nothing'": {"evaluate": {"tasks": ["nothing"]}},
+        "cannot be dropped": {"depth": SHORT | {"drop": 3}},
+        "leave it out, or the unit": {
+            "depth": SHORT | {"drop": 1, "unit": "sublayer", "plans": ["last"]}
+        },
+        "the lowest level": {"bits": SHORT | {"bits": 2, "levels": [3, 4]}},
+        "longer than": {"bits": SHORT | {"bits": 3, "context_length": 10**6}},
+        "chunks of 32 tokens": {"depth": SHORT | {"drop": 1, "held_out_tokens": 10**6}},
     }
     for message, changes in wrong.items():
         status, _, err = layerif("run", recipe(model, text, tmp_path, **changes))

@@ -21,6 +21,7 @@ from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.opening import Tokenizer
 from layerif.plans.named import check_influence, find_plan
 from layerif.search.depth_options import DepthSearchOptions
+from layerif.search.texts import texts_for
 from layerif.workflows.bench import COMPARISON_FILE, Bench
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import DepthStudy
@@ -29,7 +30,7 @@ from layerif.workflows.searching import check_unedited, search_into
 STUDY = "compare depth"
 
 
-def compare_depth(
+def compare_depth(  # noqa: PLR0913  # where to, the model, what on, the options
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
@@ -39,6 +40,7 @@ def compare_depth(
     calibration: Corpus,
     on: Sequence[Task | Corpus],
     options: EvaluateOptions,
+    cache: Path | None = None,
 ) -> dict[str, Results]:
     """Choose layers by each plan, measure the model without them, and test against the first plan.
 
@@ -51,19 +53,17 @@ def compare_depth(
         calibration: what the plans are made on.
         on: what the models are measured on.
         options: of `evaluate`.
+        cache: where likelihoods of the model itself are kept, see `evaluate`.
 
     Raises:
-        InputError: there is no such plan, or as `search_depth`, before any long work; or the folder
-            holds something else, or a plan that was edited.
+        InputError: as `check_depth`, before any long work; or the folder holds something else, or a
+            plan that was edited.
         NumericalError: what is measured is not finite.
     """
-    check_influence(names, "depth")
     model = unwrapped(model)
+    check_depth(model, tokenizer, names, study, calibration)
     check_sources(model, tokenizer, on, options=options)
-    bench = _Bench(folder, model, tokenizer, study, calibration)
-    for name in names if study.unit != "layer" else ():
-        if name == "contiguous" or find_plan(name, "depth").searched is None:
-            raise InputError(f"the plan {name} is one of whole layers; leave it out, or the unit")
+    bench = _Bench(folder, model, tokenizer, study, calibration, cache)
     claimed = RunFolder(folder, STUDY)
     with claimed.claimed():
         results = {"dense": bench.measured("dense", None, on, options)}
@@ -81,6 +81,29 @@ def compare_depth(
     return results
 
 
+def check_depth(
+    model: Any,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    study: DepthStudy,
+    calibration: Corpus,
+) -> None:
+    """Refuse what cannot be compared; of the model a skeleton will do.
+
+    Raises:
+        InputError: there is no such plan, or one that is not of these units; too many are dropped,
+            layers depend on one another, sublayers cannot be told apart; or a text is too short.
+    """
+    check_influence(names, "depth")
+    for name in names if study.unit != "layer" else ():
+        if name == "contiguous" or find_plan(name, "depth").searched is None:
+            raise InputError(f"the plan {name} is one of whole layers; leave it out, or the unit")
+    layers = find_decoder_layers(model)
+    refuse_dependent_layers(model, layers)
+    check_count(find_units(layers, study.unit), study.drop)
+    texts_for(model, tokenizer, calibration, None, study)
+
+
 class _Bench(Bench):
     """One model, without the layers of one plan after another."""
 
@@ -91,14 +114,13 @@ class _Bench(Bench):
         tokenizer: Tokenizer,
         study: DepthStudy,
         calibration: Corpus,
+        cache: Path | None,
     ) -> None:
         self._study, self._calibration = study, calibration
         layers = find_decoder_layers(model)
-        refuse_dependent_layers(model, layers)
         self._units = find_units(layers, study.unit)
-        check_count(self._units, study.drop)
         self._skipping = Skipping(model, layers, self._units)
-        super().__init__(folder, model, tokenizer)
+        super().__init__(folder, model, tokenizer, cache)
 
     def plan(self, name: str) -> Plan:
         """The plan of a name."""

@@ -30,6 +30,7 @@ from layerif.core.files import write_json
 from layerif.core.options import Options
 from layerif.core.progress import note, progress
 from layerif.data import Corpus, Task
+from layerif.data.batching import Encoded
 from layerif.data.chunks import check_context_length, cut, draw
 from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
@@ -42,7 +43,7 @@ from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import evaluation_mode
 from layerif.model.opening import Tokenizer, describe
 from layerif.plans.named import INFLUENCE, check_influence, find_plan
-from layerif.search.registry import options_of
+from layerif.search.registry import KINDS, options_of
 from layerif.workflows.bench import COMPARISON_FILE, Bench
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import BitsStudy, ModelStudy
@@ -84,17 +85,14 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
         cache: where likelihoods of the model itself are kept, see `evaluate`.
 
     Raises:
-        InputError: a plan lacks what it needs, or a text is too short, before any long work; or
-            the folder holds something else, or a plan that was edited.
+        InputError: a plan lacks what it needs, or as `check_study`, before any long work; or the
+            folder holds something else, or a plan that was edited.
         NumericalError: what is measured is not finite.
     """
     if influence is None:
         check_influence(names, study.kind)
-    for name in names:  # none may have fewer tries than another
-        named, tries = find_plan(name, study.kind), study.tries
-        if named.tuned is not None and (most := len(named.tries(study.kind, tries))) < tries:
-            raise InputError(f"the plan {name} has {most} values to try, not {tries}")
     model = unwrapped(model)
+    check_study(model, tokenizer, names, study, calibration)
     if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
         raise InputError(
             f"the scores are of {influence.model.name}, whose layers are not those of this model; "
@@ -127,6 +125,40 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
     return results
 
 
+def check_study(
+    model: Any,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    study: ModelStudy,
+    calibration: Corpus,
+) -> None:
+    """Refuse what cannot be compared; of the model a skeleton will do.
+
+    Raises:
+        InputError: there is no such plan, or one with fewer tries than others; a total that no plan
+            can have; a text too short, or chunks longer than the model's positions.
+    """
+    layers = find_decoder_layers(model)
+    for name in names:
+        named, tries = find_plan(name, study.kind), study.tries
+        if named.tuned is not None and (most := len(named.tries(study.kind, tries))) < tries:
+            raise InputError(f"the plan {name} has {most} values to try, not {tries}")
+        if named.searched is not None:
+            KINDS.find(study.kind)(layers, study.total, study.part(options_of(study.kind)))
+    check_context_length(model, study.context_length)
+    if (nm := getattr(study, "nm", None)) is not None:
+        check_pattern(layers.projections, nm)
+    _held_out(tokenizer, study, calibration)
+
+
+def _held_out(tokenizer: Tokenizer, study: ModelStudy, calibration: Corpus) -> list[Encoded]:
+    """Chunks that tries are judged by; the first of the same draw are those of compression."""
+    chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
+    wanted = -(-study.held_out_tokens // study.context_length)
+    drawn = draw(chunks, study.calibration_samples + wanted, study.seed)
+    return drawn[study.calibration_samples :]
+
+
 def beside(losses: Mapping[str, float], kind: str) -> list[tuple[str, str]]:
     """The pair that is compared beside each plan with the uniform one.
 
@@ -156,17 +188,9 @@ class _Bench(Bench):
         calibration: Corpus,
         cache: Path | None,
     ) -> None:
-        check_context_length(model, study.context_length)
-        if (nm := getattr(study, "nm", None)) is not None:
-            check_pattern(find_decoder_layers(model).projections, nm)
         super().__init__(folder, model, tokenizer, cache)
         self._study, self._calibration = study, calibration
-        chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
-        wanted = -(-study.held_out_tokens // study.context_length)
-        # The first of the same draw are those that compression takes.
-        self._held_out = draw(chunks, study.calibration_samples + wanted, study.seed)[
-            study.calibration_samples :
-        ]
+        self._held_out = _held_out(tokenizer, study, calibration)
         self._layers = find_decoder_layers(model)
         self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 

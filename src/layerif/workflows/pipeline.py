@@ -16,38 +16,19 @@ from typing import Any
 
 from layerif.artifacts import SCORES, Comparisons, LayerScores, MetricScores, Plan, Results
 from layerif.compress.pruning.options import PruneOptions
-from layerif.compress.pruning.targets import check_pattern
 from layerif.core.options import Options
 from layerif.core.progress import note, progress
 from layerif.data import (
     Corpus,
-    Example,
-    SelfText,
-    Task,
-    load_calibration,
-    load_sources,
-    load_task,
 )
-from layerif.data.chunks import check_context_length, cut, draw, usable_length
-from layerif.data.tokenizing import encode_samples
-from layerif.errors import InputError
 from layerif.evaluation.comparison import compare
-from layerif.evaluation.evaluate import check_sources
 from layerif.evaluation.options import EvaluateOptions
-from layerif.finetuning.options import FinetuneOptions
-from layerif.finetuning.rows import encoded_rows
 from layerif.influence.options import ScoreOptions
 from layerif.metrics.options import MeasureOptions
-from layerif.model.layers import find_decoder_layers
 from layerif.model.opening import (
     Tokenizer,
-    describe,
     open_model,
-    open_skeleton,
-    open_tokenizer,
-    parse_device,
 )
-from layerif.model.peft_adapters import with_adapter
 from layerif.plans.allocate import allocate
 from layerif.plans.named import INFLUENCE, find_plan
 from layerif.report.plots import leave_picture, plot_plan, plot_scores
@@ -56,8 +37,6 @@ from layerif.workflows.bench import COMPARISON_FILE
 from layerif.workflows.compare_depth import compare_depth
 from layerif.workflows.compare_experts import (
     Cells,
-    check_plans,
-    check_titles,
     compare_experts,
     plans_of,
     scorer,
@@ -65,7 +44,8 @@ from layerif.workflows.compare_experts import (
 from layerif.workflows.compare_models import compare_models
 from layerif.workflows.folder import RunFolder
 from layerif.workflows.options import BitsStudy, DepthStudy, ExpertsStudy
-from layerif.workflows.recipe import BitsStage, DepthStage, EvaluateStage, Recipe, ScoreStage
+from layerif.workflows.preparing import TITLE, Prepared, prepared
+from layerif.workflows.recipe import BitsStage, DepthStage, Recipe
 from layerif.workflows.searching import check_unedited, search_into
 from layerif.workflows.stages import evaluate_into, measure_into, prune_into, score_into
 
@@ -75,7 +55,6 @@ TRAINED_FOLDER = "finetuned"
 QUANTIZED_FOLDER = "quantized"
 # And what it comes to without some of its layers.
 DROPPED_FOLDER = "dropped"
-TITLE = "LayerIF"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +97,7 @@ def run_recipe(
     """
     folder = RunFolder(Path(recipe.out))
     folder.check()
-    data = _load(recipe, trust_remote_code)
-    _check(recipe, data, trust_remote_code)
+    data = prepared(recipe, trust_remote_code=trust_remote_code)
     opened = partial(
         open_model,
         dtype=recipe.dtype,
@@ -131,102 +109,12 @@ def run_recipe(
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Everything the recipe needs beside the model, loaded before the first stage."""
-
-    task: Task
-    train: list[Example]
-    validation: list[Example]
-    calibration: Corpus | SelfText
-    sources: list[Task | Corpus]
-
-
-def _load(recipe: Recipe, trust_remote_code: bool) -> _Data:
-    seed, stage = recipe.seed, recipe.score
-    data_dir = None if recipe.data_dir is None else Path(recipe.data_dir)
-    styles = {stage.style, recipe.evaluate.style}
-    tokenizer = None
-    if "chat" in styles:
-        tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
-
-    def words(of: ScoreStage | EvaluateStage) -> dict[str, Any]:
-        own = {"style": of.style, "template_options": of.template_options}
-        return {**own, "tokenizer": tokenizer, "data_dir": data_dir}
-
-    task = load_task(stage.task, **words(stage))
-    return _Data(
-        task=task,
-        train=stage.rows(task, "train", seed),
-        validation=stage.rows(task, "validation", seed),
-        calibration=load_calibration(recipe.prune.calibration, **words(stage)),
-        sources=load_sources(recipe.evaluate.tasks, **words(recipe.evaluate)),
-    )
-
-
-def _check(recipe: Recipe, data: _Data, trust_remote_code: bool) -> None:
-    """Everything that can be found out before the first stage, with no weights."""
-    parse_device(recipe.device)
-    recipe.score.check(recipe.score.adapter)
-    if not isinstance(data.calibration, Corpus):
-        for what in ("beside", "bits", "depth"):
-            if recipe.sparsity.beside if what == "beside" else getattr(recipe, what):
-                raise InputError(
-                    f"the plans of `{what}` read a corpus or a text file; give one as the "
-                    f"calibration of pruning in place of {recipe.prune.calibration!r}, or leave "
-                    f"`{what}` out"
-                )
-    bare = partial(open_skeleton, recipe.model, trust_remote_code=trust_remote_code)
-    tokenizer = open_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
-    skeleton = bare()
-    layers = describe(skeleton).layers
-    for kind, stage in (("experts", recipe.experts), ("ranks", recipe.ranks)):
-        if stage is not None and stage.total < layers:
-            raise InputError(
-                f"the recipe asks for {stage.total} {kind}, fewer than the {layers} decoder layers "
-                f"of {recipe.model}, each of which needs one; ask for {layers} or more"
-            )
-    if recipe.finetune is not None:
-        _check_finetuning(recipe, skeleton, tokenizer, data.task)
-    max_length = usable_length(skeleton, recipe.score.max_length)
-    encode_samples(tokenizer, data.train, max_length, "training")
-    encode_samples(tokenizer, data.validation, max_length, "validation")
-    if recipe.calibrates:
-        length = recipe.prune.context_length
-        check_context_length(skeleton, length)
-        if isinstance(data.calibration, Corpus):
-            chunks = cut(tokenizer, data.calibration.text("calibration"), length)
-            draw(chunks, recipe.prune.calibration_samples, recipe.seed)
-    if recipe.prune.nm is not None:
-        check_pattern(find_decoder_layers(skeleton).projections, recipe.prune.nm)
-    if recipe.score.adapter is not None:
-        with_adapter(bare(), Path(recipe.score.adapter), recipe.score.adapter_name)
-    check_sources(skeleton, tokenizer, data.sources, options=recipe.evaluate.part(EvaluateOptions))
-
-
-def _check_finetuning(recipe: Recipe, skeleton: Any, tokenizer: Tokenizer, task: Task) -> None:
-    """Plans of experts that cannot be made, rows that cannot be trained or measured on."""
-    stage = recipe.finetune
-    assert stage is not None
-    if recipe.experts is None:
-        raise InputError(
-            "the recipe fine-tunes by a plan of experts and makes none; add the stage `experts`, "
-            "or leave `finetune` out"
-        )
-    options = stage.part(FinetuneOptions)
-    check_titles(["uniform", *stage.plans, TITLE])
-    check_plans(stage.plans, recipe.experts.total, model=skeleton, options=options)
-    train, validation = stage.rows(task, recipe.seed)
-    encoded_rows(skeleton, tokenizer, train, validation, options)
-    check_sources(skeleton, tokenizer, [task], options=stage.measuring)
-
-
-@dataclass(frozen=True)
 class _Run:
     """A recipe that is followed, in its folder."""
 
     recipe: Recipe
     folder: RunFolder
-    data: _Data
+    data: Prepared
     open: Callable[..., tuple[Any, Tokenizer]]
     cache: Path | None
 
@@ -353,9 +241,7 @@ class _Run:
     def _quantized(self, scores: LayerScores) -> dict[str, Results]:
         """What each plan of bits came to; nothing without `bits`."""
         return self._compared(
-            *(self.recipe.bits, BitsStudy, QUANTIZED_FOLDER, compare_models),
-            influence=scores,
-            cache=self.cache,
+            *(self.recipe.bits, BitsStudy, QUANTIZED_FOLDER, compare_models), influence=scores
         )
 
     def _dropped(self) -> dict[str, Results]:
@@ -384,6 +270,7 @@ class _Run:
             calibration=text,
             on=self.data.sources,
             options=self.recipe.evaluate.part(EvaluateOptions),
+            cache=self.cache,
             **more,
         )
 
