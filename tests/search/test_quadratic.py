@@ -42,7 +42,12 @@ def random_changes(model, levels=2):
     return made
 
 
-def by_autograd(model, changes, items):
+def with_other_labels(items, device):
+    batch = collate(items, device=device)
+    return replace(batch, targets=(batch.targets + 7) % 64)
+
+
+def by_autograd(model, changes, items, batched=collate):
     """(first, diagonal, token, local) of each projection and level, one text at a time."""
     projections = find_decoder_layers(model).projections
     sums = np.zeros((4, len(projections), len(changes[0])))
@@ -56,7 +61,7 @@ def by_autograd(model, changes, items):
             )
             for row, p in enumerate(projections)
         ]
-        batch = collate([item], device=model.device)
+        batch = batched([item], device=model.device)
         losses = token_losses(model, batch)
         for hook in hooks:
             hook.remove()
@@ -75,14 +80,15 @@ def by_autograd(model, changes, items):
     return sums / len(items)
 
 
+@pytest.mark.parametrize("batched", [collate, with_other_labels])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
-def test_both_orders_are_those_of_autograd(architecture):
+def test_both_orders_are_those_of_autograd(architecture, batched):
     """Of texts that are not equally long, so that batches are padded."""
     model = tiny_model(architecture).double()
     changes, items = random_changes(model), chunks()
     items[1] = replace(items[1], input_ids=items[1].input_ids[:15])
-    found = expansion(model, changes, items, batch_tokens=48)
-    expected = by_autograd(model, changes, items)
+    found = expansion(model, changes, items, batch_tokens=48, batched=batched)
+    expected = by_autograd(model, changes, items, batched)
     for values, wanted in zip(vars(found).values(), expected, strict=True):
         np.testing.assert_allclose(values, wanted, rtol=1e-7, atol=float64_tolerance(1e-12))
 

@@ -164,12 +164,10 @@ def sparsity(
     pruning does not see; the best is then measured. Differences from the uniform plan are tested in
     pairs. Interrupted, the same command goes on after the last finished try.
     """
-    results, lines = _compared(
-        out, model, words(plans), study, text, prompts, measuring, tasks, scores
-    )
+    results = _compared(out, model, words(plans), study, text, prompts, measuring, tasks, scores)
     pattern = "" if study.nm is None else f", {study.nm}"
     title = f"Pruned to {study.sparsity:.0%} by {study.method}{pattern}"
-    _print(context, out, title, results, lines, as_json=as_json)
+    _print(context, out, title, results, _said(results, out), as_json=as_json)
 
 
 @app.command("bits", cls=Command)
@@ -195,7 +193,7 @@ def bits(
     quantisation does not see. Differences from the uniform plan are tested in pairs. Interrupted,
     the same command goes on after the last finished plan.
     """
-    results, _ = _compared(out, model, words(plans), study, text, prompts, measuring, tasks, scores)
+    results = _compared(out, model, words(plans), study, text, prompts, measuring, tasks, scores)
     title, lines = quantised_shown(results, study, out)
     _print(context, out, title, results, lines, as_json=as_json)
 
@@ -272,8 +270,8 @@ def _compared(
     measuring: ComparedOptions,
     tasks: str,
     scores: Path | None,
-) -> tuple[dict[str, Results], list[str]]:
-    """Results by plan, and what is said of them."""
+) -> dict[str, Results]:
+    """Results by plan."""
     from layerif.artifacts import LayerScores
 
     _check_study(out, names, study.kind)
@@ -282,7 +280,7 @@ def _compared(
 
     from layerif.workflows.compare_models import compare_models
 
-    results = compare_models(
+    return compare_models(
         out,
         *model.open(),
         names,
@@ -291,7 +289,6 @@ def _compared(
         options=measuring.part(EvaluateOptions),
         influence=influence,
     )
-    return results, _said(results, out)
 
 
 def _check_study(out: Path, names: list[str], kind: str) -> None:

@@ -85,8 +85,6 @@ class TaskOptions(PromptOptions):
 class LearntOptions(PromptOptions):
     """What is learnt."""
 
-    rules: ClassVar[tuple[Rule, ...]] = PromptOptions.rules
-
     task: Annotated[str, TASKS]
     """A JSONL, CSV or parquet file, or a name; or a corpus or text file, all tokens of which are
     learnt."""
