@@ -125,10 +125,10 @@ def manifest_table(manifest: Manifest) -> Table:
 def dropped_lines(manifest: DroppedLayers) -> list[str]:
     """What was dropped, in words."""
     left, whole = manifest.parameters
-    dropped = ", ".join(f"layer {layer}" for layer in manifest.dropped)
+    dropped = ", ".join(map(str, manifest.dropped))
     lines = [
-        f"Dropped {dropped}, of {manifest.model.layers} from 0: {left:,} of {whole:,} parameters "
-        "are left. "
+        f"Dropped of {manifest.model.layers} layers, the first being 0: {dropped}. {left:,} of "
+        f"{whole:,} parameters are left. "
         + (f"{manifest.merged} is merged." if manifest.merged else "Nothing was trained after it.")
     ]
     if manifest.precision is not None:
