@@ -87,8 +87,9 @@ def test_a_plan_from_a_metric(layerif, model, text, tmp_path):
 def test_a_lora_heals_and_is_merged(on, layerif, model, text, tmp_path):
     plan, out = tmp_path / "plan.json", tmp_path / "cut"
     Plan(kind="depth", allocation=[1, 0, 1]).save(plan)
-    status, _, err = layerif("drop", "--model", model, "--plan", plan, "--out", out)
+    status, printed, err = layerif("drop", "--model", model, "--plan", plan, "--out", out)
     assert status == 0, err
+    assert "of 3 layers, the first being 0: 1. " in " ".join(printed.split())
     task = ["--task", on] if on == "agreement" else ["--task", text[-1], "--max-length", 32]
     training = [*task, "--train-samples", 4, "--validation-samples", 0, "--rank", 2]
     adapter = tmp_path / "adapter"

@@ -84,8 +84,8 @@ def expansion(
             reached = (inputs.to(delta) @ delta.T).to(errors)  # (B, T, out)
             local = squares_of(reached)
             reached.mul_(errors)
-            tokens = reached.sum(2).double().mul_(gradients.scale)  # (B, T) e_t . D a_t
-            squares = squares_of(reached).mul_(gradients.scale**2)
+            tokens = reached.sum(2).double()  # (B, T) e_t . D a_t
+            squares = squares_of(reached)
             sums[0, row, place] += float(tokens.sum())
             sums[1, row, place] += float((squares * c).sum()) / 2
             sums[2, row, place] += float((tokens.square().sum(1) * c).sum()) / 2
