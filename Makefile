@@ -1,6 +1,6 @@
 # Set-up, the main job and the tests, each from a bare machine with Python 3.11 or newer.
 #
-#   make demo      the main job on a real model, nine minutes on two cores
+#   make demo      the main job on a real model, nine to ten minutes on two cores
 #   make test      everything that .ci/run checks
 #   make install   the set-up alone
 #   make models    the second model, Gemma 3 270M (243 MB, under https://ai.google.dev/gemma/terms)
