@@ -40,9 +40,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--machine", help="what the folder was made on")
-    parser.add_argument(
-        "--render", type=Path, help="document to fill its tables in"
-    )
+    parser.add_argument("--render", type=Path, help="document to fill its tables in")
     options = parser.parse_args()
     if options.folder is not None:
         write_json(options.out, {"machine": options.machine, **figures(options.folder)})
