@@ -10,7 +10,7 @@ import yaml
 from layerif.artifacts import LayerScores
 from layerif.data import load_task
 from layerif.errors import InputError
-from layerif.workflows import pipeline
+from layerif.workflows.preparing import prepared
 from layerif.workflows.recipe import Recipe
 
 
@@ -49,22 +49,22 @@ def test_tasks_show(layerif, own):
     assert len(json.loads(out)["examples"]) == 3
 
 
-def test_a_recipe(own, tmp_path, text):
+def test_a_recipe(own, model, tmp_path, text):
     value = {
-        "model": "none",
+        "model": str(model),
         "out": str(tmp_path / "run"),
         "score": {"task": str(own)},
         "sparsity": {"target": 0.5},
-        "prune": {"calibration": str(text)},
+        "prune": {"calibration": str(text), "context_length": 16, "calibration_samples": 4},
         "evaluate": {"tasks": [str(own)]},
     }
     recipe = Recipe.model_validate(value)
     for followed in (recipe, Recipe.model_validate(yaml.safe_load(recipe.text()))):
-        data = pipeline._load(followed, trust_remote_code=False)
+        data = prepared(followed, trust_remote_code=False)
         assert (len(data.train), len(data.validation)) == (32, 4)
     asked = value | {"score": {"task": str(own), "train_samples": 33}}
     with pytest.raises(InputError, match="train_samples"):
-        pipeline._load(Recipe.model_validate(asked), trust_remote_code=False)
+        prepared(Recipe.model_validate(asked), trust_remote_code=False)
 
 
 def test_a_default_is_not_raised(own):
