@@ -255,8 +255,9 @@ def test_owl_tries_other_multiples_after_four_values_of_lam():
     assert [own["multiple"] for own, _ in options[4:6]] == [3.0, 7.0]
     assert options[4][1] == options[5][1] == options[0][1]
     assert options[6] == ({}, options[0][1] | {"lam": 1.5 * OWL_LAMBDA})
-    once = [n for n in PLANS["sparsity"].names() if find_plan(n, "sparsity").tuned is None]
-    assert once == ["uniform", "marginal", "quadratic", "quadratic-marginal"]
+    plans = {name: find_plan(name, "sparsity") for name in PLANS["sparsity"].names()}
+    once = [name for name, plan in plans.items() if not (plan.tuned or plan.searched)]
+    assert once == ["uniform"]
     assert len(find_plan("layerif", "sparsity").tries("sparsity", 3)) == 3
 
 
@@ -270,3 +271,20 @@ def test_the_scores_of_a_try_have_its_own_multiple(layerif, model, text, tmp_pat
     losses = [each["held_out_loss"] for each in tried]
     assert len(losses) == 5
     assert losses[4] != losses[0], "M = 3 is another plan than M = 5 at the same lam"
+
+
+def test_an_evolutionary_search_is_a_rival_with_seconds_of_its_own(layerif, model, text, tmp_path):
+    out = tmp_path / "out"
+    words = asked(model, text, out, "marginal,evolution")
+    status, _, err = layerif(*words, "--evolution-seconds", 0.5)
+    assert status == 0, err
+    tuning = json.loads((out / "tuning.json").read_text())
+    losses = [each["held_out_loss"] for each in tuning["evolution"]["tried"]]
+    assert losses == sorted(losses, reverse=True)
+    assert tuning["evolution"]["held_out_loss"] == losses[-1]
+    assert Plan.load(out / "evolution.json").realised_total == pytest.approx(0.5, abs=1e-3)
+    kept = Comparisons.load(out / "comparison.json").comparisons
+    assert {each.baseline for each in kept if each.model == "marginal"} == {"uniform", "evolution"}
+    status, _, err = layerif(*asked(model, text, out, "owl"), "--evolution-seconds", 1)
+    assert status == 2
+    assert "evolution" in err

@@ -120,7 +120,7 @@ def test_help_lists_what_is_registered():
         text=True,
         check=False,
     )
-    assert "marginal, toy" in " ".join(done.stdout.replace("│", " ").split()), done.stderr
+    assert "evolution, toy" in " ".join(done.stdout.replace("│", " ").split()), done.stderr
 
 
 @pytest.mark.usefixtures("registered")

@@ -22,6 +22,7 @@ from layerif.model.options import ModelOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
 from layerif.workflows.options import (
     DEPTH_COMPARED,
+    MODELS_COMPARED,
     BitsStudy,
     DepthStudy,
     ExpertsStudy,
@@ -130,19 +131,8 @@ class ComparedOptions(EvaluateOptions):
     )
 
 
-def _tried(values: Values) -> bool:
-    """Whether another plan than the uniform one is compared."""
-    return bool({*words(values["plans"])} - {"uniform"})
-
-
-COMPARED = (
-    COMPARED_SCORES,
-    Rule("tries", _tried, "where another plan than uniform is among {plans}"),
-)
-
-
 @app.command("sparsity", cls=Command)
-@with_rules(*COMPARED)
+@with_rules(COMPARED_SCORES, *MODELS_COMPARED)
 def sparsity(
     context: typer.Context,
     model: ModelOptions,
@@ -171,7 +161,7 @@ def sparsity(
 
 
 @app.command("bits", cls=Command)
-@with_rules(*COMPARED)
+@with_rules(COMPARED_SCORES, *MODELS_COMPARED)
 def bits(
     context: typer.Context,
     model: ModelOptions,

@@ -114,6 +114,10 @@ class NamedPlan:
         return [self.made_into(plan, rank) for plan in made] if self.made_into else made
 
 
+# Random moves in the manner of EvoPress (arXiv 2410.14649), judged by forward passes alone.
+EVOLUTION = NamedPlan("evolution", searched={"strategy": "evolution"}, rival=True)
+
+
 def _mola(digits: str) -> NamedPlan:
     return NamedPlan("mola", options={"shape": [int(digit) for digit in digits]})
 
@@ -159,6 +163,7 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             "quadratic-marginal": NamedPlan(
                 "marginal", searched={"strategy": "marginal", "start": "quadratic"}
             ),
+            "evolution": EVOLUTION,
         },
     ),
     "bits": Registry(
@@ -180,6 +185,7 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             "quadratic-token": NamedPlan(
                 "quadratic", searched={"strategy": "quadratic", "criterion": "token"}
             ),
+            "evolution": EVOLUTION,
         },
     ),
     "experts": Registry(

@@ -176,6 +176,12 @@ def beside(losses: Mapping[str, float], kind: str) -> list[tuple[str, str]]:
     return [(best, rival)]
 
 
+def _tried(how: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rounds of a search, or its generations, each with its loss on the held-out text."""
+    generations = how.get("trace", ())
+    return [*how.get("rounds", ()), *({**g, "held_out_loss": g["loss"]} for g in generations)]
+
+
 class _Bench(Bench):
     """One dense model, compressed again and again."""
 
@@ -207,12 +213,12 @@ class _Bench(Bench):
                 study.total,
                 calibration=self._calibration,
                 options=study.part(options_of(study.kind)).but(
-                    rounds=study.tries, **named.searched
+                    rounds=study.tries, seconds=study.evolution_seconds, **named.searched
                 ),
                 kind=study.kind,
                 overwrite=True,
             )
-            tried = plan.how["rounds"]
+            tried = _tried(plan.how)
             return plan, {"tried": tried, "held_out_loss": min(t["held_out_loss"] for t in tried)}
 
         def scores(metric: str | None, options: Mapping[str, Any]) -> LayerScores | MetricScores:
@@ -265,7 +271,8 @@ class _Bench(Bench):
     def asked(self, plan: Plan) -> dict[str, Any]:
         shares = plan.modules or plan.allocation
         study = self._study.recorded()
-        del study["tries"]
+        for tuning in ("tries", "evolution_seconds"):
+            study.pop(tuning, None)
         return {
             "plan": [s if isinstance(s, int | float) else s.level for s in shares],
             "study": study,

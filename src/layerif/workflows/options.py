@@ -37,6 +37,8 @@ class ModelStudy(ChunkOptions):
     """Tokens run at once, padding counted."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all draws; splits do not depend on it."""
+    evolution_seconds: Annotated[float, Field(gt=0)] = 600
+    """Seconds of the search for the plan evolution."""
 
     @property
     def name(self) -> str:
@@ -83,7 +85,16 @@ def _any_of(*names: str) -> Callable[[Values], bool]:
     return lambda values: not {*names}.isdisjoint(words(values["plans"]))
 
 
-# Which options of `DepthStudy` have an effect, by the plans that are compared.
+# Which options of `ModelStudy` have an effect, by the plans that are compared.
+MODELS_COMPARED = (
+    Rule(
+        "tries",
+        lambda v: bool({*words(v["plans"])} - {"uniform"}),
+        "where another plan than uniform is among {plans}",
+    ),
+    Rule("evolution_seconds", _any_of("evolution"), "where evolution is among {plans}"),
+)
+# And of `DepthStudy`.
 DEPTH_COMPARED = (
     Rule("candidates", _any_of("shortlist"), "where shortlist is among {plans}"),
     Rule("trial_tokens", _any_of(*MEASURING), "where shortlist or greedy is among {plans}"),

@@ -25,7 +25,14 @@ from layerif.metrics.registry import METRICS
 from layerif.model.options import AdapterOptions
 from layerif.plans.named import INFLUENCE, PLANS, plans_among
 from layerif.workflows.document import Document
-from layerif.workflows.options import DEPTH_COMPARED, BitsStudy, DepthStudy, ExpertsStudy, Seeds
+from layerif.workflows.options import (
+    DEPTH_COMPARED,
+    MODELS_COMPARED,
+    BitsStudy,
+    DepthStudy,
+    ExpertsStudy,
+    Seeds,
+)
 
 # Said once for all stages.
 SHARED = ("seed", "data_dir")
@@ -114,6 +121,8 @@ class FinetuneStage(ExpertsStudy):
 
 class BitsStage(BitsStudy):
     """The model quantised, by a plan of bits and by the uniform one."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (*BitsStudy.rules, *MODELS_COMPARED)
 
     plans: list[Annotated[str, PLANS["bits"]]] = Field(default_factory=lambda: ["quadratic"])
     """Plans measured beside the uniform one."""
