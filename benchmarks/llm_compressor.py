@@ -1,11 +1,14 @@
-"""Wanda and SparseGPT beside llm-compressor's: the same chunks, each in a process of its own.
+"""Wanda, SparseGPT and GPTQ beside llm-compressor's: the same chunks, in processes of their own.
 
-Seconds are of pruning alone, from the dense model in memory to the pruned one; memory is the peak
-of the process above the opened model. Both run 2,048 tokens at once. Said are the weights that one
-makes zero and the other does not, and the loss of held-out chunks under either.
+Seconds are of compressing alone, from the dense model in memory to the compressed one; memory is
+the peak of the process above the opened model. Both run 2,048 tokens at once. Said are the loss of
+held-out chunks under either, and of pruning the weights that one makes zero and the other does not.
+GPTQ rounds to 3 bits with zero points, in groups of 32 columns, in the order of the diagonal; the
+ranges of groups are each package's own.
 
     python -m venv llmc && llmc/bin/pip install torch "llmcompressor==0.14.*"
     python benchmarks/llm_compressor.py --environment llmc --out /tmp/llmc --chunks 128
+    python benchmarks/llm_compressor.py --environment llmc --out /tmp/llmc --methods gptq
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from layerif.calibration.text import drawn_chunks
 from layerif.compress.pruning.runner import prune
+from layerif.compress.quantization.runner import quantize
 from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
 from layerif.evaluation.summed import summed_nats
@@ -34,7 +38,8 @@ from layerif.model.opening import open_model
 
 BATCH_TOKENS = 2048
 HELD_OUT = 16
-PEER = Path(__file__).parent / "peers" / "llmcompressor_prune.py"
+GRID = {"num_bits": 3, "group_size": 32, "symmetric": False}
+PEER = Path(__file__).parent / "peers" / "llmcompressor_run.py"
 
 
 def main() -> None:
@@ -64,11 +69,12 @@ def main() -> None:
         "chunks": [chunk.input_ids for chunk in chunks],
         "batch": BATCH_TOKENS // options.context_length,
         "projections": [paths[p.module] for p in layers.projections],
+        "grid": GRID,
     }
     (options.out / "problem.json").write_text(json.dumps(problem))
     print(
         f"{options.model}, {options.chunks} chunks of {options.context_length} tokens of "
-        f"{options.corpus}, 50 %, float32, {torch.get_num_threads()} threads, "
+        f"{options.corpus}, 50 % or 3 bits, float32, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {platform.machine()}"
     )
     cold = draw(
@@ -104,7 +110,8 @@ def main() -> None:
                 f"loss {loss:.4f}",
                 flush=True,
             )
-        compare(*(load_file(options.out / f"{name}-{method}.safetensors") for name in commands))
+        if method != "gptq":
+            compare(*(load_file(options.out / f"{name}-{method}.safetensors") for name in commands))
 
 
 def loss_of(model: Any, layers: Any, path: Path, chunks: list[Any], paths: dict[Any, str]) -> float:
@@ -142,16 +149,18 @@ def ours(options: argparse.Namespace) -> None:
     sum(float(p.sum()) for p in model.parameters())  # reads every weight
     base = resident_gigabytes()
     began = time.perf_counter()
-    prune(
-        model,
-        0.5,
-        tokenizer=tokenizer,
-        calibration=corpus,
-        method=options.one,
-        calibration_samples=options.chunks,
-        context_length=options.context_length,
-        batch_tokens=BATCH_TOKENS,
-    )
+    text = {
+        "tokenizer": tokenizer,
+        "calibration": corpus,
+        "calibration_samples": options.chunks,
+        "context_length": options.context_length,
+        "batch_tokens": BATCH_TOKENS,
+    }
+    if options.one == "gptq":
+        grid = {"group_size": GRID["group_size"], "symmetric": GRID["symmetric"]}
+        quantize(model, GRID["num_bits"], **grid, **text)
+    else:
+        prune(model, 0.5, method=options.one, **text)
     seconds = time.perf_counter() - began
     peak = peak_gigabytes() - base
     paths = {module: name for name, module in model.named_modules()}
