@@ -215,6 +215,24 @@ def test_mlx_names_every_module_that_it_would_quantise():
     assert {n for n, m in model.named_modules() if isinstance(m, linear)} < set(named)
 
 
+def test_mlx_quantises_by_it_itself():
+    nn = pytest.importorskip("mlx.nn", reason="mlx is absent")
+    llama = pytest.importorskip("mlx_lm.models.llama", reason="mlx-lm is absent")
+    utils = pytest.importorskip("mlx_lm.utils")
+    model = skeleton()
+    plan = mixed(model)
+    config = json.loads(export_plan("mlx", plan, model, options=MlxOptions(group_size=64)).text)
+    shape = {**model.config.to_dict(), "rope_theta": 10000.0, "rope_scaling": None}
+    theirs = llama.Model(llama.ModelArgs.from_dict(shape))
+    theirs, _ = utils.quantize_model(
+        theirs, {}, group_size=64, bits=4, quant_predicate=lambda path, _module: config[path]
+    )
+    modules = dict(theirs.named_modules())
+    for name, key in names_of(model).items():
+        assert getattr(modules[name], "bits", 16) == plan.level_of(key), name
+    assert isinstance(modules["model.embed_tokens"], nn.Embedding)
+
+
 def test_sensitivities_of_mlx_are_of_all_modules_and_in_the_plans_order():
     model = skeleton(tie_word_embeddings=True)
     plan = mixed(model)
