@@ -14,12 +14,12 @@ from layerif.adapters import LoraMoeLinear
 from layerif.artifacts import Plan
 from layerif.data import Example
 from layerif.data.batching import collate
+from layerif.data.rows import text_rows
 from layerif.data.tokenizing import encode_samples
 from layerif.errors import InputError, NumericalError
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.finetune import finetune, with_new_adapter
 from layerif.finetuning.options import FinetuneOptions, RowOptions
-from layerif.finetuning.rows import text_rows
 from layerif.finetuning.trainer import CompletionTrainer
 from layerif.likelihood import token_losses
 
@@ -77,13 +77,21 @@ def test_it_is_adamw_on_the_mean_over_completion_tokens(plan):
     assert {m.state.scale for m in model.modules() if isinstance(m, LoraMoeLinear)} <= {1.0}
 
 
+def chunks(text, options, rows):
+    learnt, apart = rows.wanted()
+    return text_rows(
+        *(tiny_tokenizer(), text, options.max_length),
+        train=learnt,
+        validation=apart,
+        seed=options.seed,
+    )
+
+
 def test_running_text_is_learnt_in_every_token_but_the_first():
     options = settings(max_steps=1, max_length=16, batch_size=4)
     start = tiny_model("llama", dtype=torch.float64)
     text = corpus()
-    train, apart = text_rows(
-        start, tiny_tokenizer(), text, RowOptions(train_samples=4, validation_samples=2), options
-    )
+    train, apart = chunks(text, options, RowOptions(train_samples=4, validation_samples=2))
     assert [len(row.input_ids) for row in (*train, *apart)] == [16] * 6
     ids = torch.tensor([row.input_ids for row in train])
     logits = start(input_ids=ids).logits[:, :-1].flatten(0, 1)
@@ -93,9 +101,9 @@ def test_running_text_is_learnt_in_every_token_but_the_first():
     assert record.rows == {"train": 4, "validation": 2, "left_out": 0}
     # Without numbers a hundred, or a tenth, are measured, and all others are trained on.
     longer = options.but(max_length=32)
-    train, apart = text_rows(start, tiny_tokenizer(), text, RowOptions(), longer)
+    train, apart = chunks(text, longer, RowOptions())
     assert len(apart) == (len(train) + len(apart)) // 10
-    assert len(text_rows(start, tiny_tokenizer(), text, RowOptions(), options)[1]) == 100
+    assert len(chunks(text, options, RowOptions())[1]) == 100
     with pytest.raises(InputError, match="max_length"):
         finetune(start, tiny_tokenizer(), train, options=settings(max_length=8))
 

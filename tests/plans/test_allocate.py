@@ -15,8 +15,14 @@ from helpers.artifact_samples import MODEL, make_scores
 from layerif.artifacts import LayerScores, ModelInfo, Plan
 from layerif.core.choices import Aggregation
 from layerif.errors import InputError
-from layerif.plans.allocate import allocate_experts, allocate_ranks, allocate_sparsity
+from layerif.plans.allocate import (
+    allocate,
+    allocate_experts,
+    allocate_ranks,
+    allocate_sparsity,
+)
 from layerif.plans.maps.scores import ConstantScoresError
+from layerif.plans.named import find_plan
 
 AGGREGATIONS = get_args(Aggregation)
 VECTOR = [0.3, 2.0, -1.0, 0.7, 1.1]
@@ -283,3 +289,25 @@ class TestEveryKind:
     def test_what_is_not_one_number_a_layer_is_refused(self, kind: str, scores: Any) -> None:
         with pytest.raises(InputError, match=r"^the scores "):
             ALLOCATE[kind](scores)
+
+
+@pytest.mark.parametrize(("kind", "total"), [("sparsity", 0.5), ("experts", 20), ("ranks", 20)])
+def test_shuffled_scores_give_the_same_levels_to_other_layers(kind, total):
+    scores = [3.0, 1.0, 4.0, 1.5, 9.0, 2.0]
+    options = {"smooth": False} if kind == "sparsity" else {}
+    plain = allocate(scores, kind, total, **options)
+    shuffled = allocate(scores, kind, total, shuffle=0, **options)
+    assert sorted(shuffled.allocation) == pytest.approx(sorted(plain.allocation))
+    assert shuffled.allocation != plain.allocation
+    assert shuffled.how["shuffle"] == 0
+    assert "shuffle" not in plain.how
+
+
+@pytest.mark.parametrize(("name", "place", "sign"), [("spare-first", 0, -1), ("prune-last", 5, 1)])
+def test_controls_move_one_layer_alone(name, place, sign):
+    scores = [3.0, 1.0, 4.0, 1.5, 9.0, 2.0]
+    (plan,) = find_plan(name, "sparsity").plans("sparsity", 0.5, lambda *_: scores)
+    others = [level for layer, level in enumerate(plan.allocation) if layer != place]
+    assert others == pytest.approx([others[0]] * 5)
+    assert plan.allocation[place] - others[0] == pytest.approx(sign * 0.2)
+    assert plan.realised_total == pytest.approx(0.5)

@@ -16,7 +16,7 @@ from layerif.finetuning.options import FinetuneOptions, PlannedOptions, RowOptio
 from layerif.model.options import PlacedModelOptions
 
 if TYPE_CHECKING:
-    from layerif.finetuning.rows import Rows
+    from layerif.data.rows import Rows
 
 
 @with_rules(Rule("append_eos", lambda v: bool(tasks_among(v)), "for tasks"))
@@ -58,13 +58,17 @@ def finetune(
     if isinstance(data, Task):  # refused before weights are loaded
         train, measured = rows.rows(data, how.seed)
 
-    from layerif.finetuning.rows import text_rows
+    from layerif.data.chunks import usable_length
+    from layerif.data.rows import text_rows
     from layerif.report.tables import finetuning_table
     from layerif.workflows.finetuning import finetune_into
 
     opened, tokenizer = model.open()
     if isinstance(data, Corpus):
-        train, measured = text_rows(opened, tokenizer, data, rows, how.part(FinetuneOptions))
+        length, (learnt, apart) = usable_length(opened, how.max_length), rows.wanted()
+        train, measured = text_rows(
+            tokenizer, data, length, train=learnt, validation=apart, seed=how.seed
+        )
     record = finetune_into(
         out,
         opened,

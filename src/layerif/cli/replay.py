@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,40 +109,80 @@ def replay(context: typer.Context, document: Document, changed: Mapping[str, Any
     Raises:
         FieldError: no such command or option, or a value that it does not take; with the line.
     """
-    from layerif.core.options import IdleOptionError
-
-    root = context.find_root().command
-    command, words = _command(context, root, document)
-    known = parameters(command)
-    written = {n: v for n, v in document.value.items() if n not in (COMMAND, *COMMAND_LINE_ONLY)}
-    if words[0] == "metric":
-        written.pop("name", None)
-    _check_written(document, written, known, words, trusted=bool(changed.get("trust_remote_code")))
+    call = Call.of(context, document, trusted=bool(changed.get("trust_remote_code")))
     for name in changed:
-        if name not in known:
+        if name not in call.known:
             raise FieldError(
-                f"{document.path} is a recipe of `layerif {' '.join(words)}`, which has no option "
+                f"{document.path} is a recipe of `layerif {call.name}`, which has no option "
                 f"--{name.replace('_', '-')}; leave it out"
             )
+    return call.run(context, changed)
 
-    def fault(name: str, why: object) -> FieldError:
-        if name in written:
-            return document.fault(f"{name}: {why}", name)
-        return FieldError(f"{document.path}: {why}")
 
-    try:
-        status = root.main(
-            [*words, *_arguments({**written, **changed}, known)],
-            prog_name="layerif",
-            standalone_mode=False,
-        )
-    except UsageError as error:
-        asked = getattr(error, "param", None)
-        name = next((n for n, p in known.items() if asked and p.name == asked.name), "")
-        raise fault(name, error.message or f"{name} is missing") from None
-    except IdleOptionError as error:
-        raise fault(error.option, error) from None
-    return status if isinstance(status, int) else 0
+@dataclass(frozen=True)
+class Call:
+    """A command, and the options that a recipe gives it.
+
+    Attributes:
+        document: the recipe, or the part of one.
+        name: of the command, in words.
+        known: its parameters, by their names in recipes.
+        written: the options, by the same names.
+    """
+
+    document: Document
+    name: str
+    known: Mapping[str, Any]
+    written: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, context: typer.Context, document: Document, *, trusted: bool) -> Call:
+        """What a recipe calls.
+
+        Args:
+            context: of the command that replays; its root is the command line.
+            document: the recipe.
+            trusted: whether code beside what it names may run.
+
+        Raises:
+            FieldError: no such command or option, or a value of a form that it does not take.
+        """
+        command, words = command_of(context, document)
+        known = parameters(command)
+        left_out = (COMMAND, *COMMAND_LINE_ONLY)
+        written = {n: v for n, v in document.value.items() if n not in left_out}
+        if words[0] == "metric":
+            written.pop("name", None)
+        _check_written(document, written, known, words, trusted=trusted)
+        return cls(document, " ".join(words), known, written)
+
+    def run(self, context: typer.Context, changed: Mapping[str, Any]) -> int:
+        """Run it, with other options in the place of its own; the exit status.
+
+        Raises:
+            FieldError: a value that it does not take; with the line.
+        """
+        from layerif.core.options import IdleOptionError
+
+        def fault(name: str, why: object) -> FieldError:
+            if name in self.written:
+                return self.document.fault(f"{name}: {why}", name)
+            return FieldError(f"{self.document.path}: {why}")
+
+        root: Any = context.find_root().command
+        try:
+            status = root.main(
+                [*self.name.split(), *_arguments({**self.written, **changed}, self.known)],
+                prog_name="layerif",
+                standalone_mode=False,
+            )
+        except UsageError as error:
+            asked = getattr(error, "param", None)
+            name = next((n for n, p in self.known.items() if asked and p.name == asked.name), "")
+            raise fault(name, error.message or f"{name} is missing") from None
+        except IdleOptionError as error:
+            raise fault(error.option, error) from None
+        return status if isinstance(status, int) else 0
 
 
 def _check_written(
@@ -195,9 +236,9 @@ def _arguments(values: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]
     return [*arguments, "--", *positional]
 
 
-def _command(context: Any, root: Any, document: Document) -> tuple[Any, list[str]]:
+def command_of(context: Any, document: Document) -> tuple[Any, list[str]]:
     """The command that a recipe names, and the words that call it."""
-    found = root
+    found: Any = context.find_root().command
     words = str(document.value[COMMAND]).split()
     if words == ["metric"] and "name" in document.value:  # as layerif 0.1 wrote it
         words.append(str(document.value["name"]))

@@ -12,6 +12,7 @@ from layerif.cli import options
 from layerif.cli.command import given, values
 from layerif.cli.output import emit, say
 from layerif.cli.replay import COMMAND, refuse_commanded, replay
+from layerif.cli.study import STEPS, follow
 from layerif.core.options import Options
 from layerif.errors import InputError
 
@@ -36,6 +37,7 @@ def init(
 def run(
     context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="YAML recipe to follow.")],
+    model: Annotated[str | None, typer.Option(help="Model, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, instead of the recipe's.")] = None,
     data_dir: options.DataDir = None,
     no_cache: options.NoCache = False,
@@ -46,7 +48,7 @@ def run(
     """Score, plan, prune, fine-tune and evaluate from one file, all plans side by side.
 
     Nothing finished is done twice, and a changed option redoes just what depends on it. A recipe
-    that another command wrote is replayed.
+    that another command wrote is replayed, and a study, a recipe with steps, runs several commands.
     """
     from layerif.workflows.document import Document
     from layerif.workflows.recipe import Recipe
@@ -54,17 +56,18 @@ def run(
     document = Document.read(recipe)
     if isinstance(document.value, dict):
         refuse_commanded(document)
-        if COMMAND in document.value:
-            said = given(context) - {"recipe"}
-            changed = {name: value for name, value in values(context).items() if name in said}
-            raise typer.Exit(replay(context, document, changed))
+        for key, followed_by in ((COMMAND, replay), (STEPS, follow)):
+            if key in document.value:
+                said = given(context) - {"recipe"}
+                changed = {name: value for name, value in values(context).items() if name in said}
+                raise typer.Exit(followed_by(context, document, changed))
     followed = Recipe.of(document)
     if overwrite:
         raise InputError(
             "--overwrite has no effect here: a run replaces the results of its own recipe, and "
             "nothing else; leave it out"
         )
-    placed = {"out": out, "data_dir": data_dir}
+    placed = {"model": model, "out": out, "data_dir": data_dir}
     followed = followed.model_copy(update={n: str(v) for n, v in placed.items() if v is not None})
     context.params["out"] = followed.out  # where an interrupted run has its results
 

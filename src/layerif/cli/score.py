@@ -10,19 +10,20 @@ import typer
 from layerif.cli import options
 from layerif.cli.derived import expanded
 from layerif.cli.replay import finish
-from layerif.data.options import SampleOptions, TaskOptions
+from layerif.data.options import LearntOptions, SampleOptions
 from layerif.influence.options import ScoreOptions
 from layerif.model.options import AdapterOptions, PlacedModelOptions
 
 if TYPE_CHECKING:
     from layerif.artifacts import LayerScores
+    from layerif.data.rows import Rows
 
 
 @expanded
 def score(
     context: typer.Context,
     model: PlacedModelOptions,
-    task: TaskOptions,
+    task: LearntOptions,
     out: options.RunFolder,
     samples: SampleOptions,
     adapter: AdapterOptions,
@@ -40,24 +41,39 @@ def score(
 ) -> None:
     """Measure the influence of training samples through each decoder layer.
 
-    Writes scores.json, influence.safetensors and a picture to the run folder, and recipe.yaml,
-    which replays it. Interrupted, the same command goes on where it was. `torchrun -m layerif score
-    ...` shares the work out over processes, which all have to see the run folder.
+    The loss of a sample is of its completion; of running text, in chunks of --max-length tokens, it
+    is of every token. Writes scores.json, influence.safetensors and a picture to the run folder,
+    and recipe.yaml, which replays it. Interrupted, the same command goes on where it was. `torchrun
+    -m layerif score ...` shares the work out over processes, which all have to see the run folder.
     """
     from layerif.artifacts import SCORES
     from layerif.core.checkpoint import check_out
+    from layerif.data import Corpus, Task
 
     how.check(adapter.adapter)
     check_out(out, SCORES, overwrite=overwrite)
     data = task.load(model.model, trust_remote_code=model.trust_remote_code)
-    train = samples.rows(data, "train", how.seed)
-    validation = samples.rows(data, "validation", how.seed)
+    train: Rows
+    validation: Rows
+    if isinstance(data, Task):  # refused before weights are loaded
+        train = samples.rows(data, "train", how.seed)
+        validation = samples.rows(data, "validation", how.seed)
 
+    from layerif.data.chunks import usable_length
+    from layerif.data.rows import text_rows
     from layerif.workflows.stages import score_into
 
+    opened, tokenizer = model.open(**adapter.values())
+    if isinstance(data, Corpus):
+        learnt, apart = samples.wanted("train"), samples.wanted("validation")
+        length = usable_length(opened, how.max_length)
+        train, validation = text_rows(
+            tokenizer, data, length, train=learnt, validation=apart, seed=how.seed
+        )
     scores = score_into(
         out,
-        *model.open(**adapter.values()),
+        opened,
+        tokenizer,
         data,
         train=train,
         validation=validation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -83,11 +84,11 @@ class TaskOptions(PromptOptions):
 
 
 class LearntOptions(PromptOptions):
-    """What is learnt."""
+    """A task, or running text."""
 
     task: Annotated[str, TASKS]
-    """A JSONL, CSV or parquet file, or a name; or a corpus or text file, all tokens of which are
-    learnt."""
+    """A JSONL, CSV or parquet file, or a name; or a corpus or text file, of which every token
+    counts."""
 
     def load(self, model: str, *, trust_remote_code: bool) -> Task | Corpus:
         """The task, with prompts for the model, or the text.
@@ -100,15 +101,28 @@ class LearntOptions(PromptOptions):
         return found
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How many rows.
+
+    Attributes:
+        count: None for all.
+        exactly: or else no more than there are; of validation rows a tenth of them.
+    """
+
+    count: int | None
+    exactly: bool = True
+
+
 class SampleOptions(Options):
     """How many rows of a task's splits are taken; left out, no more than there are."""
 
     title = "Data"
 
     train_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 200
-    """Training rows of the task."""
+    """Training rows of the task, or chunks of the text."""
     validation_samples: Annotated[int, Field(ge=1), GIVES_WAY] = 50
-    """Validation rows of the task."""
+    """Validation rows of the task, or chunks of the text."""
 
     def rows(self, task: Task, split: Split, seed: int) -> list[Example]:
         """Rows of a split, drawn by the seed."""
@@ -117,6 +131,11 @@ class SampleOptions(Options):
         if name in self.left_out():
             count = task.default(split, count)
         return task.sample(split, count, seed)
+
+    def wanted(self, split: Split) -> Wanted:
+        """How many chunks of running text stand for the rows of a split."""
+        name = f"{split}_samples"
+        return Wanted(getattr(self, name), exactly=name not in self.left_out())
 
 
 class ChunkOptions(Options):

@@ -15,11 +15,12 @@ from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
 from layerif.core.progress import note
 from layerif.data.batching import collate, pack
+from layerif.data.rows import Rows
 from layerif.errors import InputError
 from layerif.estimates import largest, note_memory
 from layerif.finetuning.batches import Batches
 from layerif.finetuning.options import FinetuneOptions
-from layerif.finetuning.rows import Rows, encoded, encoded_rows
+from layerif.finetuning.rows import encoded, encoded_rows
 from layerif.likelihood import token_losses
 from layerif.model.layers import find_decoder_layers, unwrapped
 from layerif.model.modes import as_found, evaluation_mode

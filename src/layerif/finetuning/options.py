@@ -9,6 +9,7 @@ from pydantic import Field
 
 from layerif.core.choices import Schedule
 from layerif.core.options import ADDED, GIVES_WAY, RESULTS_UNCHANGED, Options, Rule, Shown, Values
+from layerif.data.options import Wanted
 
 if TYPE_CHECKING:
     from layerif.data.base import Example, Task
@@ -166,3 +167,8 @@ class RowOptions(Options):
             task.sample("train", self.train_samples, seed),
             task.sample("validation", count, seed) if count else [],
         )
+
+    def wanted(self) -> tuple[Wanted, Wanted]:
+        """How many chunks of running text stand for training and validation rows."""
+        exactly = "validation_samples" not in self.left_out()
+        return Wanted(self.train_samples), Wanted(self.validation_samples, exactly)

@@ -1,50 +1,17 @@
-"""Rows to train on: a task's examples, or chunks of running text."""
+"""The rows of a training run as tokens, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from layerif.core import processes
-from layerif.data import Corpus, Example
 from layerif.data.batching import Encoded
-from layerif.data.chunks import cut, draw, usable_length
-from layerif.data.tokenizing import encode_samples
+from layerif.data.chunks import usable_length
+from layerif.data.rows import Rows, encode_rows
 from layerif.errors import InputError
-from layerif.finetuning.options import FinetuneOptions, RowOptions
+from layerif.finetuning.options import FinetuneOptions
 from layerif.model.checks import check_tokens
 from layerif.model.opening import Tokenizer
-
-# Examples, or texts that are tokens already.
-Rows = Sequence[Example] | Sequence[Encoded]
-# Where nothing is said, at most one chunk in so many is set apart.
-ONE_IN = 10
-
-
-def text_rows(
-    model: Any, tokenizer: Tokenizer, corpus: Corpus, wanted: RowOptions, options: FinetuneOptions
-) -> tuple[list[Encoded], list[Encoded]]:
-    """Chunks of a corpus to train on, and others to measure, of `max_length` tokens each.
-
-    They are of its calibration part, drawn by the seed. Validation takes no more than a tenth of
-    them where its number is not given.
-
-    Raises:
-        InputError: the text has too few.
-    """
-    length = usable_length(model, options.max_length)
-    chunks = cut(tokenizer, corpus.text("calibration"), length)
-    apart = wanted.validation_samples
-    if "validation_samples" in wanted.left_out():
-        apart = min(apart, len(chunks) // ONE_IN)
-    count = len(chunks) - apart if wanted.train_samples is None else wanted.train_samples
-    drawn = draw(chunks, apart + max(count, 1), options.seed)
-    train, measured = (
-        [replace(chunk, index=place) for place, chunk in enumerate(part)]
-        for part in (drawn[apart:], drawn[:apart])
-    )
-    return train, measured
 
 
 def encoded_rows(
@@ -87,13 +54,4 @@ def encoded(
         InputError: none fits, or a text is longer than the model has positions for.
     """
     length = usable_length(model, options.max_length)
-    texts = [row for row in rows if isinstance(row, Encoded)]
-    if not texts:
-        examples = [row for row in rows if isinstance(row, Example)]
-        return encode_samples(tokenizer, examples, length, what, end=options.append_eos)[0]
-    if (longest := max(len(text.input_ids) for text in texts)) > length:
-        raise InputError(
-            f"a {what} text has {longest} tokens, and max_length or the model's positions allow "
-            f"{length}; cut it shorter"
-        )
-    return texts
+    return encode_rows(tokenizer, rows, length, what, end=options.append_eos)[0]

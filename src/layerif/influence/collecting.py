@@ -10,8 +10,8 @@ import torch
 
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
-from layerif.data.base import Example
 from layerif.data.batching import Encoded
+from layerif.data.rows import Rows
 from layerif.errors import InputError
 from layerif.influence.keeping import Step, finished
 from layerif.influence.memory import choose
@@ -27,8 +27,8 @@ from layerif.model.opening import Tokenizer
 def collect(
     model: Any,
     tokenizer: Tokenizer,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Rows,
+    validation: Rows,
     *,
     options: CollectOptions,
     factors: bool = False,

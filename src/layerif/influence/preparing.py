@@ -20,10 +20,9 @@ from layerif.core import processes
 from layerif.core.checkpoint import Steps
 from layerif.core.choices import PaddingSide
 from layerif.core.progress import Advance, note, progress
-from layerif.data.base import Example
 from layerif.data.batching import Batch, Encoded, collate, pack
 from layerif.data.chunks import usable_length
-from layerif.data.tokenizing import encode_samples
+from layerif.data.rows import Rows, encode_rows
 from layerif.errors import InputError
 from layerif.estimates import Pass, largest, note_memory
 from layerif.influence.gradients import PerSampleGradients, frozen
@@ -179,8 +178,8 @@ class Prepared:
 def prepared(
     model: Any,
     tokenizer: Tokenizer,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Rows,
+    validation: Rows,
     options: CollectOptions,
     *,
     task: dict[str, Any] | None,
@@ -199,8 +198,8 @@ def prepared(
     subspace = kind.open(model, options)
     if options.warmup_steps and not kind.of_adapter:
         raise InputError("a warm-up fine-tunes the adapter of the subspace adapter; choose that")
-    train_items, dropped_train = encode_samples(tokenizer, train, length, "training")
-    own_items, dropped_validation = encode_samples(tokenizer, validation, length, "validation")
+    train_items, dropped_train = encode_rows(tokenizer, train, length, "training")
+    own_items, dropped_validation = encode_rows(tokenizer, validation, length, "validation")
     warm: Any = nullcontext(subspace)
     if options.warmup_steps:
         lora = FreshLora(options.rank, options.alpha, options.seed)

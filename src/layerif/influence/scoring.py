@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from layerif.artifacts import LayerScores
@@ -11,7 +10,7 @@ from layerif.artifacts.gradients import ROWS_FILE
 from layerif.core.checkpoint import NO_STEPS, Steps
 from layerif.core.options import takes
 from layerif.core.processes import is_first
-from layerif.data.base import Example
+from layerif.data.rows import Rows
 from layerif.influence.collecting import collected
 from layerif.influence.estimators.registry import ESTIMATORS
 from layerif.influence.memory import choose
@@ -26,8 +25,8 @@ from layerif.model.opening import Tokenizer
 def score(
     model: Any,
     tokenizer: Tokenizer,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Rows,
+    validation: Rows,
     *,
     options: ScoreOptions,
     task: dict[str, Any] | None = None,

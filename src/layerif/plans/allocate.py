@@ -76,6 +76,7 @@ def allocate(
     # Layers without a projection have no part in it.
     held = (sizes > 0) | (rules.every_layer and not modules)
     vector, sizes = vector[held], sizes[held]
+    vector = _shuffled(vector, options.shuffle if chosen.scored else None, how)
     uniform = chosen.scored and options.on_constant == "uniform"
     if uniform and positions(vector, "direct", "uniform") is None:
         name, chosen = "uniform", rules.maps["uniform"]  # recorded as what was done
@@ -172,6 +173,16 @@ def note_cautions(plan: Plan) -> None:
         note(caution)
 
 
+def _shuffled(
+    vector: NDArray[np.float64], seed: int | None, how: dict[str, Any]
+) -> NDArray[np.float64]:
+    """The scores in another order, which the record then says; as they are without a seed."""
+    if seed is None:
+        return vector
+    how["shuffle"] = seed
+    return np.random.default_rng(seed).permutation(vector)
+
+
 def _own(rules: PlanKind, options: MapOptions) -> dict[str, Any]:
     """The options that the map takes; what is None is the map's own.
 
@@ -179,8 +190,10 @@ def _own(rules: PlanKind, options: MapOptions) -> dict[str, Any]:
         InputError: an option without a default of its own, which belongs to other maps, is given.
     """
     usual = rules.maps[options.map].options
-    for name, field in type(options).model_fields.items():
-        if name not in usual and field.default is None and getattr(options, name) is not None:
+    of_maps = type(options).model_fields.keys() - MapOptions.model_fields.keys()
+    for name in sorted(of_maps - usual.keys()):
+        default = type(options).model_fields[name].default
+        if default is None and getattr(options, name) is not None:
             takers = [n for n, each in rules.maps.items() if name in each.options]
             raise InputError(
                 f"{name} is for the maps {', '.join(takers)}; the map {options.map} takes "

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from layerif.core.choices import Orientation
 from layerif.core.registry import Registry
 from layerif.errors import InputError
@@ -19,6 +21,7 @@ from layerif.errors import InputError
 if TYPE_CHECKING:
     from layerif.artifacts import Plan
     from layerif.plans.allocate import Scores
+    from layerif.plans.maps.scores import FloatArray
 
 # Makes the scores of a metric, from its name (None: scores have no effect) and its options.
 Scorer = Callable[[str | None, Mapping[str, Any]], "Scores"]
@@ -118,6 +121,22 @@ class NamedPlan:
 EVOLUTION = NamedPlan("evolution", searched={"strategy": "evolution"}, rival=True)
 
 
+def _layerif(**options: Any) -> NamedPlan:
+    return NamedPlan(
+        "layerif", INFLUENCE, options, tuned="epsilon", orientations=("direct", "inverse")
+    )
+
+
+def _spare_first(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
+    """Fewer zeros in the first layer, by a fraction of its weights, and as many in all others."""
+    return -by * (np.arange(len(scores)) == 0)
+
+
+def _prune_last(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
+    """More zeros in the last layer, by a fraction of its weights, and as many in all others."""
+    return by * (np.arange(len(scores)) == len(scores) - 1)
+
+
 def _mola(digits: str) -> NamedPlan:
     return NamedPlan("mola", options={"shape": [int(digit) for digit in digits]})
 
@@ -137,10 +156,11 @@ PLANS: dict[str, Registry[NamedPlan]] = {
         "sparsity plan",
         {
             "uniform": NamedPlan("uniform"),
-            # LayerIF (arXiv 2505.23811).
-            "layerif": NamedPlan(
-                "layerif", INFLUENCE, tuned="epsilon", orientations=("direct", "inverse")
-            ),
+            # LayerIF (arXiv 2505.23811): of positive influence, its other two ways, and a control.
+            "layerif": _layerif(),
+            "layerif-all": _layerif(aggregate="all"),
+            "layerif-top": _layerif(aggregate="top"),
+            "layerif-shuffled": _layerif(shuffle=0),
             # AlphaPruning (arXiv 2410.10912).
             "alphapruning": NamedPlan(
                 "layerif", "pl_alpha", {"smooth": False}, title="AlphaPruning", tuned="epsilon"
@@ -156,6 +176,9 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             # DLP (arXiv 2505.23807).
             "dlp": NamedPlan("dlp", "dlp", title="DLP", tuned="lam"),
             "random": NamedPlan("layerif", "random", {"smooth": False}, tuned="epsilon"),
+            # What LayerIF's published plans of two 7B models come to, without any scores.
+            "spare-first": NamedPlan(_spare_first, tuned="by"),
+            "prune-last": NamedPlan(_prune_last, tuned="by"),
             # At the operating point.
             "marginal": NamedPlan("marginal", searched={"strategy": "marginal"}),
             # From one pass on the model as it was; and moved from there.
@@ -193,6 +216,9 @@ PLANS: dict[str, Registry[NamedPlan]] = {
         {
             "uniform": NamedPlan("uniform"),
             "layerif": NamedPlan("power", INFLUENCE),
+            "layerif-all": NamedPlan("power", INFLUENCE, {"aggregate": "all"}),
+            "layerif-top": NamedPlan("power", INFLUENCE, {"aggregate": "top"}),
+            "layerif-shuffled": NamedPlan("power", INFLUENCE, {"shuffle": 0}),
             # AlphaLoRA (arXiv 2410.10054): the alphas as they are, to its authors' power.
             "alphalora": NamedPlan("power", "pl_alpha", {"beta": 2.5, "normalise": "none"}),
             # MoLA (arXiv 2402.08562).

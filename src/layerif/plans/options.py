@@ -38,6 +38,8 @@ class MapOptions(Options):
     """How a layer's influences become one score."""
     on_constant: OnConstant = "error"
     """What scores that are all equal give."""
+    shuffle: Annotated[int | None, Field(ge=0)] = None
+    """Seed by which layers exchange their scores first: a control, of as uneven a plan."""
 
 
 class SparsityMapOptions(MapOptions):
@@ -57,7 +59,7 @@ class SparsityMapOptions(MapOptions):
         ),
         Rule("lam", lambda v: v["map"] in ("owl", "dlp"), "with {map} owl or dlp"),
         Rule(
-            "orientation on_constant",
+            "orientation on_constant shuffle",
             lambda v: v["map"] in ("layerif", "owl", "dlp"),
             "with {map} layerif, owl or dlp",
         ),
@@ -91,7 +93,7 @@ class CountsMapOptions(MapOptions):
             "for scores of influence with {map} power",
         ),
         Rule(
-            "beta orientation normalise compat on_constant",
+            "beta orientation normalise compat on_constant shuffle",
             lambda v: v["map"] == "power",
             "with {map} power",
         ),
@@ -121,7 +123,11 @@ class BitsMapOptions(MapOptions):
             lambda v: v["map"] == "linear" and of_influence(v),
             "for scores of influence with {map} linear",
         ),
-        Rule("spread orientation on_constant", lambda v: v["map"] == "linear", "with {map} linear"),
+        Rule(
+            "spread orientation on_constant shuffle",
+            lambda v: v["map"] == "linear",
+            "with {map} linear",
+        ),
     )
 
     map: BitsMap = "linear"
@@ -143,7 +149,11 @@ class DepthMapOptions(MapOptions):
             lambda v: v["map"] == "highest" and of_influence(v),
             "for scores of influence with {map} highest",
         ),
-        Rule("orientation on_constant", lambda v: v["map"] == "highest", "with {map} highest"),
+        Rule(
+            "orientation on_constant shuffle",
+            lambda v: v["map"] == "highest",
+            "with {map} highest",
+        ),
     )
 
     map: DepthMap = "highest"

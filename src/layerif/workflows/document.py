@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Document:
     path: Path
     value: Any
     _node: yaml.Node | None
+    _line: int = 1
 
     @classmethod
     def read(cls, path: Path) -> Document:
@@ -35,13 +36,28 @@ class Document:
         value, node = read_yaml(path, "a recipe in YAML")
         return cls(path, value, node)
 
+    def of(self, value: Any) -> Document:
+        """Another value, for that of the same place."""
+        return replace(self, value=value)
+
+    def at(self, *path: int | str) -> Document:
+        """The part of it that lies at a path of keys and indices."""
+        value = self.value
+        for part in path:
+            value = value[part]
+        return Document(self.path, value, *self._found(path))
+
     def fault(self, message: str, *path: int | str) -> FieldError:
         """An error about what lies at a path of keys and indices, with file and line."""
         return FieldError(f"{self.path}, line {self.line(*path)}: {message}")
 
     def line(self, *path: int | str) -> int:
         """The line of the deepest node on a path of keys and indices, from 1."""
-        node, line = self._node, 1
+        return self._found(path)[1]
+
+    def _found(self, path: tuple[int | str, ...]) -> tuple[yaml.Node | None, int]:
+        """The deepest node on a path, and its line."""
+        node, line = self._node, self._line
         for part in path:
             if isinstance(node, yaml.MappingNode):
                 found = [(key, child) for key, child in node.value if key.value == part]
@@ -51,4 +67,4 @@ class Document:
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
                 node = node.value[part]
                 line = node.start_mark.line + 1
-        return line
+        return node, line

@@ -10,9 +10,9 @@ from layerif.core.checkpoint import Steps
 from layerif.core.files import new_folder, write_text
 from layerif.core.processes import is_first
 from layerif.data import Corpus, Task
+from layerif.data.rows import Rows
 from layerif.finetuning.finetune import finetune, routing_on
 from layerif.finetuning.options import FinetuneOptions
-from layerif.finetuning.rows import Rows
 from layerif.model.modes import as_found
 from layerif.model.opening import Tokenizer
 from layerif.model.quiet import quiet_transformers

@@ -22,8 +22,8 @@ from layerif.errors import InputError
 
 if TYPE_CHECKING:
     from layerif.data import Corpus, Task
+    from layerif.data.rows import Rows
     from layerif.evaluation.options import EvaluateOptions
-    from layerif.finetuning.rows import Rows
     from layerif.model.opening import Tokenizer
 
 # What opens models and texts is imported where it is used: `layerif solve` does without.

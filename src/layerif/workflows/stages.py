@@ -41,6 +41,7 @@ from layerif.core.processes import is_first
 from layerif.core.progress import note
 from layerif.core.record import versions
 from layerif.data import Corpus, Example, SelfText, Task
+from layerif.data.rows import Rows
 from layerif.errors import InputError
 from layerif.evaluation.evaluate import evaluate
 from layerif.evaluation.harness import HarnessTasks, harness_results
@@ -79,10 +80,10 @@ def score_into(  # noqa: PLR0913  # where to, the model, what on, the options
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
-    task: Task,
+    task: Task | Corpus,
     *,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Rows,
+    validation: Rows,
     options: ScoreOptions,
     keep_gradients: bool = False,
     overwrite: bool = False,

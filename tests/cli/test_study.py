@@ -1,0 +1,103 @@
+"""Studies: several commands from one recipe, with one model and one folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from layerif.artifacts import LayerScores, Plan
+
+STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+
+
+def study(tmp_path, model, text, **more):
+    few = {"train_samples": 6, "validation_samples": 3, "rank": 2}
+    value = {
+        "model": str(model),
+        "out": str(tmp_path / "run"),
+        "seed": 3,
+        "steps": [
+            {"command": "score", "task": "agreement", "out": "{out}/scores", **few},
+            {
+                "command": "allocate sparsity",
+                "model": None,
+                "scores": "{out}/scores",
+                "sparsity": 0.5,
+                "out": "{out}/plan.json",
+            },
+            {
+                "command": "prune",
+                "plan": "{out}/plan.json",
+                "method": "magnitude",
+                "seed": None,
+                "out": "{out}/pruned",
+            },
+            {
+                "command": "evaluate",
+                "model": "{out}/pruned",
+                "tasks": [str(text)],
+                "context_length": 32,
+                "out": "{out}/results.json",
+            },
+        ],
+        **more,
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(value))
+    return path
+
+
+def test_steps_share_what_stands_beside_them_and_are_found_again(layerif, model, text, tmp_path):
+    path = study(tmp_path, model, text)
+    status, _, err = layerif("run", path)
+    assert status == 0, err
+    run = tmp_path / "run"
+    assert LayerScores.load(run / "scores").record.seed == 3
+    assert Plan.load(run / "plan.json").total == 0.5
+    results = json.loads((run / "results.json").read_text())
+    assert results["model"]["name"] == str(run / "pruned")
+    assert "step 4 of 4: layerif evaluate" in err
+    status, _, err = layerif("run", path, "--out", run)
+    assert status == 0, err
+    assert err.count("nothing is done again") >= 3
+
+
+def test_another_model_and_folder_take_the_places_of_the_studys(layerif, model, text, tmp_path):
+    path = study(tmp_path, "there-is-none", text)
+    status, _, err = layerif("run", path, "--model", model, "--out", tmp_path / "other")
+    assert status == 0, err
+    assert (tmp_path / "other" / "pruned").is_dir()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": []}, ["line", "list"]),
+        ({"steps": [{"task": "mrpc"}]}, ["line", "command"]),
+        ({"steps": [{"command": "scores", "task": "mrpc"}]}, ["line", "scores"]),
+        ({"steps": [{"command": "score", "tusk": "mrpc"}]}, ["line", "tusk"]),
+        ({"steps": [{"command": "prune", "overwrite": True}]}, ["line", "--overwrite"]),
+        ({"dtyp": "bfloat16"}, ["dtyp"]),
+        ({"out": None}, ["out"]),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line_before_the_first_step(
+    layerif, model, text, tmp_path, change, words
+):
+    status, _, err = layerif("run", study(tmp_path, model, text, **change))
+    assert status == 2
+    assert all(word in err for word in words), err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_of_the_project_is_legal_as_far_as_its_data(layerif, path, tmp_path):
+    """Its steps and options are, so that what is refused is the folder without data."""
+    status, _, err = layerif("run", path, "--out", tmp_path / "run", "--data-dir", tmp_path)
+    assert status == 2
+    assert "step 1 of" in err, err
+    assert str(tmp_path) in err, err
