@@ -54,7 +54,7 @@ IDLE = [
     (SEARCH, "--style alpaca --overwrite"),
     (f"{SEARCH} --target agreement", "--style alpaca"),
     (
-        f"{SEARCH} --strategy evolution --evaluations 9",
+        f"{SEARCH} --strategy evolution --evaluations 9 --start uniform",
         "--rounds 5 --delta 0.05 --eta 0.06 --tokens 4096",
     ),
     (f"{DEPTH} --strategy greedy", "--tokens 2048 --candidates 4"),
@@ -63,7 +63,10 @@ IDLE = [
         "allocate depth vector.json --total 2 --map last",
         "--orientation direct --on-constant error --aggregate positive",
     ),
-    ("allocate bits vector.json --bits 4 --map uniform", "--spread 1 --on-constant error"),
+    (
+        "allocate bits vector.json --bits 4 --map uniform",
+        "--spread 1 --on-constant error --shuffle 0",
+    ),
     (SPARSITY.format("vector.json"), "--aggregate positive --trust-remote-code --overwrite"),
     (SPARSITY.format("vector.json --map owl"), "--epsilon 0.1 --smooth"),
     (SPARSITY.format("vector.json --map dlp"), "--epsilon 0.1 --no-smooth"),
@@ -87,7 +90,7 @@ IDLE = [
     ),
     (f"{BITS} --map uniform", "--spread 1 --orientation direct --on-constant error"),
     (f"{SEARCH} --strategy quadratic", "--start uniform"),
-    (SEARCH, "--criterion diagonal"),
+    (f"{SEARCH} --start uniform", "--criterion diagonal"),
     ("search bits --model no/such/model --bits 3 --method rtn", "--column-order given"),
     ("search bits --model no/such/model --bits 3 --symmetric", "--offset minimum"),
     (f"{QUANTIZE} --symmetric", "--offset minimum"),
@@ -129,7 +132,7 @@ IDLE = [
     ),
     (
         f"{COMPARE.format('sparsity')} --sparsity 0.5 --tasks python-docs",
-        "--scoring likelihood",
+        "--scoring likelihood --evolution-seconds 600",
     ),
     (
         f"{COMPARE.format('experts')} --total 9 --task agreement --max-steps 3",

@@ -115,7 +115,8 @@ def test_evolution_works_for_every_pruner_and_granularity(method, granularity):
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_cut_short_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, method):
     model = trained_model()
-    whole = searched(model, 0.6, evaluations=100, method=method)
+    how = {"evaluations": 100, "method": method, "start": "uniform"}
+    whole = searched(model, 0.6, **how)
     saved, save = [], Steps.save
 
     def cut_short(self, step, tensors):
@@ -126,9 +127,9 @@ def test_cut_short_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, method):
 
     monkeypatch.setattr(Steps, "save", cut_short)
     with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "plan", WANTED) as steps:
-        searched(model, 0.6, evaluations=100, method=method, steps=steps)
+        searched(model, 0.6, **how, steps=steps)
     with resumable(tmp_path / "plan", WANTED) as steps:
-        resumed = searched(model, 0.6, evaluations=100, method=method, steps=steps)
+        resumed = searched(model, 0.6, **how, steps=steps)
     assert resumed.modules == whole.modules
     traces = [[{**each, "seconds": 0} for each in p.how["trace"]] for p in (whole, resumed)]
     assert traces[0] == traces[1]

@@ -206,7 +206,21 @@ def test_a_search_may_start_from_it():
     moved = search_plan(trained_model(), 0.5, start="quadratic", rounds=1, **options)
     (start, _) = moved.how["rounds"]
     assert start["held_out_loss"] == pytest.approx(first.how["rounds"][1]["held_out_loss"])
-    assert "start" not in SearchOptions().recorded()
+    assert SearchOptions().start == SearchOptions().recorded()["start"] == "quadratic"
+
+
+def test_a_search_begins_from_the_uniform_plan_where_the_question_misleads(monkeypatch):
+    """Zeros where the question would have them least: worse than the uniform plan."""
+    solved = SparsityKind.solved
+    monkeypatch.setattr(
+        SparsityKind, "solved", lambda self, losses: 2 * self.total - solved(self, losses)
+    )
+    options = {"tokenizer": tiny_tokenizer(), "calibration": corpus(), "held_out_tokens": 512}
+    plan = search_plan(trained_model(), 0.5, rounds=2, **SEARCH | {"tokens": 256} | options)
+    misled, uniform, *later = plan.how["rounds"]
+    assert misled["held_out_loss"] > uniform["held_out_loss"] > later[0]["held_out_loss"]
+    assert plan.how["best_round"] > 0
+    assert plan.realised_total == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("criterion", ["diagonal", "token", "first", "local"])

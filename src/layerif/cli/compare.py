@@ -144,7 +144,7 @@ def sparsity(
     measuring: ComparedOptions,
     plans: Annotated[
         str, typer.Option(help=f"With commas: {', '.join(PLANS['sparsity'].names())}.")
-    ] = "alphapruning,owl,dlp,marginal",
+    ] = "alphapruning,owl,dlp,quadratic-marginal",
     scores: InfluenceScores = None,
     as_json: options.Json = False,
 ) -> None:

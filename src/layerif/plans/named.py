@@ -118,7 +118,9 @@ class NamedPlan:
 
 
 # Random moves in the manner of EvoPress (arXiv 2410.14649), judged by forward passes alone.
-EVOLUTION = NamedPlan("evolution", searched={"strategy": "evolution"}, rival=True)
+EVOLUTION = NamedPlan(
+    "evolution", searched={"strategy": "evolution", "start": "uniform"}, rival=True
+)
 
 
 def _layerif(**options: Any) -> NamedPlan:
@@ -180,7 +182,9 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             "spare-first": NamedPlan(_spare_first, tuned="by"),
             "prune-last": NamedPlan(_prune_last, tuned="by"),
             # At the operating point.
-            "marginal": NamedPlan("marginal", searched={"strategy": "marginal"}),
+            "marginal": NamedPlan(
+                "marginal", searched={"strategy": "marginal", "start": "uniform"}
+            ),
             # From one pass on the model as it was; and moved from there.
             "quadratic": NamedPlan("quadratic", searched={"strategy": "quadratic"}),
             "quadratic-marginal": NamedPlan(

@@ -135,6 +135,8 @@ class SearchOptions(StrategyOptions):
     """How the model is compressed during the search; choose the method that the plan is for."""
     granularity: Granularity = "projection"
     """What gets a level of its own."""
+    start: Start = "quadratic"
+    """The plan that the strategy starts from: all alike, or the one of the quadratic question."""
     below: Distance = 0.25
     """How far a level may lie below the total."""
     above: Distance = 0.2

@@ -14,7 +14,7 @@ from layerif.core.progress import note, progress
 from layerif.data.batching import Encoded
 from layerif.search.base import Found, Kind, Search, State, Strategy
 from layerif.search.quadratic import started
-from layerif.search.texts import tokens_of
+from layerif.search.texts import tokens_of, up_to
 
 # The step shrinks by this from round to round, and by half where a round made things worse.
 DECAY = 0.8
@@ -62,23 +62,35 @@ def rounds(search: Search) -> Found:
 
     Each round compresses the model and takes the predicted change of the loss per unit of budget of
     each unit; the next one moves the plan by it. A round that does not lower the loss is taken back
-    and tried with half the step. The best round is the plan.
+    and tried with half the step. The best round is the plan. Where the plan of the quadratic
+    question is worse than the uniform one, the second round begins from that.
     """
     options, kind = search.options, search.kind
     lots = search.texts.rounds(options.rounds, options.tokens)
     done: list[Round] = []
     etas = [0.0]
-    bar = math.inf
+    best, bar = None, math.inf
+    began = time.perf_counter()
     state, setbacks, shrunk = started(search), 0, 1.0
+    asking = time.perf_counter() - began
+    uniform = None
+    if options.start == "quadratic":
+        uniform = _round(search, "uniform", kind.start(), None, bar)
+        bar = uniform.held_out_loss
+        note(f"uniform: held-out loss {bar:.4f}")
     with progress("influence at the operating point", len(lots) + 1) as advance:
         for number, items in enumerate([*lots, None]):
             current = _round(search, f"round-{number:03d}", state, items, bar)
             done.append(current)
             advance()
-            change = f", step {etas[number]:.4f}" if number else ""
+            change = f", step {etas[number]:.4f}" if etas[number] else ""
             note(f"round {number}: held-out loss {current.held_out_loss:.4f}{change}")
             if current.held_out_loss < bar:
                 best, bar, setbacks = current, current.held_out_loss, 0
+            elif best is None:
+                state, bar = kind.start(), math.inf
+                etas.append(0.0)
+                continue
             else:
                 setbacks, shrunk = setbacks + 1, shrunk * SETBACK
             if items is None or setbacks == PATIENCE or best.gradient is None:
@@ -88,7 +100,9 @@ def rounds(search: Search) -> Found:
             if np.array_equal(state, best.state):
                 break
             etas.append(eta)
-    return Found(best.state, _record(search, done, etas, lots))
+    assert best is not None
+    how = _record(search, done, etas, lots)
+    return Found(best.state, how if uniform is None else _with_start(search, how, uniform, asking))
 
 
 def _round(
@@ -139,6 +153,19 @@ def _record(
         },
         "seconds": round(sum(each.seconds for each in done), 3),
     }
+
+
+def _with_start(
+    search: Search, how: dict[str, Any], uniform: Round, asking: float
+) -> dict[str, Any]:
+    """The record of rounds with what came before them: the question, and the uniform plan."""
+    texts, tokens = search.texts, dict(how["tokens"])
+    tokens["calibration"] += 2 * tokens_of(texts.calibration)
+    tokens["held_out"] += tokens_of(texts.held_out)
+    tokens["gradient"] += tokens_of(up_to(texts.pool, search.options.tokens))
+    seconds = round(how["seconds"] + uniform.seconds + asking, 3)
+    loss = {"held_out_loss": uniform.held_out_loss}
+    return how | {"uniform": loss, "tokens": tokens, "seconds": seconds}
 
 
 def move(state: State, gradient: State, kind: Kind, eta: float) -> State:
