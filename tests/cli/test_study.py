@@ -73,6 +73,30 @@ def test_another_model_and_folder_take_the_places_of_the_studys(layerif, model, 
     assert not (tmp_path / "run").exists()
 
 
+def test_an_option_is_set_for_one_run(layerif, model, text, tmp_path):
+    path = study(tmp_path, model, text)
+    status, _, err = layerif("run", path, "--set", "seed=4", "--set", "dtype=bfloat16")
+    assert status == 0, err
+    record = LayerScores.load(tmp_path / "run" / "scores").record
+    assert (record.seed, record.setting.dtype) == (4, "bfloat16")
+    for said, word in [("seed", "NAME=VALUE"), ("score.seed=1", "stage"), ("seed=[", "YAML")]:
+        status, _, err = layerif("run", path, "--set", said)
+        assert status == 2
+        assert word in err
+    # Of a recipe of stages, and of a single command.
+    (recipe := tmp_path / "recipe.yaml").write_text(
+        "{model: none, out: run, score: {task: agreement}, sparsity: {target: 0.5}, prune: {}, "
+        "evaluate: {tasks: [agreement]}}"
+    )
+    status, _, err = layerif("run", recipe, "--set", "score.rank=-3")
+    assert status == 2
+    assert "rank" in err
+    again = tmp_path / "run" / "scores" / "recipe.yaml"
+    status, _, err = layerif("run", again, "--set", "seed=5", "--out", tmp_path / "other")
+    assert status == 0, err
+    assert LayerScores.load(tmp_path / "other").record.seed == 5
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

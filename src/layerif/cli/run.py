@@ -40,6 +40,15 @@ def run(
     model: Annotated[str | None, typer.Option(help="Model, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, instead of the recipe's.")] = None,
     data_dir: options.DataDir = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Another value for an option of the recipe, such as seed=1, or score.seed=1 for "
+            "that of a stage; repeat for several.",
+        ),
+    ] = None,
     no_cache: options.NoCache = False,
     trust_remote_code: options.TrustRemoteCode = False,
     overwrite: options.Overwrite = False,
@@ -54,11 +63,13 @@ def run(
     from layerif.workflows.recipe import Recipe
 
     document = Document.read(recipe)
+    for change in changes or ():
+        document = document.with_option(change)
     if isinstance(document.value, dict):
         refuse_commanded(document)
         for key, followed_by in ((COMMAND, replay), (STEPS, follow)):
             if key in document.value:
-                said = given(context) - {"recipe"}
+                said = given(context) - {"recipe", "set"}
                 changed = {name: value for name, value in values(context).items() if name in said}
                 raise typer.Exit(followed_by(context, document, changed))
     followed = Recipe.of(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from layerif.core.files import read_yaml
-from layerif.errors import FieldError
+from layerif.errors import FieldError, InputError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,31 @@ class Document:
     def of(self, value: Any) -> Document:
         """Another value, for that of the same place."""
         return replace(self, value=value)
+
+    def with_option(self, said: str) -> Document:
+        """The same with another value for an option.
+
+        Args:
+            said: NAME=VALUE, the value in YAML; an option of a stage is STAGE.NAME.
+
+        Raises:
+            InputError: it is not of that form, or the file holds no stage of that name.
+        """
+        name, equals, text = said.partition("=")
+        *stages, last = name.split(".")
+        if not equals or not all((*stages, last)):
+            raise InputError(f"{said!r} is not NAME=VALUE, as in seed=1 or sparsity.target=0.6")
+        try:
+            new = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"the value of {said!r} is not YAML: {error}") from None
+        value = place = deepcopy(self.value)
+        for stage in stages:
+            place = place.get(stage) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise InputError(f"{self.path} has no stage {'.'.join(stages)!r} to set {last} in")
+        place[last] = new
+        return self.of(value)
 
     def at(self, *path: int | str) -> Document:
         """The part of it that lies at a path of keys and indices."""

@@ -1,0 +1,91 @@
+"""Are profiles of influence those of their task? From two scorings of each, by other samples.
+
+    layerif run studies/profiles.yaml
+    layerif run studies/profiles.yaml --set seed=1 --out runs/profiles-again
+    python benchmarks/profiles.py runs/profiles runs/profiles-again --out docs/results/profiles.json
+
+The two draw other samples, and other LoRA matrices. Said for each aggregation are Spearman's
+correlations over layers between the two profiles of a task, and between those of different tasks;
+and how often, among all ways to pair the tasks of one run with those of the other, the mean over
+pairs is as high as that of the true pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from layerif.artifacts import LayerScores
+from layerif.core.choices import Aggregation
+from layerif.core.files import read_json, write_json
+
+ORDERS = 100_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs=2, type=Path, help="folders of the study, by two seeds")
+    parser.add_argument("--machine", default="", help="what they were made on")
+    parser.add_argument("--out", type=Path, help="JSON file to add the figures to")
+    options = parser.parse_args()
+    tasks = sorted(p.parent.name for p in options.runs[0].glob("*/scores.json"))
+    scores = [[LayerScores.load(run / task) for task in tasks] for run in options.runs]
+    first = scores[0][0]
+    name = f"{first.model.name}, {first.record.estimator}"
+    found = {
+        "machine": options.machine,
+        "train_samples": first.record.train_samples,
+        "validation_samples": first.record.validation_samples,
+        "tasks": tasks,
+        "profiles": {
+            task: {a: rounded(own.aggregate(a)) for a in get_args(Aggregation)}
+            for task, own in zip(tasks, scores[0], strict=True)
+        },
+        "reliability": {a: reliability(tasks, scores, a) for a in get_args(Aggregation)},
+    }
+    for aggregation, figures in found["reliability"].items():
+        print(
+            f"{name}, {aggregation}: the same task {figures['same']:.3f}, others "
+            f"{figures['others']:.3f}, p {figures['p']:.2g}"
+        )
+    if options.out is not None:
+        kept = read_json(options.out, "figures") if options.out.is_file() else {}
+        write_json(options.out, kept | {name: found})
+
+
+def reliability(
+    tasks: list[str], scores: list[list[LayerScores]], aggregation: Aggregation
+) -> dict[str, Any]:
+    """How alike two profiles of one task are, and those of different tasks."""
+    ranks = [np.array([rankdata(s.aggregate(aggregation)) for s in run]) for run in scores]
+    count = len(tasks)
+    table = np.corrcoef(np.concatenate(ranks))[:count, count:]  # (first run's tasks, the other's)
+    apart = table[~np.eye(count, dtype=bool)]
+    return {
+        "same": float(np.trace(table)) / count,
+        "others": float(apart.mean()),
+        "p": by_chance(table),
+        "of_tasks": dict(zip(tasks, rounded(np.diag(table)), strict=True)),
+    }
+
+
+def by_chance(table: NDArray[np.float64]) -> float:
+    """How often pairs drawn at random agree as well as the true ones."""
+    generator, places = np.random.default_rng(0), np.arange(len(table))
+    orders = generator.permuted(np.tile(places, (ORDERS, 1)), axis=1)
+    drawn = table[places, orders].sum(1)
+    return float(1 + (drawn >= np.trace(table) - 1e-12).sum()) / (1 + ORDERS)
+
+
+def rounded(values: NDArray[np.float64]) -> list[float]:
+    """To six digits, as data is kept."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+if __name__ == "__main__":
+    main()
