@@ -4,9 +4,9 @@ A folder that `layerif compare sparsity`, `bits` or `depth` has written becomes 
 each place in a document that names such a file gets its table:
 
     python benchmarks/result_tables.py runs/bits --out docs/results/bits.json --machine "two cores"
-    python benchmarks/result_tables.py --render docs/results.md
+    python benchmarks/result_tables.py --render docs/results/bits-and-depth.md
 
-A place is a line `<!-- table: results/bits.json -->`, by the path from the document, and all up to
+A place is a line `<!-- table: bits.json -->`, by the path from the document, and all up to
 the line `<!-- end of table -->`.
 """
 

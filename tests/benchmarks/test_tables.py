@@ -11,7 +11,7 @@ import pytest
 from layerif.core.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DOCUMENTS = [path for path in (ROOT / "docs").glob("*.md") if "<!-- table:" in path.read_text()]
+DOCUMENTS = [path for path in (ROOT / "docs").rglob("*.md") if "<!-- table:" in path.read_text()]
 
 
 @pytest.fixture(scope="module")
