@@ -11,6 +11,8 @@ from helpers.marginal_models import corpus
 from helpers.scoring import measure
 from helpers.tiny import tiny_model, tiny_tokenizer
 from layerif.artifacts import Comparisons, Plan, Results
+from layerif.compress.held import HeldModel
+from layerif.compress.pruning.options import PruneOptions
 from layerif.compress.pruning.runner import prune
 from layerif.data import load_corpus
 from layerif.data.chunks import cut, draw
@@ -21,7 +23,7 @@ from layerif.evaluation.statistics import holm
 from layerif.model.opening import open_model
 from layerif.plans.maps.sparsity import OWL_LAMBDA
 from layerif.plans.named import PLANS, find_plan
-from layerif.workflows.compare_models import beside, compare_models
+from layerif.workflows.compare_models import beside, compare_models, compressions
 from layerif.workflows.options import SparsityStudy
 
 TRIES = 2
@@ -288,3 +290,25 @@ def test_an_evolutionary_search_is_a_rival_with_seconds_of_its_own(layerif, mode
     status, _, err = layerif(*asked(model, text, out, "owl"), "--evolution-seconds", 1)
     assert status == 2
     assert "evolution" in err
+
+
+@pytest.mark.parametrize("name", ["owl", "quadratic", "marginal", "quadratic-marginal"])
+def test_how_often_a_plan_compresses_is_known_beforehand(monkeypatch, tmp_path, name):
+    study = SparsityStudy(
+        sparsity=0.5, context_length=32, calibration_samples=4, held_out_tokens=64, tries=2
+    )
+    counted = []
+
+    def counting(function):
+        def called(*given, **options):
+            counted.append(function.__name__)
+            return function(*given, **options)
+
+        return called
+
+    monkeypatch.setattr(HeldModel, "at", counting(HeldModel.at))
+    spent = {"sparsity": (counting(prune), PruneOptions)}
+    monkeypatch.setattr("layerif.workflows.compare_models.SPENT", spent)
+    on = {"calibration": corpus(), "on": [corpus()], "options": EvaluateOptions(context_length=32)}
+    compare_models(tmp_path / "run", tiny_model(), tiny_tokenizer(), [name], study, **on)
+    assert len(counted) == compressions("uniform", study) + compressions(name, study)

@@ -105,7 +105,7 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
         results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
         tuning: dict[str, Any] = {}
         # How often each compresses: for its tries, and to be measured.
-        runs = dict.fromkeys(("uniform", *names), study.tries + 1) | {"uniform": 2}
+        runs = {n: compressions(n, study) for n in dict.fromkeys(("uniform", *names))}
         with progress("plans, by times compressed", sum(runs.values()), bar=False) as advance:
             for name, times in runs.items():
                 plan, tuning[name] = bench.best(name, influence)
@@ -157,6 +157,19 @@ def _held_out(tokenizer: Tokenizer, study: ModelStudy, calibration: Corpus) -> l
     wanted = -(-study.held_out_tokens // study.context_length)
     drawn = draw(chunks, study.calibration_samples + wanted, study.seed)
     return drawn[study.calibration_samples :]
+
+
+def compressions(name: str, study: ModelStudy) -> int:
+    """How often a plan's tries compress the model, its measurement counted.
+
+    Of a search by random moves, which goes by seconds, as for one of rounds.
+    """
+    named, tries = find_plan(name, study.kind), study.tries
+    if named.searched is None:
+        return len(named.tries(study.kind, tries)) + 1
+    if named.searched["strategy"] == "quadratic":
+        return 4  # for the question, the uniform plan, and its own
+    return tries + 2 + 2 * (named.searched.get("start") == "quadratic")
 
 
 def beside(losses: Mapping[str, float], kind: str) -> list[tuple[str, str]]:
