@@ -2,7 +2,8 @@
 
     layerif run studies/profiles.yaml
     layerif run studies/profiles.yaml --set seed=1 --out runs/profiles-again
-    python benchmarks/profiles.py runs/profiles runs/profiles-again --out docs/results/profiles.json
+    python benchmarks/profiles.py runs/profiles runs/profiles-again --out profiles.json
+    python benchmarks/profiles.py --out profiles.json --picture docs/images/profiles.svg
 
 The two draw other samples, and other LoRA matrices. Said for each aggregation are Spearman's
 correlations over layers between the two profiles of a task, and between those of different tasks;
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
@@ -29,10 +32,22 @@ ORDERS = 100_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs=2, type=Path, help="folders of the study, by two seeds")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of the study, by two seeds")
     parser.add_argument("--machine", default="", help="what they were made on")
-    parser.add_argument("--out", type=Path, help="JSON file to add the figures to")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to add the figures to")
+    parser.add_argument("--picture", type=Path, help="draw what the file holds")
     options = parser.parse_args()
+    kept = read_json(options.out, "figures") if options.out.is_file() else {}
+    if options.runs:
+        name, found = compared(options)
+        kept = kept | {name: found}
+        write_json(options.out, kept)
+    if options.picture is not None:
+        draw(kept, options.picture)
+
+
+def compared(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Two runs of the study: the model and the estimator, and their figures."""
     tasks = sorted(p.parent.name for p in options.runs[0].glob("*/scores.json"))
     scores = [[LayerScores.load(run / task) for task in tasks] for run in options.runs]
     first = scores[0][0]
@@ -53,9 +68,7 @@ def main() -> None:
             f"{name}, {aggregation}: the same task {figures['same']:.3f}, others "
             f"{figures['others']:.3f}, p {figures['p']:.2g}"
         )
-    if options.out is not None:
-        kept = read_json(options.out, "figures") if options.out.is_file() else {}
-        write_json(options.out, kept | {name: found})
+    return name, found
 
 
 def reliability(
@@ -72,6 +85,23 @@ def reliability(
         "p": by_chance(table),
         "of_tasks": dict(zip(tasks, rounded(np.diag(table)), strict=True)),
     }
+
+
+def draw(kept: dict[str, Any], path: Path) -> None:
+    """For each model and estimator the profiles of all tasks, each from 0 to 1."""
+    figure = Figure(figsize=(9, 2.8 * len(kept)), layout="constrained")
+    for axes, (name, found) in zip(np.ravel(figure.subplots(len(kept))), kept.items(), strict=True):
+        for place, task in enumerate(found["tasks"]):
+            profile = np.array(found["profiles"][task]["positive"])
+            low, high = profile.min(), profile.max()
+            colour = colormaps["tab10"](place % 10)
+            axes.plot((profile - low) / (high - low), ".-", label=task, color=colour, linewidth=1)
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_ylabel("positive influence")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("decoder layer")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(path)
 
 
 def by_chance(table: NDArray[np.float64]) -> float:
