@@ -16,6 +16,7 @@ from layerif.artifacts import MANIFEST_FILE, Manifest, Plan
 from layerif.compress.figures import relative
 from layerif.compress.pruning.saving import save_pruned
 from layerif.compress.pruning.wanda import wanda_mask
+from layerif.compress.saving import save_tokenizer
 from layerif.data.chunks import cut, draw
 from layerif.errors import InputError, NumericalError
 from layerif.model.layers import find_decoder_layers
@@ -96,6 +97,28 @@ def test_a_saved_model_opens_with_plain_transformers(tmp_path):
     assert AutoTokenizer.from_pretrained(folder)("ab")["input_ids"] == [67, 68]
     assert Manifest.load(folder / MANIFEST_FILE) == manifest
     assert [p.name for p in tmp_path.iterdir()] == ["pruned"], "nothing is left beside it"
+
+
+def test_the_sentencepiece_model_of_a_folder_comes_along(tmp_path, monkeypatch):
+    """llama.cpp's converter needs it; transformers neither reads nor writes it."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    own, cached = tmp_path / "own", tmp_path / "cache" / "models--somebody--tiny"
+    for folder in (own, cached / "snapshots" / "0123"):
+        tiny_tokenizer().save_pretrained(folder)
+        (folder / "tokenizer.model").write_bytes(folder.name.encode())
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123")
+    names = {str(own): b"own", "somebody/tiny": b"0123", "somebody/else": None, "no id": None}
+    for name, content in names.items():
+        tokenizer = tiny_tokenizer()
+        tokenizer.name_or_path = name
+        place = tmp_path / "saved" / name.replace("/", "_")
+        place.mkdir(parents=True)
+        save_tokenizer(tokenizer, place)
+        found = place / "tokenizer.model"
+        assert (found.read_bytes() if found.exists() else None) == content, name
+        assert (place / "tokenizer.json").is_file()
 
 
 def test_saving_that_fails_leaves_the_old_folder(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -13,10 +14,14 @@ from layerif.artifacts import CARD_FILE, MANIFEST_FILE
 from layerif.core.files import Kind, new_folder, write_text
 from layerif.core.record import JsonArtifact
 from layerif.errors import NumericalError
+from layerif.model.hub import file_of
 from layerif.model.opening import Tokenizer
 from layerif.model.peft_adapters import refuse_adapted
 from layerif.model.precision import stored_precision, word_of
 from layerif.model.quiet import quiet_transformers
+
+# Of SentencePiece.
+VOCABULARY = "tokenizer.model"
 
 
 def write_model(
@@ -40,9 +45,21 @@ def write_model(
     """
     with quiet_transformers(), new_folder(Path(folder), kind) as part:
         (save or model.save_pretrained)(part)
-        tokenizer.save_pretrained(part)
+        save_tokenizer(tokenizer, part)
         manifest.save(part / MANIFEST_FILE)
         write_text(part / CARD_FILE, card)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer's files, and the SentencePiece model that it came with.
+
+    transformers reads `tokenizer.json` and leaves the other out, but llama.cpp's converter takes
+    the text for another tokenizer's where it is missing.
+    """
+    tokenizer.save_pretrained(folder)
+    found = file_of(tokenizer.name_or_path, VOCABULARY)
+    if found is not None and not (folder / VOCABULARY).exists():
+        copyfile(found, folder / VOCABULARY)
 
 
 @contextmanager

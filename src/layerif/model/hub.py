@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -73,3 +79,20 @@ def cached_folder(name: str) -> Path | None:
     """Where the local cache of the hub has the files of a model."""
     config = try_to_load_from_cache(name, constants.CONFIG_NAME)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def file_of(name: str, file: str) -> Path | None:
+    """One file of a model that is a folder or on the hub; None where it has none, or none is seen.
+
+    As for `hub_source`, the hub is asked once, without retries, where the local cache lacks it.
+    """
+    if (folder := Path(name)).is_dir():
+        return folder / file if (folder / file).is_file() else None
+    try:
+        validate_repo_id(name)
+        if isinstance(kept := try_to_load_from_cache(name, file), str):
+            return Path(kept)
+        get_hf_file_metadata(hf_hub_url(name, file), timeout=TIMEOUT)
+        return Path(hf_hub_download(name, file))
+    except Exception:  # the client's own errors differ by its version
+        return None
