@@ -53,17 +53,19 @@ def test_a_recipe_does_it_all_and_is_not_done_twice(layerif, model, text, tmp_pa
 
 
 def test_other_plans_are_measured_beside(layerif, model, text, tmp_path):
-    beside = {"target": 0.5, "beside": ["owl", "marginal"], "rounds": 1, "round_tokens": 64}
-    path = recipe(model, text, tmp_path, sparsity=beside)
+    beside = {"target": 0.5, "beside": ["owl", "marginal", "evolution", "layerif-top"]}
+    few = {"rounds": 1, "round_tokens": 64, "evolution_seconds": 0.5}
+    path = recipe(model, text, tmp_path, sparsity=beside | few)
     status, out, err = layerif("run", path)
     assert status == 0, err
     run = tmp_path / "run"
-    order = ["dense", "uniform", "OWL", "marginal", "LayerIF"]
+    order = ["dense", "uniform", "OWL", "marginal", "evolution", "layerif-top", "LayerIF"]
     assert [
         word for line in out.splitlines() for word in line.split()[:1] if word in order
     ] == order
     found = Comparisons.load(run / "comparison.json").comparisons
-    assert {c.model for c in found} == {"OWL", "marginal", "LayerIF"}
+    assert {c.model for c in found} == {*order[2:]}
+    assert Plan.load(run / "layerif-top.json").how["aggregate"] == "top"
     assert MetricScores.load(run / "outlier_ratio.json").metric == "outlier_ratio"
     how = Plan.load(run / "owl.json").how
     assert (how["map"], how["lam"], how["orientation"]) == ("owl", 0.08, "inverse")

@@ -190,6 +190,7 @@ class _Run:
                 options=stage.part(SearchOptions).but(
                     **named.searched,
                     rounds=sparsity.rounds,
+                    seconds=sparsity.evolution_seconds,
                     tokens=sparsity.round_tokens,
                     held_out_tokens=sparsity.round_tokens,
                 ),

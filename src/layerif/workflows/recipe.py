@@ -70,6 +70,11 @@ class SparsityStage(Options):
             ),
             "where marginal is in {beside}",
         ),
+        Rule(
+            "evolution_seconds",
+            lambda v: "evolution" in v["beside"],
+            "where evolution is in {beside}",
+        ),
     )
 
     target: float = Field(ge=0, le=1)
@@ -88,6 +93,8 @@ class SparsityStage(Options):
     """Rounds of the plan marginal, each a pruning and a backward pass."""
     round_tokens: int = Field(8192, ge=1)
     """Tokens of each round's gradient, and held out to judge it."""
+    evolution_seconds: float = Field(600, gt=0)
+    """Seconds of the search for the plan evolution."""
 
     @field_validator("beside")
     @classmethod
