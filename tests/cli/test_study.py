@@ -13,6 +13,9 @@ from layerif.artifacts import LayerScores, Plan
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
 
+SCORED = {"command": "score", "task": "agreement", "out": "{out}/scores"}
+
+
 def study(tmp_path, model, text, **more):
     few = {"train_samples": 6, "validation_samples": 3, "rank": 2}
     value = {
@@ -73,6 +76,26 @@ def test_another_model_and_folder_take_the_places_of_the_studys(layerif, model, 
     assert not (tmp_path / "run").exists()
 
 
+def test_the_folder_may_be_named_beside_the_steps_too(layerif, model, text, tmp_path):
+    few = {"train_samples": 6, "validation_samples": 3, "rank": 2}
+    plan = {"command": "allocate sparsity", "model": None, "out": "{out}/plan.json"}
+    steps = [{**SCORED, **few}, {**plan, "sparsity": 0.5}]
+    path = study(tmp_path, model, text, scores="{out}/scores", steps=steps)
+    status, _, err = layerif("run", path)
+    assert status == 0, err
+    assert Plan.load(tmp_path / "run" / "plan.json").total == 0.5
+    status, _, err = layerif("run", path, "--json")
+    assert status == 2
+    assert "--json" in err
+    status, _, err = layerif("run", path, "--set", "steps=[{command: score}, {command: doctr}]")
+    assert status == 2
+    assert "doctr" in err
+    more = "steps=[{command: score}, {command: score}, {command: doctr}]"
+    status, _, err = layerif("run", path, "--set", more)
+    assert status == 2
+    assert "doctr" in err
+
+
 def test_an_option_is_set_for_one_run(layerif, model, text, tmp_path):
     path = study(tmp_path, model, text)
     status, _, err = layerif("run", path, "--set", "seed=4", "--set", "dtype=bfloat16")
@@ -107,6 +130,11 @@ def test_an_option_is_set_for_one_run(layerif, model, text, tmp_path):
         ({"steps": [{"command": "prune", "overwrite": True}]}, ["line", "--overwrite"]),
         ({"dtyp": "bfloat16"}, ["dtyp"]),
         ({"out": None}, ["out"]),
+        ({"out": ""}, ["line", "out"]),
+        ({"steps": [SCORED, {"command": "score", "task": "mrpc"}]}, ["line 8", "score", "out"]),
+        ({"steps": [{**SCORED, "tolerance": 0.1}]}, ["line", "tolerance"]),
+        ({"steps": [{**SCORED, "model": "m", "seed": 1}]}, ["line", "no step takes"]),
+        ({"steps": [{"command": "clean", "folder": "{out}"}]}, ["line", "clean"]),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line_before_the_first_step(

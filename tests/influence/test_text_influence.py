@@ -15,6 +15,8 @@ from layerif.data.options import SampleOptions
 from layerif.data.rows import text_rows
 from layerif.errors import InputError
 
+TEXT = corpus().text("calibration")
+
 
 def chunks(length, **counts):
     options = SampleOptions(**counts)
@@ -43,6 +45,8 @@ def test_a_chunk_counts_like_a_sample_of_the_same_tokens(estimator):
 def test_counts_give_way_to_what_there_is_only_where_they_were_not_given():
     train, validation = chunks(128)
     assert len(validation) == (len(train) + len(validation)) // 10
+    # Of nine chunks one is measured on, as a tenth of them would be none.
+    assert [len(part) for part in chunks(len(tiny_tokenizer()(TEXT)["input_ids"]) // 9)] == [8, 1]
     with pytest.raises(InputError):
         chunks(32, train_samples=10**6)
     with pytest.raises(InputError, match="max_length"):

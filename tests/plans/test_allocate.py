@@ -311,3 +311,4 @@ def test_controls_move_one_layer_alone(name, place, sign):
     assert others == pytest.approx([others[0]] * 5)
     assert plan.allocation[place] - others[0] == pytest.approx(sign * 0.2)
     assert plan.realised_total == pytest.approx(0.5)
+    assert plan.how == {"map": name.replace("-", "_"), "by": 0.2}

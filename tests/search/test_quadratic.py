@@ -13,6 +13,7 @@ from helpers.searching import SEARCH
 from helpers.tiny import float64_tolerance, tiny_model, tiny_tokenizer
 from layerif.data.batching import collate
 from layerif.data.chunks import cut, draw
+from layerif.errors import InputError
 from layerif.likelihood import token_losses
 from layerif.model.layers import find_decoder_layers
 from layerif.search.bits import BitsKind
@@ -207,6 +208,22 @@ def test_a_search_may_start_from_it():
     (start, _) = moved.how["rounds"]
     assert start["held_out_loss"] == pytest.approx(first.how["rounds"][1]["held_out_loss"])
     assert SearchOptions().start == SearchOptions().recorded()["start"] == "quadratic"
+
+
+def test_a_plan_of_before_is_not_taken_for_one_that_falls_back():
+    """What has an effect on a plan says so, beside the option's own name."""
+    assert SearchOptions(start="quadratic").effective()["start"] != "quadratic"
+    assert SearchOptions(start="uniform").effective()["start"] == "uniform"
+    assert "start" not in SearchOptions(strategy="quadratic").effective()
+
+
+def test_a_kind_that_has_no_levels_to_ask_at_is_refused_by_name(monkeypatch):
+    monkeypatch.delattr(SparsityKind, "asked")
+    options = {"tokenizer": tiny_tokenizer(), "calibration": corpus(), "held_out_tokens": 512}
+    options |= SEARCH | {"tokens": 256, "rounds": 1}
+    with pytest.raises(InputError, match="uniform"):
+        search_plan(trained_model(), 0.5, **options)
+    assert search_plan(trained_model(), 0.5, **options, start="uniform").total == 0.5
 
 
 def test_a_search_begins_from_the_uniform_plan_where_the_question_misleads(monkeypatch):

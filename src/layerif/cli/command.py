@@ -31,8 +31,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            put_preset(ctx)
-            _refuse_idle(ctx)
+            prepare(ctx)
             return super().invoke(ctx)
         except LayerifError as error:
             if not isinstance(error, FieldError):
@@ -68,6 +67,12 @@ def given(context: Any) -> set[str]:
 def rules_of(context: Any) -> Sequence[Any]:
     """When the options of a command have an effect."""
     return getattr(context.command.callback, "rules", ())
+
+
+def prepare(context: Any) -> None:
+    """Put a preset under what was given, and refuse an option that has no effect."""
+    put_preset(context)
+    _refuse_idle(context)
 
 
 def put_preset(context: Any) -> None:

@@ -8,14 +8,15 @@ nowhere else. What may destroy or run code is said on the command line alone.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layerif.cli.command import given, parameters, rules_of, values
+from layerif.cli.command import given, parameters, prepare, rules_of, values
 from layerif.cli.output import emit
 from layerif.core.options import GIVES_WAY, idle
 from layerif.core.processes import is_first
@@ -126,12 +127,14 @@ class Call:
     Attributes:
         document: the recipe, or the part of one.
         name: of the command, in words.
+        command: itself.
         known: its parameters, by their names in recipes.
         written: the options, by the same names.
     """
 
     document: Document
     name: str
+    command: Any
     known: Mapping[str, Any]
     written: Mapping[str, Any]
 
@@ -154,7 +157,17 @@ class Call:
         if words[0] == "metric":
             written.pop("name", None)
         _check_written(document, written, known, words, trusted=trusted)
-        return cls(document, " ".join(words), known, written)
+        return cls(document, " ".join(words), command, known, written)
+
+    def check(self, context: typer.Context, changed: Mapping[str, Any]) -> None:
+        """Refuse what is missing, malformed or without effect, and run nothing.
+
+        Raises:
+            FieldError: something is; with the line.
+        """
+        words = _arguments({**self.written, **changed}, self.known)
+        with self._faults():
+            prepare(self.command.make_context(self.name, words, parent=context.find_root()))
 
     def run(self, context: typer.Context, changed: Mapping[str, Any]) -> int:
         """Run it, with other options in the place of its own; the exit status.
@@ -162,27 +175,33 @@ class Call:
         Raises:
             FieldError: a value that it does not take; with the line.
         """
-        from layerif.core.options import IdleOptionError
-
-        def fault(name: str, why: object) -> FieldError:
-            if name in self.written:
-                return self.document.fault(f"{name}: {why}", name)
-            return FieldError(f"{self.document.path}: {why}")
-
         root: Any = context.find_root().command
-        try:
+        with self._faults():
             status = root.main(
                 [*self.name.split(), *_arguments({**self.written, **changed}, self.known)],
                 prog_name="layerif",
                 standalone_mode=False,
             )
+        return status if isinstance(status, int) else 0
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """What a command line would be refused with inside, as an error of the recipe."""
+        from layerif.core.options import IdleOptionError
+
+        def fault(name: str, why: object) -> FieldError:
+            if name in self.written:
+                return self.document.fault(f"{name}: {why}", name)
+            return self.document.fault(f"`layerif {self.name}`: {why}")
+
+        try:
+            yield
         except UsageError as error:
             asked = getattr(error, "param", None)
             name = next((n for n, p in self.known.items() if asked and p.name == asked.name), "")
             raise fault(name, error.message or f"{name} is missing") from None
         except IdleOptionError as error:
             raise fault(error.option, error) from None
-        return status if isinstance(status, int) else 0
 
 
 def _check_written(
@@ -250,7 +269,7 @@ def command_of(context: Any, document: Document) -> tuple[Any, list[str]]:
                 f"there is no command {called}; known here: {', '.join(names) or 'none'}", COMMAND
             )
         found = found.get_command(context, word)
-    if hasattr(found, "list_commands") or words == ["run"]:
+    if hasattr(found, "list_commands") or words in (["run"], ["clean"]):
         raise document.fault(f"{called} is not a command that a recipe can replay", COMMAND)
     return found, words
 

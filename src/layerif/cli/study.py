@@ -14,6 +14,7 @@ an interrupted study goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,6 +22,7 @@ import typer
 from layerif.cli.command import parameters
 from layerif.cli.replay import COMMAND, Call, command_of, refuse_commanded
 from layerif.core.progress import note
+from layerif.errors import FieldError
 
 if TYPE_CHECKING:
     from layerif.workflows.document import Document
@@ -41,13 +43,15 @@ def follow(context: typer.Context, document: Document, changed: Mapping[str, Any
         The exit status of the last command that ran.
 
     Raises:
-        FieldError: a step or an option is not what it must be, before the first step runs; with
-            the line.
+        FieldError: there is no such command or option, one is missing or has no effect, before the
+            first step runs; or a value that a command does not take, when it runs. With the line.
     """
     shared = {n: v for n, v in document.value.items() if n != STEPS}
     out = changed.get("out", shared.get("out"))
-    if out is None:
-        raise document.fault("a study needs out, the folder that its steps write to")
+    if not isinstance(out, str | Path) or not str(out).strip():
+        raise document.fault("a study needs out, the folder that its steps write to", "out")
+    if "json" in changed:
+        raise FieldError(f"{document.path} is a study of several commands; leave out --json")
     steps = document.value[STEPS]
     if not isinstance(steps, list) or not steps:
         raise document.fault("steps are a list of commands, each with its options", STEPS)
@@ -57,16 +61,19 @@ def follow(context: typer.Context, document: Document, changed: Mapping[str, Any
         if not isinstance(step, dict) or COMMAND not in step:
             raise own.fault("a step is a command with its options, as in {command: score, ...}")
         refuse_commanded(own)
-        known = {*parameters(command_of(context, own)[0])} - {"out"}
+        known = {*parameters(command_of(context, own)[0])} - {"out", *step}
         unused -= known
         general = {n: v for n, v in shared.items() if n in known}
-        said = {n: _placed(v, str(out)) for n, v in step.items()}
-        over = {n: v for n, v in changed.items() if n in known and n not in step}
+        said = {n: _placed(v, str(out)) for n, v in {**general, **step}.items()}
+        over = {n: v for n, v in changed.items() if n in known}
         trusted = bool(changed.get("trust_remote_code"))
-        calls.append((Call.of(context, own.of({**general, **said}), trusted=trusted), over))
+        calls.append((Call.of(context, own.of(said), trusted=trusted), over))
     if unused:
         name = min(unused)
-        raise document.fault(f"no step takes {name}; leave it out", name)
+        typed = f"--{name.replace('_', '-')}" if name in changed else name
+        raise document.fault(f"no step takes {typed} from beside the steps; leave it out", name)
+    for call, over in calls:
+        call.check(context, over)
     for number, (call, over) in enumerate(calls, start=1):
         note(f"step {number} of {len(calls)}: layerif {call.name}")
         if status := call.run(context, over):

@@ -108,10 +108,12 @@ class Wanted:
     Attributes:
         count: None for all.
         exactly: or else no more than there are; of validation rows a tenth of them.
+        least: that a tenth comes to.
     """
 
     count: int | None
     exactly: bool = True
+    least: int = 0
 
 
 class SampleOptions(Options):
@@ -135,7 +137,7 @@ class SampleOptions(Options):
     def wanted(self, split: Split) -> Wanted:
         """How many chunks of running text stand for the rows of a split."""
         name = f"{split}_samples"
-        return Wanted(getattr(self, name), exactly=name not in self.left_out())
+        return Wanted(getattr(self, name), exactly=name not in self.left_out(), least=1)
 
 
 class ChunkOptions(Options):

@@ -33,7 +33,7 @@ def text_rows(
     chunks = cut(tokenizer, corpus.text("calibration"), length)
     apart = validation.count or 0
     if not validation.exactly:
-        apart = min(apart, len(chunks) // ONE_IN)
+        apart = min(apart, max(validation.least, len(chunks) // ONE_IN))
     count = left = max(len(chunks) - apart, 1)
     if train.count is not None:
         count = train.count if train.exactly else min(train.count, left)

@@ -114,6 +114,8 @@ class NamedPlan:
             allocate(scores(self.metric, of_metric), kind, total, **of_map)
             for of_metric, of_map in self.tries(kind, tries)
         ]
+        if self.metric is None:  # whatever stood in for scores is not recorded
+            made = [p.model_copy(update={"how": _without_scores(p.how)}) for p in made]
         return [self.made_into(plan, rank) for plan in made] if self.made_into else made
 
 
@@ -129,14 +131,19 @@ def _layerif(**options: Any) -> NamedPlan:
     )
 
 
-def _spare_first(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
+def spare_first(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
     """Fewer zeros in the first layer, by a fraction of its weights, and as many in all others."""
     return -by * (np.arange(len(scores)) == 0)
 
 
-def _prune_last(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
+def prune_last(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
     """More zeros in the last layer, by a fraction of its weights, and as many in all others."""
     return by * (np.arange(len(scores)) == len(scores) - 1)
+
+
+def _without_scores(how: Mapping[str, Any]) -> dict[str, Any]:
+    scored = ("metric", "options", "aggregate", "estimator", "task")
+    return {name: value for name, value in how.items() if name not in scored}
 
 
 def _mola(digits: str) -> NamedPlan:
@@ -179,8 +186,8 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             "dlp": NamedPlan("dlp", "dlp", title="DLP", tuned="lam"),
             "random": NamedPlan("layerif", "random", {"smooth": False}, tuned="epsilon"),
             # What LayerIF's published plans of two 7B models come to, without any scores.
-            "spare-first": NamedPlan(_spare_first, tuned="by"),
-            "prune-last": NamedPlan(_prune_last, tuned="by"),
+            "spare-first": NamedPlan(spare_first, tuned="by"),
+            "prune-last": NamedPlan(prune_last, tuned="by"),
             # At the operating point.
             "marginal": NamedPlan(
                 "marginal", searched={"strategy": "marginal", "start": "uniform"}

@@ -39,7 +39,7 @@ class MapOptions(Options):
     on_constant: OnConstant = "error"
     """What scores that are all equal give."""
     shuffle: Annotated[int | None, Field(ge=0)] = None
-    """Seed by which layers exchange their scores first: a control, of as uneven a plan."""
+    """Seed by which layers exchange their scores first, as a control."""
 
 
 class SparsityMapOptions(MapOptions):

@@ -119,7 +119,10 @@ class StrategyOptions(ChunkOptions):
     def effective(self) -> dict[str, object]:
         """The options that have an effect on the plan, by name."""
         without = idle(self.rules, self.values())
-        return {name: value for name, value in self.recorded().items() if name not in without}
+        found = {name: value for name, value in self.recorded().items() if name not in without}
+        if self.strategy == "marginal" and self.start == "quadratic":
+            found["start"] = "quadratic, or uniform where that is better"
+        return found
 
 
 class SearchOptions(StrategyOptions):

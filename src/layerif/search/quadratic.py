@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from layerif.compress.compressor import Change
 from layerif.core.progress import note, progress
 from layerif.data.batching import Batch, Encoded, collate, pack
+from layerif.errors import InputError
 from layerif.influence.estimators.factored import FactoredGradients
 from layerif.model.layers import find_decoder_layers
 from layerif.search.base import Found, Search, State, Strategy
@@ -107,6 +108,11 @@ def squares_of(values: torch.Tensor) -> torch.Tensor:
 
 def dense_plan(search: Search) -> State:
     """The state of least predicted loss, asked of the model as it was."""
+    if not hasattr(search.kind, "asked"):
+        raise InputError(
+            "this kind of budget does not say which levels the quadratic question is asked at; "
+            "start='uniform' with the strategy marginal or evolution needs none"
+        )
     kept = search.steps.load(STEP)
     if kept is None:
         kind, options = search.kind, search.options

@@ -40,7 +40,7 @@ def search_plan(
 ) -> Plan:
     """Search for the plan whose compressed model has the lowest loss on held-out text.
 
-    From the uniform plan on, by the strategy of `options`. The model is left as before. With
+    By the strategy of `options`, from the plan that they say. The model is left as before. With
     the strategy marginal, or a limit in evaluations, the plan depends on the seed alone; with a
     limit in seconds on the machine as well.
 
@@ -83,7 +83,10 @@ def search_plan(
         collate(items, device=device).inputs
         for items in pack(texts.calibration, options.batch_tokens, model)
     ]
-    kept = strategy.held * sum(projection.weight.nbytes for projection in layers.projections)
+    held = strategy.held
+    if options.start == "quadratic":
+        held = max(held, STRATEGIES.find("quadratic").held)
+    kept = held * sum(projection.weight.nbytes for projection in layers.projections)
     note_memory(model, "the search", strategy.passes, options.batch_tokens, kept=kept)
     with COMPRESSORS.find(kind)(model, layers, batches, options) as compressor:
         found = strategy.run(Search(model, units, compressor, texts, options, steps))

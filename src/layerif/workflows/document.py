@@ -90,7 +90,13 @@ class Document:
                 if not found:
                     break
                 line, node = found[0][0].start_mark.line + 1, found[0][1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            elif (
+                isinstance(node, yaml.SequenceNode)
+                and isinstance(part, int)
+                and part < len(node.value)
+            ):
                 node = node.value[part]
                 line = node.start_mark.line + 1
+            else:  # not as the file has it
+                break
         return node, line

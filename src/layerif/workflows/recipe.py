@@ -68,7 +68,7 @@ class SparsityStage(Options):
             lambda v: any(
                 plan.searched is not None for plan in plans_among(v["beside"], "sparsity")
             ),
-            "where marginal is in {beside}",
+            "where a plan that is searched for, such as marginal, is in {beside}",
         ),
         Rule(
             "evolution_seconds",
