@@ -48,7 +48,8 @@ def main() -> None:
 
 def compared(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Two runs of the study: the model and the estimator, and their figures."""
-    tasks = sorted(p.parent.name for p in options.runs[0].glob("*/scores.json"))
+    done = [{p.parent.name for p in run.glob("*/scores.json")} for run in options.runs]
+    tasks = sorted(done[0] & done[1])
     scores = [[LayerScores.load(run / task) for task in tasks] for run in options.runs]
     first = scores[0][0]
     name = f"{first.model.name}, {first.record.estimator}"
