@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -28,6 +28,8 @@ from layerif.core.choices import Aggregation
 from layerif.core.files import read_json, write_json
 
 ORDERS = 100_000
+# The paper's.
+AGGREGATIONS: tuple[Aggregation, ...] = ("all", "positive", "top")
 
 
 def main() -> None:
@@ -59,10 +61,10 @@ def compared(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "validation_samples": first.record.validation_samples,
         "tasks": tasks,
         "profiles": {
-            task: {a: rounded(own.aggregate(a)) for a in get_args(Aggregation)}
+            task: {a: rounded(own.aggregate(a)) for a in AGGREGATIONS}
             for task, own in zip(tasks, scores[0], strict=True)
         },
-        "reliability": {a: reliability(tasks, scores, a) for a in get_args(Aggregation)},
+        "reliability": {a: reliability(tasks, scores, a) for a in AGGREGATIONS},
     }
     for aggregation, figures in found["reliability"].items():
         print(
