@@ -1,11 +1,11 @@
-"""Are profiles of influence those of their task? From two scorings of each, by other samples.
+"""Are profiles of influence those of their task? From two scorings of each, by samples drawn anew.
 
     layerif run studies/profiles.yaml
     layerif run studies/profiles.yaml --set seed=1 --out runs/profiles-again
     python benchmarks/profiles.py runs/profiles runs/profiles-again --out profiles.json
     python benchmarks/profiles.py --out profiles.json --picture docs/images/profiles.svg
 
-The two draw other samples, and other LoRA matrices. Said for each aggregation are Spearman's
+The two draw samples anew, and other LoRA matrices. Said for each aggregation are Spearman's
 correlations over layers between the two profiles of a task, and between those of different tasks;
 and how often, among all ways to pair the tasks of one run with those of the other, the mean over
 pairs is as high as that of the true pairs.
