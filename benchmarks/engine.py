@@ -7,7 +7,7 @@ of the first windows of WikiText-2's test text, by the engine and by transformer
 rates of generating are taken in turn, one after the other, on one thread.
 
     python benchmarks/engine.py --data-dir DIR --model smollm2 --bits bits.json --depth depth.json \
-        --out docs/data/engine.json
+        --out docs/results/engine.json
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Are profiles of influence those of their task? From two scorings of each, by samples drawn anew.
+"""Do layer profiles of influence depend on the task? Two scorings of each task are compared.
 
     layerif run studies/profiles.yaml
     layerif run studies/profiles.yaml --set seed=1 --out runs/profiles-again
     python benchmarks/profiles.py runs/profiles runs/profiles-again --out profiles.json
     python benchmarks/profiles.py --out profiles.json --picture docs/images/profiles.svg
 
-The two draw samples anew, and other LoRA matrices. Said for each aggregation are Spearman's
-correlations over layers between the two profiles of a task, and between those of different tasks;
-and how often, among all ways to pair the tasks of one run with those of the other, the mean over
-pairs is as high as that of the true pairs.
+The seeds differ, and with them the random samples and LoRA matrices. For each aggregation it prints
+Spearman's correlation over layers between the two profiles of one task, and between profiles of
+different tasks. p is the fraction of all ways to pair the tasks of the two runs whose mean
+correlation is at least as high as that of the true pairs.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def test_an_option_is_set_for_one_run(layerif, model, text, tmp_path):
         ({"out": ""}, ["line", "out"]),
         ({"steps": [SCORED, {"command": "score", "task": "mrpc"}]}, ["line 8", "score", "out"]),
         ({"steps": [{**SCORED, "tolerance": 0.1}]}, ["line", "tolerance"]),
-        ({"steps": [{**SCORED, "model": "m", "seed": 1}]}, ["line", "no step takes"]),
+        ({"steps": [{**SCORED, "model": "m", "seed": 1}]}, ["line", "no step uses"]),
         ({"steps": [{"command": "clean", "folder": "{out}"}]}, ["line", "clean"]),
     ],
 )

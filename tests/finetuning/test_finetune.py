@@ -78,13 +78,8 @@ def test_it_is_adamw_on_the_mean_over_completion_tokens(plan):
 
 
 def chunks(text, options, rows):
-    learnt, apart = rows.wanted()
-    return text_rows(
-        *(tiny_tokenizer(), text, options.max_length),
-        train=learnt,
-        validation=apart,
-        seed=options.seed,
-    )
+    model, size = tiny_model("llama"), {"max_length": options.max_length, "seed": options.seed}
+    return text_rows(model, tiny_tokenizer(), text, rows.wanted(), **size)
 
 
 def test_running_text_is_learnt_in_every_token_but_the_first():

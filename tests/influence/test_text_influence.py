@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,13 +17,12 @@ from layerif.data.options import SampleOptions
 from layerif.data.rows import text_rows
 from layerif.errors import InputError
 
-TEXT = corpus().text("calibration")
+TEXT = corpus()
 
 
-def chunks(length, **counts):
-    options = SampleOptions(**counts)
-    wanted = {split: options.wanted(split) for split in ("train", "validation")}
-    return text_rows(tiny_tokenizer(), corpus(), length, **wanted, seed=0)
+def chunks(length, of=TEXT, **counts):
+    wanted, size = SampleOptions(**counts).wanted(), {"max_length": length, "seed": 0}
+    return text_rows(tiny_model(), tiny_tokenizer(), of, wanted, **size)
 
 
 @pytest.mark.parametrize("estimator", ["datainf", "grad_dot", "ekfac"])
@@ -46,7 +47,8 @@ def test_counts_give_way_to_what_there_is_only_where_they_were_not_given():
     train, validation = chunks(128)
     assert len(validation) == (len(train) + len(validation)) // 10
     # Of nine chunks one is measured on, as a tenth of them would be none.
-    assert [len(part) for part in chunks(len(tiny_tokenizer()(TEXT)["input_ids"]) // 9)] == [8, 1]
+    short = replace(TEXT, calibration=["x" * 9 * 4])
+    assert [len(part) for part in chunks(4, short)] == [8, 1]
     with pytest.raises(InputError):
         chunks(32, train_samples=10**6)
     with pytest.raises(InputError, match="max_length"):

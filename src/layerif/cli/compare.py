@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 app = group(no_args_is_help=True, help=__doc__)
 
 InfluenceScores = Annotated[
-    Path | None, typer.Option(help="Run folder of `layerif score`, for layerif and its kin.")
+    Path | None, typer.Option(help="Run folder of `layerif score`, for plans made from influence.")
 ]
 
 

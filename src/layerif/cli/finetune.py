@@ -58,17 +58,14 @@ def finetune(
     if isinstance(data, Task):  # refused before weights are loaded
         train, measured = rows.rows(data, how.seed)
 
-    from layerif.data.chunks import usable_length
     from layerif.data.rows import text_rows
     from layerif.report.tables import finetuning_table
     from layerif.workflows.finetuning import finetune_into
 
     opened, tokenizer = model.open()
     if isinstance(data, Corpus):
-        length, (learnt, apart) = usable_length(opened, how.max_length), rows.wanted()
-        train, measured = text_rows(
-            tokenizer, data, length, train=learnt, validation=apart, seed=how.seed
-        )
+        size = {"max_length": how.max_length, "seed": how.seed}
+        train, measured = text_rows(opened, tokenizer, data, rows.wanted(), **size)
     record = finetune_into(
         out,
         opened,

@@ -72,14 +72,16 @@ def run(
                 said = given(context) - {"recipe", "set"}
                 changed = {name: value for name, value in values(context).items() if name in said}
                 raise typer.Exit(followed_by(context, document, changed))
+    placed = {"model": model, "out": out, "data_dir": data_dir}
+    given_here = {name: str(value) for name, value in placed.items() if value is not None}
+    if isinstance(document.value, dict):
+        document = document.of(document.value | given_here)
     followed = Recipe.of(document)
     if overwrite:
         raise InputError(
             "--overwrite has no effect here: a run replaces the results of its own recipe, and "
             "nothing else; leave it out"
         )
-    placed = {"model": model, "out": out, "data_dir": data_dir}
-    followed = followed.model_copy(update={n: str(v) for n, v in placed.items() if v is not None})
     context.params["out"] = followed.out  # where an interrupted run has its results
 
     from layerif.artifacts import Comparisons

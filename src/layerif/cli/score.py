@@ -59,17 +59,13 @@ def score(
         train = samples.rows(data, "train", how.seed)
         validation = samples.rows(data, "validation", how.seed)
 
-    from layerif.data.chunks import usable_length
     from layerif.data.rows import text_rows
     from layerif.workflows.stages import score_into
 
     opened, tokenizer = model.open(**adapter.values())
     if isinstance(data, Corpus):
-        learnt, apart = samples.wanted("train"), samples.wanted("validation")
-        length = usable_length(opened, how.max_length)
-        train, validation = text_rows(
-            tokenizer, data, length, train=learnt, validation=apart, seed=how.seed
-        )
+        size = {"max_length": how.max_length, "seed": how.seed}
+        train, validation = text_rows(opened, tokenizer, data, samples.wanted(), **size)
     scores = score_into(
         out,
         opened,

@@ -1,4 +1,4 @@
-"""Studies: recipes of several commands, which share a model, a folder and where data lies.
+"""Studies: recipes of several commands that share a model and a folder.
 
     model: smollm2
     out: runs/study
@@ -6,9 +6,9 @@
       - {command: score, task: mrpc, out: "{out}/mrpc"}
       - {command: compare sparsity, sparsity: 0.5, scores: "{out}/mrpc", out: "{out}/wanda"}
 
-What stands beside the steps goes to each command that knows it, and what a step says itself wins;
-null leaves it out. `{out}` is the study's folder. Each command finds again what it has finished, so
-an interrupted study goes on where it was.
+An option beside the steps is passed to each command that has it; a step's own value wins, and null
+leaves the option out. `{out}` is the study's folder. Finished results are reused, so an interrupted
+study continues where it stopped.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def follow(context: typer.Context, document: Document, changed: Mapping[str, Any
     if unused:
         name = min(unused)
         typed = f"--{name.replace('_', '-')}" if name in changed else name
-        raise document.fault(f"no step takes {typed} from beside the steps; leave it out", name)
+        raise document.fault(f"no step uses {typed}; leave it out", name)
     for call, over in calls:
         call.check(context, over)
     for number, (call, over) in enumerate(calls, start=1):

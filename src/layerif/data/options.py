@@ -134,10 +134,13 @@ class SampleOptions(Options):
             count = task.default(split, count)
         return task.sample(split, count, seed)
 
-    def wanted(self, split: Split) -> Wanted:
-        """How many chunks of running text stand for the rows of a split."""
-        name = f"{split}_samples"
-        return Wanted(getattr(self, name), exactly=name not in self.left_out(), least=1)
+    def wanted(self) -> tuple[Wanted, Wanted]:
+        """How many chunks of running text are taken in place of training and validation rows."""
+        train, validation = (
+            Wanted(getattr(self, name), exactly=name not in self.left_out(), least=1)
+            for name in ("train_samples", "validation_samples")
+        )
+        return train, validation
 
 
 class ChunkOptions(Options):

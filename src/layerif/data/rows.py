@@ -8,7 +8,7 @@ from typing import Any
 
 from layerif.data.base import Example
 from layerif.data.batching import Encoded
-from layerif.data.chunks import cut, draw
+from layerif.data.chunks import cut, draw, usable_length
 from layerif.data.corpora import Corpus
 from layerif.data.options import Wanted
 from layerif.data.tokenizing import encode_samples
@@ -21,16 +21,28 @@ ONE_IN = 10
 
 
 def text_rows(
-    tokenizer: Any, corpus: Corpus, length: int, *, train: Wanted, validation: Wanted, seed: int
+    model: Any,
+    tokenizer: Any,
+    corpus: Corpus,
+    wanted: tuple[Wanted, Wanted],
+    *,
+    max_length: int,
+    seed: int,
 ) -> tuple[list[Encoded], list[Encoded]]:
-    """Chunks of a corpus to learn from, and others to measure, of `length` tokens each.
+    """Chunks of a corpus to learn from, and others to measure.
 
     They are of its calibration part, drawn by the seed.
+
+    Args:
+        model: a causal LM; chunks are no longer than it has positions for.
+        wanted: how many to learn from, and how many to measure.
+        max_length: tokens of each.
 
     Raises:
         InputError: the text has too few.
     """
-    chunks = cut(tokenizer, corpus.text("calibration"), length)
+    train, validation = wanted
+    chunks = cut(tokenizer, corpus.text("calibration"), usable_length(model, max_length))
     apart = validation.count or 0
     if not validation.exactly:
         apart = min(apart, max(validation.least, len(chunks) // ONE_IN))

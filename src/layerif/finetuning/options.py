@@ -169,6 +169,6 @@ class RowOptions(Options):
         )
 
     def wanted(self) -> tuple[Wanted, Wanted]:
-        """How many chunks of running text stand for training and validation rows."""
+        """How many chunks of running text are taken in place of training and validation rows."""
         exactly = "validation_samples" not in self.left_out()
         return Wanted(self.train_samples), Wanted(self.validation_samples, exactly)

@@ -90,8 +90,8 @@ def file_of(name: str, file: str) -> Path | None:
         return folder / file if (folder / file).is_file() else None
     try:
         validate_repo_id(name)
-        if isinstance(kept := try_to_load_from_cache(name, file), str):
-            return Path(kept)
+        if (kept := try_to_load_from_cache(name, file)) is not None:
+            return Path(kept) if isinstance(kept, str) else None  # or known not to exist
         get_hf_file_metadata(hf_hub_url(name, file), timeout=TIMEOUT)
         return Path(hf_hub_download(name, file))
     except Exception:  # the client's own errors differ by its version

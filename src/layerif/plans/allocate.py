@@ -35,7 +35,7 @@ def allocate(
     total: float,
     options: MapOptions | None = None,
     *,
-    map: str | Callable[..., ArrayLike] | None = None,
+    map: str | Callable[..., ArrayLike] | Map | None = None,
     model: ModelInfo | None = None,
     **given: Any,
 ) -> Plan:
@@ -56,13 +56,14 @@ def allocate(
             kind, map or option, or no score for projections where one is needed.
     """
     rules = KINDS.find(kind)
-    if callable(map):
-        name, chosen = getattr(map, "__name__", "given"), Map(map, exact=False)
+    if map is not None and not isinstance(map, str):
+        chosen = Map.given(map)
+        name = getattr(chosen.function, "__name__", "given")
         own = {n: given.pop(n, usual) for n, usual in chosen.options.items()}
     elif map is not None:
         given["map"] = map
     options = rules.options(**given) if options is None else options.but(**given)
-    if not callable(map):
+    if map is None or isinstance(map, str):
         name, chosen, own = options.map, rules.maps[options.map], _own(rules, options)
     vector, model, how = _resolve(scores, options.aggregate, model)
     sizes = np.asarray(model.layer_sizes) if model else np.ones(len(vector), dtype=np.int64)

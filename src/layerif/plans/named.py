@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from layerif.core.choices import Orientation
 from layerif.core.registry import Registry
 from layerif.errors import InputError
+from layerif.plans.kinds import controls
 
 if TYPE_CHECKING:
     from layerif.artifacts import Plan
     from layerif.plans.allocate import Scores
-    from layerif.plans.maps.scores import FloatArray
+    from layerif.plans.kinds.base import Map
 
 # Makes the scores of a metric, from its name (None: scores have no effect) and its options.
 Scorer = Callable[[str | None, Mapping[str, Any]], "Scores"]
@@ -49,7 +48,7 @@ class NamedPlan:
 
     Attributes:
         map: of the kind, by name; or a function of scores (n,), and of options by keyword, whose
-            levels are fitted to the total (`allocate`).
+            levels are fitted to the total (`allocate`); or a `Map`.
         metric: of the scores: `influence`, a registered one, or None where scores have no effect.
         options: of the map, where the plan's authors have others than the map's own.
         title: in tables of a recipe; None for the name.
@@ -62,7 +61,7 @@ class NamedPlan:
         made_into: what is trained in its place, from the plan and the rank of one expert.
     """
 
-    map: str | Callable[..., Any]
+    map: str | Callable[..., Any] | Map
     metric: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     title: str | None = None
@@ -86,7 +85,10 @@ class NamedPlan:
         own = {"map": self.map, **self.options}
         if self.tuned is None:
             return [({}, own)]
-        map = Map(self.map) if callable(self.map) else KINDS.find(kind).maps[self.map]
+        if isinstance(self.map, str):
+            map = KINDS.find(kind).maps[self.map]
+        else:
+            map = Map.given(self.map)
         authors = {**map.options, **self.options}[self.tuned]
         of_map = [
             own | {self.tuned: authors * factor} | ({"orientation": turn} if turn else {})
@@ -114,8 +116,6 @@ class NamedPlan:
             allocate(scores(self.metric, of_metric), kind, total, **of_map)
             for of_metric, of_map in self.tries(kind, tries)
         ]
-        if self.metric is None:  # whatever stood in for scores is not recorded
-            made = [p.model_copy(update={"how": _without_scores(p.how)}) for p in made]
         return [self.made_into(plan, rank) for plan in made] if self.made_into else made
 
 
@@ -129,21 +129,6 @@ def _layerif(**options: Any) -> NamedPlan:
     return NamedPlan(
         "layerif", INFLUENCE, options, tuned="epsilon", orientations=("direct", "inverse")
     )
-
-
-def spare_first(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
-    """Fewer zeros in the first layer, by a fraction of its weights, and as many in all others."""
-    return -by * (np.arange(len(scores)) == 0)
-
-
-def prune_last(scores: FloatArray, *, by: float = 0.2) -> FloatArray:
-    """More zeros in the last layer, by a fraction of its weights, and as many in all others."""
-    return by * (np.arange(len(scores)) == len(scores) - 1)
-
-
-def _without_scores(how: Mapping[str, Any]) -> dict[str, Any]:
-    scored = ("metric", "options", "aggregate", "estimator", "task")
-    return {name: value for name, value in how.items() if name not in scored}
 
 
 def _mola(digits: str) -> NamedPlan:
@@ -186,8 +171,8 @@ PLANS: dict[str, Registry[NamedPlan]] = {
             "dlp": NamedPlan("dlp", "dlp", title="DLP", tuned="lam"),
             "random": NamedPlan("layerif", "random", {"smooth": False}, tuned="epsilon"),
             # What LayerIF's published plans of two 7B models come to, without any scores.
-            "spare-first": NamedPlan(spare_first, tuned="by"),
-            "prune-last": NamedPlan(prune_last, tuned="by"),
+            "spare-first": NamedPlan(controls.SPARE_FIRST, tuned="by"),
+            "prune-last": NamedPlan(controls.PRUNE_LAST, tuned="by"),
             # At the operating point.
             "marginal": NamedPlan(
                 "marginal", searched={"strategy": "marginal", "start": "uniform"}

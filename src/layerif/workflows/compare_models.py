@@ -92,14 +92,14 @@ def compare_models(  # noqa: PLR0913  # where to, the model, what on, the option
     if influence is None:
         check_influence(names, study.kind)
     model = unwrapped(model)
-    check_study(model, tokenizer, names, study, calibration)
+    held_out = check_study(model, tokenizer, names, study, calibration)
     if influence is not None and influence.model.layer_sizes != describe(model).layer_sizes:
         raise InputError(
             f"the scores are of {influence.model.name}, whose layers are not those of this model; "
             "expected scores of the model that is compressed"
         )
     check_sources(model, tokenizer, on, options=options)
-    bench = _Bench(folder, model, tokenizer, study, calibration, cache)
+    bench = _Bench(folder, model, tokenizer, study, calibration, held_out, cache)
     claimed = RunFolder(folder, study.name)
     with claimed.claimed():
         results: dict[str, Results] = {"dense": bench.measured("dense", None, on, options)}
@@ -131,8 +131,11 @@ def check_study(
     names: Sequence[str],
     study: ModelStudy,
     calibration: Corpus,
-) -> None:
+) -> list[Encoded]:
     """Refuse what cannot be compared; of the model a skeleton will do.
+
+    Returns:
+        The chunks that tries are judged by.
 
     Raises:
         InputError: there is no such plan, or one with fewer tries than others; a total that no plan
@@ -148,13 +151,9 @@ def check_study(
     check_context_length(model, study.context_length)
     if (nm := getattr(study, "nm", None)) is not None:
         check_pattern(layers.projections, nm)
-    _held_out(tokenizer, study, calibration)
-
-
-def _held_out(tokenizer: Tokenizer, study: ModelStudy, calibration: Corpus) -> list[Encoded]:
-    """Chunks that tries are judged by; the first of the same draw are those of compression."""
     chunks = cut(tokenizer, calibration.text("calibration"), study.context_length)
     wanted = -(-study.held_out_tokens // study.context_length)
+    # The first of the same draw are those that compression takes.
     drawn = draw(chunks, study.calibration_samples + wanted, study.seed)
     return drawn[study.calibration_samples :]
 
@@ -205,11 +204,11 @@ class _Bench(Bench):
         tokenizer: Tokenizer,
         study: ModelStudy,
         calibration: Corpus,
+        held_out: list[Encoded],
         cache: Path | None,
     ) -> None:
         super().__init__(folder, model, tokenizer, cache)
-        self._study, self._calibration = study, calibration
-        self._held_out = _held_out(tokenizer, study, calibration)
+        self._study, self._calibration, self._held_out = study, calibration, held_out
         self._layers = find_decoder_layers(model)
         self._metrics: dict[tuple[Any, ...], MetricScores] = {}
 

@@ -18,17 +18,12 @@ from layerif.artifacts import SCORES, Comparisons, LayerScores, MetricScores, Pl
 from layerif.compress.pruning.options import PruneOptions
 from layerif.core.options import Options
 from layerif.core.progress import note, progress
-from layerif.data import (
-    Corpus,
-)
+from layerif.data import Corpus
 from layerif.evaluation.comparison import compare
 from layerif.evaluation.options import EvaluateOptions
 from layerif.influence.options import ScoreOptions
 from layerif.metrics.options import MeasureOptions
-from layerif.model.opening import (
-    Tokenizer,
-    open_model,
-)
+from layerif.model.opening import Tokenizer, open_model
 from layerif.plans.allocate import allocate
 from layerif.plans.named import INFLUENCE, find_plan
 from layerif.report.plots import leave_picture, plot_plan, plot_scores

@@ -31,6 +31,11 @@ class Map:
     scored: bool = True
     recorded: bool = True
 
+    @classmethod
+    def given(cls, map: Map | Callable[..., ArrayLike]) -> Map:
+        """A map from outside the registry: a function's levels are fitted to the total."""
+        return map if isinstance(map, Map) else cls(map, exact=False)
+
     @cached_property
     def options(self) -> dict[str, Any]:
         """Its options, and what they are unless given."""
