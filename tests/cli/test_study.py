@@ -114,6 +114,10 @@ def test_an_option_is_set_for_one_run(layerif, model, text, tmp_path):
     status, _, err = layerif("run", recipe, "--set", "score.rank=-3")
     assert status == 2
     assert "rank" in err
+    recipe.write_text(recipe.read_text().replace("model: none, ", ""))
+    status, _, err = layerif("run", recipe, "--model", "there-is-none")
+    assert status == 2
+    assert "there-is-none" in err
     again = tmp_path / "run" / "scores" / "recipe.yaml"
     status, _, err = layerif("run", again, "--set", "seed=5", "--out", tmp_path / "other")
     assert status == 0, err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,6 +289,12 @@ def test_an_evolutionary_search_is_a_rival_with_seconds_of_its_own(layerif, mode
     assert Plan.load(out / "evolution.json").realised_total == pytest.approx(0.5, abs=1e-3)
     kept = Comparisons.load(out / "comparison.json").comparisons
     assert {each.baseline for each in kept if each.model == "marginal"} == {"uniform", "evolution"}
+    # More of its seconds search again, and measure no other plan again.
+    status, _, err = layerif(*words, "--evolution-seconds", 0.6)
+    assert status == 0, err
+    reused = {Path(path).name for path in re.findall(r"(\S+) already holds this result", err)}
+    assert {"uniform-results.json", "marginal.json", "marginal-results.json"} <= reused
+    assert "evolution.json" not in reused
     status, _, err = layerif(*asked(model, text, out, "owl"), "--evolution-seconds", 1)
     assert status == 2
     assert "evolution" in err

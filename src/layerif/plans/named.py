@@ -85,10 +85,8 @@ class NamedPlan:
         own = {"map": self.map, **self.options}
         if self.tuned is None:
             return [({}, own)]
-        if isinstance(self.map, str):
-            map = KINDS.find(kind).maps[self.map]
-        else:
-            map = Map.given(self.map)
+        given = self.map
+        map = KINDS.find(kind).maps[given] if isinstance(given, str) else Map.given(given)
         authors = {**map.options, **self.options}[self.tuned]
         of_map = [
             own | {self.tuned: authors * factor} | ({"orientation": turn} if turn else {})
